@@ -1,0 +1,55 @@
+# Needs make, Python 3.10 or newer with venv, and pip's usual way to packages. Everything is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
+SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint format dist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
+	@echo "  Another torch, say one for another CUDA: its own constraints file and its own VENV."
+
+demo: $(VENV)/.package ## translate three sentences from English to German with the model that ships
+	$(BIN)/bertgen run --model demo $(SENTENCES)
+
+test: $(VENV)/.tools ## the test suite; needs no GPU and no network
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.tools ## the test suite and the long tests
+	$(BIN)/python -m pytest -m "not network and not gpu" $(ARGS)
+
+lint: $(VENV)/.tools ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.tools ## let ruff format and mend what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+dist: $(VENV)/.tools ## build the sdist, and the wheel from it, into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built and the caches, not the environment
+	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS)
+	@echo "Installing bertgen into $(VENV); the first time takes minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.package
+	$(INSTALL) --editable ".[test]"
+	@touch $@

@@ -1,0 +1,52 @@
+"""Text generation and training with BertGeneration encoder-decoder models.
+
+The public names are loaded on first use: importing bertgen imports nothing heavy and touches no device.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import BertGenerationConfig as BertGenerationConfig
+    from .config import EncoderDecoderConfig as EncoderDecoderConfig
+    from .config import GenerationConfig as GenerationConfig
+    from .errors import BackendError as BackendError
+    from .errors import BertgenError as BertgenError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConfigError as ConfigError
+    from .errors import InputError as InputError
+    from .errors import UnsupportedError as UnsupportedError
+    from .generator import Generator as Generator
+    from .generator import Output as Output
+    from .generator import pipeline as pipeline
+    from .model import BertGenerationDecoder as BertGenerationDecoder
+    from .model import BertGenerationEncoder as BertGenerationEncoder
+    from .model import EncoderDecoderModel as EncoderDecoderModel
+    from .tokenizer import AutoTokenizer as AutoTokenizer
+    from .tokenizer import BertGenerationTokenizer as BertGenerationTokenizer
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "config": ("BertGenerationConfig", "EncoderDecoderConfig", "GenerationConfig"),
+    "errors": ("BackendError", "BertgenError", "CheckpointError", "ConfigError", "InputError", "UnsupportedError"),
+    "generator": ("Generator", "Output", "pipeline"),
+    "model": ("BertGenerationDecoder", "BertGenerationEncoder", "EncoderDecoderModel"),
+    "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_MODULE_OF, "__version__"]
+
+if not TYPE_CHECKING:  # with this function in sight a type checker would take any name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'bertgen' has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,21 @@
+"""Settings of the whole test session; fixtures live beside the tests that use them."""
+
+import os
+
+# Before any of these libraries is imported: no test waits for a model hub or needs a display.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+
+# The models of the tests are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a tiny trained model with its tokenizer; tests/checkpoints.py says what it knows."""
+    from checkpoints import make_tiny_checkpoint
+
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")

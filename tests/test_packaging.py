@@ -1,0 +1,338 @@
+"""What is installed, what importing does, and who imports whom."""
+
+import ast
+import configparser
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import bertgen
+
+ROOT = Path(__file__).parents[1]
+
+
+def dotted(path):
+    """bertgen/trainer/loop.py -> bertgen.trainer.loop; kernels/attention.py -> bertgen.kernels.attention"""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("bertgen",) * (parts[0] == "kernels") + parts).removesuffix(".__init__")
+
+
+PATHS = sorted([*(ROOT / "bertgen").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+SOURCES = {dotted(path): path for path in PATHS if path.stem != "__main__"}
+
+
+def run(*command, cwd, **environment):
+    """Runs a command without a trace in the tree and returns what it printed."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": "", **environment}
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def python(code, *, cwd, interpreter=sys.executable, **environment):
+    return run(interpreter, "-c", textwrap.dedent(code), cwd=cwd, **environment).strip()
+
+
+FOLDERS = [".ci", "bench", "bertgen", "docs", "kernels", "tests"]
+FILES = [".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"]
+FILES += ["README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", "setup.py"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the tree without what else may lie in it; building there leaves the real one alone."""
+    copy = tmp_path_factory.mktemp("checkout") / "bertgen"
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in FILES:
+        shutil.copy(ROOT / file, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout, tmp_path_factory):
+    """The sdist, and the wheel that is built from the sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=checkout)
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def site(distributions, tmp_path_factory):
+    """The wheel unpacked as pip would, beside another package that is called kernels."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        wheel.extractall(folder)
+    (folder / "kernels").mkdir()
+    (folder / "kernels/__init__.py").write_text("raise ImportError('not the kernels of bertgen')\n")
+    (folder / "kernels/stranger.py").write_text("")
+    return folder
+
+
+def files_under(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# What is installed
+
+
+def test_kernels_is_no_package_of_its_own():
+    assert not (ROOT / "kernels/__init__.py").exists()
+
+
+def test_sdist_holds_the_whole_checkout(checkout, distributions):
+    with tarfile.open(distributions[0]) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {name for name in files_under(checkout) if not name.startswith("bertgen.egg-info/")} - held == set()
+
+
+def test_wheel_holds_the_package_and_nothing_else(checkout, distributions):
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    package = {f"bertgen/{name}" for name in files_under(checkout / "bertgen")}
+    assert held == package | {f"bertgen/kernels/{name}" for name in files_under(checkout / "kernels")}
+    assert {"bertgen/py.typed", "bertgen/kernels/attention.py"} < held
+
+
+def test_wheel_metadata(distributions):
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+        metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+        scripts = configparser.ConfigParser()
+        scripts.read_string(wheel.read(f"{info}/entry_points.txt").decode())
+        assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
+    assert metadata["Version"] == bertgen.__version__
+    assert dict(scripts["console_scripts"]) == {"bertgen": "bertgen.cli:main"}
+    requirements = {line.name: line.marker for line in map(Requirement, metadata.get_all("Requires-Dist"))}
+    linux, windows, mac = (
+        {"sys_platform": system, "platform_machine": machine, "extra": ""}
+        for system, machine in [("linux", "x86_64"), ("win32", "AMD64"), ("darwin", "arm64")]
+    )
+    assert [requirements["triton"].evaluate(system) for system in (linux, windows, mac)] == [True, False, False]
+    assert not requirements["transformers"].evaluate(linux)
+
+
+def test_version_is_written_once():
+    literal = re.compile(rf"(?<![\w.]){re.escape(bertgen.__version__)}(?![\w.])")
+    code = [ROOT / "pyproject.toml", ROOT / "setup.py", *(ROOT / "bertgen").glob("*.py")]
+    assert [path.name for path in code if literal.search(path.read_text(encoding="utf-8"))] == ["__init__.py"]
+    assert f"## {bertgen.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+IMPORT_EVERYTHING = f"""
+    import importlib
+    import bertgen, bertgen.kernels
+    for name in {list(SOURCES)!r}:
+        importlib.import_module(name)
+    assert all(getattr(bertgen, name) is not None for name in bertgen.__all__)
+    assert importlib.util.find_spec("bertgen.kernels.stranger") is None
+    print(bertgen.__file__, bertgen.kernels.attention.__file__, sep="\\n")
+"""
+
+
+def test_wheel_works_from_any_directory(site, tmp_path):
+    package, kernel = python(IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(site)).splitlines()
+    assert Path(package) == site / "bertgen/__init__.py"
+    assert Path(kernel) == site / "bertgen/kernels/attention.py"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["default", "strict", "compat"])
+def test_editable_install(mode, checkout, tmp_path):
+    """In an environment of its own, which sees the libraries of this one but not its editable install of bertgen."""
+    source = shutil.copytree(checkout, tmp_path / "source")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    paths = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
+    interpreter = Path(sysconfig.get_path("scripts", vars=paths)) / Path(sys.executable).name
+    libraries = Path(sysconfig.get_path("purelib", vars=paths)) / "libraries.pth"
+    libraries.write_text(sysconfig.get_path("purelib") + "\n")
+    option = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
+    pip = [sys.executable, "-m", "pip", "--python", interpreter]
+    run(*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", *option, "--editable", source, cwd=tmp_path)
+    for folder in (tmp_path, source):
+        package, kernel = python(IMPORT_EVERYTHING, cwd=folder, interpreter=interpreter).splitlines()
+        assert Path(package).resolve() == source / "bertgen/__init__.py"
+        assert Path(kernel).resolve() == source / "kernels/attention.py"
+    run(interpreter.with_name("bertgen"), "--help", cwd=tmp_path)
+
+
+# What importing does
+
+
+WATCH = """
+    import os, sys
+
+    def watch(event, arguments):
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        if event == "open" and arguments[2] & writes:
+            seen.append((event, str(arguments[0])))
+        elif event.startswith(("socket.", "subprocess.", "os.system", "os.fork", "os.mkdir", "os.remove", "os.rename")):
+            seen.append((event, str(arguments)))
+
+    seen = []
+    sys.addaudithook(watch)
+"""
+
+
+def test_import_bertgen_loads_nothing_and_does_nothing(checkout):
+    python(
+        WATCH
+        + """
+    import time
+    before = set(sys.modules)
+    start = time.process_time()
+    import bertgen
+    seconds = time.process_time() - start
+    dir(bertgen)
+    standard = set(sys.stdlib_module_names)
+    loaded = {name.partition(".")[0] for name in set(sys.modules) - before} - standard
+    assert loaded == {"bertgen"}, loaded
+    assert not seen, seen
+    assert seconds < 0.05, seconds
+    """,
+        cwd=checkout,
+    )
+
+
+def test_importing_every_module_of_the_tree_does_nothing(checkout):
+    """Beyond what torch, numpy, sentencepiece and safetensors do themselves."""
+    package, kernel = python(
+        "    import numpy, safetensors.torch, sentencepiece, torch"
+        + WATCH
+        + IMPORT_EVERYTHING
+        + """
+    assert not seen, seen
+    assert not torch.cuda.is_initialized()
+    late = {"huggingface_hub", "matplotlib", "rich", "sacrebleu", "transformers"} & set(sys.modules)
+    assert not late, late
+    """,
+        cwd=checkout,
+    ).splitlines()
+    assert Path(package) == checkout / "bertgen/__init__.py"
+    assert Path(kernel) == checkout / "kernels/attention.py"
+
+
+HUGGING_FACE_KERNELS = """
+    HUGGING_FACE = True
+
+    class Anything:
+        def __init__(self, *options, **named):
+            pass
+
+        def __call__(self, decorated):
+            return decorated
+
+    def __getattr__(name):
+        return type(name, (Anything,), {})
+"""
+
+
+def test_transformers_imports_with_the_root_on_the_path():
+    assert str(ROOT) in sys.path
+    import transformers.integrations.hub_kernels  # noqa: F401
+
+
+def test_transformers_finds_its_own_kernels_package_and_not_our_folder(checkout, tmp_path):
+    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/__init__.py").write_text(textwrap.dedent(HUGGING_FACE_KERNELS))
+    info = tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    printed = python(
+        """
+        import transformers.integrations.hub_kernels
+        import kernels
+        print(transformers.utils.is_kernels_available(), kernels.HUGGING_FACE)
+        """,
+        cwd=checkout,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert printed == "True True"
+
+
+# The public names
+
+
+def test_public_names_resolve_and_are_declared_for_type_checkers():
+    for name in bertgen.__all__:
+        assert name in dir(bertgen)
+        assert getattr(bertgen, name) is not None
+    tree = ast.parse(Path(bertgen.__file__).read_text(encoding="utf-8"))
+    (declared,) = (node.body for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    declared = {alias.asname: statement.module for statement in declared for alias in statement.names}
+    assert declared == bertgen._MODULE_OF
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="'bertgen' has no attribute 'BertModel'"):
+        bertgen.BertModel  # noqa: B018
+
+
+# Who imports whom
+
+
+def ladder():
+    """Module -> rung, read from CONTRIBUTING.md; a module imports only modules of higher numbers."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    line = re.search(r"^    cli >(?:.|\n    )*", text, re.MULTILINE).group()
+    return {name.strip(): rung for rung, names in enumerate(line.split(">")) for name in names.split(",")}
+
+
+def imported_names(path, package):
+    """The absolute dotted names of all that the file imports, wherever in the file that stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "bertgen"])
+def test_ladder(name):
+    rungs, path = ladder(), SOURCES[name]
+    own = name.split(".")[1]
+    assert own in rungs, f"{own} has no place on the ladder of CONTRIBUTING.md"
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    for imported in imported_names(path, package):
+        top, module, *_ = [*imported.split("."), ""]
+        assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
+        assert top != "kernels", "the kernels are imported as bertgen.kernels"
+        if top == "bertgen" and module not in (own, "__version__"):
+            assert module in rungs, f"{imported}: import from the module, not from the package"
+            assert rungs[own] < rungs[module], f"{own} imports {module}, which does not stand below it"
+
+
+def test_ladder_sees_every_kind_of_import(tmp_path):
+    source = """
+        import torch.nn.functional as F
+        def f():
+            from . import layers
+            from .. import cli, ops
+            from ..kernels.attention import attention_reference
+            from bertgen.jobs import run
+    """
+    (tmp_path / "loop.py").write_text(textwrap.dedent(source))
+    assert list(imported_names(tmp_path / "loop.py", "bertgen.trainer")) == [
+        "torch.nn.functional",
+        "bertgen.trainer.layers",
+        "bertgen.cli",
+        "bertgen.ops",
+        "bertgen.kernels.attention.attention_reference",
+        "bertgen.jobs.run",
+    ]
