@@ -1,0 +1,217 @@
+"""Checkpoints: find, validate, read and write the weights of a model as {name: tensor}."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import read_json, write_json
+from .errors import CheckpointError, ConfigError
+from .hub import resolve_file
+
+SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+_LAYOUTS = ((SAFETENSORS, False), (SAFETENSORS + ".index.json", True), (TORCH, False), (TORCH + ".index.json", True))
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def load_state(path_or_id: str | os.PathLike, **hub: Any) -> dict[str, torch.Tensor]:
+    """Read all tensors of a model, whatever the layout: safetensors, sharded safetensors, .bin, sharded .bin.
+
+    Args:
+        path_or_id: directory or hub id.
+        hub: see `bertgen.hub.resolve_file`.
+
+    Raises:
+        CheckpointError: no weights, or a file that is truncated, corrupt, or not what its index says.
+    """
+    for name, sharded in _LAYOUTS:
+        path = resolve_file(path_or_id, name, required=False, **hub)
+        if path is None:
+            continue
+        if not sharded:
+            return _read_file(path)
+        return _read_shards(path, lambda shard: resolve_file(path_or_id, shard, **hub))
+    raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(name for name, _ in _LAYOUTS)}")
+
+
+def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, torch.Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    for shard in weight_map.values():
+        # A name from the index is only ever a plain file beside it: no folder, no drive, no parent.
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.(safetensors|bin)", shard):
+            raise CheckpointError(f"{index} names a shard {shard!r}, which is no plain file name")
+    state: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = find(shard)
+        assert path is not None
+        state.update(_read_file(path))
+    missing = sorted(set(weight_map) - set(state))
+    if missing:
+        raise CheckpointError(f"{index} lists {missing[0]!r}, which is in no shard ({len(missing)} such tensors)")
+    return state
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(_read_safetensors(path))
+        return _read_torch(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    _refuse_duplicate_keys(path)
+    with safe_open(path, framework="pt") as file:
+        # Copies of weights that were written once: {dropped name: kept name}.
+        aliases = {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
+        names = set(file.keys())
+        for name in names:
+            yield name, file.get_tensor(name)
+        for name, kept in aliases.items():
+            if kept in names and name not in names:
+                yield name, file.get_tensor(kept)
+
+
+def _refuse_duplicate_keys(path: Path) -> None:
+    """The safetensors library takes the last of two equal names; a file that has them was not written by it."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(100_000_000, path.stat().st_size):
+            raise CheckpointError(f"{path} claims a header of {size} bytes, the file has {path.stat().st_size}")
+        header = file.read(size)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise CheckpointError(f"{path} has a name twice in its header")
+        return dict(pairs)
+
+    json.loads(header, object_pairs_hook=unique)
+
+
+def _read_torch(path: Path) -> dict[str, torch.Tensor]:
+    warnings.warn(
+        f"{path.name} is a pickle; safetensors loads faster and safer (save_pretrained writes it)", stacklevel=2
+    )
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise CheckpointError(f"{path} does not hold a dict of tensors")
+    return state
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def save_state(
+    directory: Path, state: dict[str, torch.Tensor], *, safe_serialization: bool, max_shard_size: int | str,
+    aliases: dict[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write tensors as `model.safetensors` or `pytorch_model.bin`, in shards with an index above `max_shard_size`.
+
+    Args:
+        directory: exists already; weights of another layout in it are removed, so that no old ones are found later.
+        state: what to write; contiguous copies are made where needed.
+        safe_serialization: safetensors, else pickle.
+        max_shard_size: bytes, or text such as "5GB".
+        aliases: {dropped name: kept name} to record in the safetensors header.
+    """
+    name = SAFETENSORS if safe_serialization else TORCH
+    shards = _split(state, parse_size(max_shard_size))
+    metadata = {"format": "pt", **(aliases or {})}
+
+    def write(path: Path, part: dict[str, torch.Tensor]) -> None:
+        part = {k: t.detach().cpu().contiguous().clone() for k, t in part.items()}
+        if safe_serialization:
+            save_file(part, path, metadata=metadata)
+        else:
+            torch.save(part, path)
+
+    stem, _, suffix = name.rpartition(".")
+    files = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [name]
+    for file, part in zip(files, shards):
+        write(directory / file, part)
+    if len(shards) > 1:
+        weight_map = {key: file for file, part in zip(files, shards) for key in part}
+        total = sum(t.numel() * t.element_size() for t in state.values())
+        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _split(state: dict[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    used = 0
+    for name, tensor in state.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size
+    return shards
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of a size such as 1000, "200KB" or "5GB"."""
+    if isinstance(size, int) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", str(size).upper())
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"max_shard_size must be bytes or text such as '5GB', got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@contextmanager
+def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
+    """A temporary directory that becomes `directory` when the block ends well: nothing half-written looks whole.
+
+    Files that `directory` already holds stay, unless the block writes their names or they are older weights.
+    """
+    target = Path(directory)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; a model is saved into a directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = outer / "new"
+    temporary.mkdir()
+    try:
+        yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666  # safetensors writes files for their owner only
+        for path in temporary.iterdir():
+            path.chmod(mode)
+        if not target.exists():
+            temporary.rename(target)
+            return
+        written = {path.name for path in temporary.iterdir()}
+        if any(_is_weights(name) for name in written):
+            for path in target.iterdir():
+                if _is_weights(path.name) and path.name not in written:
+                    path.unlink()
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name.endswith(".json")):
+            os.replace(path, target / path.name)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _is_weights(name: str) -> bool:
+    return bool(re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name))

@@ -1,0 +1,25 @@
+"""The errors a user of bertgen can meet. Each is also the builtin that code written for transformers expects."""
+
+
+class BertgenError(Exception):
+    """Base of every error bertgen raises on purpose."""
+
+
+class ConfigError(BertgenError, ValueError):
+    """An option has an unknown name or a value outside its limits."""
+
+
+class InputError(BertgenError, ValueError):
+    """Text, ids, masks or lengths that the model cannot take; the message names the value and the limit."""
+
+
+class CheckpointError(BertgenError, OSError):
+    """A file of a model or tokenizer is missing, corrupt or unsafe."""
+
+
+class UnsupportedError(BertgenError, NotImplementedError):
+    """The request has a meaning, but bertgen does not do it."""
+
+
+class BackendError(BertgenError, RuntimeError):
+    """A backend or device that was asked for by name cannot run."""

@@ -1,0 +1,98 @@
+"""What the models accept: checks of ids, masks, labels and positions before anything is computed.
+
+Ids are checked on the host by one reduction per tensor; under torch.compile they are not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .config import BertGenerationConfig
+from .errors import InputError, UnsupportedError
+from .packing import Packing
+
+
+def refuse_attentions(asked: bool | None) -> None:
+    """Attention probabilities are not returned yet."""
+    if asked:
+        raise UnsupportedError("output_attentions=True is not supported")
+
+
+def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:
+    """The one of ids [B, L] and embeds [B, L, hidden] that is given, checked."""
+    if (ids is None) == (embeds is None):
+        raise InputError("You must specify exactly one of input_ids or inputs_embeds")
+    given = ids if embeds is None else embeds
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"input_ids must be a tensor, got {type(given).__name__}")
+    if given.dim() != (2 if embeds is None else 3) or 0 in given.shape:
+        raise InputError(f"input must be [batch, length] with neither 0, got shape {tuple(given.shape)}")
+    if embeds is None:
+        check_ids(given, config.vocab_size, "input_ids")
+    elif embeds.shape[-1] != config.hidden_size:
+        raise InputError(f"inputs_embeds have {embeds.shape[-1]} columns, hidden_size is {config.hidden_size}")
+    return given
+
+
+def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
+    """Integer ids from 0 to vocabulary - 1, or InputError with the offending one."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{name} must be int64 or int32, got {ids.dtype}")
+    if torch.compiler.is_compiling():
+        return
+    least, most = (int(x) for x in ids.aminmax())
+    if least < 0 or most >= vocabulary:
+        wrong = most if most >= vocabulary else least
+        raise InputError(f"{name} holds {wrong}; ids go from 0 to {vocabulary - 1} (vocabulary of {vocabulary})")
+
+
+def check_labels(labels: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """labels [B, T] against the shape (B, T, vocab) of their logits."""
+    if labels.dim() != 2 or tuple(labels.shape) != tuple(shape[:2]) or 0 in labels.shape:
+        raise InputError(f"labels have shape {tuple(labels.shape)}, expected {tuple(shape[:2])}")
+    check_ids(labels.masked_fill(labels == -100, 0), shape[-1], "labels")
+
+
+def check_mask(mask: torch.Tensor | None, rows: int, length: int, name: str) -> torch.Tensor | None:
+    """The mask, if it is [rows, length]."""
+    if mask is not None and mask.dim() != 2:
+        raise UnsupportedError(f"{name} must be [batch, length], got shape {tuple(mask.shape)}")
+    if mask is not None and tuple(mask.shape) != (rows, length):
+        raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {(rows, length)}")
+    return mask
+
+
+def positions_of(
+    given: torch.Tensor | None, rows: int, length: int, past: int, config: BertGenerationConfig, device: torch.device
+) -> torch.Tensor:
+    """Position of each token, int64 [rows, length]; InputError where the table ends before."""
+    limit = config.max_position_embeddings
+    if given is not None:
+        if given.dim() != 2 or given.shape[1] != length or given.shape[0] not in (1, rows):
+            raise InputError(f"position_ids have shape {tuple(given.shape)}, expected {(rows, length)}")
+        check_ids(given, limit, "position_ids")
+        return given.expand(rows, length)
+    if past + length > limit:
+        raise InputError(f"{past + length} tokens, but the model has {limit} positions (max_position_embeddings)")
+    return torch.arange(past, past + length, device=device).expand(rows, length)
+
+
+def pack_source(states: torch.Tensor, mask: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, Packing]:
+    """Encoder states [B, S, hidden] and their mask -> packed states and their rows."""
+    if states.dim() != 3 or states.shape[0] != rows:
+        raise InputError(f"encoder states have shape {tuple(states.shape)}, expected ({rows}, length, hidden)")
+    source = Packing.of_mask(
+        check_mask(mask, rows, states.shape[1], "encoder_attention_mask"), rows, states.shape[1], states.device
+    )
+    return source.pack(states), source
+
+
+def key_limits(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """A mask [B, L] of keys as lengths [B] where it is ones then zeros, else as a bool mask; (None, None) if full."""
+    if mask is None or bool(mask.all()):
+        return None, None
+    mask = mask.bool()
+    lengths = mask.sum(1)
+    if bool((mask == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all()):
+        return lengths, None
+    return None, mask

@@ -1,0 +1,77 @@
+"""The one registry of operators: name -> backends, the choice between them, and why.
+
+A layer calls `ops.<name>(...)`. The call goes straight to the chosen backend's function. `explain()` says which
+backend each operator takes on a device and why the others do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import BackendError
+from .kernels.attention import attention_reference
+from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
+from .kernels.int4_matmul import int4_matmul_reference
+from .kernels.layernorm_gelu import (
+    add_layer_norm_reference,
+    bias_gelu_reference,
+    gelu_layer_norm_reference,
+    layer_norm_gelu_reference,
+)
+from .kernels.linear import linear_reference
+from .kernels.select import select_reference, warp_reference
+
+BACKENDS = ("auto", "reference")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: what it computes, and a function per backend (each honours the reference's contract)."""
+
+    name: str
+    meaning: str
+    reference: Callable[..., Any]
+
+
+OPS = {
+    op.name: op
+    for op in (
+        Op("linear", "x W^T + b, with an activation as epilogue", linear_reference),
+        Op("attention", "packed self, cross and causal attention", attention_reference),
+        Op("decode_attention", "one query per row over slot-table keys and values", decode_attention_reference),
+        Op("cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference),
+        Op("add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference),
+        Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference),
+        Op("layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference),
+        Op("gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference),
+        Op("int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference),
+        Op("warp", "temperature, top-k, top-p, min-p", warp_reference),
+        Op("select", "best or drawn token of each row", select_reference),
+    )
+}
+
+linear = linear_reference
+attention = attention_reference
+decode_attention = decode_attention_reference
+cross_decode_attention = cross_decode_attention_reference
+add_layer_norm = add_layer_norm_reference
+bias_gelu = bias_gelu_reference
+layer_norm_gelu = layer_norm_gelu_reference
+gelu_layer_norm = gelu_layer_norm_reference
+int4_matmul = int4_matmul_reference
+warp = warp_reference
+select = select_reference
+
+
+def check_backend(name: str) -> str:
+    """Return `name` where it is a backend that can run here; BackendError with the reason where not."""
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+    return name
+
+
+def explain(device: str = "cpu") -> list[tuple[str, str, str]]:
+    """For each operator: its name, the backend it takes on `device` ("cpu" or "cuda"), and why."""
+    return [(op.name, "reference", f"the only backend for {device} so far: plain torch") for op in OPS.values()]

@@ -1,0 +1,103 @@
+"""Results: dataclasses that also work as dicts and, without their None fields, as tuples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class _Output:
+    """Access by attribute, by key and by position; fields that are None do not count, as in transformers."""
+
+    def keys(self) -> list[str]:
+        return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
+
+    def values(self) -> list[Any]:
+        return [getattr(self, name) for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self.values())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name) if name in self.keys() else default
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            if key not in self.keys():
+                raise KeyError(key)
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPastAndCrossAttentions(_Output):
+    """last_hidden_state [B, L, hidden]; hidden_states: embeddings and each layer, of the same shape."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithCrossAttentions(_Output):
+    """logits [B, L, vocab]; loss where labels were given."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class Seq2SeqLMOutput(_Output):
+    """logits [B, T, vocab] of the decoder; loss where labels were given; states of both halves."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: Tensors | None = None
+    decoder_attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: Tensors | None = None
+    encoder_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class GenerateOutput(_Output):
+    """What `generate(return_dict_in_generate=True)` returns.
+
+    sequences: int64 [B * n, L].
+    sequences_scores: float32 [B * n], log-probability / length ** length_penalty; beams only.
+    scores: per step the processed scores, float32 [rows, vocab].
+    beam_indices: int32 [B * n, L - prefix], the row each token came from, -1 past the end; beams only.
+    """
+
+    sequences: torch.Tensor | None = None
+    sequences_scores: torch.Tensor | None = None
+    scores: Tensors | None = None
+    beam_indices: torch.Tensor | None = None
+    past_key_values: Cache | None = None

@@ -1,0 +1,231 @@
+"""What every model has in common: initial weights, loading, saving, and where it lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from . import checkpoint
+from .config import GenerationConfig
+from .errors import BackendError, CheckpointError, ConfigError
+from .hub import resolve_file
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class PretrainedModel(nn.Module):
+    """Base of the models: `from_pretrained`, `save_pretrained`, ties, device and dtype."""
+
+    config_class: ClassVar[Any]
+    main_input_name: ClassVar[str] = "input_ids"
+
+    config: Any
+    generation_config: GenerationConfig
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self) -> int:
+        """Parameters, each counted once however many names it has."""
+        return sum(p.numel() for p in self.parameters())
+
+    def tie_weights(self) -> None:
+        """Make names that share a weight by configuration hold the same Parameter."""
+
+    @torch.no_grad()
+    def initialize(self, std: float, modules: Iterable[nn.Module]) -> None:
+        """N(0, std) for Linear and Embedding weights, 0 for biases and the padding row, 1 and 0 for LayerNorm."""
+        for module in modules:
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, std)
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx].zero_()
+            if isinstance(module, nn.LayerNorm):
+                module.weight.fill_(1.0)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                bias.zero_()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike,
+        *,
+        config: Any = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | int | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ):
+        """Load a model, in evaluation mode.
+
+        Args:
+            path_or_id: a directory, a hub id, or "demo" for the model that ships with the package.
+            config: a configuration object to use in place of the checkpoint's.
+            dtype: torch.float32, torch.float16 or torch.bfloat16 (or its name); "auto" or None takes the one that
+                config.json names, else the one the weights are stored in.
+            device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU.
+            revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
+            overrides: options of the configuration to replace.
+
+        Raises:
+            CheckpointError: files that are missing, corrupt, or do not fit the configuration.
+            ConfigError: an unknown option or dtype. BackendError: a device that is not there.
+        """
+        hub: dict[str, Any] = dict(
+            revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        )
+        target = resolve_device(device)
+        if config is None:
+            config = cls.config_class.from_pretrained(path_or_id, hub=hub, **overrides)
+        elif overrides:
+            raise ConfigError(f"options {sorted(overrides)} were given together with a config object; set them on it")
+        state = checkpoint.load_state(path_or_id, **hub)
+        chosen = _resolve_dtype(dtype, config, state)
+        with torch.device("meta"):
+            model = cls(config)
+        model._load(path_or_id, {name: t.to(target, chosen) for name, t in state.items() if t.is_floating_point()})
+        if resolve_file(path_or_id, "generation_config.json", required=False, **hub) is not None:
+            model.generation_config = GenerationConfig.from_pretrained(path_or_id, **hub)
+        return model.eval()
+
+    def _load(self, path_or_id: str | os.PathLike, state: dict[str, torch.Tensor]) -> None:
+        """Give the parameters (on the meta device) the tensors of a checkpoint, and initialise those it lacks."""
+        own = self.state_dict()
+        state = self._mapped(state, set(own))
+        for name, tensor in state.items():
+            if name in own and tensor.shape != own[name].shape:
+                raise CheckpointError(
+                    f"{path_or_id}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
+                    f"{tuple(own[name].shape)}"
+                )
+            if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{path_or_id}: {name} holds values that are not finite")
+        self.load_state_dict({k: t for k, t in state.items() if k in own}, strict=False, assign=True)
+        self.tie_weights()
+        missing = [name for name, p in self.named_parameters() if p.is_meta]
+        if len(missing) == len(list(self.parameters())):
+            raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
+        self._initialize_missing(like=next(iter(state.values())))
+        for name in missing:
+            logger.warning("%s: %s is missing and was initialised at random", path_or_id, name)
+        for name in sorted(set(state) - set(own)):
+            logger.warning("%s: %s is not used by %s", path_or_id, name, type(self).__name__)
+
+    def _initialize_missing(self, like: torch.Tensor) -> None:
+        """Give parameters that are still on the meta device initial values, with the dtype and device of `like`."""
+        for module in self.modules():
+            lacking = [(name, p) for name, p in module.named_parameters(recurse=False) if p.is_meta]
+            kept = {name: p.clone() for name, p in module.named_parameters(recurse=False) if not p.is_meta}
+            for name, p in lacking:
+                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=like.dtype, device=like.device)))
+            if lacking:
+                self.initialize(self._initializer_range, [module])
+                for name, value in kept.items():
+                    getattr(module, name).data.copy_(value)
+        self.tie_weights()
+
+    def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors under this model's names. Extended by the layouts a class accepts."""
+        renamed = {}
+        for name, tensor in state.items():
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if not name.endswith("embeddings.position_ids"):
+                renamed[name] = tensor
+        return renamed
+
+    @property
+    def _initializer_range(self) -> float:
+        raise NotImplementedError
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike,
+        *,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "5GB",
+        deduplicate: bool = False,
+        stored_dtype: torch.dtype | str | None = None,
+    ) -> None:
+        """Write config.json, generation_config.json and the weights; transformers loads them with the same logits.
+
+        The files appear together, when all are written.
+
+        Args:
+            directory: made where it does not exist; other files in it stay.
+            safe_serialization: safetensors; False writes a pickle.
+            max_shard_size: bytes, or text such as "5GB"; larger models are split, with an index.
+            deduplicate: write weights that encoder and decoder share once. transformers 5 cannot load that.
+            stored_dtype: of the tensors in the file; config.json names the model's own, which loading restores.
+        """
+        tensors, aliases = self._saved_state(deduplicate)
+        if stored_dtype is not None:
+            stored = _known_dtype(stored_dtype)
+            tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
+        if aliases and deduplicate:
+            logger.warning("weights that encoder and decoder share were written once: transformers 5 cannot load them")
+        with checkpoint.new_directory(directory) as path:
+            values = {**self.config.to_dict(), "architectures": [type(self).__name__]}
+            values["dtype"] = str(self.dtype).removeprefix("torch.")
+            checkpoint.write_json(path / "config.json", values)
+            self.generation_config.save_pretrained(path)
+            checkpoint.save_state(
+                path, tensors, safe_serialization=safe_serialization, max_shard_size=max_shard_size, aliases=aliases
+            )
+
+    def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Tensors to write and, for names left out because an equal one is written, {left out: written}."""
+        return self.state_dict(), {}
+
+
+def resolve_device(device: torch.device | str | int | None) -> torch.device:
+    """The device of a name or CUDA index; BackendError where this machine does not have it."""
+    if device is None:
+        return torch.device("cpu")
+    if isinstance(device, str) and device.lstrip("-").isdigit():
+        device = int(device)
+    if isinstance(device, int):
+        if device < 0:  # the convention of pipelines: -1 is the CPU
+            return torch.device("cpu")
+        device = f"cuda:{device}"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"device {device!r} is not a device: {error}") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise BackendError(f"device {str(found)!r} was asked for, this machine has {count} CUDA devices")
+    return found
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None, config: Any, state: dict[str, torch.Tensor]) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        dtype = config.extra.get("dtype") or config.extra.get("torch_dtype")
+        if dtype not in _DTYPES:
+            return next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    return _known_dtype(dtype)
+
+
+def _known_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ConfigError(f"dtype {str(dtype)!r} is not one of auto, {', '.join(_DTYPES)}")
+    return found

@@ -1,0 +1,81 @@
+"""The same model twice: transformers' (the oracle) and bertgen's, with the same weights."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from bertgen import EncoderDecoderConfig, EncoderDecoderModel
+
+START, PAD = 2, 0
+
+
+@dataclass
+class Twins:
+    """A random configuration, both models in evaluation mode, and a random generator for inputs."""
+
+    oracle: transformers.EncoderDecoderModel
+    model: EncoderDecoderModel
+    random: random.Random
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids and mask [B, S] and labels [B, T]: half of the batches right-padded."""
+        r, config = self.random, self.model.config
+        rows, length, targets = r.randint(1, 4), r.randint(1, 12), r.randint(1, 9)
+        seed = torch.Generator().manual_seed(r.randrange(2**31))
+        ids = torch.randint(3, config.encoder.vocab_size, (rows, length), generator=seed)
+        labels = torch.randint(3, config.decoder.vocab_size, (rows, targets), generator=seed)
+        mask = torch.ones_like(ids)
+        if r.random() < 0.5:
+            for row in range(rows):
+                end = r.randint(1, length)
+                ids[row, end:], mask[row, end:] = PAD, 0
+                labels[row, r.randint(1, targets) :] = -100
+        return ids, mask, labels
+
+
+def random_halves(r: random.Random, dropout: float = 0.0) -> tuple[dict, dict]:
+    """Options of a small random encoder and decoder of one hidden size."""
+    heads = r.choice([1, 2, 3, 4])
+    hidden = heads * r.choice([8, 16, 24])
+
+    def half() -> dict:
+        return dict(
+            vocab_size=r.choice([37, 64, 101]),
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            num_hidden_layers=r.choice([1, 2, 3]),
+            intermediate_size=r.choice([32, 56, 96]),
+            max_position_embeddings=r.choice([24, 40]),
+            hidden_act=r.choice(["gelu", "relu", "silu", "gelu_new"]),
+            layer_norm_eps=r.choice([1e-12, 1e-5]),
+            initializer_range=0.15,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+
+    decoder = dict(half(), is_decoder=True, add_cross_attention=True, tie_word_embeddings=r.random() < 0.7)
+    return half(), decoder
+
+
+def make_twins(seed: int) -> Twins:
+    """Two models of one random configuration and the same random weights, biases and LayerNorms included."""
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    encoder, decoder = random_halves(r)
+    kind = {"model_type": "bert-generation"}
+    special = dict(pad_token_id=PAD, decoder_start_token_id=START)
+    oracle = transformers.EncoderDecoderModel(
+        transformers.EncoderDecoderConfig(encoder=encoder | kind, decoder=decoder | kind, **special)
+    ).eval()
+    oracle.set_attn_implementation("eager")
+    for p in oracle.parameters():
+        if p.dim() == 1:
+            p.data += 0.1 * torch.randn_like(p)
+    model = EncoderDecoderModel(EncoderDecoderConfig(encoder=encoder, decoder=decoder, **special)).eval()
+    result = model.load_state_dict(oracle.state_dict(), strict=False)
+    assert not result.unexpected_keys and not [k for k in result.missing_keys if "lm_head.decoder" not in k]
+    return Twins(oracle, model, r)
