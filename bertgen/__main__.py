@@ -1,0 +1,7 @@
+"""`python -m bertgen` is the command `bertgen`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,459 @@
+"""The command line: what it prints where, and its exit codes."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+from checkpoints import FIRST, sentence, translation
+
+import bertgen
+from bertgen import Generator, cli, jobs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    def give(content, terminal=False):
+        stream = io.TextIOWrapper(io.BytesIO(content))
+        stream.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stdin", stream)
+
+    return give
+
+
+@pytest.fixture
+def bertgen_run(tiny_checkpoint, capsys):
+    """Calls `bertgen run` with the tiny model; exit code, stdout and stderr."""
+
+    def call(*arguments):
+        code = cli.main(["run", "--model", str(tiny_checkpoint), *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def start(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bertgen", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
+
+
+# the frame
+
+
+def test_help_and_version_need_no_torch():
+    """A finder that refuses torch stands for the time that importing it takes."""
+    code = """
+        import sys
+        class Refuse:
+            def find_spec(self, name, *_):
+                assert name.partition(".")[0] not in ("torch", "numpy", "rich", "sentencepiece"), name
+        sys.meta_path.insert(0, Refuse())
+        from bertgen.cli import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    code = "\n".join(line[8:] for line in code.splitlines())
+    for arguments in (["--help"], ["run", "--help"], ["evaluate", "--help"], ["info", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if arguments == ["--version"]:
+            assert done.stdout == f"bertgen {bertgen.__version__}\n"
+        else:
+            assert "141" in done.stdout and "nobody reads the output" in done.stdout, "the exit codes are explained"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["walk"],
+        ["run"],
+        ["run", "--model", "x", "--num-beam", "4", "one"],
+        ["run", "--model", "x", "--num-beams", "four", "one"],
+        ["run", "--model", "x", "--early-stopping", "maybe", "one"],
+        ["evaluate", "--model", "x"],
+        ["train"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "usage: bertgen" in err and "error:" in err
+
+
+def test_signal_handler_is_put_back(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    cli.main(["info"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# run: texts and lines
+
+
+def test_texts_as_arguments(bertgen_run):
+    assert bertgen_run("one two", "", "three\nfour") == (0, "eins zwei\n\ndrei vier\n", "")
+
+
+def test_lines_of_stdin(bertgen_run, stdin):
+    stdin(b"one two\r\n\nthree")
+    assert bertgen_run() == (0, "eins zwei\n\ndrei\n", "")
+    stdin(b"")
+    assert bertgen_run() == (0, "", "")
+
+
+def test_stdin_of_other_formats(bertgen_run, stdin):
+    stdin(b'{"en": "one"}\n')
+    assert bertgen_run("--format", "jsonl", "--field", "en")[1] == '{"en": "one", "output": "eins"}\n'
+    stdin(b"1\tone\n")
+    assert bertgen_run("--format", "tsv", "--column", 2)[1] == "1\tone\teins\n"
+
+
+def test_terminal_gets_a_hint_and_an_answer_to_each_line(bertgen_run, stdin, monkeypatch):
+    stdin(b"one\ntwo\n", terminal=True)
+    sizes, stream = [], Generator.stream
+    monkeypatch.setattr(Generator, "stream", lambda *a, **o: sizes.append(o["lookahead"]) or stream(*a, **o))
+    code, out, err = bertgen_run()
+    assert (code, out, sizes) == (0, "eins\nzwei\n", [1])
+    assert err == "bertgen: type a text and press Enter; Ctrl-D ends\n"
+
+
+def test_input_file_to_stdout(bertgen_run, tmp_path):
+    (tmp_path / "in.tsv").write_text("1\tone\n2\ttwo")
+    assert bertgen_run("--input", tmp_path / "in.tsv", "--column", 2)[1] == "1\tone\teins\n2\ttwo\tzwei\n"
+
+
+def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
+    """Every flag, as the option of that name; those not given are left to the model."""
+    given = []
+    stream = Generator.stream
+    monkeypatch.setattr(Generator, "stream", lambda self, *a, **o: given.append((self, o)) or stream(self, *a, **o))
+    flags = "--num-beams 4 --max-new-tokens 9 --min-length 3 --length-penalty 0.6 --early-stopping true --n-best 2 "
+    flags += "--no-repeat-ngram-size 3 --repetition-penalty 1.2 --scores --batch-tokens 77 --truncate --dtype float16"
+    assert bertgen_run("one", *flags.split())[0] == 0
+    generator, options = given[0]
+    for name in ("lookahead", "return_errors"):
+        options.pop(name)
+    assert options == dict(
+        num_beams=4, max_new_tokens=9, min_length=3, length_penalty=0.6, early_stopping=True, num_return_sequences=2,
+        no_repeat_ngram_size=3, repetition_penalty=1.2, scores=True,
+    )  # fmt: skip
+    assert (generator.max_batch_tokens, generator.truncation, generator.model.dtype) == (77, True, torch.float16)
+    bertgen_run("one", *"--do-sample --seed 5 --temperature 2 --top-k 5 --top-p 0.9 --max-length 7".split())
+    sampled = dict(do_sample=True, seed=5, temperature=2.0, top_k=5, top_p=0.9, max_length=7)
+    assert sampled.items() <= given[1][1].items()
+    bertgen_run("one")
+    assert set(given[2][1]) == {"lookahead", "return_errors", "num_return_sequences", "scores"}
+    for word, value in (("false", False), ("never", "never")):
+        bertgen_run("one", "--num-beams", 2, "--early-stopping", word)
+        assert given[-1][1]["early_stopping"] == value
+
+
+def test_n_best_and_scores(bertgen_run, tiny_checkpoint):
+    best = Generator(tiny_checkpoint).generate(["white"], num_beams=4, num_return_sequences=2)[0]
+    code, out, _ = bertgen_run("white", "--num-beams", 4, "--n-best", 2, "--scores")
+    assert (code, out) == (0, f"{best.score:.4f}\tweiß\t{best.alternatives[0].score:.4f}\thell\n")
+    score, text = bertgen_run("one", "--scores")[1].rstrip("\n").split("\t")
+    assert text == "eins" and re.fullmatch(r"-0\.\d{4}", score)
+
+
+def test_tokenizer_from_elsewhere(bertgen_run, tiny_checkpoint, tmp_path):
+    (tmp_path / "spiece.model").write_bytes((tiny_checkpoint / "spiece.model").read_bytes())
+    assert bertgen_run("one", "--tokenizer", tmp_path, "--device", -1, "--task", "text2text-generation")[1] == "eins\n"
+
+
+# run: files
+
+
+def test_file_to_file(bertgen_run, tmp_path):
+    r = random.Random(3)
+    rows = [{"id": i, "en": sentence(r)} for i in range(100)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out.jsonl"
+    arguments = ("--input", tmp_path / "in.jsonl", "--output", output, "--field", "en", "--output-field", "de")
+    code, out, err = bertgen_run(*arguments)
+    assert (code, out) == (0, "")
+    assert re.fullmatch(
+        rf"bertgen: {output}: 100 lines, 0 failed, 0 truncated; \d+\.\d s, [\d.]+ lines/s, \d+ tokens/s\n", err
+    )
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in written] == list(range(100))
+    assert sum(row["de"] == translation(row["en"]) for row in written) > 90
+    assert bertgen_run(*arguments) == (2, "", f"bertgen: error: {output} is there already; overwrite replaces it\n")
+    assert bertgen_run(*arguments, "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_failed_lines_are_recorded_and_told(bertgen_run, tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"one\n" + b"\xff\n" * 25 + b"two\n" + b"three " * 60 + b"\n")
+    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    code, out, err = bertgen_run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("bertgen: error: ") and "in.txt, line 2: not UTF-8" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out.txt").exists()
+    code, _, err = bertgen_run(*arguments, "--on-error", "record", "--truncate")
+    assert code == 1 and (tmp_path / "out.txt").read_text().startswith("eins\n" + "\n" * 25 + "zwei\ndrei ")
+    lines = err.splitlines()
+    assert (
+        len(lines) == 22
+        and "in.txt, line 2: not UTF-8" in lines[0]
+        and lines[20] == "bertgen: ... and 6 more such lines"
+    )
+    assert "28 lines, 25 failed, 1 truncated" in lines[21]
+
+
+def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
+    """Nothing of it where stderr is no terminal, with --quiet, or where the work is short."""
+    (tmp_path / "in.txt").write_text("one two\n" * 200)
+    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--overwrite", "--batch-tokens", 300)
+    monkeypatch.setattr(cli, "PATIENCE", 0.0)
+    assert "%" not in bertgen_run(*arguments)[2]
+    shown = {}
+
+    def watch(self, done, lines, tokens):
+        update(self, done, lines, tokens)
+        if self.bar:
+            shown.update(done=done, total=self.total, note=self.bar.tasks[0].fields["note"])
+
+    update = cli._Progress.update
+    monkeypatch.setattr(cli._Progress, "update", watch)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
+    bertgen_run(*arguments)
+    assert shown["done"] == shown["total"] == 1600
+    assert re.fullmatch(r"200 lines, [\d.]+ lines/s, \d+ tokens/s, 0:00:00 left", shown["note"])
+    shown.clear()
+    assert bertgen_run(*arguments, "--quiet") == (0, "", "") and not shown
+    monkeypatch.setattr(cli, "PATIENCE", 100.0)
+    bertgen_run(*arguments)
+    assert not shown
+
+
+# run: errors
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["one", "--task", "fill-mask"], 2, "task 'fill-mask' is not one of text2text-generation"),
+        (["one", "--input", "x"], 2, "not both"),
+        (["one", "--format", "jsonl"], 2, "not both"),
+        (["one", "--output", "x"], 2, "--output needs --input"),
+        (["one", "--n-best", "2"], 2, "greedy search has one output"),
+        (["one", "--n-best", "0"], 2, "num_return_sequences must be an integer from 1"),
+        (["one", "--num-beams", "0"], 2, "num_beams must be an integer from 1"),
+        (["one", "--batch-tokens", "0"], 2, "max_batch_tokens must be an integer of at least 1, got 0"),
+        (["one", "--column", "2"], 2, "column=2 is for the format tsv"),
+        (["one", "two " * 50], 2, "arguments, line 2: 50 tokens, the limit is 48"),
+        (["one", "two \udcff"], 2, "arguments, line 2: not UTF-8"),
+        (["--input", "/no/such/file"], 2, "/no/such/file cannot be read: No such file or directory"),
+        (["--input", __file__, "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
+        (["--input", __file__, "--output", "/dev/full", "--truncate"], 3, "/dev/full cannot be written: No space left"),
+        (["one", "--tokenizer", "/no/such"], 3, "/no/such"),
+        (["one", "--device", "tpu"], 2, "device 'tpu' is not a device"),
+    ],
+)
+def test_errors(bertgen_run, arguments, code, message):
+    found, out, err = bertgen_run(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("bertgen: error: ") and message in err and err.count("\n") == 1
+
+
+def test_bad_models(capsys, tmp_path, tiny_checkpoint):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
+    (tmp_path / "empty").mkdir()
+    for model in (broken, tmp_path / "empty", tmp_path / "missing"):
+        assert cli.main(["run", "--model", str(model), "one"]) == 3
+        assert capsys.readouterr().err.startswith("bertgen: error: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_device_that_is_not_there(bertgen_run):
+    message = "bertgen: error: device 'cuda:0' was asked for, this machine has 0 CUDA devices\n"
+    assert bertgen_run("one", "--device", 0) == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    "error, code, said", [(KeyboardInterrupt, 130, "interrupted"), (cli._Terminated, 143, "terminated")]
+)
+def test_interruption(bertgen_run, tmp_path, monkeypatch, error, code, said):
+    (tmp_path / "in.txt").write_text("one\n" * 30)
+    monkeypatch.setattr(jobs.NewFile, "write", lambda *_: (_ for _ in ()).throw(error))
+    found = bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert found == (code, "", f"bertgen: {said}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_processes(tiny_checkpoint, tmp_path):
+    """What only a process of its own shows: a signal in the middle of a job, a reader that goes away, a full stdout."""
+    run = ("run", "--model", tiny_checkpoint, "--batch-tokens", 500)
+    (tmp_path / "in.txt").write_text("one two three\n" * 100_000)
+    job = start(*run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", stdout=subprocess.PIPE)
+    with open(tmp_path / "in.txt", "rb") as lines, open("/dev/full", "wb") as full:
+        head = start(*run, "--task", "text2text-generation", stdin=lines, stdout=subprocess.PIPE)
+        info = start("info", stdout=full)
+
+    assert head.stdout.readline() == b"eins zwei drei\n"
+    head.stdout.close()
+    assert (head.wait(60), head.stderr.read()) == (141, b"")
+    head.stderr.close()
+
+    assert info.communicate(timeout=60)[1] == b"bertgen: error: [Errno 28] No space left on device\n"
+    assert info.returncode == 3
+
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert len(list(tmp_path.glob(".*"))) == 1, "the job is under way"
+    job.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    assert job.communicate(timeout=60) == (b"", b"bertgen: terminated\n") and job.returncode == 143
+    assert time.monotonic() - before < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+# evaluate
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    r = random.Random(9)
+    rows = [(source, translation(source)) for source in (sentence(r) for _ in range(40))]
+    rows += [(rows[0][0], "hund hund hund"), (rows[3][0], rows[3][1] + " eins")]
+    (tmp_path / "test.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    return rows
+
+
+def test_evaluate(tiny_checkpoint, pairs, tmp_path, capsys):
+    arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "test.tsv"), "--num-beams", "2"]
+    assert cli.main([*arguments, "--json", "--output", str(tmp_path / "hyp.txt")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    grouped = {}
+    for source, target in pairs:
+        grouped.setdefault(source, []).append(target)
+    outputs = [output.text for output in Generator(tiny_checkpoint).generate(list(grouped), num_beams=2)]
+    assert (tmp_path / "hyp.txt").read_text().splitlines() == outputs
+    streams = [[targets[0] for targets in grouped.values()]]
+    streams.append([targets[1] if len(targets) > 1 else None for targets in grouped.values()])
+    assert max(map(len, grouped.values())) == 2
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(outputs, streams).score)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(outputs, streams).score)
+    assert found["bleu"] > 90 and found["bleu_signature"].startswith("nrefs:var|case:mixed|eff:no|tok:13a")
+    assert (found["sentences"], found["references"]) == (len(grouped), len(pairs))
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
+
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    bleu, chrf, counts = out.splitlines()
+    assert bleu == f"BLEU {found['bleu']:.2f}  {found['bleu_signature']}" and err == ""
+    assert chrf == f"chrF {found['chrf']:.2f}  {found['chrf_signature']}"
+    assert counts.startswith(f"{len(grouped)} sentences with {len(pairs)} references; {found['tokens']} tokens in ")
+
+
+def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, capsys, monkeypatch):
+    model = Generator(tiny_checkpoint).model
+    model.generation_config.num_beams = 3
+    model.save_pretrained(tmp_path / "beams")
+    widths = []
+    generate = type(model).generate
+
+    def record(self, *a, **o):
+        found = generate(self, *a, **o)
+        widths.append(found.sequences_scores is not None)
+        return found
+
+    monkeypatch.setattr(type(model), "generate", record)
+    data = ["--tokenizer", str(tiny_checkpoint), "--data", str(tmp_path / "test.tsv")]
+    assert cli.main(["evaluate", "--model", str(tmp_path / "beams"), *data]) == 0
+    assert widths and all(widths)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "No such file"),
+        ("", "no pairs"),
+        ("one\n", "line 1: 1 tab-separated columns, 2 needed"),
+        ("one\t\n", "line 1"),
+    ],
+)
+def test_evaluate_bad_data(tiny_checkpoint, tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "data.tsv").write_text(content)
+    arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "data.tsv")]
+    assert cli.main([*arguments, "--output", str(tmp_path / "hyp.txt")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and not (tmp_path / "hyp.txt").exists()
+
+
+# train
+
+
+def test_train(tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text("".join(f"{a} {b}\t{FIRST[a]} {FIRST[b]}\n" for a in FIRST for b in FIRST))
+    (tmp_path / "dev.tsv").write_text("one two\teins zwei\n")
+    arguments = "--vocab-size 60 --layers 1 --hidden 16 --heads 2 --intermediate 16 --positions 16 --max-length 16"
+    arguments += f" --train {tmp_path}/train.tsv --dev {tmp_path}/dev.tsv --output {tmp_path}/model --steps 2 --quiet"
+    assert cli.main(["train", *arguments.split(), "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(
+        f"ended at update 2 (steps); checkpoints in {tmp_path}/model\nbest at update 2: loss "
+    )
+    assert cli.main(["train", *arguments.split()]) == 2
+    assert "resume it or take another folder" in capsys.readouterr().err
+    assert cli.main(["train", *arguments.replace("--layers 1", "--layers 0").split()]) == 2
+    assert "layers=0" in capsys.readouterr().err
+
+
+def test_train_that_a_signal_ends(tmp_path, capsys, monkeypatch):
+    from bertgen.trainer import Trainer, TrainingResult
+
+    for name, code in (("SIGINT", 130), ("SIGTERM", 143)):
+        result = TrainingResult(name, 7, None, 0, tmp_path)
+        monkeypatch.setattr(Trainer, "train", lambda _, result=result: result)
+        assert cli.main(["train", "--train", "x", "--output", "y", "--steps", "1"]) == code
+        assert (
+            capsys.readouterr().out == f"ended at update 7 ({name}); checkpoints in {tmp_path}\n--resume continues it\n"
+        )
+
+
+# info
+
+
+def test_info(tiny_checkpoint, capsys):
+    assert cli.main(["info", "--json", "--model", str(tiny_checkpoint)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["bertgen"] == bertgen.__version__ and found["versions"]["torch"] == torch.__version__
+    assert f"{torch.get_num_threads()} threads" in found["devices"]["cpu"]
+    assert found["ops"]["decode_attention"].startswith("reference: ")
+    model = bertgen.EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    assert found["model"]["parameters"] == model.num_parameters()
+    assert found["model"]["encoder"] == "2 layers, hidden 48, 4 heads, 48 positions, vocabulary 64"
+    assert found["model"]["bytes on disk"] == (tiny_checkpoint / "model.safetensors").stat().st_size
+    assert found["model"]["tokenizer"] == "64 tokens" and found["model"]["dtype"] == "float32"
+    assert "transformers" not in sys.modules or found["versions"]["transformers"]
+
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "model" not in out.splitlines() and re.search(r"^  bertgen +0", out, re.MULTILINE)
+
+
+def test_info_of_a_missing_model(capsys):
+    assert cli.main(["info", "--model", "/no/such/model"]) == 3
+    assert capsys.readouterr().out == ""

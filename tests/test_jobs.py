@@ -1,0 +1,389 @@
+"""Files in, files out: one record per line, in order, and nothing under the output's name unless it is whole."""
+
+import json
+import os
+import random
+import resource
+import stat
+
+import pytest
+from checkpoints import sentence
+
+from bertgen import BertgenError, ConfigError, Generator, InputError, UnsupportedError
+from bertgen.jobs import NewFile, OutputError, follow_file, follow_lines, run_file
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_checkpoint):
+    return Generator(tiny_checkpoint)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that holds no temporary file when the test is over."""
+    yield tmp_path
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def run(generator, folder, content, name="in.txt", **options):
+    """Runs a job on these bytes; the report and the bytes that came out."""
+    (folder / name).write_bytes(content)
+    output = folder / f"out{os.path.splitext(name)[1]}"
+    report = run_file(generator, folder / name, output, **options)
+    return report, output.read_bytes()
+
+
+# order and formats
+
+
+def test_a_thousand_json_lines_come_out_in_order(generator, folder):
+    r = random.Random(3)
+    rows = [{"id": i, "text": sentence(r), "more": {"ü": [i, None, 1.5]}} for i in range(1000)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    report, written = run(generator, folder, content, "in.jsonl", lookahead=300, max_new_tokens=12)
+    out = [json.loads(line) for line in written.splitlines()]
+    assert [{name: row[name] for name in ("id", "text", "more")} for row in out] == rows
+    answers = generator.generate([row["text"] for row in rows], max_new_tokens=12)
+    assert [row["output"] for row in out] == [answer.text for answer in answers]
+    assert len({row["output"] for row in out}) > 500, "a mix-up would show"
+    assert (report.lines, report.failed, report.bytes) == (1000, 0, len(content))
+    assert report.tokens == sum(len(answer.token_ids) for answer in answers) and report.seconds > 0
+
+
+def test_text(generator, folder):
+    assert run(generator, folder, b"one two\nthree\n")[1] == b"eins zwei\ndrei\n"
+    assert run(generator, folder, b"white\n\n", n_best=2, num_beams=4, overwrite=True)[1] == "weiß\thell\n\t\n".encode()
+    _, written = run(generator, folder, b"white\n \n", n_best=2, num_beams=4, scores=True, overwrite=True)
+    best = generator.generate(["white"], num_beams=4, num_return_sequences=2)[0]
+    scores = best.score, best.alternatives[0].score
+    assert written == f"{scores[0]:.4f}\tweiß\t{scores[1]:.4f}\thell\n\t\t\t\n".encode()
+
+
+def test_tsv(generator, folder):
+    """The columns stay byte for byte, even where another one is no UTF-8."""
+    report, written = run(generator, folder, b"7\tone\t\xff\n8\ttwo\n\t\t\n", "in.tsv", column=2)
+    assert written == b"7\tone\t\xff\teins\n8\ttwo\tzwei\n\t\t\t\n" and report.lines == 3
+    _, written = run(generator, folder, b"white\tx\n", "in.tsv", n_best=2, num_beams=4, overwrite=True)
+    assert written == "white\tx\tweiß\thell\n".encode()
+
+
+def test_json_lines(generator, folder):
+    line = b'{"de": 1, "en": "white", "pair": "\\ud800", "big": 123456789012345678901234567890}\n'
+    names = dict(field="en", output_field="new")
+    _, written = run(generator, folder, line, "in.jsonl", **names)
+    assert json.loads(written) == {**json.loads(line), "new": "weiß"}
+    _, written = run(
+        generator, folder, line + b'{"en": ""}', "in.jsonl", n_best=2, num_beams=4, scores=True, overwrite=True, **names
+    )
+    white, empty = map(json.loads, written.splitlines())
+    best = generator.generate(["white"], num_beams=4, num_return_sequences=2)[0]
+    assert white["new"] == ["weiß", "hell"]
+    assert white["new_score"] == pytest.approx([best.score, best.alternatives[0].score], abs=1e-5)
+    assert empty == {"en": "", "new": [""], "new_score": [None]}
+    assert (
+        run(generator, folder, b'{"t":"one"}', "in.jsonl", field="t", output_field="t", overwrite=True)[1]
+        == b'{"t": "eins"}'
+    )
+
+
+def test_umlauts_are_written_as_such(generator, folder):
+    assert (
+        run(generator, folder, b'{"text": "five"}\n', "in.jsonl")[1] == '{"text": "five", "output": "fünf"}\n'.encode()
+    )
+
+
+def test_line_breaks_and_tabs_of_an_output_become_spaces(generator, folder, monkeypatch):
+    texts = ["a\tb\nc\rd"]
+    monkeypatch.setattr(generator.tokenizer, "batch_decode", lambda rows, **_: texts * len(rows))
+    assert run(generator, folder, b"one\n")[1] == b"a b c d\n"
+    assert run(generator, folder, b"one\n", "in.tsv")[1] == b"one\ta b c d\n"
+    assert json.loads(run(generator, folder, b'{"text":"one"}\n', "in.jsonl")[1])["output"] == texts[0]
+
+
+@pytest.mark.parametrize(
+    "content, written",
+    [
+        (b"", b""),
+        (b"one", b"eins"),
+        (b"one\ntwo", b"eins\nzwei"),
+        (b"one\r\ntwo\r\n", b"eins\nzwei\n"),
+        (b"\n\n", b"\n\n"),
+        (b"\xef\xbb\xbfone\ntwo\n", b"eins\nzwei\n"),
+        (b"  one \n\t\n", b"eins\n\n"),
+    ],
+    ids=["empty", "no end", "last line without end", "CRLF", "empty lines", "byte-order mark", "white space"],
+)
+def test_ends_of_lines(generator, folder, content, written):
+    assert run(generator, folder, content)[1] == written
+
+
+def test_ends_of_lines_are_no_content(generator, folder):
+    """In text format the tokenizer would swallow them anyway."""
+    assert run(generator, folder, b"1\tone\r\n2\ttwo\r", "in.tsv", column=2)[1] == b"1\tone\teins\n2\ttwo\tzwei"
+    mark = b"\xef\xbb\xbf"
+    assert run(generator, folder, mark + b'{"text": "one"}', "in.jsonl")[1] == b'{"text": "one", "output": "eins"}'
+    assert run(generator, folder, mark + b"one\n", "in.tsv", overwrite=True)[1] == b"one\teins\n"
+
+
+def test_odd_characters_and_long_lines_stay_one_line(generator, folder):
+    """NUL, characters that Python takes for line ends, and a line of 2 MB."""
+    content = b"one\x00two\none\x0btwo\x0c\xc2\x85\xe2\x80\xa8\n" + b"one " * 500_000 + b"\ntwo\n"
+    report, written = run(generator, folder, content, truncation=True)
+    assert written.count(b"\n") == report.lines == 4 and written.endswith(b"\nzwei\n")
+    assert report.truncated == 1 and report.messages == [f"{folder / 'in.txt'}, line 3: cut to 48 tokens"]
+
+
+def test_format_is_that_of_the_names(generator, folder):
+    (folder / "in.TSV").write_bytes(b"1\tone\n")
+    run_file(generator, folder / "in.TSV", folder / "plain", column=2)
+    assert (folder / "plain").read_bytes() == b"1\tone\teins\n"
+    with pytest.raises(ConfigError, match="in.TSV is tsv and .*x.txt is text; say which with format"):
+        run_file(generator, folder / "in.TSV", folder / "x.txt")
+    run_file(generator, folder / "in.TSV", folder / "x.txt", format="text")
+    assert (folder / "x.txt").read_bytes().count(b"\n") == 1
+    (folder / "in.ndjson").write_bytes(b'{"text":"one"}\n')
+    run_file(generator, folder / "in.ndjson", folder / "y.jsonl")
+    assert b'"eins"' in (folder / "y.jsonl").read_bytes()
+
+
+# lines that cannot be used
+
+BAD_LINES = [
+    ("in.txt", b"one\n\xffx\ntwo\n", "not UTF-8: invalid start byte at byte 0"),
+    ("in.txt", b"one\n" + b"one " * 60 + b"\ntwo\n", "60 tokens, the limit is 48"),
+    ("in.tsv", b"1\tone\nx\n2\ttwo\n", "1 columns separated by tabs, the text is in column 2"),
+    ("in.tsv", b"1\tone\n3\t\xc3\n2\ttwo\n", "not UTF-8: unexpected end of data at byte 0"),
+    ("in.jsonl", b'{"text":"one"}\n{"text"\n{"text":"two"}\n', "not JSON: Expecting ':' delimiter"),
+    ("in.jsonl", b'{"text":"one"}\n\n{"text":"two"}\n', "not JSON: Expecting value"),
+    ("in.jsonl", b'{"text":"one"}\n' + b"[" * 100_000 + b'\n{"text":"two"}\n', "not JSON: maximum recursion"),
+    ("in.jsonl", b'{"text":"one"}\n["text"]\n{"text":"two"}\n', r"not a JSON object: \[\"text\"\]"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"x","a":NaN}\n{"text":"two"}\n', "not JSON: NaN is no JSON"),
+    ("in.jsonl", b'{"text":"one"}\n{"txt":"x"}\n{"text":"two"}\n', "no field 'text'; there are 'txt'"),
+    ("in.jsonl", b'{"text":"one"}\n{}\n{"text":"two"}\n', "no field 'text'; there are none"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":null}\n{"text":"two"}\n', "field 'text' must be a string, got null"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"\\ud800"}\n{"text":"two"}\n', "no valid Unicode: lone surrogate"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"x","output":1}\n{"text":"two"}\n', "field 'output' is there already"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"\xff"}\n{"text":"two"}\n', "not UTF-8"),
+]
+
+
+@pytest.mark.parametrize("name, content, problem", BAD_LINES, ids=[f"{n}-{p[:24]}" for n, _, p in BAD_LINES])
+def test_bad_line(generator, folder, name, content, problem):
+    """By default it ends the job, and nothing is written; on_error="record" keeps its place."""
+    options = {"column": 2} if name == "in.tsv" else {}
+    with pytest.raises(InputError, match=f"in.*{name[2:]}, line 2: {problem}"):
+        run(generator, folder, content, name, **options)
+    assert [path.name for path in folder.iterdir()] == [name]
+
+    report, written = run(generator, folder, content, name, on_error="record", **options)
+    lines = written.split(b"\n")
+    assert (report.lines, report.failed, len(report.messages)) == (3, 1, 1) and len(lines) == 4
+    assert b"eins" in lines[0] and b"zwei" in lines[2]
+    if name == "in.jsonl":
+        row = json.loads(lines[1])
+        assert report.messages[0].endswith("line 2: " + row.pop("error"))
+        try:
+            assert row == json.loads(content.split(b"\n")[1])
+        except (ValueError, RecursionError, AssertionError):
+            assert row == {}
+    else:
+        assert lines[1] == (content.split(b"\n")[1] + b"\t" if name == "in.tsv" else b"")
+
+
+def test_bad_line_behind_the_lookahead(generator, folder):
+    content = b"one\n" * 25 + b"\xff\n"
+    with pytest.raises(InputError, match="line 26: not UTF-8"):
+        run(generator, folder, content, lookahead=10)
+    report, written = run(generator, folder, content, lookahead=10, on_error="record")
+    assert written == b"eins\n" * 25 + b"\n" and report.failed == 1
+
+
+def test_report_names_the_first_bad_lines(generator, folder):
+    report, written = run(generator, folder, b"\xff\n" * 50, on_error="record", n_best=2, scores=True, num_beams=2)
+    assert (report.failed, len(report.messages)) == (50, 20) and "line 20:" in report.messages[-1]
+    assert written == b"\t\t\t\n" * 50
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    "name, options, error, message",
+    [
+        ("in.txt", {"format": "xml"}, ConfigError, "format must be text, tsv or jsonl, got 'xml'"),
+        ("in.txt", {"column": 2}, ConfigError, "column=2 is for the format tsv, not for text"),
+        ("in.tsv", {"field": "x"}, ConfigError, "field='x' is for the format jsonl, not for tsv"),
+        ("in.tsv", {"output_field": "x"}, ConfigError, "output_field='x' is for the format jsonl"),
+        ("in.tsv", {"column": 0}, ConfigError, "column must be at least 1, got 0"),
+        ("in.txt", {"on_error": "skip"}, ConfigError, "on_error must be 'stop' or 'record', got 'skip'"),
+        ("in.txt", {"n_best": 0}, ConfigError, "num_return_sequences must be an integer from 1"),
+        ("in.txt", {"n_best": 2}, ConfigError, "greedy search has one output"),
+        ("in.txt", {"num_beans": 2}, ConfigError, "num_beans"),
+        ("in.txt", {"num_beam_groups": 2}, UnsupportedError, "num_beam_groups"),
+    ],
+)
+def test_bad_options(generator, folder, name, options, error, message):
+    with pytest.raises(error, match=message):
+        run(generator, folder, b"one\n", name, **options)
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+# files
+
+
+def test_input_that_cannot_be_read(generator, folder):
+    with pytest.raises(InputError, match=r"none.txt cannot be read: No such file"):
+        run_file(generator, folder / "none.txt", folder / "out.txt")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        run_file(generator, folder, folder / "out.txt")
+    assert list(folder.iterdir()) == []
+
+
+def test_existing_output_stays_unless_told_otherwise(generator, folder):
+    (folder / "out.txt").write_text("precious")
+    with pytest.raises(ConfigError, match=r"out.txt is there already; overwrite replaces it"):
+        run(generator, folder, b"one\n")
+    with pytest.raises(InputError):
+        run(generator, folder, b"one\n\xff\n", overwrite=True)
+    assert (folder / "out.txt").read_text() == "precious"
+    assert run(generator, folder, b"one\n", overwrite=True)[1] == b"eins\n"
+
+
+def test_output_that_appears_meanwhile_stays(folder):
+    with pytest.raises(ConfigError, match="is there already"), NewFile(folder / "out") as file:
+        file.write(b"mine")
+        (folder / "out").write_text("theirs")
+    assert (folder / "out").read_text() == "theirs"
+
+
+def test_output_must_not_be_the_input(generator, folder):
+    (folder / "in.txt").write_text("one\n")
+    (folder / "link.txt").symlink_to(folder / "in.txt")
+    for name in ("in.txt", "link.txt"):
+        with pytest.raises(ConfigError, match="is the input"):
+            run_file(generator, folder / "in.txt", folder / name, overwrite=True)
+    assert (folder / "in.txt").read_text() == "one\n"
+
+
+def test_link_stays_and_its_target_is_written(folder):
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to(folder / "real" / "out")
+    with NewFile(folder / "link") as file:
+        file.write(b"x")
+    assert (folder / "link").is_symlink() and (folder / "real" / "out").read_bytes() == b"x"
+    assert [path.name for path in (folder / "real").iterdir()] == ["out"]
+
+
+def test_file_has_usual_permissions(folder):
+    former = os.umask(0o027)
+    try:
+        with NewFile(folder / "out"):
+            pass
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE((folder / "out").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("name, message", [("no/out", "No such file or directory"), ("", "Is a directory")])
+def test_output_that_cannot_be_made(generator, folder, name, message):
+    (folder / "in.txt").write_text("one\n")
+    with pytest.raises(OutputError, match=f"cannot be written: {message}"):
+        run_file(generator, folder / "in.txt", folder / name)
+    assert issubclass(OutputError, BertgenError) and issubclass(OutputError, OSError)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission(generator, folder):
+    (folder / "in.txt").write_text("one\n")
+    (folder / "closed").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        run_file(generator, folder / "in.txt", folder / "closed" / "out.txt")
+
+
+@pytest.mark.parametrize("lines", [1, 20_000], ids=["at the end", "in the middle"])
+def test_full_disk_is_an_error(generator, folder, lines):
+    """A device is written to as it is and stays a device."""
+    with pytest.raises(OutputError, match="/dev/full cannot be written: No space left on device"):
+        (folder / "in.txt").write_bytes(b"\n" * lines)
+        run_file(generator, folder / "in.txt", "/dev/full")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    assert run_file(generator, folder / "in.txt", os.devnull).lines == lines
+
+
+@pytest.mark.parametrize("size, lines", [(5, 1), (9_000, 2_000)], ids=["at the end", "in the middle"])
+def test_file_that_may_not_grow(folder, size, lines):
+    """As on a full disk, with a file: no part of it appears, wherever the limit strikes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"), NewFile(folder / "out") as file:
+            for _ in range(lines):
+                file.write(b"x" * 10)
+                written += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == [] and (written < lines) == (lines > 1)
+
+
+# running
+
+
+def test_output_appears_only_when_whole(generator, folder):
+    (folder / "in.txt").write_bytes(b"one\n" * 50)
+    seen = []
+    for report in follow_file(generator, folder / "in.txt", folder / "out.txt", lookahead=10):
+        assert not (folder / "out.txt").exists()
+        seen.append(report.lines)
+    assert seen == [*range(1, 51), 50] and (folder / "out.txt").read_bytes() == b"eins\n" * 50
+
+
+def test_job_that_is_left_leaves_nothing(generator, folder):
+    (folder / "in.txt").write_bytes(b"one\n" * 50)
+    reports = follow_file(generator, folder / "in.txt", folder / "out.txt", lookahead=10)
+    assert next(reports).lines == 1
+    assert len(list(folder.iterdir())) == 2, "the temporary file is beside the output"
+    reports.close()
+    assert [path.name for path in folder.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("the input's disk failed")])
+def test_error_on_the_way_leaves_nothing_and_is_itself(generator, folder, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(generator.model, "generate", fail)
+    with pytest.raises(error if isinstance(error, type) else OSError) as raised:
+        run(generator, folder, b"one\n")
+    assert not isinstance(raised.value, OutputError)
+    assert [path.name for path in folder.iterdir()] == ["in.txt"]
+
+
+def test_memory_is_bounded(generator):
+    """Endless lines: reading stays one look-ahead before writing, and nothing that was written is kept."""
+    read, written = 0, []
+
+    def lines():
+        nonlocal read
+        while True:
+            read += 1
+            yield b"one\n" if read % 3 else b"\xff\n"
+
+    reports = follow_lines(generator, lines(), written.append, name="x", lookahead=10, on_error="record")
+    for report in reports:
+        assert read - report.lines < 10
+        if report.lines == 95:
+            break
+    assert read == 100 and report.failed <= 33
+    waiting = reports.gi_frame.f_locals["waiting"], reports.gi_frame.f_locals["answers"]
+    assert all(len(table) <= 10 for table in waiting) and len(written) >= 90
+    assert written[:3] == [b"eins\n", b"eins\n", b"\n"]
+
+
+def test_sampled_job_is_reproducible(generator, folder):
+    content = b"white black dog\n" * 40
+    options = dict(do_sample=True, temperature=3.0, overwrite=True, lookahead=15)
+    first = run(generator, folder, content, seed=1, **options)[1]
+    assert run(generator, folder, content, seed=1, **options)[1] == first
+    assert run(generator, folder, content, seed=2, **options)[1] != first
+    assert len(set(first.splitlines())) > 10
