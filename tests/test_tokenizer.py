@@ -184,6 +184,13 @@ def test_ids_of_other_kinds(theirs, ours):
     assert ours.batch_decode([]) == []
 
 
+def test_clean_up_as_transformers(theirs, vocab):
+    ours = BertGenerationTokenizer(vocab, clean_up_tokenization_spaces=True)
+    ids = ours.encode("a . b ? c ! d , e ' s n't i 'm a 's i 've o 're a")
+    cleaned = theirs.decode(ids, clean_up_tokenization_spaces=True)
+    assert ours.decode(ids) == cleaned != ours.decode(ids, clean_up_tokenization_spaces=False) == theirs.decode(ids)
+
+
 def test_vocabulary_as_transformers(theirs, ours):
     assert ours.get_vocab() == theirs.get_vocab()
     assert (ours.vocab_size, len(ours)) == (theirs.vocab_size, len(theirs))
@@ -596,6 +603,12 @@ def test_what_it_saves_loads_here_and_in_transformers(vocab, tmp_path, altered):
         assert_equivalent(ours, loaded)
         assert loaded.truncation_side == "left"
     assert again.added_tokens_decoder == ours.added_tokens_decoder
+    reference = Theirs(vocab)
+    if altered:
+        alter(reference)
+    reference.save_pretrained(tmp_path)
+    saved = [json.loads((path / "tokenizer_config.json").read_text()) for path in (tmp_path, directory)]
+    assert saved[0]["added_tokens_decoder"] == saved[1]["added_tokens_decoder"]
     again.save_pretrained(directory)  # over itself
     assert_equivalent(BertGenerationTokenizer.from_pretrained(directory), theirs)
 
