@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
+    from .errors import OutputError as OutputError
     from .errors import UnsupportedError as UnsupportedError
     from .generator import Generator as Generator
     from .generator import Output as Output
@@ -29,7 +30,15 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "config": ("BertGenerationConfig", "EncoderDecoderConfig", "GenerationConfig"),
-    "errors": ("BackendError", "BertgenError", "CheckpointError", "ConfigError", "InputError", "UnsupportedError"),
+    "errors": (
+        "BackendError",
+        "BertgenError",
+        "CheckpointError",
+        "ConfigError",
+        "InputError",
+        "OutputError",
+        "UnsupportedError",
+    ),
     "generator": ("Generator", "Output", "pipeline"),
     "model": ("BertGenerationDecoder", "BertGenerationEncoder", "EncoderDecoderModel"),
     "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer"),

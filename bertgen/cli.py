@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .generator import Generator
     from .jobs import JobReport
 
-FAILED_LINES, BAD_INPUT, BAD_FILE, BROKEN_PIPE = 1, 2, 3, 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
+FAILED_LINES, BAD_INPUT, BAD_FILE, BROKEN_PIPE = 1, 2, 3, 141
 EXIT_CODES = """exit codes:
   0    done
   1    done, but some lines failed and were recorded as such (--on-error record)
@@ -239,8 +239,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
     group = parser.add_argument_group(
         "files",
-        "One record per line, in order. text: outputs, separated by tabs, each behind its score. tsv: the same in "
-        "columns behind those of the line. jsonl: the line's fields and a new one, a list if there are several.",
+        "One record per line, in order.\n"
+        "text   outputs, separated by tabs, each behind its score\n"
+        "tsv    the same, in columns behind those of the line\n"
+        "jsonl  the line's fields and one more: the output, or a list of outputs",
     )
     group.add_argument("--input", metavar="FILE", help="lines to read")
     group.add_argument("--output", metavar="FILE", help="appears when all of it is written (default: stdout)")
@@ -358,6 +360,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .jobs import NewFile
     from .trainer.data import read_pairs, references
 
+    if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
+        raise ConfigError(f"--output {args.output} is the data")
     grouped = references(read_pairs(args.data))
     generator = _generator(args)
     options = _generation(args)

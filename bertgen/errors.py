@@ -17,6 +17,10 @@ class CheckpointError(BertgenError, OSError):
     """A file of a model or tokenizer is missing, corrupt or unsafe."""
 
 
+class OutputError(BertgenError, OSError):
+    """A file of results cannot be written."""
+
+
 class UnsupportedError(BertgenError, NotImplementedError):
     """The request has a meaning, but bertgen does not do it."""
 

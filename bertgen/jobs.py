@@ -17,17 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from .errors import BertgenError, ConfigError, InputError
+from .errors import ConfigError, InputError, OutputError
 from .generator import LOOKAHEAD, Generator, Output
 
 FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 MESSAGES = 20  # of a report; whatever went wrong in a million lines, a person reads the first few
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ONE_LINE = str.maketrans("\t\n\r", "   ")
-
-
-class OutputError(BertgenError, OSError):
-    """A file of results cannot be written."""
 
 
 @dataclass

@@ -77,6 +77,8 @@ def settle(call: GenerationConfig, passed: GenerationConfig | None, own: Generat
         raise ConfigError(f"num_return_sequences {outputs} needs beams or sampling: greedy search has one output")
     if beams > 1 and options.do_sample:
         raise UnsupportedError("do_sample=True together with num_beams > 1 is not supported")
+    if options.max_length < 2:
+        raise ConfigError(f"max_length {options.max_length} leaves no room behind the start token")
     if options.min_length > options.max_length:
         raise ConfigError(f"min_length {options.min_length} is more than max_length {options.max_length}")
     return options

@@ -216,6 +216,7 @@ BAD_OPTIONS = {
     "beam sampling": (dict(num_beams=2, do_sample=True), UnsupportedError, "do_sample=True together with num_beams"),
     "diverse beams": (dict(num_beams=4, num_beam_groups=2), UnsupportedError, "num_beam_groups=2"),
     "min above max": (dict(min_length=9, max_length=5), ConfigError, "min_length 9 is more than max_length 5"),
+    "no room": (dict(max_length=1), ConfigError, "max_length 1 leaves no room"),
     "beyond the positions": (dict(max_length=1000), InputError, "max_length 1000 needs 999 decoder positions"),
 }
 

@@ -9,8 +9,8 @@ import stat
 import pytest
 from checkpoints import sentence
 
-from bertgen import BertgenError, ConfigError, Generator, InputError, UnsupportedError
-from bertgen.jobs import NewFile, OutputError, follow_file, follow_lines, run_file
+from bertgen import BertgenError, ConfigError, Generator, InputError, OutputError, UnsupportedError
+from bertgen.jobs import NewFile, follow_file, follow_lines, run_file
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ import torch
 
 from bertgen import BertGenerationTokenizer, ConfigError, EncoderDecoderModel, InputError
 from bertgen.errors import BertgenError, CheckpointError
+from bertgen.generator import Generator
+from bertgen.scoring import bleu
 from bertgen.trainer import Trainer, TrainingConfig, state
 from bertgen.trainer.data import Corpus, read_pairs, train_vocabulary
-from bertgen.trainer.evaluation import bleu, translate
 from bertgen.trainer.optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from bertgen.trainer.processes import Interrupt
 from bertgen.trainer.report import write_curve
@@ -101,7 +102,8 @@ def test_artefacts_are_complete_checkpoints(learned, name):
     model = EncoderDecoderModel.from_pretrained(folder, dtype=torch.float32)
     tokenizer = BertGenerationTokenizer.from_pretrained(folder)
     pairs = sentences(20, 2)
-    assert bleu(translate(model, tokenizer, [s for s, _ in pairs], 16, 256), [[t] for _, t in pairs]) > 75
+    outputs = Generator(model, tokenizer).generate([s for s, _ in pairs], num_beams=1, max_length=16)
+    assert bleu([output.text for output in outputs], [[t] for _, t in pairs]).value > 75
     assert model.generation_config.max_length == 16 and model.generation_config.decoder_start_token_id == 2
 
 
@@ -507,8 +509,8 @@ def test_divergence_is_an_error(data, tmp_path, monkeypatch):
 
 def test_bleu_takes_any_number_of_references():
     texts = ["the old house is cold today", "we drink water in the morning"]
-    assert bleu(texts, [["something else entirely", texts[0]], [texts[1]]]) == pytest.approx(100)
-    assert bleu(texts, [["something else entirely"], [texts[1]]]) < 90
+    assert bleu(texts, [["something else entirely", texts[0]], [texts[1]]]).value == pytest.approx(100)
+    assert bleu(texts, [["something else entirely"], [texts[1]]]).value < 90
 
 
 def test_progress_lines(data, tmp_path, capsys):

@@ -1,0 +1,34 @@
+"""The benchmark scripts run, and their tokens agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, ROOT / "bench" / script, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=True).stdout
+
+
+@pytest.mark.long
+def test_generation_beside_transformers(tmp_path):
+    printed = run("generate.py", "--size", "smoke", "--repeats", 1, "--json", tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [(row["batch"], row["beams"]) for row in result["rows"]] == [(1, 1), (1, 4), (16, 1), (16, 4)]
+    assert all(row["equal"] == 1 for row in result["rows"]), printed
+    assert result["torch"] and result["commit"] is not None
+
+
+@pytest.mark.long
+def test_tokenizer_beside_transformers(tmp_path):
+    (tmp_path / "texts.tsv").write_text("Where is the station?\tx\nI have lost my key.\ty\n" * 50)
+    assert "100 sentences" in run("tokenizer.py", "--input", tmp_path / "texts.tsv", "--repeats", 1)
