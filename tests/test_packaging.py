@@ -103,7 +103,7 @@ def test_wheel_holds_the_package_and_nothing_else(checkout, distributions):
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     package = {f"bertgen/{name}" for name in files_under(checkout / "bertgen")}
     assert held == package | {f"bertgen/kernels/{name}" for name in files_under(checkout / "kernels")}
-    assert {"bertgen/py.typed", "bertgen/kernels/attention.py"} < held
+    assert {"bertgen/py.typed", "bertgen/kernels/attention.py", "bertgen/demo/model.safetensors"} < held
 
 
 def test_wheel_metadata(distributions):
