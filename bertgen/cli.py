@@ -446,7 +446,7 @@ def _info(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
-        "ops": {name: f"{backend}: {why}" for name, backend, why in ops.explain("cuda" if gpus else "cpu")},
+        "ops": dict(ops.explain("cuda" if gpus else "cpu")),
     }
     if args.model:
         found["model"] = _describe(args.model)

@@ -80,7 +80,7 @@ class Projections(nn.Module):
         self.value = nn.Linear(source_size, config.hidden_size)
 
 
-def project(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
+def project(x: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
     """Several Linear layers on one input: x [T, K] -> one [T, N] each, in a single matmul where they can be fused."""
     fused = fused_weights(*layers)
     if fused is None:
@@ -88,7 +88,7 @@ def project(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
     return ops.linear(x, *fused).chunk(len(layers), dim=-1)
 
 
-def fused_weights(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+def fused_weights(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Weights and biases of equal Linear layers as one matrix and one vector, without a second copy.
 
     In inference the parameters are slices of one storage: if they are not (freshly loaded, moved, copied), each

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import BackendError
+import torch
+
 from .kernels.attention import attention_reference
 from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
 from .kernels.int4_matmul import int4_matmul_reference
@@ -20,25 +21,29 @@ from .kernels.layernorm_gelu import (
     gelu_layer_norm_reference,
     layer_norm_gelu_reference,
 )
-from .kernels.linear import linear_reference
+from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
 from .kernels.select import select_reference, warp_reference
-
-BACKENDS = ("auto", "reference")
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: what it computes, and a function per backend (each honours the reference's contract)."""
+    """One operator: what it computes, its reference in plain torch, and what else honours the same contract, when."""
 
     name: str
     meaning: str
     reference: Callable[..., Any]
+    cpu: str | None = None
 
 
 OPS = {
     op.name: op
     for op in (
-        Op("linear", "x W^T + b, with an activation as epilogue", linear_reference),
+        Op(
+            "linear",
+            "x W^T + b, with an activation as epilogue",
+            linear_reference,
+            cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements, else reference",
+        ),
         Op("attention", "packed self, cross and causal attention", attention_reference),
         Op("decode_attention", "one query per row over slot-table keys and values", decode_attention_reference),
         Op("cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference),
@@ -52,7 +57,6 @@ OPS = {
     )
 }
 
-linear = linear_reference
 attention = attention_reference
 decode_attention = decode_attention_reference
 cross_decode_attention = cross_decode_attention_reference
@@ -65,13 +69,15 @@ warp = warp_reference
 select = select_reference
 
 
-def check_backend(name: str) -> str:
-    """Return `name` where it is a backend that can run here; BackendError with the reason where not."""
-    if name not in BACKENDS:
-        raise BackendError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
-    return name
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
+) -> torch.Tensor:
+    """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
+    chosen = linear_onednn if onednn_takes(x, weight) else linear_reference
+    return chosen(x, weight, bias, activation)
 
 
-def explain(device: str = "cpu") -> list[tuple[str, str, str]]:
-    """For each operator: its name, the backend it takes on `device` ("cpu" or "cuda"), and why."""
-    return [(op.name, "reference", f"the only backend for {device} so far: plain torch") for op in OPS.values()]
+def explain(device: str = "cpu") -> list[tuple[str, str]]:
+    """For each operator: its name, and which backend it takes on `device` ("cpu" or "cuda") and why."""
+    only = f"reference: plain torch, the only backend for {device} so far"
+    return [(op.name, (op.cpu if device == "cpu" else None) or only) for op in OPS.values()]

@@ -1,0 +1,172 @@
+"""Operators against their equations in float64, and every other backend against the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bertgen.kernels.attention import attention_reference
+from bertgen.kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
+from bertgen.kernels.int4_matmul import int4_matmul_reference
+from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
+from bertgen.kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
+
+from bertgen import ops
+
+
+def close(got: torch.Tensor, exact: torch.Tensor, bound: float = 1e-5) -> bool:
+    """Largest error within the bound; NaN fails."""
+    error = (got.double() - exact).abs().max()
+    return bool(error <= bound)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 129])
+@pytest.mark.parametrize("shape", [(1024, 256), (768, 768), (257, 1031)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_products_round_like_the_reference(rows, shape, bias):
+    """It adds in another order, which doubles the mean error, of two units in the last place, and no more."""
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, shape[1]), torch.randn(shape) / math.sqrt(shape[1])
+    b = torch.randn(shape[0]) if bias else None
+    with torch.no_grad():
+        assert onednn_takes(x, weight)
+        exact = x.double() @ weight.double().T + (0 if b is None else b.double())
+        ours, plain = linear_onednn(x, weight, b), linear_reference(x, weight, b)
+        assert bool((ours - exact).abs().mean() <= 2.5 * (plain - exact).abs().mean())
+        assert close(ours, exact, 1e-5)
+        assert close(ops.linear(x, weight, b, "gelu"), torch.nn.functional.gelu(exact))
+        # A slice of a larger storage, as fused projections are.
+        whole = torch.cat((weight, weight))
+        assert close(linear_onednn(x, whole[shape[0] :], b), exact)
+
+
+def test_onednn_is_left_alone_where_it_does_not_fit():
+    x, weight = torch.randn(4, 512), torch.randn(512, 512)
+    assert not onednn_takes(x, weight)  # gradients
+    with torch.no_grad():
+        assert onednn_takes(x, weight)
+        assert not onednn_takes(x, weight[:, :256]) and not onednn_takes(x.T, weight)
+        assert not onednn_takes(x[:0], weight) and ops.linear(x[:0], weight).shape == (0, 512)
+        assert not onednn_takes(x.half(), weight.half())
+        assert not onednn_takes(x[:, :8].contiguous(), weight[:8, :8].contiguous())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ops.linear(x, weight).dtype == torch.bfloat16
+    assert ops.linear(x, weight.requires_grad_()).requires_grad and weight.numel() >= ONEDNN_ELEMENTS
+
+
+def exact_attention(q, k, v, visible):
+    """One row: q [Lq, H, D], k and v [Lk, H, D], visible bool [Lq, Lk]; 0 where a query sees nothing."""
+    scores = torch.einsum("qhd,khd->hqk", q.double(), k.double()) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~visible, -math.inf).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("hqk,khd->qhd", weights, v.double())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [([3, 3], [3, 3]), ([4, 1, 6], [4, 1, 6]), ([2, 5], [7, 0]), ([1], [9])])
+@pytest.mark.parametrize("limited", [False, True])
+def test_attention_of_packed_rows(causal, lengths, limited):
+    torch.manual_seed(0)
+    queries, keys = lengths
+    cu_q, cu_k = (torch.tensor([0, *x]).cumsum(0).int() for x in (queries, keys))
+    same = queries == keys
+    q, k, v = (torch.randn(n, 2, 8) for n in (sum(queries), sum(keys), sum(keys)))
+    start = None if same else torch.tensor([max(a - b, 0) for a, b in zip(keys, queries)])
+    key_len = torch.tensor([max(n - 1, 0) for n in keys]) if limited else None
+    got = attention_reference(
+        q, k, v, cu_q, cu_q if same else cu_k, max(queries), max(keys), causal=causal, q_start=start, key_len=key_len
+    )
+    for row, (a, b) in enumerate(zip(queries, keys)):
+        position = torch.arange(a)[:, None] + (0 if start is None else int(start[row]))
+        visible = torch.arange(b)[None] <= position if causal else torch.ones(a, b, dtype=torch.bool)
+        visible = visible & (torch.arange(b) < (b if key_len is None else int(key_len[row])))
+        mine, its = slice(cu_q[row], cu_q[row + 1]), slice(cu_k[row], cu_k[row + 1])
+        assert close(got[mine], exact_attention(q[mine], k[its], v[its], visible)), row
+
+
+@pytest.mark.parametrize("tabled", [False, True])
+def test_decode_attention_over_slots(tabled):
+    torch.manual_seed(0)
+    rows, capacity, length = 3, 7, 4
+    keys, values = (torch.randn(rows * capacity, 2, 8) for _ in range(2))
+    own = torch.arange(rows * capacity).view(rows, capacity)
+    table = own.clone()
+    if tabled:
+        table[0, :length], table[2, 1] = own[2, :length], own[1, 1]
+    unused = torch.ones(rows * capacity, dtype=torch.bool)
+    unused[table[:, : length + 1].flatten()] = False
+    keys[unused], values[unused] = math.nan, math.nan  # slots nobody may read
+    q, k, v = (torch.randn(rows, 2, 8) for _ in range(3))
+    before = keys.clone()
+    got = decode_attention_reference(q, k, v, keys, values, own[:, length], table if tabled else None, length)
+    for row in range(rows):
+        seen = table[row, : length + 1]
+        everything = torch.ones(1, length + 1, dtype=torch.bool)
+        assert close(got[row : row + 1], exact_attention(q[row : row + 1], keys[seen], values[seen], everything))
+    changed = (keys != before).flatten(1).any(1) & ~unused
+    assert changed.nonzero().flatten().tolist() == own[:, length].tolist() and torch.equal(keys[own[:, length]], k)
+
+
+def test_cross_attention_serves_all_rows_of_a_source():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(6, 2, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
+    mask = torch.tensor([[True, True, True, False, False], [False] * 5])
+    got = cross_decode_attention_reference(q, k, v, mask)
+    for row in range(6):
+        source = row // 3
+        assert close(got[row : row + 1], exact_attention(q[row : row + 1], k[source], v[source], mask[source][None]))
+    assert not got[3:].any()
+    assert not cross_decode_attention_reference(q, k[:, :0], v[:, :0]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_layer_norm_of_constant_rows_is_the_shift(dtype):
+    """eps 1e-12 vanishes in float16: statistics must not be taken there."""
+    x = torch.tensor([[3.0] * 64, [1e4] * 64], dtype=dtype)
+    weight, shift = torch.randn(64, dtype=dtype), torch.randn(64, dtype=dtype)
+    got = add_layer_norm_reference(x, None, None, weight, shift, 1e-12)
+    assert close(got, shift.double().expand(2, 64), 1e-2)
+
+
+def test_add_layer_norm_is_its_equation():
+    x, residual = torch.randn(5, 32), torch.randn(5, 32)
+    bias, weight, shift = torch.randn(3, 32)
+    total = (x + bias + residual).double()
+    centred = total - total.mean(1, keepdim=True)
+    exact = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double() + shift.double()
+    assert close(add_layer_norm_reference(x, bias, residual, weight, shift, 1e-5), exact)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_equal_transformers(name):
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-8, 12, 401)
+    assert close(activation_function(name)(x), ACT2FN[name](x).double(), 2e-6)
+
+
+@pytest.mark.parametrize("form", ["symmetric", "zero points", "codebook"])
+def test_int4_product_is_its_definition(form):
+    torch.manual_seed(0)
+    rows, columns, group = 6, 64, 32
+    nibbles = torch.randint(0, 16, (rows, columns))
+    scale, zero = torch.rand(rows, columns // group), torch.randint(0, 16, (rows, columns // group))
+    book = torch.linspace(-1, 1, 16)
+    weight = torch.empty(rows, columns, dtype=torch.float64)
+    for r in range(rows):
+        for c in range(columns):
+            n, g = int(nibbles[r, c]), c // group
+            value = {"symmetric": n - 8, "zero points": n - int(zero[r, g]), "codebook": float(book[n])}[form]
+            weight[r, c] = value * float(scale[r, g])
+    packed = (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).to(torch.uint8)
+    x, bias = torch.randn(3, columns), torch.randn(rows)
+    got = int4_matmul_reference(
+        x, packed, scale, zero if form == "zero points" else None, bias, book if form == "codebook" else None
+    )
+    assert close(got, x.double() @ weight.T + bias.double(), 1e-4)
+
+
+def test_every_operator_is_explained_and_callable():
+    told = dict(ops.explain("cpu"))
+    assert set(told) == set(ops.OPS) and "onednn" in told["linear"]
+    assert all(callable(getattr(ops, name)) for name in ops.OPS)
