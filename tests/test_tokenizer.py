@@ -18,9 +18,9 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertgen import tokenizer as module
 from bertgen.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from bertgen.tokenizer import AddedToken, AutoTokenizer, BertGenerationTokenizer
+from bertgen.tokenizer import bert_generation as module
 
 Theirs = transformers.BertGenerationTokenizer
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<::::>"]

@@ -12,95 +12,78 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import sentencepiece
 
-from .config import read_json, write_json
-from .errors import CheckpointError, ConfigError, InputError, UnsupportedError
-from .hub import resolve_file
+from ..config import read_json, write_json
+from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from ..hub import resolve_file
+from .encoding import (
+    PADDINGS,
+    SIDES,
+    TRUNCATIONS,
+    BatchEncoding,
+    Plan,
+    as_encoding,
+    checked_choice,
+    checked_positive,
+    cleaned_up,
+    pairs_of,
+    tensor_kind,
+    to_lists,
+    truncated,
+)
+from .tokens import AddedToken, read_added_tokens
 
 VOCAB_FILE = "spiece.model"
+
+
 CONFIG_FILE = "tokenizer_config.json"
+
+
 ADDED_TOKENS_FILE = "added_tokens.json"
+
+
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"  # written by transformers 4, not by 5
 
+
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
 NO_LIMIT = int(1e30)  # what transformers writes as model_max_length where there is none
+
+
 _LIMITED = int(1e20)
 
+
 _SP_OPTIONS = frozenset("enable_sampling nbest_size alpha add_bos add_eos reverse emit_unk_piece num_threads".split())
+
+
 # Keys of tokenizer_config.json that change nothing here. A path in the file is never opened.
 _INERT_KEYS = frozenset(
     "add_bos_token add_eos_token auto_map backend chat_template files_loaded init_inputs is_local local_files_only "
     "name_or_path processor_class special_tokens_map_file tokenizer_class tokenizer_file transformers_version use_fast "
     "verbose vocab_file".split()
 )
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+
+
 _OLD_KEYS = {"additional_special_tokens": "extra_special_tokens", "max_len": "model_max_length"}
 
-_TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-_PADDINGS = ("longest", "max_length", "do_not_pad")
-_SIDES = ("right", "left")
+
 # Made on first use and again after tokens were added.
 _TABLES = ("_pattern", "_token_of", "_byte_ids", "_text_of", "_text_of_ordinary", "_spaced_ids")
+
+
 # Under this many texts sentencepiece's batch call costs more than it saves, and so does another thread for less text:
 # it starts its threads anew in every call.
 _SMALL_BATCH = 64
+
+
 _CHARACTERS_PER_THREAD = 16384
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A string that is one token wherever it stands in a text.
-
-    Args:
-        content: the string.
-        single_word: only where a space or an end of the text is on either side.
-        lstrip, rstrip: white space on that side belongs to the token.
-        normalized: kept for the files of transformers; changes nothing here.
-        special: `skip_special_tokens` drops it.
-    """
-
-    content: str
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = True
-    special: bool = False
-
-    @classmethod
-    def of(cls, value: Any, special: bool = False) -> AddedToken:
-        """Read a string, a dict of a JSON file or a token object of transformers; ConfigError for anything else."""
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str):
-            return cls(value, special=special, normalized=not special)
-        get = value.get if isinstance(value, Mapping) else partial(getattr, value)
-        values = {f.name: get(f.name, f.default) for f in fields(cls)}
-        if not isinstance(values["content"], str) or {type(values[name]) for name in values if name != "content"} != {
-            bool
-        }:
-            raise ConfigError(f"a token must be a string or have content and flags, got {value!r}")
-        return cls(**values)
-
-
-class BatchEncoding(dict):
-    """What a tokenizer returns: `input_ids`, `attention_mask` and so on, as keys and as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}") from None
-
-    def to(self, device: Any, non_blocking: bool = False) -> BatchEncoding:
-        """Move the tensors to `device`, in place, and return the encoding."""
-        self.update((k, v.to(device, non_blocking=non_blocking)) for k, v in self.items() if hasattr(v, "to"))
-        return self
 
 
 class _SpecialToken:
@@ -185,10 +168,10 @@ class BertGenerationTokenizer:
         if not legacy:
             raise UnsupportedError("legacy=False (no space before the first word) is not supported")
         self.model_max_length = (
-            NO_LIMIT if model_max_length is None else _positive("model_max_length", model_max_length)
+            NO_LIMIT if model_max_length is None else checked_positive("model_max_length", model_max_length)
         )
-        self.padding_side = _choice("padding_side", padding_side, _SIDES)
-        self.truncation_side = _choice("truncation_side", truncation_side, _SIDES)
+        self.padding_side = checked_choice("padding_side", padding_side, SIDES)
+        self.truncation_side = checked_choice("truncation_side", truncation_side, SIDES)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.split_special_tokens = split_special_tokens
         self.model_input_names = list(model_input_names)
@@ -201,7 +184,7 @@ class BertGenerationTokenizer:
         self._model_proto = _read_model(vocab_file)
         self._load_sentencepiece()
 
-        self._added = _read_added_tokens(added_tokens_decoder or {})
+        self._added = read_added_tokens(added_tokens_decoder or {})
         self._ids = {token.content: index for index, token in self._added.items()}
         given = (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token)
         tokens = [None if token is None else AddedToken.of(token).content for token in given]
@@ -483,14 +466,14 @@ class BertGenerationTokenizer:
             text, text_target = text_target, None
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
         single = isinstance(text, str)
-        firsts, seconds = _pairs(text, text_pair)
+        firsts, seconds = pairs_of(text, text_pair)
         rows = self.encode_batch(firsts)
         pairs = iter(self.encode_batch([second for second in seconds if second is not None]))
         second_rows = [None if second is None else next(pairs) for second in seconds]
         if plan.limit is not None and plan.truncation != "do_not_truncate":
             for index, row in enumerate(rows):
                 if len(row) + len(second_rows[index] or ()) > plan.limit:
-                    cut = _truncate(row, second_rows[index], plan.limit, plan.truncation, self.truncation_side)
+                    cut = truncated(row, second_rows[index], plan.limit, plan.truncation, self.truncation_side)
                     rows[index], second_rows[index] = cut
         columns = {"input_ids": rows}
         if any(second is not None for second in seconds):
@@ -504,7 +487,7 @@ class BertGenerationTokenizer:
         # As transformers: one empty text stays empty, whatever the padding.
         if not (single and columns["input_ids"] == [[]]):
             self._pad_columns(columns, plan, padding_side)
-        encoding = _finish(columns, return_tensors, single and return_tensors is None)
+        encoding = as_encoding(columns, return_tensors, single and return_tensors is None)
         if text_target is not None:
             encoding["labels"] = self.encode(
                 text_target,
@@ -545,8 +528,8 @@ class BertGenerationTokenizer:
         if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
             raise InputError("expected an encoding, or a list of them, with input_ids")
         plan = self._plan(padding, False, max_length, pad_to_multiple_of)
-        return_tensors = return_tensors or _tensor_kind(encoded_inputs["input_ids"])
-        columns = {key: _to_lists(value) for key, value in encoded_inputs.items()}
+        return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
+        columns = {key: to_lists(value) for key, value in encoded_inputs.items()}
         if not columns["input_ids"]:
             return BatchEncoding(encoded_inputs, **({"attention_mask": []} if return_attention_mask else {}))
         single = not isinstance(columns["input_ids"][0], (list, tuple))
@@ -562,12 +545,12 @@ class BertGenerationTokenizer:
         self._pad_columns(columns, plan, padding_side)
         if single:
             columns = {key: rows[0] for key, rows in columns.items()}
-        return _finish(columns, return_tensors, False)
+        return as_encoding(columns, return_tensors, False)
 
     def _returns(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
 
-    def _plan(self, padding: Any, truncation: Any, max_length: Any, multiple: Any) -> _Plan:
+    def _plan(self, padding: Any, truncation: Any, max_length: Any, multiple: Any) -> Plan:
         """Check the options that decide on lengths and resolve their defaults."""
         if truncation is None:
             truncation = max_length is not None and padding is False
@@ -575,23 +558,23 @@ class BertGenerationTokenizer:
             truncation = "longest_first" if truncation else "do_not_truncate"
         if isinstance(padding, bool):
             padding = "longest" if padding else "do_not_pad"
-        truncation = _choice("truncation", truncation, _TRUNCATIONS)
-        padding = _choice("padding", padding, _PADDINGS)
-        limit = None if max_length is None else _positive("max_length", max_length)
+        truncation = checked_choice("truncation", truncation, TRUNCATIONS)
+        padding = checked_choice("padding", padding, PADDINGS)
+        limit = None if max_length is None else checked_positive("max_length", max_length)
         if limit is None and self.model_max_length < _LIMITED:
             limit = self.model_max_length
         if multiple is not None:
-            _positive("pad_to_multiple_of", multiple)
+            checked_positive("pad_to_multiple_of", multiple)
         if padding != "do_not_pad" and self.pad_token is None:
             raise ConfigError("padding needs a pad_token; this tokenizer has none")
         if limit is None and truncation != "do_not_truncate":
             warnings.warn("truncation without max_length: this tokenizer has no model_max_length", stacklevel=3)
         if limit and multiple and limit % multiple and truncation != "do_not_truncate" and padding != "do_not_pad":
             raise ConfigError(f"max_length {limit} is not a multiple of pad_to_multiple_of {multiple}")
-        return _Plan(padding, truncation, limit, multiple)
+        return Plan(padding, truncation, limit, multiple)
 
-    def _pad_columns(self, columns: dict[str, list[list[int]]], plan: _Plan, side: str | None) -> None:
-        side = _choice("padding_side", self.padding_side if side is None else side, _SIDES)
+    def _pad_columns(self, columns: dict[str, list[list[int]]], plan: Plan, side: str | None) -> None:
+        side = checked_choice("padding_side", self.padding_side if side is None else side, SIDES)
         rows = columns["input_ids"]
         length = max(map(len, rows)) if plan.padding == "longest" else plan.limit
         if plan.padding == "do_not_pad" or length is None:
@@ -648,7 +631,7 @@ class BertGenerationTokenizer:
         Raises:
             InputError: an id is no integer or outside the vocabulary (the id and the limit).
         """
-        rows = _to_lists(sequences)
+        rows = to_lists(sequences)
         if not isinstance(rows, (list, tuple)):
             raise InputError(f"expected rows of ids, got {type(sequences).__name__}")
         if rows and not isinstance(rows[0], (list, tuple)):
@@ -658,7 +641,7 @@ class BertGenerationTokenizer:
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
-        return [_clean_up(text) for text in decoded] if clean else decoded
+        return [cleaned_up(text) for text in decoded] if clean else decoded
 
     decode_batch = batch_decode
 
@@ -666,7 +649,7 @@ class BertGenerationTokenizer:
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
         """Text of one row of ids (or of one id), or a list of texts for rows of ids; arguments as `batch_decode`."""
-        ids = _to_lists(token_ids)
+        ids = to_lists(token_ids)
         is_batch = isinstance(ids, (list, tuple)) and len(ids) > 0 and isinstance(ids[0], (list, tuple))
         rows = ids if is_batch else [ids if isinstance(ids, (list, tuple)) else [ids]]
         decoded = self.batch_decode(rows, skip_special_tokens, clean_up_tokenization_spaces)
@@ -703,7 +686,7 @@ class BertGenerationTokenizer:
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Token of an id, or a list of tokens."""
-        ids = _to_lists(ids)
+        ids = to_lists(ids)
         if not isinstance(ids, (list, tuple)):
             return self._token_of[self._checked_ids([ids])[0]]
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
@@ -784,9 +767,9 @@ class BertGenerationTokenizer:
             revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )
         vocab_file = str(resolve_file(path_or_id, VOCAB_FILE, **hub))
-        saved = _read_optional(path_or_id, CONFIG_FILE, hub)
+        saved = read_optional(path_or_id, CONFIG_FILE, hub)
         if "added_tokens_decoder" not in saved:
-            saved |= _read_optional(path_or_id, SPECIAL_TOKENS_FILE, hub)
+            saved |= read_optional(path_or_id, SPECIAL_TOKENS_FILE, hub)
         for old, new in _OLD_KEYS.items():
             if (value := saved.pop(old, None)) and not saved.get(new):
                 saved[new] = value
@@ -803,7 +786,7 @@ class BertGenerationTokenizer:
                 special.update(AddedToken.of(token).content for token in options.get("extra_special_tokens") or ())
                 options["added_tokens_decoder"] = {
                     index: AddedToken.of(content, special=content in special)
-                    for content, index in _read_optional(path_or_id, ADDED_TOKENS_FILE, hub).items()
+                    for content, index in read_optional(path_or_id, ADDED_TOKENS_FILE, hub).items()
                 }
             return cls(vocab_file, **options)
         except (ConfigError, TypeError) as error:
@@ -821,64 +804,6 @@ class BertGenerationTokenizer:
         return f"{type(self).__name__}({self.vocab_file!r}, {len(self)} tokens, special: {self.special_tokens_map})"
 
 
-class _Plan(NamedTuple):
-    """How long rows may be and become: checked options of one call."""
-
-    padding: str
-    truncation: str
-    limit: int | None
-    multiple: int | None
-
-
-class AutoTokenizer:
-    """Finds the tokenizer class a checkpoint asks for."""
-
-    # What bertgen has, by the class name that configuration files hold.
-    CLASSES: ClassVar = {"BertGenerationTokenizer": BertGenerationTokenizer}
-    # The class name where the files hold none, by the model type of the encoder.
-    CLASS_OF_MODEL: ClassVar = {
-        "bert-generation": "BertGenerationTokenizer",
-        "bert": "BertTokenizer",
-        "roberta": "RobertaTokenizer",
-    }
-
-    @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike, **options: Any) -> BertGenerationTokenizer:
-        """Load the tokenizer of a directory or hub id; options as `BertGenerationTokenizer.from_pretrained`.
-
-        Raises:
-            UnsupportedError: the checkpoint's tokenizer is of a class that bertgen does not have (its name).
-            CheckpointError, ConfigError: as `BertGenerationTokenizer.from_pretrained`.
-        """
-        name = "BertGenerationTokenizer"
-        if not Path(path_or_id).is_file():
-            hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-            saved = _read_optional(path_or_id, CONFIG_FILE, hub)
-            config = _read_optional(path_or_id, "config.json", hub)
-            half = config.get("encoder")
-            model_type = (half if isinstance(half, dict) else config).get("model_type")
-            if model_type is not None:
-                name = cls.CLASS_OF_MODEL.get(model_type, f"for models of type {model_type!r}")
-            name = saved.get("tokenizer_class") or config.get("tokenizer_class") or name
-        if (found := cls.CLASSES.get(str(name).removesuffix("Fast"))) is None:
-            raise UnsupportedError(f"{path_or_id} has a tokenizer {name}; bertgen has {', '.join(cls.CLASSES)}")
-        return found.from_pretrained(path_or_id, **options)
-
-
-def _positive(name: str, value: Any) -> int:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole or value < 1:
-        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-    return int(value)
-
-
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    for choice in choices:
-        if value == choice:  # true for the enumerations of transformers, too
-            return choice
-    raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
 def _read_model(vocab_file: Any) -> bytes:
     if not isinstance(vocab_file, (str, os.PathLike)):
         raise ConfigError(f"vocab_file must be the path of a sentencepiece model, got {vocab_file!r}")
@@ -888,18 +813,8 @@ def _read_model(vocab_file: Any) -> bytes:
         raise CheckpointError(f"no sentencepiece model ({VOCAB_FILE}) at {vocab_file}: {error.strerror}") from error
 
 
-def _read_added_tokens(saved: Mapping[Any, Any]) -> dict[int, AddedToken]:
-    try:
-        added = {int(index): AddedToken.of(token) for index, token in saved.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"added_tokens_decoder must be a table of id -> token: {error}") from error
-    for index, token in added.items():
-        if index < 0 or not token.content:
-            raise ConfigError(f"added_tokens_decoder gives the token {token.content!r} the id {index}")
-    return added
-
-
-def _read_optional(path_or_id: str | os.PathLike, filename: str, hub: dict[str, Any]) -> dict[str, Any]:
+def read_optional(path_or_id: str | os.PathLike, filename: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """A JSON file of a tokenizer; empty where there is none."""
     path = resolve_file(path_or_id, filename, required=False, **hub)
     return {} if path is None else read_json(path)
 
@@ -908,100 +823,3 @@ def _target(directory: str | os.PathLike, prefix: str | None, filename: str) -> 
     if not Path(directory).is_dir():
         raise CheckpointError(f"{directory} is no directory; {filename} is written into one")
     return Path(directory) / (f"{prefix}-{filename}" if prefix else filename)
-
-
-def _pairs(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
-    """Texts and their second texts (None where there is none) of a call's arguments."""
-    if isinstance(text, str):
-        if text_pair is not None and not isinstance(text_pair, str):
-            raise InputError(f"text is one str, so text_pair must be one too, got {type(text_pair).__name__}")
-        return [text], [text_pair]
-    if not isinstance(text, (list, tuple)):
-        raise InputError(f"text must be a str or a list of str, got {type(text).__name__}")
-    if not text:
-        raise InputError("the batch holds no text")
-    if text_pair is not None:
-        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
-            raise InputError(f"text is a list of {len(text)}, so text_pair must be one of that length")
-        for index, second in enumerate(text_pair):
-            if not isinstance(second, str):
-                raise InputError(f"text_pair {index} must be a str, got {type(second).__name__}")
-        return list(text), list(text_pair)
-    firsts, seconds = [], []
-    for index, item in enumerate(text):
-        if isinstance(item, (list, tuple)):
-            if len(item) not in (1, 2) or not all(isinstance(one, str) for one in item):
-                raise InputError(f"text {index} must be a str or a pair of str, got {item!r}")
-            firsts.append(item[0])
-            seconds.append(item[1] if len(item) == 2 else None)
-        else:
-            firsts.append(item)
-            seconds.append(None)
-    return firsts, seconds
-
-
-def _truncate(
-    row: list[int], second: list[int] | None, limit: int, strategy: str, side: str
-) -> tuple[list[int], list[int] | None]:
-    """Shorten a row and its second row (if any) to `limit` tokens together, as transformers does."""
-
-    def keep(ids: list[int], drop: int) -> list[int]:
-        return ids[: max(len(ids) - drop, 0)] if side == "right" else ids[drop:]
-
-    excess = len(row) + len(second or ()) - limit
-    if strategy == "only_first" or (strategy == "longest_first" and second is None):
-        return keep(row, excess), second
-    if second is None or strategy == "only_second":
-        return row, second and keep(second, excess)
-    # First level the two, then take from both in turn.
-    level = min(abs(len(row) - len(second)), excess)
-    half = (excess - level) // 2
-    drop = level + half if len(row) > len(second) else half
-    return keep(row, drop), keep(second, excess - drop)
-
-
-def _tensor_kind(value: Any) -> str | None:
-    one = value[0] if isinstance(value, (list, tuple)) and value else value
-    return {"torch": "pt", "numpy": "np"}.get(type(one).__module__.split(".")[0])
-
-
-def _to_lists(value: Any) -> Any:
-    """Turn tensors and arrays, or a list of them, into lists of numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, (list, tuple)) and value and hasattr(value[0], "tolist"):
-        return [_to_lists(one) for one in value]
-    return value
-
-
-def _finish(columns: dict[str, Any], return_tensors: str | None, unwrap: bool) -> BatchEncoding:
-    """Turn padded rows into what the caller asked for."""
-    if unwrap:
-        return BatchEncoding({key: rows[0] for key, rows in columns.items()})
-    if return_tensors is None:
-        return BatchEncoding(columns)
-    if return_tensors not in ("pt", "np"):
-        raise ConfigError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
-    import numpy
-
-    tensors: dict[str, Any] = {}
-    for key, rows in columns.items():
-        lengths = {len(row) for row in rows if isinstance(row, list)} if isinstance(rows, list) else set()
-        if len(lengths) > 1:
-            raise InputError(
-                f"rows of {key} have {min(lengths)} to {max(lengths)} tokens, so they form no tensor; use padding=True "
-                "(and truncation=True with max_length)"
-            )
-        array = numpy.array(rows)
-        tensors[key] = array if array.dtype.kind == "f" and array.size else array.astype(numpy.int64, copy=False)
-    if return_tensors == "pt":
-        import torch
-
-        tensors = {key: torch.from_numpy(array) for key, array in tensors.items()}
-    return BatchEncoding(tensors)
-
-
-def _clean_up(text: str) -> str:
-    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(spaced, spaced.strip())
-    return text
