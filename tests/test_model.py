@@ -19,7 +19,7 @@ from bertgen import (
     InputError,
     UnsupportedError,
 )
-from bertgen.layers import fused_weights
+from bertgen.layers import AddNorm, fused_weights, project
 
 CASES = 150
 TINY = dict(
@@ -196,6 +196,31 @@ def test_each_dropout_probability_is_used(place):
     assert not torch.equal(encoder(ids).last_hidden_state, encoder(ids).last_hidden_state)
 
 
+def test_the_end_of_each_block_drops_out():
+    """The dropout of the embeddings alone would satisfy the test above."""
+    block = AddNorm(32, BertGenerationConfig(**TINY, hidden_dropout_prob=0.5)).train()
+    x, residual = torch.randn(4, 32), torch.randn(4, 32)
+    assert not torch.equal(block(x, residual), block(x, residual))
+    block.eval()
+    assert torch.equal(block(x, residual), block(x, residual))
+
+
+@pytest.mark.parametrize("start", [START, PAD])
+def test_labels_with_holes_equal_transformers(start):
+    """A hole becomes padding in the decoder's input, which later positions do not see; so does a start that is pad."""
+    twins = make_twins(11)
+    twins.model.config.decoder_start_token_id = twins.oracle.config.decoder_start_token_id = start
+    vocabulary = twins.model.config.decoder.vocab_size
+    ids, labels = torch.randint(3, vocabulary, (3, 6)) % 37, torch.randint(3, vocabulary, (3, 7))
+    labels[0, 2], labels[1, 3:5], labels[2, 5:] = -100, -100, -100
+    expected, got = (m(input_ids=ids, labels=labels) for m in (twins.oracle, twins.model))
+    # Position 0 of a masked start sees nothing at all; eager attention averages there, which means nothing.
+    read = ((labels != -100) & (torch.arange(7) >= (start == PAD)))[..., None]
+    assert distance(got.logits * read, expected.logits * read) <= 2e-5
+    if start != PAD:
+        assert distance(got.loss, expected.loss) <= 1e-5
+
+
 def _other(place: str) -> str:
     return ({"hidden_dropout_prob", "attention_probs_dropout_prob"} - {place}).pop()
 
@@ -224,6 +249,19 @@ def test_fused_projections_survive_what_users_do_to_models(change):
         assert distance(model(ids, labels=ids).logits, expected) <= 1e-5 < 0.1 < distance(changed, expected)
         weight, _ = fused_weights(projections.query, projections.key, projections.value)
         assert weight.data_ptr() == projections.query.weight.data_ptr()
+
+
+def test_projections_in_one_storage_but_not_in_order_are_not_taken_for_fused():
+    """A file that was mapped into memory is one storage; its tensors may lie in any order."""
+    layers = [torch.nn.Linear(8, 8) for _ in range(3)]
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        expected = [layer(x) for layer in layers]
+        for name in ("weight", "bias"):
+            whole = torch.cat([getattr(layer, name) for layer in reversed(layers)])
+            for layer, piece in zip(reversed(layers), whole.chunk(3)):
+                getattr(layer, name).data = piece
+        assert all(distance(a, b) <= 1e-6 for a, b in zip(project(x, *layers), expected))
 
 
 def test_fusing_under_inference_mode_leaves_trainable_parameters():
