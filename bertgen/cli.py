@@ -303,7 +303,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes], str]:
     """Name, lines and format of what `run` reads where it writes to stdout; each line has an end."""
-    from .jobs import FORMAT_OF_SUFFIX, open_input
+    from .files import open_input
+    from .jobs import FORMAT_OF_SUFFIX
 
     if args.text:
         return "arguments", (os.fsencode(text) + b"\n" for text in args.text), "text"

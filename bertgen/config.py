@@ -383,6 +383,12 @@ class GenerationConfig(_Config):
             return _token_id(value, name)
         return _flag(value, name)
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The ids that end an output: `eos_token_id` as a list, empty where it is not set."""
+        end = self.eos_token_id
+        return [] if end is None else end if isinstance(end, list) else [end]
+
     def to_dict(self) -> dict[str, Any]:
         """The options that are set, and the keys that came from a file."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}

@@ -332,7 +332,7 @@ class Generator:
             generator = torch.Generator(self.model.device).manual_seed(seed)
         found = self.model.generate(input_ids=ids, attention_mask=mask, generator=generator, **call.options)
         assert isinstance(found, GenerateOutput)
-        rows = _cut(found.sequences[:, 1:].tolist(), call.settled.eos_token_id)
+        rows = _cut(found.sequences[:, 1:].tolist(), call.settled.end_tokens)
         scores = [None] * len(rows) if found.sequences_scores is None else found.sequences_scores.tolist()
         if call.scores and found.sequences_scores is None:
             scores = self._scores(ids, mask, rows, call.settled)
@@ -486,9 +486,8 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield window
 
 
-def _cut(rows: list[list[int]], end: int | list[int] | None) -> list[list[int]]:
+def _cut(rows: list[list[int]], ends: list[int]) -> list[list[int]]:
     """Rows up to their first end token; behind it there is only padding."""
-    ends = set() if end is None else {end} if isinstance(end, int) else set(end)
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 

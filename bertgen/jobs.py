@@ -15,9 +15,10 @@ from collections import abc, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .errors import ConfigError, InputError, OutputError
+from .files import open_input
 from .generator import LOOKAHEAD, Generator, Output
 
 FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -322,14 +323,6 @@ def _dump(values: dict[str, Any]) -> bytes:
         return json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
         return json.dumps(values).encode()
-
-
-def open_input(path: str | os.PathLike) -> BinaryIO:
-    """Open a file of the user's for reading bytes; InputError where that fails."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class NewFile:

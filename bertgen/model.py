@@ -503,8 +503,13 @@ class EncoderDecoderModel(PretrainedModel):
             raise InputError("generate needs input_ids, once")
         ids = inputs if input_ids is None else input_ids
         settled = search.settle(GenerationConfig.of_call(options), generation_config, self.generation_config)
-        pad, end = settled.pad_token_id, settled.eos_token_id
-        if attention_mask is None and settled.infer_attention_mask and pad is not None and pad not in _as_list(end):
+        pad = settled.pad_token_id
+        if (
+            attention_mask is None
+            and settled.infer_attention_mask
+            and pad is not None
+            and pad not in settled.end_tokens
+        ):
             attention_mask = check_tokens(ids, None, self.config.encoder) != pad
         tokens, states = self._encoded(ids, attention_mask, position_ids)
         prefix = torch.full((ids.shape[0], 1), settled.decoder_start_token_id, device=ids.device)
@@ -553,10 +558,6 @@ class _Steps:
 
 def _either(given: bool | None, default: bool) -> bool:
     return default if given is None else given
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, items: int | torch.Tensor | None) -> torch.Tensor:

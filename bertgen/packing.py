@@ -39,11 +39,6 @@ class Packing:
         cu = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         return cls(cu, int(lengths.max()), (rows, length), mask.flatten().nonzero().squeeze(1))
 
-    @property
-    def lengths(self) -> torch.Tensor:
-        """int32 [B], tokens of each row."""
-        return self.cu[1:] - self.cu[:-1]
-
     def mask(self) -> torch.Tensor | None:
         """bool [B, L], True at real tokens; None where all are."""
         if self.index is None:

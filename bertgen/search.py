@@ -65,7 +65,7 @@ def settle(call: GenerationConfig, passed: GenerationConfig | None, own: Generat
     values.setdefault("max_length", 1 + GenerationConfig.DEFAULT_NEW_TOKENS)
     values.setdefault("decoder_start_token_id", values.get("bos_token_id"))
     if values.get("eos_token_id") is not None and values.get("pad_token_id") is None:
-        values["pad_token_id"] = _end_tokens(options)[0]
+        values["pad_token_id"] = options.end_tokens[0]
     options = GenerationConfig.from_dict({**GenerationConfig.DEFAULTS, **values})
 
     beams, outputs = options.num_beams, options.num_return_sequences
@@ -82,11 +82,6 @@ def settle(call: GenerationConfig, passed: GenerationConfig | None, own: Generat
     if options.min_length > options.max_length:
         raise ConfigError(f"min_length {options.min_length} is more than max_length {options.max_length}")
     return options
-
-
-def _end_tokens(options: GenerationConfig) -> list[int]:
-    end = options.eos_token_id
-    return [] if end is None else end if isinstance(end, list) else [end]
 
 
 def process(scores: torch.Tensor, history: torch.Tensor, options: GenerationConfig) -> torch.Tensor:
@@ -106,7 +101,7 @@ def process(scores: torch.Tensor, history: torch.Tensor, options: GenerationConf
         repeats = (ngrams[..., :-1] == history[:, None, length - size + 1 :]).all(-1)
         rows, places = repeats.nonzero(as_tuple=True)
         scores = scores.index_put((rows, ngrams[rows, places, -1]), scores.new_tensor(-torch.inf))
-    end = _end_tokens(options)
+    end = options.end_tokens
     if end and length < options.min_length:
         scores = scores.index_fill(1, torch.tensor(end, device=scores.device), -torch.inf)
     return scores
@@ -134,7 +129,7 @@ class Sampling:
         self.sequences = rows.new_full((rows.shape[0], options.max_length), fill)
         self.sequences[:, : self.length] = rows
         self.fill, self.tokens = fill, rows
-        self.end = rows.new_tensor(_end_tokens(options))
+        self.end = rows.new_tensor(options.end_tokens)
         self.alive = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
         self.rows = torch.arange(rows.shape[0], device=rows.device)  # which sequence each decoder row writes
         self.scores: list[torch.Tensor] = []
@@ -187,7 +182,7 @@ class BeamSearch:
         sources, self.prefix = prefix.shape
         beams, device = options.num_beams, prefix.device
         self.beams, self.length = beams, self.prefix
-        self.end = prefix.new_tensor(_end_tokens(options))
+        self.end = prefix.new_tensor(options.end_tokens)
         self.candidates = max(2, 1 + self.end.numel()) * beams
         # Behind the last token of a shorter hypothesis: the pad id, and the end id where the pad id is 0 or unset.
         self.fill = options.pad_token_id or (int(self.end[0]) if self.end.numel() else 0)

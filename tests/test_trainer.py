@@ -371,7 +371,7 @@ def test_columns_line_ends_and_byte_order_mark(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_bytes("\ufeff1\tja\tyes\r\n2\tnein\u2028!\tno\r\n".encode())
     assert read_pairs(path, 3, 2) == [("yes", "ja"), ("no", "nein\u2028!")]
-    with pytest.raises(InputError, match=r"missing\.tsv: No such file"):
+    with pytest.raises(InputError, match=r"missing\.tsv cannot be read: No such file"):
         read_pairs(tmp_path / "missing.tsv")
 
 

@@ -7,12 +7,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import ConfigError, InputError
+from ..files import open_input
 from ..tokenizer import BertGenerationTokenizer
 
 IGNORED = -100
@@ -49,14 +50,6 @@ def read_pairs(path: str | Path, source_column: int = 1, target_column: int = 2)
     if not pairs:
         raise InputError(f"{path}: no pairs")
     return pairs
-
-
-def open_input(path: str | Path) -> BinaryIO:
-    """Open a file of the user's for reading bytes; InputError where that fails."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def train_vocabulary(pairs: Sequence[tuple[str, str]], vocab_size: int, path: Path) -> None:
