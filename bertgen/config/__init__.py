@@ -1,0 +1,7 @@
+"""Configurations: what a model is, and how it generates. Unknown names raise; values are checked when they are set."""
+
+from .base import read_json as read_json
+from .base import write_json as write_json
+from .generation import GenerationConfig as GenerationConfig
+from .model import BertGenerationConfig as BertGenerationConfig
+from .model import EncoderDecoderConfig as EncoderDecoderConfig

@@ -1,0 +1,121 @@
+"""What all configurations share: named options with checked values, and JSON files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+
+# Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
+INERT_KEYS = frozenset(
+    "architectures attn_implementation chunk_size_feed_forward classifier_dropout directionality dtype finetuning_task "
+    "gradient_checkpointing id2label is_encoder_decoder label2id name_or_path output_attentions "
+    "position_embedding_type problem_type pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+    "pooler_size_per_head pooler_type prefix sep_token_id task_specific_params tokenizer_class torch_dtype "
+    "transformers_version type_vocab_size xla_device".split()
+)
+
+
+@dataclass(init=False)
+class Config:
+    """A set of named options with checked values; keys without a meaning here are kept in `extra`."""
+
+    extra: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __init__(self, **options: Any):
+        object.__setattr__(self, "extra", {})
+        known = {f.name: f for f in fields(self) if f.name != "extra"}
+        for name in options:
+            if name not in known and name not in INERT_KEYS:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
+        for name, f in known.items():
+            setattr(self, name, options.get(name, f.default))
+        self.extra.update((name, options[name]) for name in options if name not in known)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__:
+            if name not in INERT_KEYS:
+                raise ConfigError(f"{type(self).__name__} has no option {name!r}")
+            self.extra[name] = value
+            return
+        object.__setattr__(self, name, self._checked(name, value))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        return value
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any):
+        """Build from the content of a JSON file, keeping keys that mean nothing here; `overrides` are options."""
+        names = {f.name for f in fields(cls)} - {"extra"}
+        config = cls(**{**{name: value for name, value in values.items() if name in names}, **overrides})
+        config.extra.update((k, v) for k, v in values.items() if k not in names and k != "model_type")
+        return config
+
+
+def check_integer(low: int, value: Any, name: str) -> int:
+    """The value as it is, an integer of at least `low`; ConfigError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise ConfigError(f"{name} must be an integer from {low} to {2**31 - 1}, got {value!r}")
+    return value
+
+
+def check_number(low: float, high: float, value: Any, name: str) -> float:
+    """The value as a float from `low` to `high`; ConfigError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a number from {low} to {high}, got {value!r}")
+    return float(value)
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """The value as it is, True or False; ConfigError for anything else."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_token_id(value: Any, name: str) -> int | None:
+    """The value as it is, an id or None; ConfigError for anything else."""
+    return None if value is None else check_integer(0, value, name)
+
+
+def check_token_ids(value: Any, name: str) -> int | list[int] | None:
+    """The value as it is, an id, a list of ids or None; ConfigError for anything else."""
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ConfigError(f"{name} is an empty list")
+        return [check_integer(0, v, name) for v in value]
+    return check_token_id(value, name)
+
+
+def split_hub_options(options: dict[str, Any], hub: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options without those of the hub, and those of the hub."""
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    return {k: v for k, v in options.items() if k not in names}, {
+        **{k: v for k, v in options.items() if k in names},
+        **(hub or {}),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; CheckpointError with the file's name where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,180 @@
+"""What a model is: its halves, and the encoder-decoder that joins them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import ConfigError, UnsupportedError
+from ..hub import resolve_file
+from .base import (
+    Config,
+    check_flag,
+    check_integer,
+    check_number,
+    check_token_id,
+    check_token_ids,
+    read_json,
+    split_hub_options,
+    write_json,
+)
+
+
+@dataclass(init=False)
+class BertGenerationConfig(Config):
+    """Shape and options of one half: a BertGeneration encoder or decoder (Rothe et al. 2020, arXiv 1907.12461).
+
+    Names and defaults are those of transformers' `BertGenerationConfig`.
+    """
+
+    model_type: ClassVar[str] = "bert-generation"
+
+    vocab_size: int = 50358
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 1
+    use_cache: bool = True
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    cross_attention_hidden_size: int | None = None
+    return_dict: bool = True
+    output_hidden_states: bool = False
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            return check_integer(1, value, name)
+        if name == "num_hidden_layers":
+            return check_integer(0, value, name)
+        if name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            return check_number(0.0, 1.0, value, name)
+        if name in ("initializer_range", "layer_norm_eps"):
+            return check_number(0.0, float("inf"), value, name)
+        if name in ("pad_token_id", "bos_token_id", "cross_attention_hidden_size"):
+            return check_token_id(value, name)
+        if name == "eos_token_id":
+            return check_token_ids(value, name)
+        if name == "hidden_act":
+            if not isinstance(value, str):
+                raise ConfigError(f"hidden_act must be the name of an activation, got {value!r}")
+            return value
+        return check_flag(value, name)
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of one attention head; ConfigError where the heads do not divide the hidden size."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self.hidden_size // self.num_attention_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of config.json, in the form transformers reads."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, **own, "model_type": self.model_type}
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
+        """Read `config.json` of a directory or hub id; `overrides` replace single options.
+
+        Args:
+            path_or_id: directory or hub id.
+            hub: `revision`, `cache_dir`, `token`, `local_files_only` (see `bertgen.hub.resolve_file`).
+        """
+        overrides, hub = split_hub_options(overrides, hub)
+        return cls.from_dict(read_json(resolve_file(path_or_id, "config.json", **hub)), **overrides)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `config.json` into `directory`."""
+        write_json(Path(directory) / "config.json", self.to_dict())
+
+
+def _half(value: Any, name: str) -> BertGenerationConfig:
+    if isinstance(value, BertGenerationConfig):
+        return value
+    if hasattr(value, "to_dict"):  # a configuration object of transformers
+        value = value.to_dict()
+    if not isinstance(value, dict):
+        raise ConfigError(f"EncoderDecoderConfig needs {name}= (a dict or a BertGenerationConfig), got {value!r}")
+    kind = value.get("model_type", BertGenerationConfig.model_type)
+    if kind != BertGenerationConfig.model_type:
+        raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of kind 'bert-generation'")
+    return BertGenerationConfig.from_dict(value)
+
+
+@dataclass(init=False)
+class EncoderDecoderConfig(Config):
+    """Two halves that form a sequence-to-sequence model.
+
+    Args:
+        encoder, decoder: `BertGenerationConfig` or a dict of its options.
+        tie_encoder_decoder: the decoder's weights serve as the encoder's too (all but cross-attention and LM head).
+        pad_token_id, decoder_start_token_id, bos_token_id, eos_token_id: needed to build decoder inputs from labels.
+    """
+
+    model_type: ClassVar[str] = "encoder-decoder"
+
+    encoder: BertGenerationConfig = None  # a dict becomes one; None is refused
+    decoder: BertGenerationConfig = None
+    pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_encoder_decoder: bool = False
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    return_dict: bool = True
+    output_hidden_states: bool = False
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name in ("encoder", "decoder"):
+            return _half(value, name)
+        if name in ("pad_token_id", "decoder_start_token_id", "bos_token_id"):
+            return check_token_id(value, name)
+        if name == "eos_token_id":
+            return check_token_ids(value, name)
+        return check_flag(value, name)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return True
+
+    @classmethod
+    def from_encoder_decoder_configs(cls, encoder_config, decoder_config, **options: Any) -> EncoderDecoderConfig:
+        """Join two halves; the decoder becomes one (causal, with cross-attention)."""
+        decoder = _half(decoder_config, "decoder")
+        decoder.is_decoder = decoder.add_cross_attention = True
+        return cls(encoder=encoder_config, decoder=decoder, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of config.json, in the form transformers reads."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        own |= {"encoder": self.encoder.to_dict(), "decoder": self.decoder.to_dict()}
+        return {**self.extra, **own, "is_encoder_decoder": True, "model_type": self.model_type}
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
+        """Read `config.json` of a directory or hub id, as `BertGenerationConfig.from_pretrained` does."""
+        overrides, hub = split_hub_options(overrides, hub)
+        values = read_json(resolve_file(path_or_id, "config.json", **hub))
+        kind = values.get("model_type")
+        if kind != cls.model_type:
+            raise UnsupportedError(f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'")
+        return cls.from_dict(values, **overrides)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `config.json` into `directory`."""
+        write_json(Path(directory) / "config.json", self.to_dict())
