@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .config import BertConfig as BertConfig
     from .config import BertGenerationConfig as BertGenerationConfig
     from .config import EncoderDecoderConfig as EncoderDecoderConfig
     from .config import GenerationConfig as GenerationConfig
+    from .config import RobertaConfig as RobertaConfig
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
     from .errors import CheckpointError as CheckpointError
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
     from .generator import pipeline as pipeline
     from .model import BertGenerationDecoder as BertGenerationDecoder
     from .model import BertGenerationEncoder as BertGenerationEncoder
+    from .model import BertLMHeadModel as BertLMHeadModel
+    from .model import BertModel as BertModel
     from .model import EncoderDecoderModel as EncoderDecoderModel
+    from .model import RobertaForCausalLM as RobertaForCausalLM
+    from .model import RobertaModel as RobertaModel
     from .tokenizer import AutoTokenizer as AutoTokenizer
     from .tokenizer import BertGenerationTokenizer as BertGenerationTokenizer
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "config": ("BertGenerationConfig", "EncoderDecoderConfig", "GenerationConfig"),
+    "config": ("BertConfig", "BertGenerationConfig", "EncoderDecoderConfig", "GenerationConfig", "RobertaConfig"),
     "errors": (
         "BackendError",
         "BertgenError",
@@ -40,7 +46,15 @@ _PUBLIC = {
         "UnsupportedError",
     ),
     "generator": ("Generator", "Output", "pipeline"),
-    "model": ("BertGenerationDecoder", "BertGenerationEncoder", "EncoderDecoderModel"),
+    "model": (
+        "BertGenerationDecoder",
+        "BertGenerationEncoder",
+        "BertLMHeadModel",
+        "BertModel",
+        "EncoderDecoderModel",
+        "RobertaForCausalLM",
+        "RobertaModel",
+    ),
     "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

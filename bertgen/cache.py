@@ -50,30 +50,46 @@ class Cache:
         capacity = max(positions, 2 * self.capacity)
         self._resize(torch.arange(self.rows, device=self._own.device), capacity)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Append the new positions of one layer and attend to all of each row's history, causally.
 
         Args:
             layer: which layer.
             q, k, v: [rows * T, heads, head_dim], T new positions per row, rows after one another.
+            key_mask: bool [rows, positions so far + T], False hides a key; None where all are seen.
 
         Returns:
             [rows * T, heads, head_dim]. The positions count once `advance(T)` was called, after the last layer.
         """
-        new = q.shape[0] // self.rows
-        keys, values, start, end = self._keys[layer], self._values[layer], self.length, self.length + new
-        slots = self._own[:, start:end].flatten()
-        if new == 1:
-            return ops.decode_attention(q, k, v, keys, values, slots, self._seen, start)
-        keys.index_copy_(0, slots, k)
-        values.index_copy_(0, slots, v)
+        new, start = q.shape[0] // self.rows, self.length
+        if new == 1 and key_mask is None:
+            slots = self._own[:, start]
+            return ops.decode_attention(q, k, v, self._keys[layer], self._values[layer], slots, self._seen, start)
+        keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
-        if start == 0:
-            return ops.attention(q, k, v, cu_q, cu_q, new, new, causal=True)
-        history = (self._own if self._seen is None else self._seen)[:, :end].flatten()
-        cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * end
-        q_start = torch.full((self.rows,), start, device=q.device)
-        return ops.attention(q, keys[history], values[history], cu_q, cu_k, new, end, causal=True, q_start=q_start)
+        cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
+        q_start = torch.full((self.rows,), start, device=q.device) if start else None
+        return ops.attention(
+            q, keys, values, cu_q, cu_k, new, start + new, causal=True, q_start=q_start, key_mask=key_mask
+        )
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append new positions [rows * T, heads, head_dim] of one layer, without attending.
+
+        Returns:
+            All keys and values of each row so far, [rows, positions so far + T, heads, head_dim].
+        """
+        end = self.length + k.shape[0] // self.rows
+        slots = self._own[:, self.length : end].flatten()
+        pairs = ((self._keys[layer], k), (self._values[layer], v))
+        for pool, new in pairs:
+            pool.index_copy_(0, slots, new)
+        if self.length == 0:
+            return k.unflatten(0, (self.rows, -1)), v.unflatten(0, (self.rows, -1))
+        history = (self._own if self._seen is None else self._seen)[:, :end]
+        return self._keys[layer][history], self._values[layer][history]
 
     def advance(self, positions: int) -> None:
         """Count the positions that the layers of one forward wrote."""
@@ -88,11 +104,15 @@ class Cache:
         """Whether the encoder's keys and values are here."""
         return bool(self._cross) and self._cross[0] is not None
 
-    def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """Attend from q [rows * T, heads, head_dim] to the source of each row."""
+    def cross(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values [sources, length, heads, head_dim] that `set_cross` kept."""
         pair = self._cross[layer]
         assert pair is not None, "cross-attention before set_cross"
-        return ops.cross_decode_attention(q, *pair, self.source_mask)
+        return pair
+
+    def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """Attend from q [rows * T, heads, head_dim] to the source of each row."""
+        return ops.cross_decode_attention(q, *self.cross(layer), self.source_mask)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row r continues the history of row `rows[r]` (int64 [rows]) of the same source; its slots stay its own."""

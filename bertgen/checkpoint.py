@@ -122,6 +122,24 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
+def fold_embeddings(state: dict[str, torch.Tensor], first: int) -> tuple[dict[str, torch.Tensor], int]:
+    """Make a BERT's embeddings a sum of two: token type 0 joins the positions, which then begin with row `first`.
+
+    Returns:
+        The tensors with the new table of positions and without token types, and how many positions there are.
+
+    Raises:
+        CheckpointError: there are no such tables.
+    """
+    tables = {name.rpartition(".embeddings.")[2]: name for name in state if name.endswith("_embeddings.weight")}
+    tables = {name.removeprefix("embeddings."): full for name, full in tables.items()}
+    positions, types = tables.get("position_embeddings.weight"), tables.get("token_type_embeddings.weight")
+    if positions is None or types is None:
+        raise CheckpointError(f"fold_embeddings needs tables of positions and token types; there are {list(tables)}")
+    folded = state[positions][first:] + state[types][0]
+    return {**{name: t for name, t in state.items() if name != types}, positions: folded}, folded.shape[0]
+
+
 def save_state(
     directory: Path, state: dict[str, torch.Tensor], *, safe_serialization: bool, max_shard_size: int | str,
     aliases: dict[str, str] | None = None,

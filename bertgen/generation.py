@@ -84,7 +84,7 @@ class Steps:
 
     def __init__(self, decoder: Any, source: Packing, states: torch.Tensor, width: int):
         self.decoder = decoder
-        self.cache = decoder.bert.new_cache(source.shape[0] * width, FIRST_CAPACITY, states)
+        self.cache = decoder.body.new_cache(source.shape[0] * width, FIRST_CAPACITY, states)
         self.cache.source_mask = source.mask()
         self.source: tuple[torch.Tensor, Packing] | None = (states, source)
 
@@ -97,10 +97,10 @@ class Steps:
         context = AttentionContext(
             Packing.full(rows, length, tokens.device), True, cache=self.cache, source=self.source
         )
-        hidden = self.decoder.bert.packed(tokens.flatten(), positions, context)
+        hidden = self.decoder.body.packed(tokens.flatten(), positions, context)
         self.cache.advance(length)
         self.source = None  # its keys and values are in the cache now
-        return self.decoder.lm_head(hidden if length == 1 else hidden[length - 1 :: length])
+        return self.decoder.head(hidden if length == 1 else hidden[length - 1 :: length])
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row r goes on from where row rows[r] is."""

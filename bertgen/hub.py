@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from .errors import CheckpointError
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+
+
+def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options without those of `resolve_file`, and those."""
+    return (
+        {name: value for name, value in options.items() if name not in OPTIONS},
+        {name: value for name, value in options.items() if name in OPTIONS},
+    )
 
 
 def local_directory(path_or_id: str | os.PathLike) -> Path | None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from .config import BertGenerationConfig
-from .errors import InputError, UnsupportedError
+from .config import BertConfig, BertGenerationConfig
+from .errors import InputError
 from .packing import Packing
 
 
-def refuse_attentions(asked: bool | None) -> None:
-    """Attention probabilities are not returned yet."""
-    if asked:
-        raise UnsupportedError("output_attentions=True is not supported")
+def either(given: bool | None, default: bool) -> bool:
+    """The option of a call, or that of the configuration where the call has none."""
+    return default if given is None else given
 
 
 def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:
@@ -55,26 +54,60 @@ def check_labels(labels: torch.Tensor, shape: tuple[int, ...]) -> None:
 
 def check_mask(mask: torch.Tensor | None, rows: int, length: int, name: str) -> torch.Tensor | None:
     """The mask, if it is [rows, length]."""
-    if mask is not None and mask.dim() != 2:
-        raise UnsupportedError(f"{name} must be [batch, length], got shape {tuple(mask.shape)}")
     if mask is not None and tuple(mask.shape) != (rows, length):
         raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {(rows, length)}")
     return mask
 
 
+def check_dense_mask(mask: torch.Tensor, shape: tuple[int, int, int, int], name: str) -> torch.Tensor:
+    """The mask, if it is bool or floating and broadcasts to shape (rows, heads, queries, keys)."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise InputError(f"{name} of 4 dimensions must be bool or floating (added to the scores), got {mask.dtype}")
+    if any(size not in (1, most) for size, most in zip(mask.shape, shape, strict=True)):
+        raise InputError(f"{name} has shape {tuple(mask.shape)}, which does not broadcast to {shape}")
+    return mask
+
+
+def check_types(
+    types: torch.Tensor | None, shape: tuple[int, int], config: BertGenerationConfig
+) -> torch.Tensor | None:
+    """Token types [B, L]; None where there are none, as in bert-generation, where all of them must be 0."""
+    if types is None:
+        return None
+    if tuple(types.shape) != shape:
+        raise InputError(f"token_type_ids have shape {tuple(types.shape)}, expected {shape}")
+    kinds = config.type_vocab_size if isinstance(config, BertConfig) else 1
+    check_ids(types, kinds, "token_type_ids")
+    return types if isinstance(config, BertConfig) else None
+
+
 def positions_of(
-    given: torch.Tensor | None, rows: int, length: int, past: int, config: BertGenerationConfig, device: torch.device
+    given: torch.Tensor | None,
+    ids: torch.Tensor | None,
+    rows: int,
+    length: int,
+    past: int,
+    config: BertGenerationConfig,
+    device: torch.device,
 ) -> torch.Tensor:
-    """Position of each token, int64 [rows, length]; InputError where the table ends before."""
-    limit = config.max_position_embeddings
+    """Row of the position table for each token, int64 [rows, length]; InputError where the table ends before.
+
+    Args:
+        given: positions of the caller's, [rows, length] or [1, length]; by default they count on from `past`.
+        ids: int64 [rows, length]; in a roberta half padding does not count. None where embeddings were given.
+    """
+    limit, first = config.max_position_embeddings, config.first_position
     if given is not None:
         if given.dim() != 2 or given.shape[1] != length or given.shape[0] not in (1, rows):
             raise InputError(f"position_ids have shape {tuple(given.shape)}, expected {(rows, length)}")
         check_ids(given, limit, "position_ids")
         return given.expand(rows, length)
-    if past + length > limit:
-        raise InputError(f"{past + length} tokens, but the model has {limit} positions (max_position_embeddings)")
-    return torch.arange(past, past + length, device=device).expand(rows, length)
+    if past + length > config.max_tokens:
+        raise InputError(f"{past + length} tokens, but the model has {config.max_tokens} positions")
+    if first and ids is not None:
+        real = ids != first - 1
+        return (real.cumsum(1) + past) * real + (first - 1)
+    return torch.arange(past + first, past + first + length, device=device).expand(rows, length)
 
 
 def pack_source(states: torch.Tensor, mask: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, Packing]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import ops
+from .activations import learned_activation
 from .cache import Cache
-from .config import BertGenerationConfig
-from .errors import ConfigError, UnsupportedError
-from .kernels.layernorm_gelu import ACTIVATIONS
+from .config import BertConfig, BertGenerationConfig
+from .errors import UnsupportedError
 from .packing import Packing
 
 
@@ -23,10 +25,13 @@ class AttentionContext:
         tokens: rows of the packed hidden states.
         causal: a query sees no later position of its row.
         key_len: integer [B], hides the positions of a row from there on; None where all are real.
-        key_mask: bool [B, longest], the same for masks that lengths cannot express.
-        cache: where past keys and values are and new ones go; `tokens` is then not used.
+        key_mask: bool [B, longest], the same for masks that lengths cannot express; with a cache [B, past + new].
+        cache: where past keys and values are and new ones go.
         source: packed encoder states [Ts, hidden] and their rows; None without cross-attention, or where the cache
             holds their keys and values already.
+        mask: bool or additive, broadcasts to [B, heads, new, past + new]: a mask that takes the place of `causal`,
+            `key_len` and `key_mask`. No token may have been dropped in `tokens`.
+        attentions: collects the weights [B, heads, T, S] of every layer's self-attention and cross-attention.
     """
 
     tokens: Packing
@@ -35,23 +40,46 @@ class AttentionContext:
     key_mask: torch.Tensor | None = None
     cache: Cache | None = None
     source: tuple[torch.Tensor, Packing] | None = None
+    mask: torch.Tensor | None = None
+    attentions: Attentions | None = None
+
+
+@dataclass
+class Attentions:
+    """Attention weights [B, heads, T, S] of the layers that have run."""
+
+    own: list[torch.Tensor] = field(default_factory=list)
+    cross: list[torch.Tensor] = field(default_factory=list)
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word[id] + position[p]), then dropout."""
+    """LayerNorm(word[id] + token_type[t] + position[p]), then dropout; only bert and roberta have token types."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        size, padding = config.hidden_size, config.pad_token_id
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=padding)
+        padding = padding if config.first_position else None
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=padding)
+        if isinstance(config, BertConfig):
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, ids: torch.Tensor | None, positions: torch.Tensor, embeds: torch.Tensor | None = None):
-        """ids int64 [T] or embeds [T, hidden], positions int64 [T] -> [T, hidden]"""
-        words = self.word_embeddings(ids) if embeds is None else embeds
+    def forward(
+        self,
+        ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        embeds: torch.Tensor | None = None,
+        types: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """ids int64 [T] or embeds [T, hidden], positions and types (None: all 0) int64 [T] -> [T, hidden]"""
+        summed = self.word_embeddings(ids) if embeds is None else embeds
+        if hasattr(self, "token_type_embeddings"):
+            table = self.token_type_embeddings
+            summed = summed + (table.weight[0] if types is None else table(types))
+        summed = summed + self.position_embeddings(positions)
         norm = self.LayerNorm
-        summed = words + self.position_embeddings(positions)
         return self.dropout(ops.add_layer_norm(summed, None, None, norm.weight, norm.bias, norm.eps))
 
 
@@ -73,11 +101,11 @@ class AddNorm(nn.Module):
 class Projections(nn.Module):
     """The query, key and value projections of one attention block."""
 
-    def __init__(self, config: BertGenerationConfig, source_size: int):
+    def __init__(self, config: BertGenerationConfig):
         super().__init__()
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(source_size, config.hidden_size)
-        self.value = nn.Linear(source_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
 
 def project(x: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
@@ -132,8 +160,7 @@ class Attention(nn.Module):
         self.index, self.cross = index, cross
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.dropout = config.attention_probs_dropout_prob
-        source_size = config.cross_attention_hidden_size if cross else None
-        self.self = Projections(config, source_size or config.hidden_size)
+        self.self = Projections(config)
         self.output = AddNorm(config.hidden_size, config)
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
@@ -143,9 +170,12 @@ class Attention(nn.Module):
 
     def _attend_self(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = (self._heads(t) for t in project(x, self.self.query, self.self.key, self.self.value))
-        if context.cache is not None:
-            return context.cache.attend(self.index, q, k, v)
-        rows = context.tokens
+        rows, cache = context.tokens, context.cache
+        if context.mask is not None or context.attentions is not None:
+            pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(self.index, k, v)
+            return self._attend_densely(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
+        if cache is not None:
+            return cache.attend(self.index, q, k, v, context.key_mask)
         return ops.attention(
             q, k, v, rows.cu, rows.cu, rows.longest, rows.longest,
             causal=context.causal, key_len=context.key_len, key_mask=context.key_mask, dropout=self._dropout,
@@ -153,16 +183,39 @@ class Attention(nn.Module):
 
     def _attend_source(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q = self._heads(ops.linear(x, self.self.query.weight, self.self.query.bias))
-        if context.source is None:
-            assert context.cache is not None
-            return context.cache.attend_cross(self.index, q)
-        states, source = context.source
-        k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
-        if context.cache is not None:
-            context.cache.set_cross(self.index, source.unpack(k), source.unpack(v))
-            return context.cache.attend_cross(self.index, q)
-        rows = context.tokens
-        return ops.attention(q, k, v, rows.cu, source.cu, rows.longest, source.longest, dropout=self._dropout)
+        rows, cache = context.tokens, context.cache
+        if context.source is not None:
+            states, source = context.source
+            k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
+            if cache is not None:
+                cache.set_cross(self.index, source.unpack(k), source.unpack(v))
+            elif context.attentions is None:
+                return ops.attention(q, k, v, rows.cu, source.cu, rows.longest, source.longest, dropout=self._dropout)
+        if context.attentions is None:
+            assert cache is not None
+            return cache.attend_cross(self.index, q)
+        if cache is not None:
+            (k, v), mask = cache.cross(self.index), cache.source_mask
+        else:
+            k, v, mask = source.unpack(k), source.unpack(v), source.mask()
+        width = rows.shape[0] // k.shape[0]  # rows of a source
+        k, v, mask = (None if t is None else t.repeat_interleave(width, 0) for t in (k, v, mask))
+        return self._attend_densely(q, k, v, None if mask is None else mask[:, None, None], context, "cross")
+
+    def _attend_densely(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        context: AttentionContext,
+        kind: str,
+    ) -> torch.Tensor:
+        """q [T, heads, head_dim] over keys and values [B, S, heads, head_dim] under any mask, keeping the weights."""
+        out, weights = ops.masked_attention(context.tokens.unpack(q), k, v, mask, self._dropout)
+        if context.attentions is not None:
+            getattr(context.attentions, kind).append(weights)
+        return context.tokens.pack(out)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
@@ -172,16 +225,39 @@ class Attention(nn.Module):
         return self.dropout if self.training else 0.0
 
 
+def dense_mask(context: AttentionContext, keys: int) -> torch.Tensor | None:
+    """The mask of self-attention that a context stands for, bool or additive, for rows of so many keys."""
+    if context.mask is not None:
+        return context.mask
+    rows, device = context.tokens, context.tokens.cu.device
+    key, mask = torch.arange(keys, device=device), rows.mask()
+    if mask is not None:
+        mask = mask[:, None, None]
+    for seen in (
+        None if context.key_len is None else key < context.key_len[:, None],
+        None if context.key_mask is None else context.key_mask,
+    ):
+        if seen is not None:
+            mask = seen[:, None, None] if mask is None else mask & seen[:, None, None]
+    if context.causal:
+        query = torch.arange(keys - rows.shape[1], keys, device=device)
+        past = key <= query[:, None]
+        mask = past[None, None] if mask is None else mask & past
+    return mask
+
+
 class Intermediate(nn.Module):
     """The first half of the feed-forward block: activation(dense(x))."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = config.hidden_act
+        self.intermediate_act_fn = learned_activation(config.hidden_act)
+        self.activation = None if self.intermediate_act_fn is not None else config.hidden_act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.linear(x, self.dense.weight, self.dense.bias, self.activation)
+        y = ops.linear(x, self.dense.weight, self.dense.bias, self.activation)
+        return y if self.intermediate_act_fn is None else self.intermediate_act_fn(y)
 
 
 class Layer(nn.Module):
@@ -204,13 +280,17 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers, one after another."""
+    """The layers, one after another.
+
+    Attributes:
+        recompute: keep only each layer's input in training and compute the rest again on the way back (Chen et al.
+            2016, arXiv 1604.06174): a layer's memory instead of the whole stack's, for a third more time.
+    """
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
-        if config.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"hidden_act {config.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.recompute: dict[str, Any] | None = None  # options of torch.utils.checkpoint, where it is on
 
     def forward(self, x: torch.Tensor, context: AttentionContext, states: list[torch.Tensor] | None = None):
         """x [T, hidden] -> [T, hidden]; the input and every layer's output are appended to `states` if given."""
@@ -219,22 +299,10 @@ class Stack(nn.Module):
         if states is not None:
             states.append(x)
         for layer in self.layer:
-            x = layer(x, context)
+            if self.recompute is not None and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, context, **self.recompute)
+            else:
+                x = layer(x, context)
             if states is not None:
                 states.append(x)
         return x
-
-
-class LMHead(nn.Module):
-    """logits = hidden W^T + bias, W usually the word embeddings."""
-
-    def __init__(self, config: BertGenerationConfig):
-        super().__init__()
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        if config.tie_word_embeddings:
-            self.decoder.bias = self.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] -> [T, vocab]"""
-        return ops.linear(x, self.decoder.weight, self.decoder.bias)

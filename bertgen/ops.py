@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .kernels.attention import attention_reference
+from .kernels.attention import attention_reference, masked_attention_reference
 from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
 from .kernels.int4_matmul import int4_matmul_reference
 from .kernels.layernorm_gelu import (
@@ -45,6 +45,7 @@ OPS = {
             cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements, else reference",
         ),
         Op("attention", "packed self, cross and causal attention", attention_reference),
+        Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference),
         Op("decode_attention", "one query per row over slot-table keys and values", decode_attention_reference),
         Op("cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference),
         Op("add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference),
@@ -52,12 +53,13 @@ OPS = {
         Op("layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference),
         Op("gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference),
         Op("int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference),
-        Op("warp", "temperature, top-k, top-p, min-p", warp_reference),
-        Op("select", "best or drawn token of each row", select_reference),
+        Op("warp", "temperature and the limits of sampling", warp_reference),
+        Op("select", "best or drawn tokens of each row", select_reference),
     )
 }
 
 attention = attention_reference
+masked_attention = masked_attention_reference
 decode_attention = decode_attention_reference
 cross_decode_attention = cross_decode_attention_reference
 add_layer_norm = add_layer_norm_reference

@@ -60,6 +60,18 @@ class BaseModelOutputWithPastAndCrossAttentions(_Output):
 
 
 @dataclass(eq=False)
+class BaseModelOutputWithPoolingAndCrossAttentions(_Output):
+    """last_hidden_state [B, L, hidden]; pooler_output [B, hidden] where there is a pooler."""
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: Tensors | None = None
+    past_key_values: Cache | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(_Output):
     """logits [B, L, vocab]; loss where labels were given."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from . import checkpoint
-from .config import GenerationConfig
-from .errors import BackendError, CheckpointError, ConfigError
+from .activations import XIELU
+from .config import GenerationConfig, half_config, read_json
+from .errors import BackendError, CheckpointError, ConfigError, UnsupportedError
 from .hub import resolve_file
+from .layers import Stack
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ class PretrainedModel(nn.Module):
     def initialize(self, std: float, modules: Iterable[nn.Module]) -> None:
         """N(0, std) for Linear and Embedding weights, 0 for biases and the padding row, 1 and 0 for LayerNorm."""
         for module in modules:
+            if isinstance(module, nn.PReLU):
+                module.weight.fill_(0.25)
+            if isinstance(module, XIELU):
+                module.reset()
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.normal_(0.0, std)
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -59,6 +66,28 @@ class PretrainedModel(nn.Module):
             bias = getattr(module, "bias", None)
             if isinstance(bias, nn.Parameter):
                 bias.zero_()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Keep only the layers' inputs in training and compute the rest again on the way back, to save memory.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`; use_reentrant is False by default.
+        """
+        self._recompute({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})})
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything again."""
+        self._recompute(None)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any stack recomputes its layers."""
+        return any(m.recompute is not None for m in self.modules() if isinstance(m, Stack))
+
+    def _recompute(self, options: dict[str, Any] | None) -> None:
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.recompute = options
 
     @classmethod
     def from_pretrained(
@@ -72,6 +101,8 @@ class PretrainedModel(nn.Module):
         cache_dir: str | os.PathLike | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        fold_embeddings: bool = False,
+        quantization_config: Any = None,
         **overrides: Any,
     ):
         """Load a model, in evaluation mode.
@@ -83,6 +114,10 @@ class PretrainedModel(nn.Module):
                 config.json names, else the one the weights are stored in.
             device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU.
             revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
+            fold_embeddings: for a bert-generation half that is loaded from a BERT or RoBERTa: add the first row of its
+                token types to the positions, and drop RoBERTa's rows for padding, so that the embeddings are those
+                the weights were trained with. transformers drops the token types.
+            quantization_config: refused: 4-bit weights are not there yet.
             overrides: options of the configuration to replace.
 
         Raises:
@@ -97,7 +132,12 @@ class PretrainedModel(nn.Module):
             config = cls.config_class.from_pretrained(path_or_id, hub=hub, **overrides)
         elif overrides:
             raise ConfigError(f"options {sorted(overrides)} were given together with a config object; set them on it")
+        if quantization_config is not None:
+            raise UnsupportedError("quantization_config: 4-bit weights are not there yet; they come with int4")
         state = checkpoint.load_state(path_or_id, **hub)
+        if fold_embeddings:
+            state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
+            config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
         with torch.device("meta"):
             model = cls(config)
@@ -124,18 +164,19 @@ class PretrainedModel(nn.Module):
         if len(missing) == len(list(self.parameters())):
             raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
         self._initialize_missing(like=next(iter(state.values())))
-        for name in missing:
-            logger.warning("%s: %s is missing and was initialised at random", path_or_id, name)
-        for name in sorted(set(state) - set(own)):
-            logger.warning("%s: %s is not used by %s", path_or_id, name, type(self).__name__)
+        for names, fate in ((missing, "missing, initialised at random"), (sorted(set(state) - set(own)), "not used")):
+            if names:
+                logger.warning("%s: weights %s: %s", path_or_id, fate, _summary(names))
 
     def _initialize_missing(self, like: torch.Tensor) -> None:
         """Give parameters that are still on the meta device initial values, with the dtype and device of `like`."""
         for module in self.modules():
-            lacking = [(name, p) for name, p in module.named_parameters(recurse=False) if p.is_meta]
-            kept = {name: p.clone() for name, p in module.named_parameters(recurse=False) if not p.is_meta}
-            for name, p in lacking:
-                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=like.dtype, device=like.device)))
+            held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            lacking = [(name, t) for name, t in held if t.is_meta]
+            kept = {name: t.clone() for name, t in held if not t.is_meta}
+            for name, t in lacking:
+                new = torch.empty(t.shape, dtype=like.dtype, device=like.device)
+                setattr(module, name, nn.Parameter(new) if isinstance(t, nn.Parameter) else new)
             if lacking:
                 self.initialize(self._initializer_range, [module])
                 for name, value in kept.items():
@@ -153,7 +194,7 @@ class PretrainedModel(nn.Module):
 
     @property
     def _initializer_range(self) -> float:
-        raise NotImplementedError
+        return self.config.initializer_range
 
     def save_pretrained(
         self,
@@ -195,6 +236,14 @@ class PretrainedModel(nn.Module):
         return self.state_dict(), {}
 
 
+def _summary(names: list[str]) -> str:
+    """Names of weights, those of all layers as one."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return ", ".join(same[0] if len(same) == 1 else f"{kind} ({len(same)})" for kind, same in kinds.items())
+
+
 def resolve_device(device: torch.device | str | int | None) -> torch.device:
     """The device of a name or CUDA index; BackendError where this machine does not have it."""
     if device is None:
@@ -214,6 +263,14 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         if (found.index or 0) >= count:
             raise BackendError(f"device {str(found)!r} was asked for, this machine has {count} CUDA devices")
     return found
+
+
+def _first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:
+    """The position at which the checkpoint's texts begin, whatever kind of model will hold its weights."""
+    values = read_json(resolve_file(path_or_id, "config.json", **hub))
+    if values.get("model_type") not in ("bert", "roberta"):
+        raise ConfigError(f"fold_embeddings is for a BERT or RoBERTa; {path_or_id} is {values.get('model_type')!r}")
+    return half_config(values).first_position
 
 
 def _resolve_dtype(dtype: torch.dtype | str | None, config: Any, state: dict[str, torch.Tensor]) -> torch.dtype:

@@ -76,6 +76,34 @@ def attention_reference(
     return out.flatten(0, 1)[index_q[1]]
 
 
+def masked_attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of a padded batch under any mask, with its weights.
+
+    Args:
+        q: [B, T, H, D]. k, v: [B, S, H, D].
+        mask: broadcasts to [B, H, T, S]; bool, False hides a key, or floating, added to the scaled products.
+        dropout: probability with which a weight is dropped (training).
+
+    Returns:
+        out [B, T, H, D] and the weights [B, H, T, S] it was made with, after dropout; softmax in float32, both in the
+        dtype of q. 0 where a query has no key to see.
+    """
+    scores = torch.einsum("bthd,bshd->bhts", q, k).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    # A row of nothing but -inf has no softmax: its weights are 0, and the gradient must not meet the nan.
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    weights = F.dropout(weights, dropout).to(q.dtype)
+    return torch.einsum("bhts,bshd->bthd", weights, v), weights
+
+
 def _padded(
     x: torch.Tensor,
     cu: torch.Tensor,

@@ -17,6 +17,8 @@ from bertgen import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
     InputError,
+    RobertaConfig,
+    RobertaModel,
     UnsupportedError,
 )
 from bertgen.layers import AddNorm, fused_weights, project
@@ -316,8 +318,6 @@ def test_bad_labels_and_masks_are_named():
         model(ids, labels=torch.full((2, 3), 3))
     with pytest.raises(InputError, match="17 tokens.*16 positions"):
         model(ids, labels=torch.full((1, 17), 3))
-    with pytest.raises(UnsupportedError, match="attention_mask"):
-        model(ids, torch.ones(1, 1, 3, 3))
     model.config.pad_token_id = None
     with pytest.raises(ConfigError, match="pad_token_id"):
         model(ids, labels=ids)
@@ -336,8 +336,16 @@ def test_bad_configurations_are_named():
         BertGenerationEncoder(BertGenerationConfig(**TINY, hidden_act="gelo"))
     with pytest.raises(ConfigError, match="is_decoder"):
         BertGenerationDecoder(BertGenerationConfig(**TINY, add_cross_attention=True))
-    with pytest.raises(UnsupportedError, match="'bert'"):
-        EncoderDecoderConfig(encoder=dict(TINY, model_type="bert"), decoder=TINY)
+    with pytest.raises(UnsupportedError, match="encoder is of kind 'gpt2'.*bert-generation, bert, roberta"):
+        EncoderDecoderConfig(encoder=dict(TINY, model_type="gpt2"), decoder=TINY)
+    with pytest.raises(ConfigError, match="cross_attention_hidden_size 32.*32 and 64"):
+        tiny(
+            decoder=dict(
+                TINY, hidden_size=64, cross_attention_hidden_size=32, is_decoder=True, add_cross_attention=True
+            )
+        )
+    with pytest.raises(ConfigError, match="roberta half needs pad_token_id"):
+        RobertaModel(RobertaConfig(**TINY, pad_token_id=None))
     with pytest.raises(ConfigError, match="encoder"):
         EncoderDecoderConfig(decoder=TINY)
     decoder = BertGenerationDecoder(BertGenerationConfig(**TINY))

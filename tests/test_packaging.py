@@ -278,8 +278,8 @@ def test_public_names_resolve_and_are_declared_for_type_checkers():
 
 
 def test_unknown_name():
-    with pytest.raises(AttributeError, match="'bertgen' has no attribute 'BertModel'"):
-        bertgen.BertModel  # noqa: B018
+    with pytest.raises(AttributeError, match="'bertgen' has no attribute 'GPT2Model'"):
+        bertgen.GPT2Model  # noqa: B018
 
 
 # Who imports whom

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+import transformers.activations
 
 from bertgen import EncoderDecoderConfig, EncoderDecoderModel
 
 START, PAD = 2, 0
+ACTIVATIONS = sorted({"gelu", "relu", "silu", "gelu_new"} | set(transformers.activations.ACT2FN))
 
 
 @dataclass
@@ -38,27 +40,36 @@ class Twins:
 
 
 def random_halves(r: random.Random, dropout: float = 0.0) -> tuple[dict, dict]:
-    """Options of a small random encoder and decoder of one hidden size."""
-    heads = r.choice([1, 2, 3, 4])
-    hidden = heads * r.choice([8, 16, 24])
+    """Options of a small random encoder and decoder: any kinds, and now and then of two hidden sizes."""
+    kinds = r.choices(["bert-generation", "bert", "roberta"], weights=[4, 1, 1], k=2)
+    if r.random() < 0.5:
+        kinds[1] = kinds[0]
+    heads, width = r.choice([1, 2, 3, 4]), r.choice([8, 16, 24])
 
-    def half() -> dict:
-        return dict(
+    def half(kind: str, hidden: int) -> dict:
+        options = dict(
+            model_type=kind,
             vocab_size=r.choice([37, 64, 101]),
             hidden_size=hidden,
             num_attention_heads=heads,
             num_hidden_layers=r.choice([1, 2, 3]),
             intermediate_size=r.choice([32, 56, 96]),
             max_position_embeddings=r.choice([24, 40]),
-            hidden_act=r.choice(["gelu", "relu", "silu", "gelu_new"]),
+            hidden_act=r.choice(ACTIVATIONS),
             layer_norm_eps=r.choice([1e-12, 1e-5]),
             initializer_range=0.15,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
+            pad_token_id=PAD,
         )
+        return options if kind == "bert-generation" else options | dict(type_vocab_size=r.choice([1, 2, 3]))
 
-    decoder = dict(half(), is_decoder=True, add_cross_attention=True, tie_word_embeddings=r.random() < 0.7)
-    return half(), decoder
+    encoder = half(kinds[0], heads * width)
+    decoder = half(kinds[1], heads * (width if r.random() < 0.8 else 32))
+    if decoder["hidden_size"] == encoder["hidden_size"] and r.random() < 0.2:
+        decoder["cross_attention_hidden_size"] = encoder["hidden_size"]
+    decoder |= dict(is_decoder=True, add_cross_attention=True, tie_word_embeddings=r.random() < 0.7)
+    return encoder, decoder
 
 
 def make_twins(seed: int) -> Twins:
@@ -66,16 +77,19 @@ def make_twins(seed: int) -> Twins:
     r = random.Random(seed)
     torch.manual_seed(seed)
     encoder, decoder = random_halves(r)
-    kind = {"model_type": "bert-generation"}
     special = dict(pad_token_id=PAD, decoder_start_token_id=START)
     oracle = transformers.EncoderDecoderModel(
-        transformers.EncoderDecoderConfig(encoder=encoder | kind, decoder=decoder | kind, **special)
-    ).eval()
+        transformers.EncoderDecoderConfig(encoder=encoder, decoder=decoder, **special)
+    )
+    oracle = oracle.eval().float()
     oracle.set_attn_implementation("eager")
-    for p in oracle.parameters():
+    for name, p in oracle.named_parameters():
         if p.dim() == 1:
             p.data += 0.1 * torch.randn_like(p)
+            if name.endswith(("alpha_p", "alpha_n")):  # xielu's are bfloat16 in transformers
+                p.data = p.data.bfloat16().float()
     model = EncoderDecoderModel(EncoderDecoderConfig(encoder=encoder, decoder=decoder, **special)).eval()
     result = model.load_state_dict(oracle.state_dict(), strict=False)
-    assert not result.unexpected_keys and not [k for k in result.missing_keys if "lm_head.decoder" not in k]
+    assert not result.unexpected_keys
+    assert all(name.endswith(("decoder.weight", "decoder.bias")) for name in result.missing_keys)
     return Twins(oracle, model, r)

@@ -3,5 +3,8 @@
 from .base import read_json as read_json
 from .base import write_json as write_json
 from .generation import GenerationConfig as GenerationConfig
+from .model import BertConfig as BertConfig
 from .model import BertGenerationConfig as BertGenerationConfig
 from .model import EncoderDecoderConfig as EncoderDecoderConfig
+from .model import RobertaConfig as RobertaConfig
+from .model import half_config as half_config

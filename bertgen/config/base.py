@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 # Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
 INERT_KEYS = frozenset(
     "architectures attn_implementation chunk_size_feed_forward classifier_dropout directionality dtype finetuning_task "
-    "gradient_checkpointing id2label is_encoder_decoder label2id name_or_path output_attentions "
+    "gradient_checkpointing id2label is_encoder_decoder label2id name_or_path "
     "position_embedding_type problem_type pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_size_per_head pooler_type prefix sep_token_id task_specific_params tokenizer_class torch_dtype "
     "transformers_version type_vocab_size xla_device".split()
@@ -92,15 +92,6 @@ def check_token_ids(value: Any, name: str) -> int | list[int] | None:
             raise ConfigError(f"{name} is an empty list")
         return [check_integer(0, v, name) for v in value]
     return check_token_id(value, name)
-
-
-def split_hub_options(options: dict[str, Any], hub: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options without those of the hub, and those of the hub."""
-    names = ("revision", "cache_dir", "token", "local_files_only")
-    return {k: v for k, v in options.items() if k not in names}, {
-        **{k: v for k, v in options.items() if k in names},
-        **(hub or {}),
-    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError
-from ..hub import resolve_file
+from ..hub import resolve_file, split_hub_options
 from .base import (
     Config,
     check_flag,
@@ -17,8 +17,11 @@ from .base import (
     check_token_id,
     check_token_ids,
     read_json,
-    split_hub_options,
     write_json,
+)
+
+_SIZES = frozenset(
+    "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings type_vocab_size".split()
 )
 
 
@@ -52,9 +55,10 @@ class BertGenerationConfig(Config):
     cross_attention_hidden_size: int | None = None
     return_dict: bool = True
     output_hidden_states: bool = False
+    output_attentions: bool = False
 
     def _checked(self, name: str, value: Any) -> Any:
-        if name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+        if name in _SIZES:
             return check_integer(1, value, name)
         if name == "num_hidden_layers":
             return check_integer(0, value, name)
@@ -81,6 +85,16 @@ class BertGenerationConfig(Config):
             )
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first token of a text takes."""
+        return 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens: the rows of the position table that tokens can take."""
+        return self.max_position_embeddings - self.first_position
+
     def to_dict(self) -> dict[str, Any]:
         """Content of config.json, in the form transformers reads."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
@@ -94,25 +108,78 @@ class BertGenerationConfig(Config):
             path_or_id: directory or hub id.
             hub: `revision`, `cache_dir`, `token`, `local_files_only` (see `bertgen.hub.resolve_file`).
         """
-        overrides, hub = split_hub_options(overrides, hub)
-        return cls.from_dict(read_json(resolve_file(path_or_id, "config.json", **hub)), **overrides)
+        overrides, own = split_hub_options(overrides)
+        hub = {**own, **(hub or {})}
+        values = read_json(resolve_file(path_or_id, "config.json", **hub))
+        if isinstance(values.get("encoder"), dict) and isinstance(values.get("decoder"), dict):
+            raise UnsupportedError(
+                f"{path_or_id} is an encoder-decoder; load an EncoderDecoderModel and take its .encoder or .decoder"
+            )
+        return cls.from_dict(values, **overrides)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `config.json` into `directory`."""
         write_json(Path(directory) / "config.json", self.to_dict())
 
 
-def _half(value: Any, name: str) -> BertGenerationConfig:
+@dataclass(init=False)
+class BertConfig(BertGenerationConfig):
+    """Shape and options of a half that is a BERT (Devlin et al. 2018, arXiv 1810.04805): token types, LM head with a
+    transform. Names and defaults are those of transformers' `BertConfig`.
+    """
+
+    model_type: ClassVar[str] = "bert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    type_vocab_size: int = 2
+
+
+@dataclass(init=False)
+class RobertaConfig(BertConfig):
+    """Shape and options of a half that is a RoBERTa (Liu et al. 2019, arXiv 1907.11692): a BERT whose positions count
+    from behind the padding id. Names and defaults are those of transformers' `RobertaConfig`.
+    """
+
+    model_type: ClassVar[str] = "roberta"
+
+    vocab_size: int = 50265
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first token of a text takes; the rows up to the padding id are padding."""
+        if self.pad_token_id is None:
+            raise ConfigError("a roberta half needs pad_token_id: its positions count from there")
+        return self.pad_token_id + 1
+
+
+HALVES = {config.model_type: config for config in (BertGenerationConfig, BertConfig, RobertaConfig)}
+
+
+def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
+    """The configuration of a half: as it is, or of the kind its `model_type` names from a dict or another library's.
+
+    Raises:
+        ConfigError: neither of these (`name` says which). UnsupportedError: a kind bertgen does not have.
+    """
     if isinstance(value, BertGenerationConfig):
         return value
     if hasattr(value, "to_dict"):  # a configuration object of transformers
         value = value.to_dict()
     if not isinstance(value, dict):
-        raise ConfigError(f"EncoderDecoderConfig needs {name}= (a dict or a BertGenerationConfig), got {value!r}")
+        raise ConfigError(f"EncoderDecoderConfig needs {name}= (a dict or a configuration of a half), got {value!r}")
     kind = value.get("model_type", BertGenerationConfig.model_type)
-    if kind != BertGenerationConfig.model_type:
-        raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of kind 'bert-generation'")
-    return BertGenerationConfig.from_dict(value)
+    if kind not in HALVES:
+        raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of the kinds {', '.join(HALVES)}")
+    return HALVES[kind].from_dict(value)
 
 
 @dataclass(init=False)
@@ -120,7 +187,8 @@ class EncoderDecoderConfig(Config):
     """Two halves that form a sequence-to-sequence model.
 
     Args:
-        encoder, decoder: `BertGenerationConfig` or a dict of its options.
+        encoder, decoder: `BertGenerationConfig`, `BertConfig`, `RobertaConfig`, or a dict of options with the
+            `model_type` "bert-generation" (the default), "bert" or "roberta".
         tie_encoder_decoder: the decoder's weights serve as the encoder's too (all but cross-attention and LM head).
         pad_token_id, decoder_start_token_id, bos_token_id, eos_token_id: needed to build decoder inputs from labels.
     """
@@ -138,10 +206,11 @@ class EncoderDecoderConfig(Config):
     use_cache: bool = True
     return_dict: bool = True
     output_hidden_states: bool = False
+    output_attentions: bool = False
 
     def _checked(self, name: str, value: Any) -> Any:
         if name in ("encoder", "decoder"):
-            return _half(value, name)
+            return half_config(value, name)
         if name in ("pad_token_id", "decoder_start_token_id", "bos_token_id"):
             return check_token_id(value, name)
         if name == "eos_token_id":
@@ -155,7 +224,7 @@ class EncoderDecoderConfig(Config):
     @classmethod
     def from_encoder_decoder_configs(cls, encoder_config, decoder_config, **options: Any) -> EncoderDecoderConfig:
         """Join two halves; the decoder becomes one (causal, with cross-attention)."""
-        decoder = _half(decoder_config, "decoder")
+        decoder = half_config(decoder_config, "decoder")
         decoder.is_decoder = decoder.add_cross_attention = True
         return cls(encoder=encoder_config, decoder=decoder, **options)
 
@@ -168,7 +237,8 @@ class EncoderDecoderConfig(Config):
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id, as `BertGenerationConfig.from_pretrained` does."""
-        overrides, hub = split_hub_options(overrides, hub)
+        overrides, own = split_hub_options(overrides)
+        hub = {**own, **(hub or {})}
         values = read_json(resolve_file(path_or_id, "config.json", **hub))
         kind = values.get("model_type")
         if kind != cls.model_type:

@@ -1,0 +1,382 @@
+"""BertGenerationEncoder and BertGenerationDecoder: a stack on packed tokens, and the stack with a language-model head.
+
+The other kinds of halves are subclasses: they differ in names, token types, positions and heads only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..cache import Cache
+from ..config import BertGenerationConfig, GenerationConfig
+from ..errors import ConfigError, InputError
+from ..generation import FIRST_CAPACITY, GenerationMixin
+from ..heads import LMHead
+from ..inputs import (
+    check_dense_mask,
+    check_labels,
+    check_mask,
+    check_tokens,
+    check_types,
+    either,
+    key_limits,
+    pack_source,
+    positions_of,
+)
+from ..layers import AttentionContext, Attentions, Embeddings, Stack
+from ..loss import cross_entropy
+from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
+from ..packing import Packing
+from ..pretrained import PretrainedModel
+from ..vocabulary import resized_embedding, resized_linear, size_of
+
+logger = logging.getLogger(__name__)
+
+
+class BertGenerationEncoder(PretrainedModel):
+    """A BERT stack without token types; the encoder, and as `decoder.bert` the body of the decoder.
+
+    Args:
+        config: shape and options; with `is_decoder` the stack is causal, with `add_cross_attention` too it attends
+            to encoder states.
+    """
+
+    config_class: ClassVar[type[BertGenerationConfig]] = BertGenerationConfig
+
+    def __init__(self, config: BertGenerationConfig):
+        super().__init__()
+        if config.add_cross_attention and not config.is_decoder:
+            raise ConfigError("add_cross_attention=True needs is_decoder=True")
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = Stack(config)
+        self.initialize(config.initializer_range, self.modules())
+
+    def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
+        state = super()._mapped(state, own)
+        return state if own & set(state) else _without_prefix(state)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = embeddings
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give the vocabulary another size; tokens that stay keep their embeddings.
+
+        Args:
+            new_num_tokens: the new size; None keeps it.
+            pad_to_multiple_of: the size goes up to a multiple of this.
+            mean_resizing: new embeddings are the mean of the old ones, else drawn from N(0, initializer_range).
+
+        Returns:
+            The new table.
+        """
+        rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
+        std = None if mean_resizing else self.config.initializer_range
+        self.set_input_embeddings(resized_embedding(self.get_input_embeddings(), rows, std))
+        self.config.vocab_size = rows
+        return self.get_input_embeddings()
+
+    def packed(
+        self,
+        ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        context: AttentionContext,
+        embeds: torch.Tensor | None = None,
+        states: list[torch.Tensor] | None = None,
+        types: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The stack on packed tokens: ids, positions, types int64 [T] or embeds [T, hidden] -> [T, hidden]."""
+        return self.encoder(self.embeddings(ids, positions, embeds, types), context, states)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple:
+        """Encode, or decode with `is_decoder`.
+
+        Args:
+            input_ids: int64 [B, L]; or inputs_embeds: [B, L, hidden].
+            attention_mask: [B, L], 0 where a token is padding. In a cached decoder it covers the past as well. Or
+                [B, 1 or heads, L, past + L], bool or added to the scores: then it is the whole mask.
+            position_ids: int64 [B, L] or [1, L]; 0 .. L - 1 (after the past) by default.
+            encoder_hidden_states: [B, S, encoder hidden], encoder_attention_mask: [B, S].
+            past_key_values: the cache an earlier call returned; use_cache: return one (decoders do by default).
+            token_type_ids: int64 [B, L]; all 0 where the model has none.
+            output_hidden_states, output_attentions: return the states, the attention weights of all layers.
+            return_dict: False returns a tuple.
+
+        Raises:
+            InputError: shapes, dtypes, ids or positions outside the model's limits.
+        """
+        output = self.run(
+            input_ids, attention_mask, position_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
+            past_key_values, use_cache, token_type_ids, output_hidden_states, output_attentions,
+        )  # fmt: skip
+        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def run(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+        token_type_ids: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        keep_padding: bool = False,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """What `forward` does; `keep_padding` computes states of padding too, as far as its keys are hidden."""
+        config = self.config
+        given = check_tokens(input_ids, inputs_embeds, config)
+        rows, length, device = given.shape[0], given.shape[1], given.device
+        states: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
+        attentions = Attentions() if either(output_attentions, config.output_attentions) else None
+        past = 0 if past_key_values is None else past_key_values.length
+        positions = positions_of(position_ids, input_ids, rows, length, past, config, device)
+        types = check_types(token_type_ids, (rows, length), config)
+
+        mask = dense = None
+        if attention_mask is not None and attention_mask.dim() == 4:
+            shape = (rows, config.num_attention_heads, length, past + length)
+            dense = check_dense_mask(attention_mask, shape, "attention_mask")
+        else:
+            mask = check_mask(attention_mask, rows, past + length, "attention_mask")
+
+        real = tokens = Packing.full(rows, length, device)
+        cache = source = key_len = key_mask = None
+        if not config.is_decoder:
+            real = Packing.of_mask(mask, rows, length, device)
+            if dense is None and attentions is None and not keep_padding:
+                tokens = real
+            else:
+                key_len, key_mask = key_limits(mask)
+        else:
+            if encoder_hidden_states is not None and not (past_key_values and past_key_values.has_cross):
+                source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
+            if past_key_values is not None or (either(use_cache, config.use_cache) and not self._recomputes()):
+                cache = past_key_values or self.new_cache(rows, max(FIRST_CAPACITY, length), given)
+                if cache.rows != rows:
+                    raise InputError(f"past_key_values hold {cache.rows} rows, the input has {rows}")
+                cache.reserve(past + length)
+                if source is not None:
+                    cache.source_mask = source[1].mask()
+                key_mask = None if mask is None or bool(mask.all()) else mask.bool()
+            else:
+                key_len, key_mask = key_limits(mask)
+        context = AttentionContext(tokens, config.is_decoder, key_len, key_mask, cache, source, dense, attentions)
+
+        hidden = self.packed(
+            None if input_ids is None else tokens.pack(input_ids),
+            tokens.pack(positions),
+            context,
+            None if inputs_embeds is None else tokens.pack(inputs_embeds),
+            states,
+            None if types is None else tokens.pack(types),
+        )
+        if cache is not None:
+            cache.advance(length)
+
+        def padded(x: torch.Tensor) -> torch.Tensor:
+            if tokens is real or keep_padding:
+                return tokens.unpack(x)
+            return real.unpack(x if real.index is None else x[real.index])  # zeros at padding, however it was computed
+
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=padded(hidden),
+            past_key_values=cache,
+            hidden_states=None if states is None else tuple(map(padded, states)),
+            attentions=None if attentions is None else tuple(attentions.own),
+            cross_attentions=tuple(attentions.cross) if attentions is not None and attentions.cross else None,
+        )
+
+    def new_cache(self, rows: int, capacity: int, like: torch.Tensor) -> Cache:
+        """An empty cache for so many rows and positions, on the device of `like`."""
+        config = self.config
+        return Cache(
+            config.num_hidden_layers, rows, capacity, config.num_attention_heads, config.head_dim,
+            self.dtype, like.device,
+        )  # fmt: skip
+
+    def _recomputes(self) -> bool:
+        """Whether layers will run twice, once on the way back: they must not write a cache then."""
+        return self.encoder.recompute is not None and self.training and torch.is_grad_enabled()
+
+
+class BertGenerationDecoder(GenerationMixin, PretrainedModel):
+    """A BertGeneration stack with a language-model head, causal with `config.is_decoder`."""
+
+    config_class: ClassVar[type[BertGenerationConfig]] = BertGenerationConfig
+    # What this kind calls its parts: attribute names are the checkpoint's names.
+    body_class: ClassVar[type[BertGenerationEncoder]] = BertGenerationEncoder
+    body_name: ClassVar[str] = "bert"
+    head_class: ClassVar[type[nn.Module]] = LMHead
+    head_name: ClassVar[str] = "lm_head"
+    head_path: ClassVar[str] = "lm_head"
+
+    def __init__(self, config: BertGenerationConfig):
+        super().__init__()
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config)
+        setattr(self, self.body_name, self._new_body(config))
+        setattr(self, self.head_name, self.head_class(config))
+        self.initialize(config.initializer_range, getattr(self, self.head_name).modules())
+        self.tie_weights()
+
+    def _new_body(self, config: BertGenerationConfig) -> BertGenerationEncoder:
+        return self.body_class(config)
+
+    @property
+    def body(self) -> BertGenerationEncoder:
+        """The stack, whatever its name in this kind."""
+        return getattr(self, self.body_name)
+
+    @property
+    def head(self) -> LMHead:
+        """The language-model head: [T, hidden] -> [T, vocab]."""
+        return self.get_submodule(self.head_path)  # type: ignore[return-value]
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.head.decoder.weight = self.body.get_input_embeddings().weight
+            self.head.decoder.bias = self.head.bias
+
+    def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
+        state = super()._mapped(state, own)
+        if not any(k.startswith(f"{self.body_name}.") for k in state):  # of another kind, or encoder-only
+            head = f"{self.head_name}."
+            state = {k if k.startswith(head) else f"{self.body_name}.{k}": t for k, t in _without_prefix(state).items()}
+        return self.complete_ties(state)
+
+    def complete_ties(self, state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
+        """Fill in weights that a checkpoint leaves to their twins; untie twins that it holds with different values."""
+        head, state = f"{prefix}{self.head_path}.", dict(state)
+        pairs = [(head + "decoder.bias", head + "bias")]
+        if self.config.tie_word_embeddings:
+            pairs.append((head + "decoder.weight", f"{prefix}{self.body_name}.embeddings.word_embeddings.weight"))
+        for a, b in pairs:
+            if a in state and b in state:
+                if self.config.tie_word_embeddings and not torch.equal(state[a], state[b]):
+                    logger.warning("%s and %s differ in the checkpoint: they are not tied", a, b)
+                    self.config.tie_word_embeddings = False
+            elif a in state or b in state:
+                state[a] = state[b] = state[a if a in state else b]
+        return state
+
+    def derived_names(self, prefix: str = "") -> set[str]:
+        """Names of weights that ties restore on loading."""
+        if not self.config.tie_word_embeddings:
+            return set()
+        return {f"{prefix}{self.head_path}.decoder.weight", f"{prefix}{self.head_path}.decoder.bias"}
+
+    def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        return {k: t for k, t in self.state_dict().items() if k not in self.derived_names()}, {}
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.body.get_input_embeddings()
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.body.set_input_embeddings(embeddings)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head.decoder
+
+    def set_output_embeddings(self, embeddings: nn.Linear) -> None:
+        self.head.decoder = embeddings
+        if embeddings.bias is not None:
+            self.head.bias = embeddings.bias
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As the encoder's, with the head: its new rows likewise, its new biases 0."""
+        table = self.body.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        std = None if mean_resizing else self.config.initializer_range
+        tied = self.config.tie_word_embeddings
+        dead = None if tied else self.head.bias  # beside the head's own bias, and not used
+        self.set_output_embeddings(resized_linear(self.head.decoder, table.num_embeddings, std))
+        if dead is not None:
+            self.head.bias = nn.Parameter(dead.detach().new_zeros(table.num_embeddings))
+        self.tie_weights()
+        return table
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        token_type_ids: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithCrossAttentions | tuple:
+        """Logits of the next token at every position, and with `labels` [B, L] the loss.
+
+        Arguments as `BertGenerationEncoder.forward`, and:
+            labels: int64 [B, L], -100 where there is none; position i is judged by label i + 1.
+            logits_to_keep: only the last so many positions, or those of an index tensor; 0 keeps all.
+            num_items_in_batch: divides the summed loss in place of the number of labels.
+        """
+        states = self.body.run(
+            input_ids, attention_mask, position_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
+            past_key_values, False if labels is not None else use_cache, token_type_ids, output_hidden_states,
+            output_attentions, keep_padding=True,
+        )  # fmt: skip
+        hidden = states.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.head(hidden)
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape)
+            shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
+            loss = cross_entropy(logits.flatten(0, 1).float(), shifted.flatten(), num_items_in_batch)
+        output = CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=states.past_key_values,
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+            cross_attentions=states.cross_attentions,
+        )
+        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:
+    """A stack's names without the name its model gives it."""
+    return {k.removeprefix("bert.").removeprefix("roberta."): t for k, t in state.items()}

@@ -1,0 +1,51 @@
+"""Growing and shrinking the tables of a vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .errors import InputError
+
+
+def size_of(rows: int | None, now: int, multiple: int | None) -> int:
+    """Rows that a table of `now` rows gets: `rows` (None: as many as it has), up to the next multiple."""
+    rows = now if rows is None else rows
+    if rows < 1 or (multiple is not None and multiple < 1):
+        raise InputError(f"new_num_tokens {rows} and pad_to_multiple_of {multiple} must be at least 1")
+    return rows if multiple is None else -(-rows // multiple) * multiple
+
+
+def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.Embedding:
+    """A table of `rows` rows with the first rows of another.
+
+    Args:
+        table: [V, hidden]; stays as it is.
+        rows: of the new table.
+        std: standard deviation of the new rows around 0; None makes each the mean of the old ones (Hewitt 2021), which
+            leaves the probabilities of the old tokens nearly as they were.
+    """
+    padding = table.padding_idx if table.padding_idx is not None and table.padding_idx < rows else None
+    new = nn.Embedding(rows, table.embedding_dim, padding, device="meta")
+    new.weight = nn.Parameter(_resized(table.weight, rows, std), requires_grad=table.weight.requires_grad)
+    return new
+
+
+def resized_linear(layer: nn.Linear, rows: int, std: float | None) -> nn.Linear:
+    """The same for a head; its bias gets zeros."""
+    new = nn.Linear(layer.in_features, rows, device="meta")
+    new.weight = nn.Parameter(_resized(layer.weight, rows, std), requires_grad=layer.weight.requires_grad)
+    new.bias = nn.Parameter(_resized(layer.bias, rows, 0.0), requires_grad=layer.bias.requires_grad)
+    return new
+
+
+def _resized(old: torch.Tensor, rows: int, std: float | None) -> torch.Tensor:
+    old = old.detach()
+    kept = min(rows, old.shape[0])
+    new = old.new_empty(rows, *old.shape[1:])
+    new[:kept] = old[:kept]
+    if std is None:
+        new[kept:] = old.float().mean(0)
+    else:
+        new[kept:].normal_(0.0, std)
+    return new
