@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import BertConfig as BertConfig
     from .config import BertGenerationConfig as BertGenerationConfig
+    from .config import BitsAndBytesConfig as BitsAndBytesConfig
     from .config import EncoderDecoderConfig as EncoderDecoderConfig
     from .config import GenerationConfig as GenerationConfig
     from .config import RobertaConfig as RobertaConfig
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .generator import Generator as Generator
     from .generator import Output as Output
-    from .generator import pipeline as pipeline
     from .model import BertGenerationDecoder as BertGenerationDecoder
     from .model import BertGenerationEncoder as BertGenerationEncoder
     from .model import BertLMHeadModel as BertLMHeadModel
@@ -29,13 +29,25 @@ if TYPE_CHECKING:
     from .model import EncoderDecoderModel as EncoderDecoderModel
     from .model import RobertaForCausalLM as RobertaForCausalLM
     from .model import RobertaModel as RobertaModel
+    from .pipelines import pipeline as pipeline
+    from .streamers import TextIteratorStreamer as TextIteratorStreamer
+    from .streamers import TextStreamer as TextStreamer
     from .tokenizer import AutoTokenizer as AutoTokenizer
     from .tokenizer import BertGenerationTokenizer as BertGenerationTokenizer
+    from .tokenizer import BertTokenizer as BertTokenizer
+    from .tokenizer import RobertaTokenizer as RobertaTokenizer
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "config": ("BertConfig", "BertGenerationConfig", "EncoderDecoderConfig", "GenerationConfig", "RobertaConfig"),
+    "config": (
+        "BertConfig",
+        "BertGenerationConfig",
+        "BitsAndBytesConfig",
+        "EncoderDecoderConfig",
+        "GenerationConfig",
+        "RobertaConfig",
+    ),
     "errors": (
         "BackendError",
         "BertgenError",
@@ -45,7 +57,7 @@ _PUBLIC = {
         "OutputError",
         "UnsupportedError",
     ),
-    "generator": ("Generator", "Output", "pipeline"),
+    "generator": ("Generator", "Output"),
     "model": (
         "BertGenerationDecoder",
         "BertGenerationEncoder",
@@ -55,7 +67,9 @@ _PUBLIC = {
         "RobertaForCausalLM",
         "RobertaModel",
     ),
-    "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer"),
+    "pipelines": ("pipeline",),
+    "streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer", "BertTokenizer", "RobertaTokenizer"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -264,8 +264,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("texts as arguments, or lines with --input and --format: not both")
     if args.output and not args.input:
         raise ConfigError("--output needs --input; what goes to stdout can be redirected")
-    from .generator import check_task
     from .jobs import follow_file, follow_lines
+    from .pipelines import check_task
 
     check_task(args.task)
     generator = _generator(args)
@@ -488,7 +488,7 @@ def _describe(path_or_id: str) -> dict[str, Any]:
     for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):
         rows[name] = (
             f"{half.num_hidden_layers} layers, hidden {half.hidden_size}, {half.num_attention_heads} heads, "
-            f"{half.max_position_embeddings} positions, vocabulary {half.vocab_size}"
+            f"{half.max_tokens} positions, vocabulary {half.vocab_size}"
         )
     rows["encoder and decoder"] = "share their weights" if config.tie_encoder_decoder else "have weights of their own"
     rows["parameters"] = model.num_parameters()

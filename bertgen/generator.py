@@ -1,4 +1,4 @@
-"""Text in, text out: `Generator`, and `pipeline` with the face transformers 4 gave it.
+"""Text in, text out: `Generator`.
 
 Texts are encoded together, sorted by length, cut into batches by tokens, generated, decoded, and answered under the
 index they came with.
@@ -10,18 +10,18 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 
 from . import search
 from .config import GenerationConfig
-from .errors import BackendError, ConfigError, InputError, UnsupportedError
+from .errors import BackendError, ConfigError, InputError
+from .framing import source_frame
 from .model import EncoderDecoderModel
 from .outputs import GenerateOutput
 from .pretrained import resolve_device
-from .tokenizer import AutoTokenizer, BertGenerationTokenizer
+from .tokenizer import AutoTokenizer, Tokenizer
 
 # By kind of device: tokens of a batch by default, and bytes its cache may take should every output be of full length.
 BATCH_TOKENS = {"cpu": 16384, "cuda": 65536}
@@ -30,10 +30,16 @@ LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
 LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
 SCORED_POSITIONS = 4096  # positions whose logits over the whole vocabulary are held at a time
 
-HUB_OPTIONS = frozenset(("revision", "cache_dir", "token", "local_files_only"))
+# What the model is asked to return, whatever its configuration says.
+RETURNED = dict(
+    return_dict_in_generate=True,
+    output_scores=False,
+    output_logits=False,
+    output_attentions=False,
+    output_hidden_states=False,
+)
 
-# Task of `pipeline` and `bertgen run` -> the key under which `pipeline` puts a text.
-TASKS = {"text2text-generation": "generated_text"}
+HUB_OPTIONS = frozenset(("revision", "cache_dir", "token", "local_files_only"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ class Generator:
             default 16384 on a CPU and 65536 on a GPU. A batch that does not fit into memory is halved.
         max_input_length: longest text in tokens; by default what the encoder has positions for.
         truncation: cut longer texts instead of refusing them.
+        add_special_tokens: put the tokenizer's special tokens around a text; None does where the encoder is a BERT or
+            RoBERTa, and not where it is a bert-generation encoder (its models were trained without).
         hub: `revision`, `cache_dir`, `token`, `local_files_only` for a model that is loaded.
 
     Raises:
@@ -116,13 +124,14 @@ class Generator:
     def __init__(
         self,
         model: EncoderDecoderModel | str | os.PathLike,
-        tokenizer: BertGenerationTokenizer | str | os.PathLike | None = None,
+        tokenizer: Tokenizer | str | os.PathLike | None = None,
         *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
         max_batch_tokens: int | None = None,
         max_input_length: int | None = None,
         truncation: bool = False,
+        add_special_tokens: bool | None = None,
         **hub: Any,
     ):
         if unknown := hub.keys() - HUB_OPTIONS:
@@ -147,7 +156,7 @@ class Generator:
                 raise ConfigError(
                     f"the tokenizer has {tokenizer.vocab_size} pieces, the {name} a vocabulary of {half.vocab_size}"
                 )
-        positions = config.encoder.max_position_embeddings
+        positions = config.encoder.max_tokens
         self.max_input_length = positions if max_input_length is None else _count("max_input_length", max_input_length)
         if self.max_input_length > positions:
             raise ConfigError(f"max_input_length {max_input_length} is more than the encoder's {positions} positions")
@@ -155,6 +164,11 @@ class Generator:
             max_batch_tokens = BATCH_TOKENS["cuda" if self.model.device.type == "cuda" else "cpu"]
         self.max_batch_tokens = _count("max_batch_tokens", max_batch_tokens)
         self.truncation = truncation
+        self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
+        if add_special_tokens:
+            self.frame = tokenizer.frame(pair=False)[::2]
+        if sum(map(len, self.frame)) >= self.max_input_length:
+            raise ConfigError(f"max_input_length {max_input_length} leaves no room between the special tokens")
 
     def generate(
         self,
@@ -181,7 +195,7 @@ class Generator:
             clean_up_tokenization_spaces: take spaces before punctuation out; None as the tokenizer is set.
             max_batch_size: texts in a batch at most, besides the limit of tokens.
             options: `generation_config` or options of `GenerationConfig`, over the model's own. Where none of them
-                sets a maximum length, outputs end with the decoder's positions.
+                sets a maximum length, outputs end with the decoder's positions. `max_time` counts for each batch.
 
         Raises:
             InputError: a text is no str, no valid Unicode or too long: its index, the value and the limit.
@@ -229,20 +243,25 @@ class Generator:
         return_errors: bool,
         options: dict[str, Any],
     ) -> _Call:
-        for name in ("return_dict_in_generate", "output_scores"):
+        for name in RETURNED:
             if name in options:
                 raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
+        for name in ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"):
+            if name in options:
+                raise ConfigError(f"{name} is for model.generate; a Generator chooses which texts make up a batch")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError(f"seed must be an integer, got {seed!r}")
-        own, passed = self.model.generation_config, options.get("generation_config")
-        asked = GenerationConfig.of_call({k: v for k, v in options.items() if k != "generation_config"})
-        lengths = asked.over(passed).over(own)
-        if lengths.max_length is None and lengths.max_new_tokens is None:
-            options = {**options, "max_length": self.model.config.decoder.max_position_embeddings}
-            asked.max_length = options["max_length"]
+        levels = GenerationConfig.of_call(
+            {k: v for k, v in options.items() if k != "generation_config"},
+            options.get("generation_config"),
+            self.model.generation_config,
+        )
+        if levels.max_length is None and levels.max_new_tokens is None:
+            options = {**options, "max_length": self.model.config.decoder.max_tokens}
+            levels.max_length = options["max_length"]
         return _Call(
-            options={**options, "return_dict_in_generate": True},
-            settled=search.settle(asked, passed, own),
+            options={**options, **RETURNED, "use_cache": False, "tokenizer": self.tokenizer},
+            settled=search.settle(levels),
             seed=seed,
             scores=scores,
             truncation=self.truncation if truncation is None else truncation,
@@ -266,8 +285,10 @@ class Generator:
     def _encode(self, texts: list[str], first: int, call: _Call) -> list[_Source | Output]:
         """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
         problems = [_problem(text) for text in texts]
-        rows = self.tokenizer.encode_batch([text if p is None else "" for text, p in zip(texts, problems, strict=True)])
-        limit, vocabulary = self.max_input_length, self.model.config.encoder.vocab_size
+        known = [text if problem is None else "" for text, problem in zip(texts, problems, strict=True)]
+        rows = self.tokenizer.encode_batch(known, add_special_tokens=False)
+        before, behind = self.frame
+        limit, vocabulary = self.max_input_length - len(before) - len(behind), self.model.config.encoder.vocab_size
         beyond = len(self.tokenizer) > vocabulary  # added tokens without a row in the embedding
         found: list[_Source | Output] = []
         for index, (row, problem) in enumerate(zip(rows, problems, strict=True), first):
@@ -281,7 +302,8 @@ class Generator:
                     raise InputError(f"text {index}: {problem}")
                 found.append(Output(index, "", error=InputError(problem)))
             else:
-                found.append(_Source(index, row[:limit], length > limit) if row else Output(index, ""))
+                framed = [*before, *row[:limit], *behind]
+                found.append(_Source(index, framed, length > limit) if row else Output(index, ""))
         return found
 
     def _batches(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
@@ -332,7 +354,7 @@ class Generator:
             generator = torch.Generator(self.model.device).manual_seed(seed)
         found = self.model.generate(input_ids=ids, attention_mask=mask, generator=generator, **call.options)
         assert isinstance(found, GenerateOutput)
-        rows = _cut(found.sequences[:, 1:].tolist(), call.settled.end_tokens)
+        rows = _cut(found, call.settled)
         scores = [None] * len(rows) if found.sequences_scores is None else found.sequences_scores.tolist()
         if call.scores and found.sequences_scores is None:
             scores = self._scores(ids, mask, rows, call.settled)
@@ -376,79 +398,6 @@ class Generator:
         return scores
 
 
-def pipeline(
-    task: str = "text2text-generation",
-    model: EncoderDecoderModel | str | os.PathLike | None = None,
-    tokenizer: BertGenerationTokenizer | str | os.PathLike | None = None,
-    *,
-    dtype: torch.dtype | str | None = None,
-    torch_dtype: torch.dtype | str | None = None,
-    device: torch.device | str | int | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    **options: Any,
-) -> Pipeline:
-    """Make a callable that gives results in the form of transformers 4: `[{"generated_text": ...}]`.
-
-    Args:
-        task: "text2text-generation".
-        model, tokenizer, dtype, device: as `Generator`'s. torch_dtype: the old name of dtype.
-        revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
-        options: defaults of the calls' options, see `Pipeline`.
-
-    Raises:
-        UnsupportedError: another task. ConfigError, CheckpointError, BackendError: as `Generator`.
-    """
-    check_task(task)
-    if model is None:
-        raise ConfigError('pipeline needs a model: an object, a path, a hub id, or "demo"')
-    hub: dict[str, Any] = dict(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
-    hub = {name: value for name, value in hub.items() if value}
-    generator = Generator(model, tokenizer, device=device, dtype=torch_dtype if dtype is None else dtype, **hub)
-    return Pipeline(generator, TASKS[task], options)
-
-
-class Pipeline:
-    """`Generator` with the calls and results of a pipeline of transformers 4; made by `pipeline`."""
-
-    def __init__(self, generator: Generator, key: str, defaults: dict[str, Any]):
-        self.generator, self.key, self.defaults = generator, key, defaults
-        self(())  # a bad option is refused here, not at the first text
-
-    @property
-    def model(self) -> EncoderDecoderModel:
-        return self.generator.model
-
-    @property
-    def tokenizer(self) -> BertGenerationTokenizer:
-        return self.generator.tokenizer
-
-    def __call__(self, texts: str | Sequence[str], **options: Any) -> list[Any]:
-        """Generate for one text or a list of them.
-
-        Args:
-            texts: a str gives a list of dicts, one per output; a list gives a list of dicts or, with
-                `num_return_sequences`, a list of lists of dicts.
-            options: as `Generator.generate` (`num_beams`, `truncation`, `clean_up_tokenization_spaces`, ...), and
-                `batch_size`, texts in a batch at most; the Generator's limit of tokens holds beside it.
-        """
-        options = {**self.defaults, **options}
-        given = [texts] if isinstance(texts, str) else texts
-        outputs = self.generator.generate(given, max_batch_size=options.pop("batch_size", None), **options)
-        results = [[{self.key: one.text} for one in (output, *output.alternatives)] for output in outputs]
-        if isinstance(texts, str):
-            return results[0]
-        return list(chain(*results)) if all(len(result) == 1 for result in results) else results
-
-
-def check_task(task: str) -> None:
-    """Raise UnsupportedError where `task` is none that pipelines have."""
-    if task not in TASKS:
-        raise UnsupportedError(f"task {task!r} is not one of {', '.join(TASKS)}")
-
-
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -486,9 +435,19 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield window
 
 
-def _cut(rows: list[list[int]], ends: list[int]) -> list[list[int]]:
-    """Rows up to their first end token; behind it there is only padding."""
-    return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+def _cut(found: GenerateOutput, settled: GenerationConfig) -> list[list[int]]:
+    """The rows without their start token and without what fills them up behind their last token."""
+    rows, ends = found.sequences[:, 1:].tolist(), settled.end_tokens
+    if found.beam_indices is not None:
+        lengths = (found.beam_indices >= 0).sum(1).tolist()
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    cut = []
+    for row in rows:
+        length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        if settled.stop_strings is not None and length == len(row):  # a text that stopped has no end token
+            length -= next((i for i, token in enumerate(reversed(row)) if token != settled.pad_token_id), 0)
+        cut.append(row[:length])
+    return cut
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

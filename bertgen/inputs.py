@@ -8,13 +8,17 @@ from __future__ import annotations
 import torch
 
 from .config import BertConfig, BertGenerationConfig
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .packing import Packing
 
 
 def either(given: bool | None, default: bool) -> bool:
     """The option of a call, or that of the configuration where the call has none."""
-    return default if given is None else given
+    if given is None:
+        return default
+    if not isinstance(given, bool):
+        raise ConfigError(f"output_hidden_states, use_cache and the like are True, False or None, got {given!r}")
+    return given
 
 
 def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:

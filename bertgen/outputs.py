@@ -100,16 +100,49 @@ class Seq2SeqLMOutput(_Output):
 
 @dataclass(eq=False)
 class GenerateOutput(_Output):
-    """What `generate(return_dict_in_generate=True)` returns.
+    """What `generate(return_dict_in_generate=True)` returns; N outputs of R rows, one step per token.
 
-    sequences: int64 [B * n, L].
-    sequences_scores: float32 [B * n], log-probability / length ** length_penalty; beams only.
-    scores: per step the processed scores, float32 [rows, vocab].
-    beam_indices: int32 [B * n, L - prefix], the row each token came from, -1 past the end; beams only.
+    sequences: int64 [N, L].
+    sequences_scores: float32 [N], log-probability / length ** length_penalty; beams only.
+    scores, logits: per step the scores a token was chosen by (log-probabilities under beams) and what the model gave,
+        float32 [R, vocab].
+    beam_indices: int32 [N, L - prefix], the row each token came from, -1 past the end; beams only.
     """
 
     sequences: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     scores: Tensors | None = None
+    logits: Tensors | None = None
     beam_indices: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
+class GenerateEncoderDecoderOutput(GenerateOutput):
+    """What an encoder-decoder generated.
+
+    encoder_attentions, encoder_hidden_states: per layer, as the encoder returns them, of the B sources.
+    decoder_attentions, cross_attentions: per step and layer [R, heads, T, tokens so far or S], T tokens in the step.
+    decoder_hidden_states: per step, of the embeddings and each layer [R, T, hidden].
+    past_key_values: of the R rows, without the last token.
+    """
+
+    encoder_attentions: Tensors | None = None
+    encoder_hidden_states: Tensors | None = None
+    decoder_attentions: tuple[Tensors, ...] | None = None
+    cross_attentions: tuple[Tensors, ...] | None = None
+    decoder_hidden_states: tuple[Tensors, ...] | None = None
+    past_key_values: Cache | None = None
+
+
+@dataclass(eq=False)
+class GenerateDecoderOnlyOutput(GenerateOutput):
+    """What a decoder generated on its own.
+
+    attentions: per step and layer [R, heads, T, tokens so far], T tokens in the step.
+    hidden_states: per step, of the embeddings and each layer [R, T, hidden].
+    past_key_values: of the R rows, without the last token; None where the decoder is not causal.
+    """
+
+    attentions: tuple[Tensors, ...] | None = None
+    hidden_states: tuple[Tensors, ...] | None = None
     past_key_values: Cache | None = None

@@ -2,15 +2,20 @@
 
 import os
 
-# Before any of these libraries is imported: no test waits for a model hub or needs a display.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MPLBACKEND"] = "agg"
+os.environ["MPLBACKEND"] = "agg"  # before it is imported: no test needs a display
+
 
 import pytest
 import torch
 
 # The models of the tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """No test waits for a model hub, but those that ask for it."""
+    if config.option.markexpr != "network":
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from bertgen import (
     BertGenerationEncoder,
     BertLMHeadModel,
     BertModel,
+    ConfigError,
     EncoderDecoderModel,
     InputError,
     RobertaConfig,
@@ -106,6 +107,22 @@ def test_attentions_equal_transformers(seed):
             assert max(distance(a * read, b * read) for a, b in zip(from_labels[name], expected[name])) <= 1e-5
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_attentions_where_the_start_token_is_padding(seed):
+    """The first position is masked then, so that the mask is no length."""
+    twins = make_twins(seed)
+    for model in (twins.oracle, twins.model):
+        model.config.decoder_start_token_id = PAD
+    ids, mask, labels = twins.batch()
+    labels[:, labels.shape[1] // 2 + 1 :] = -100  # no row goes to the end
+    read = (labels != -100)[:, None, :, None] & (torch.arange(labels.shape[1]) > 0)[:, None]
+    inputs = dict(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
+    with torch.no_grad():
+        expected, got = twins.oracle(**inputs), twins.model(**inputs)
+    for name in ("decoder_attentions", "cross_attentions"):
+        assert max(distance(a * read, b * read) for a, b in zip(got[name], expected[name])) <= 1e-5
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_embeddings_positions_and_types_equal_transformers(seed):
     twins, r = make_twins(seed), random.Random(seed)
@@ -152,6 +169,35 @@ def test_masks_of_four_dimensions(kind, additive):
                 first = ours(ids[:, :4], attention_mask=mask[:, :, :4, :4])
                 second = ours(ids[:, 4:], attention_mask=mask[:, :, 4:], past_key_values=first.past_key_values)
                 assert distance(torch.cat((first.logits, second.logits), 1), expected) <= 2e-5
+
+
+def test_a_dense_mask_may_hide_everything_from_a_query():
+    model, theirs = alone("bert", 1)
+    theirs.set_attn_implementation("sdpa")  # which gives such a query zeros; eager gives it the mean of all values
+    ids, seen = torch.full((1, 4), 5), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    seen[0, 0, 2] = False
+    model.train()
+    states = model(ids, attention_mask=seen, output_attentions=True)
+    assert distance(model.eval()(ids, attention_mask=seen)[0], theirs(ids, attention_mask=seen)[0]) <= 2e-5
+    assert not states.attentions[0][:, :, 2].any()
+    states.last_hidden_state.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_attentions_of_training_are_those_after_dropout():
+    model, _ = alone("bert", 1, attention_probs_dropout_prob=0.5)
+    ids = torch.randint(3, 37, (4, 12))
+    weights = model.train()(ids, output_attentions=True).attentions[0]
+    kept = (weights > 0).float().mean()
+    assert 0.4 < kept < 0.6 and 0.9 < weights.sum(-1).mean() < 1.1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tokens_of_all_kinds_equal_transformers(seed):
+    twins = make_twins(seed)
+    ids, mask, _ = twins.batch()
+    options = dict(attention_mask=mask, max_new_tokens=8, num_beams=1 + seed % 3, eos_token_id=5, pad_token_id=PAD)
+    assert torch.equal(twins.model.generate(ids, **options), twins.oracle.generate(ids, **options))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,6 +312,8 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(kind):
 def test_resizing_the_vocabulary(kind, tied):
     model, _ = alone(kind, 2, is_decoder=True, tie_word_embeddings=tied)
     ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        model.get_output_embeddings().bias += torch.rand(40)
     before = model(ids).logits
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
     assert model.resize_token_embeddings(43) is model.get_input_embeddings()
@@ -335,9 +383,25 @@ def test_bad_inputs_of_the_new_kinds_are_named():
         model(ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.long))
     with pytest.raises(InputError, match=r"\(1, 3, 3\)"):
         model(ids, attention_mask=torch.ones(1, 3, 3))
+    with pytest.raises(ConfigError, match=r"True, False or None, got \[0\]"):
+        model(ids, output_hidden_states=[0])
     decoder, _ = alone("bert", 2, is_decoder=True)
     with pytest.raises(InputError, match="past_key_values hold 1 rows, the input has 2"):
         decoder(torch.full((2, 1), 5), past_key_values=decoder(ids).past_key_values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_continued_call_needs_no_encoder_states(kind):
+    """Their keys and values are in the cache; transformers skips cross-attention then, without a word."""
+    ours, _ = alone(kind, 2, is_decoder=True, add_cross_attention=True)
+    ids, states = torch.randint(3, 37, (2, 5)), torch.randn(2, 4, 32)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    given = dict(encoder_hidden_states=states, encoder_attention_mask=mask)
+    whole = ours(ids, **given, use_cache=False).logits
+    first = ours(ids[:, :3], **given)
+    assert distance(ours(ids[:, 3:], past_key_values=first.past_key_values).logits, whole[:, 3:]) <= 2e-5
+    with pytest.raises(InputError, match="is_decoder is False"):
+        alone(kind, 1)[0](ids, encoder_hidden_states=states)
 
 
 def test_any_pair_of_kinds_makes_a_model():

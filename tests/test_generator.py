@@ -18,7 +18,6 @@ from bertgen import (
     Generator,
     InputError,
     UnsupportedError,
-    pipeline,
 )
 from bertgen import (
     generator as generator_module,
@@ -310,6 +309,30 @@ def test_token_ids_end_with_the_end_token_or_at_the_limit(generator):
     assert generator.generate(["one two three"], eos_token_id=[1, second])[0].token_ids == whole.token_ids[:2]
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_options_of_every_kind_reach_the_model(generator, texts, options):
+    """Stop strings need no tokenizer here, and what stops has neither an end token nor padding."""
+    options = options | dict(stop_strings=["ei", "rot"], encoder_no_repeat_ngram_size=4, suppress_tokens=[40])
+    for text, output in zip(texts, generator.generate(texts, **options)):
+        rows, _ = alone(generator, text, **options, tokenizer=generator.tokenizer)
+        found = [output, *output.alternatives]
+        for one, row in zip(found, rows, strict=True):
+            assert one.token_ids == tuple(row[: len(one.token_ids)]) and 0 not in one.token_ids
+            assert set(row[len(one.token_ids) :]) <= {0, 1}
+            stopped = [stop for stop in ("ei", "rot") if stop in one.text]
+            assert bool(stopped) != (one.token_ids[-1] == 1) or len(one.token_ids) == MAX_LENGTH - 1
+
+
+def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, texts, monkeypatch):
+    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    model.generation_config.output_scores = model.generation_config.output_attentions = True
+    model.generation_config.return_dict_in_generate = True
+    found, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: found.append(generate(**options)) or found[-1])
+    Generator(model, BertGenerationTokenizer.from_pretrained(tiny_checkpoint)).generate(texts[:3])
+    assert list(found[0]) == ["sequences"]
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -319,9 +342,15 @@ def test_token_ids_end_with_the_end_token_or_at_the_limit(generator):
         ({"num_beams": 2, "num_return_sequences": 3}, ConfigError, "num_return_sequences 3 is more than num_beams 2"),
         ({"return_dict_in_generate": True}, ConfigError, "return_dict_in_generate is for model.generate"),
         ({"output_scores": True}, ConfigError, "scores=True"),
+        ({"output_attentions": False}, ConfigError, "output_attentions is for model.generate"),
+        ({"logits_processor": []}, ConfigError, "logits_processor is for model.generate"),
+        ({"stopping_criteria": []}, ConfigError, "stopping_criteria is for model.generate"),
+        ({"prefix_allowed_tokens_fn": print}, ConfigError, "prefix_allowed_tokens_fn is for model.generate"),
+        ({"streamer": None}, ConfigError, "streamer is for model.generate"),
         ({"seed": 1.5}, ConfigError, "seed must be an integer, got 1.5"),
         ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer of at least 1, got 0"),
-        ({"num_beam_groups": 2}, UnsupportedError, "num_beam_groups=2"),
+        ({"num_beam_groups": 2}, ConfigError, "num_beams 1 cannot be shared among num_beam_groups 2"),
+        ({"penalty_alpha": 0.5}, UnsupportedError, "penalty_alpha=0.5"),
     ],
 )
 def test_bad_options(generator, options, error, message):
@@ -434,50 +463,3 @@ def test_tokenizer_of_another_vocabulary(generator, tiny_checkpoint, monkeypatch
     assert wide.generate(["one"])[0].text == "eins"
     with pytest.raises(InputError, match="text 1: the tokenizer gives id 64, the model has a vocabulary of 64"):
         wide.generate(["one", "two <new>"])
-
-
-# pipeline
-
-
-def test_pipeline_gives_results_as_transformers_4_did(tiny_checkpoint):
-    pipe = pipeline("text2text-generation", model=tiny_checkpoint)
-    assert pipe("one two") == [{"generated_text": "eins zwei"}]
-    assert pipe(["one two"]) == [{"generated_text": "eins zwei"}]
-    assert pipe(["one", "", "two"], batch_size=2) == [{"generated_text": text} for text in ("eins", "", "zwei")]
-    two = pipe("white", num_beams=4, num_return_sequences=2)
-    assert two == [{"generated_text": "weiß"}, {"generated_text": "hell"}]
-    assert pipe(["white", "one"], num_beams=4, num_return_sequences=2)[0] == two
-    assert pipe([]) == []
-
-
-def test_pipeline_options_of_construction_and_call(generator, batches):
-    pipe = pipeline(model=generator.model, tokenizer=generator.tokenizer, num_beams=4, batch_size=2)
-    assert len(pipe("white", num_return_sequences=2)) == 2 and len(batches) == 1
-    pipe(["one"] * 5)
-    assert [rows for rows, _ in batches[1:]] == [2, 2, 1]
-    with pytest.raises(ConfigError, match="greedy"):
-        pipe("white", num_beams=1, num_return_sequences=2)
-    with pytest.raises(ConfigError, match="device_map"):
-        pipeline(model=generator.model, tokenizer=generator.tokenizer, device_map="auto")
-    with pytest.raises(ConfigError, match="needs a model"):
-        pipeline("text2text-generation")
-
-
-def test_pipeline_truncation(generator):
-    pipe = pipeline(model=generator.model, tokenizer=generator.tokenizer)
-    with pytest.raises(InputError, match="the limit is 48"):
-        pipe("one " * 60)
-    assert pipe("one " * 60, truncation=True)[0]["generated_text"].startswith("eins")
-
-
-def test_pipeline_of_another_task(tiny_checkpoint):
-    with pytest.raises(UnsupportedError, match="task 'fill-mask' is not one of text2text-generation"):
-        pipeline("fill-mask", model=tiny_checkpoint)
-
-
-def test_pipeline_dtype_and_device(tiny_checkpoint):
-    assert pipeline(model=tiny_checkpoint, torch_dtype=torch.float16).model.dtype == torch.float16
-    assert pipeline(model=tiny_checkpoint, dtype="bfloat16", device=-1).model.dtype == torch.bfloat16
-    if not torch.cuda.is_available():
-        with pytest.raises(BackendError, match=r"'cuda:0' was asked for, this machine has 0 CUDA devices"):
-            pipeline(task="text2text-generation", model=str(tiny_checkpoint), dtype=torch.float16, device=0)

@@ -219,7 +219,7 @@ def test_report_names_the_first_bad_lines(generator, folder):
         ("in.txt", {"n_best": 0}, ConfigError, "num_return_sequences must be an integer from 1"),
         ("in.txt", {"n_best": 2}, ConfigError, "greedy search has one output"),
         ("in.txt", {"num_beans": 2}, ConfigError, "num_beans"),
-        ("in.txt", {"num_beam_groups": 2}, UnsupportedError, "num_beam_groups"),
+        ("in.txt", {"penalty_alpha": 0.6}, UnsupportedError, "penalty_alpha"),
     ],
 )
 def test_bad_options(generator, folder, name, options, error, message):

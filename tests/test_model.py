@@ -23,7 +23,7 @@ from bertgen import (
 )
 from bertgen.layers import AddNorm, fused_weights, project
 
-CASES = 150
+CASES = 300
 TINY = dict(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
     max_position_embeddings=16,

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertgen.errors import CheckpointError, ConfigError, InputError, UnsupportedError
-from bertgen.tokenizer import AddedToken, AutoTokenizer, BertGenerationTokenizer
-from bertgen.tokenizer import bert_generation as module
+from bertgen.tokenizer import AddedToken, AutoTokenizer, BertGenerationTokenizer, files
+from bertgen.tokenizer.base import NO_LIMIT
+from bertgen.tokenizer.vocabulary import SPECIAL_NAMES
 
 Theirs = transformers.BertGenerationTokenizer
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<::::>"]
@@ -197,7 +198,7 @@ def test_vocabulary_as_transformers(theirs, ours):
     assert ours.all_special_tokens == theirs.all_special_tokens
     assert ours.all_special_ids == theirs.all_special_ids
     assert ours.special_tokens_map == theirs.special_tokens_map
-    for name in module.SPECIAL_NAMES:
+    for name in SPECIAL_NAMES:
         assert getattr(ours, name) == getattr(theirs, name)
         assert getattr(ours, f"{name}_id") == getattr(theirs, f"{name}_id")
     tokens = ["<s>", "▁the", "no such token", "<::::>"]
@@ -419,7 +420,7 @@ def callers(vocab):
 def test_calls_as_transformers(callers, inputs, options, side, limit):
     theirs, ours = callers
     theirs.truncation_side = ours.truncation_side = side
-    theirs.model_max_length = ours.model_max_length = limit or module.NO_LIMIT
+    theirs.model_max_length = ours.model_max_length = limit or NO_LIMIT
     try:
         expected = theirs(*inputs, **options)
         if any(0 in v.shape or v.dtype == object for v in expected.values() if hasattr(v, "shape")):
@@ -685,9 +686,9 @@ def test_hub_options_reach_the_download(vocab, monkeypatch):
 
     def resolve(path_or_id, filename, *, required=True, **hub):
         asked.append((path_or_id, filename, required, hub))
-        return vocab if required else None
+        return vocab if filename == "spiece.model" else None
 
-    monkeypatch.setattr(module, "resolve_file", resolve)
+    monkeypatch.setattr(files, "resolve_file", resolve)
     hub = dict(revision="main", cache_dir="c", token="t", local_files_only=True)
     assert len(AutoTokenizer.from_pretrained("a/b", **hub)) == 301
     assert {filename for _, filename, _, _ in asked} >= {"spiece.model", "tokenizer_config.json", "config.json"}
@@ -729,30 +730,6 @@ def test_copies(fresh, tmp_path):
         assert other.encode("another") == [302] and other.decode([302]) == "another"
         assert "another" not in fresh.get_vocab() and fresh.encode("another") != [302]
         other.save_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("files", "name"),
-    [
-        ({}, None),
-        ({"config.json": {"model_type": "bert-generation"}}, None),
-        ({"config.json": {"model_type": "encoder-decoder", "encoder": {"model_type": "bert-generation"}}}, None),
-        ({"tokenizer_config.json": {"tokenizer_class": "BertGenerationTokenizerFast"}}, None),
-        ({"config.json": {"model_type": "encoder-decoder", "encoder": {"model_type": "bert"}}}, "BertTokenizer"),
-        ({"config.json": {"model_type": "bert-generation", "tokenizer_class": "BertTokenizer"}}, "BertTokenizer"),
-        ({"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizerFast"}}, "RobertaTokenizerFast"),
-        ({"config.json": {"model_type": "whisper"}}, "'whisper'"),
-    ],
-)
-def test_auto_tokenizer(vocab, tmp_path, files, name):
-    shutil.copy(vocab, tmp_path / "spiece.model")
-    for filename, content in files.items():
-        (tmp_path / filename).write_text(json.dumps(content))
-    if name is None:
-        assert type(AutoTokenizer.from_pretrained(tmp_path)) is BertGenerationTokenizer
-    else:
-        with pytest.raises(UnsupportedError, match=name):
-            AutoTokenizer.from_pretrained(tmp_path)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

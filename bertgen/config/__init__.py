@@ -8,3 +8,4 @@ from .model import BertGenerationConfig as BertGenerationConfig
 from .model import EncoderDecoderConfig as EncoderDecoderConfig
 from .model import RobertaConfig as RobertaConfig
 from .model import half_config as half_config
+from .quantization import BitsAndBytesConfig as BitsAndBytesConfig

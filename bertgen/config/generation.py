@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,20 +32,37 @@ class GenerationConfig(Config):
     model's own (`generation_config.json`), the defaults of `GenerationConfig.DEFAULTS`.
 
     Args:
-        max_length: length of the output in tokens, the decoder's start token included.
-        max_new_tokens: the same without the start token or prefix; wins over `max_length`.
+        max_length: length of the output in tokens, the start token or prompt included.
+        max_new_tokens: the same without them; wins over `max_length`.
         min_length, min_new_tokens: lengths under which no end token is chosen.
-        do_sample: draw tokens instead of taking the best.
+        max_time: seconds after which no further token is begun.
+        stop_strings: a text or texts that end an output with the token that completes one of them; needs `tokenizer=`.
+        do_sample: draw tokens instead of taking the best; with beams, draw the candidates of each step.
         num_beams: width of the beam search; 1 is greedy or sampling.
+        num_beam_groups: groups of num_beams / num_beam_groups beams that are kept apart (Vijayakumar et al. 2016,
+            arXiv 1610.02424).
+        diversity_penalty: taken from a token's score as often as earlier groups of the source chose it in the step.
         num_return_sequences: outputs per input (n-best under beams).
-        temperature, top_k, top_p, min_p: shape the distribution that is drawn from.
-        repetition_penalty: above 1 makes tokens that occurred already less likely (Keskar et al. 2019).
-        no_repeat_ngram_size: no n-gram of this size occurs twice.
         length_penalty: exponent of the length that divides a hypothesis' log-probability.
         early_stopping: True, False or "never": when a beam search gives up looking for better hypotheses.
+        sequence_bias: added to the score of the token that completes a sequence: {(ids): bias} or [[ids, bias], ...].
+        encoder_repetition_penalty: above 1 makes tokens of the input likelier.
+        repetition_penalty: above 1 makes tokens that occurred already less likely (Keskar et al. 2019).
+        no_repeat_ngram_size: no n-gram of this size occurs twice.
+        encoder_no_repeat_ngram_size: no n-gram of this size that the input has occurs.
+        bad_words_ids: lists of ids none of which is completed.
+        forced_bos_token_id: the first token behind the start token.
+        forced_eos_token_id: the token (or tokens) that an output of full length ends with.
+        remove_invalid_values: nan and infinite scores become 0 and the largest and smallest numbers.
+        exponential_decay_length_penalty: (start, factor): from so many new tokens on, ends become ever likelier.
+        suppress_tokens, begin_suppress_tokens: ids that are never chosen, or not as the first new token.
+        temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: shape the distribution that is
+            drawn from, in this order; see `bertgen.kernels.select`.
+        renormalize_logits: scores become log-probabilities again after all of the above.
         pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special ids.
-        use_cache: accepted as in transformers; keys and values are kept either way, the tokens are the same.
-        return_dict_in_generate, output_scores: what `generate` returns.
+        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same.
+        return_dict_in_generate: return a `GenerateOutput`, with what output_scores (processed), output_logits (raw),
+            output_attentions and output_hidden_states ask for.
         infer_attention_mask: where no mask is given, treat pad ids of the input as padding.
     """
 
@@ -51,17 +70,36 @@ class GenerationConfig(Config):
     max_new_tokens: int | None = None
     min_length: int | None = None
     min_new_tokens: int | None = None
+    max_time: float | None = None
+    stop_strings: str | list[str] | None = None
     do_sample: bool | None = None
     num_beams: int | None = None
+    num_beam_groups: int | None = None
+    diversity_penalty: float | None = None
     num_return_sequences: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    sequence_bias: dict[tuple[int, ...], float] | list[list[Any]] | None = None
+    encoder_repetition_penalty: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: list[list[int]] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    remove_invalid_values: bool | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
     temperature: float | None = None
+    top_h: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | str | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    renormalize_logits: bool | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -69,96 +107,80 @@ class GenerationConfig(Config):
     use_cache: bool | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
     infer_attention_mask: bool | None = None
 
     DEFAULTS: ClassVar[dict[str, Any]] = dict(
         min_length=0,
         do_sample=False,
         num_beams=1,
+        num_beam_groups=1,
+        diversity_penalty=0.0,
         num_return_sequences=1,
+        length_penalty=1.0,
+        early_stopping=False,
+        encoder_repetition_penalty=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        encoder_no_repeat_ngram_size=0,
+        remove_invalid_values=False,
         temperature=1.0,
         top_k=50,
         top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        length_penalty=1.0,
-        early_stopping=False,
-        use_cache=True,
-        return_dict_in_generate=False,
-        output_scores=False,
-        infer_attention_mask=True,
-    )
-    DEFAULT_NEW_TOKENS: ClassVar[int] = 20
-    # Options of transformers that bertgen does not have, with the value that switches each of them off.
-    UNSUPPORTED: ClassVar[dict[str, Any]] = dict(
-        num_beam_groups=1,
-        diversity_penalty=0.0,
-        guidance_scale=None,
-        sequence_bias=None,
-        encoder_repetition_penalty=1.0,
-        encoder_no_repeat_ngram_size=0,
-        bad_words_ids=None,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
-        remove_invalid_values=False,
-        exponential_decay_length_penalty=None,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-        top_h=None,
         typical_p=1.0,
         epsilon_cutoff=0.0,
         eta_cutoff=0.0,
-        watermarking_config=None,
         renormalize_logits=False,
-        penalty_alpha=None,
+        use_cache=True,
+        return_dict_in_generate=False,
+        output_scores=False,
+        output_logits=False,
+        output_attentions=False,
+        output_hidden_states=False,
+        infer_attention_mask=True,
+    )
+    DEFAULT_NEW_TOKENS: ClassVar[int] = 20
+    # Options of transformers that bertgen does not have, with the value (besides None) that switches each of them off.
+    UNSUPPORTED: ClassVar[dict[str, Any]] = dict(
+        guidance_scale=1,
+        negative_prompt_ids=None,
+        negative_prompt_attention_mask=None,
+        watermarking_config=None,
+        penalty_alpha=0,
         dola_layers=None,
         constraints=None,
         force_words_ids=None,
-        max_time=None,
-        stop_strings=None,
-        output_attentions=False,
-        output_hidden_states=False,
-        output_logits=None,
-        cache_implementation=None,
+        assistant_model=None,
+        assistant_tokenizer=None,
+        assistant_early_exit=None,
+        is_assistant=False,
         prompt_lookup_num_tokens=None,
+        speculation_type=None,
+        use_mtp=False,
+        cache_implementation="dynamic",
+        cache_config=None,
+        low_memory=False,
         token_healing=False,
-        low_memory=None,
+        custom_generate=None,
+        trust_remote_code=False,
+        synced_gpus=False,
     )
 
     def _checked(self, name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if name in ("max_length", "max_new_tokens", "num_beams", "num_return_sequences"):
-            return check_integer(1, value, name)
-        if name in ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"):
-            return check_integer(0, value, name)
-        if name in ("top_p", "min_p"):
-            return check_number(0.0, 1.0, value, name)
-        if name in ("temperature", "repetition_penalty"):
-            if check_number(0.0, float("inf"), value, name) == 0.0:
-                raise ConfigError(f"{name} must be above 0, got {value!r}")
-            return float(value)
-        if name == "length_penalty":
-            return check_number(-float("inf"), float("inf"), value, name)
-        if name == "early_stopping":
-            if value not in (True, False, "never"):
-                raise ConfigError(f"early_stopping must be True, False or 'never', got {value!r}")
-            return value
-        if name == "eos_token_id":
-            return check_token_ids(value, name)
-        if name.endswith("_token_id"):
-            return check_token_id(value, name)
-        return check_flag(value, name)
+        return None if value is None else _CHECKS[name](value, name)
 
     @property
     def end_tokens(self) -> list[int]:
         """The ids that end an output: `eos_token_id` as a list, empty where it is not set."""
-        end = self.eos_token_id
-        return [] if end is None else end if isinstance(end, list) else [end]
+        return as_list(self.eos_token_id)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that are set, and the keys that came from a file."""
+        """The options that are set, and the keys that came from a file: what JSON can hold."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        if isinstance(self.sequence_bias, dict):
+            own["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
         return {**self.extra, **{name: value for name, value in own.items() if value is not None}}
 
     def over(self, lower: GenerationConfig | None) -> GenerationConfig:
@@ -171,16 +193,27 @@ class GenerationConfig(Config):
     def check_supported(self) -> None:
         """Raise UnsupportedError where a file or a caller asks for something bertgen would otherwise ignore."""
         for name, off in self.UNSUPPORTED.items():
-            value = self.extra.get(name, off)
-            if value is not None and value != off:
+            value = self.extra.get(name)
+            if value is not None and not (isinstance(value, (bool, int, float, str)) and value == off):
                 raise UnsupportedError(f"generation option {name}={value!r} is not supported")
 
     @classmethod
-    def of_call(cls, options: dict[str, Any]) -> GenerationConfig:
-        """The keywords of one `generate` call; unknown names raise ConfigError, unsupported ones UnsupportedError."""
-        known = {name: value for name, value in options.items() if name not in cls.UNSUPPORTED}
-        config = cls(**known)
-        config.extra.update((name, value) for name, value in options.items() if name in cls.UNSUPPORTED)
+    def of_call(
+        cls, options: dict[str, Any], passed: GenerationConfig | None, own: GenerationConfig | None
+    ) -> GenerationConfig:
+        """The keywords of one `generate` call over the configuration passed to it over the model's own.
+
+        A keyword that is None switches its option off, whatever the lower levels say; `max_length` is then not set.
+
+        Raises:
+            ConfigError: a name that no option has. UnsupportedError: options bertgen does not have.
+        """
+        call = cls(**{name: value for name, value in options.items() if name not in cls.UNSUPPORTED})
+        call.extra.update((name, value) for name, value in options.items() if name in cls.UNSUPPORTED)
+        config = call.over(passed).over(own)
+        for name, value in options.items():
+            if value is None and name in cls.__dataclass_fields__ and name != "max_length":
+                setattr(config, name, 0 if name == "top_k" else None)
         config.check_supported()
         return config
 
@@ -202,3 +235,102 @@ class GenerationConfig(Config):
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `generation_config.json` into `directory`."""
         write_json(Path(directory) / "generation_config.json", self.to_dict())
+
+
+def as_list(ids: int | list[int] | None) -> list[int]:
+    """An option that is an id, a list of ids or None, as a list."""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def _positive(value: Any, name: str) -> float:
+    if check_number(0.0, float("inf"), value, name) == 0.0:
+        raise ConfigError(f"{name} must be above 0, got {value!r}")
+    return float(value)
+
+
+def _positive_share(value: Any, name: str) -> float:
+    if check_number(0.0, 1.0, value, name) == 0.0:
+        raise ConfigError(f"{name} must be above 0, got {value!r}")
+    return float(value)
+
+
+def _cutoff(value: Any, name: str) -> float:
+    if check_number(0.0, 1.0, value, name) == 1.0:
+        raise ConfigError(f"{name} must be under 1, got {value!r}")
+    return float(value)
+
+
+def _early_stopping(value: Any, name: str) -> bool | str:
+    if value not in (True, False, "never"):
+        raise ConfigError(f"{name} must be True, False or 'never', got {value!r}")
+    return value
+
+
+def _token_list(value: Any, name: str) -> list[int]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ConfigError(f"{name} must be a list of at least one id, got {value!r}")
+    return [check_integer(0, token, name) for token in value]
+
+
+def _token_lists(value: Any, name: str) -> list[list[int]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ConfigError(f"{name} must be a list of at least one list of ids, got {value!r}")
+    return [_token_list(ids, name) for ids in value]
+
+
+def _sequence_bias(value: Any, name: str) -> dict[tuple[int, ...], float] | list[list[Any]]:
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, (list, tuple)) or not pairs:
+        raise ConfigError(f"{name} must be a dict {{(ids): bias}} or a list of [ids, bias], and not empty: {value!r}")
+    checked: list[list[Any]] = []
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ConfigError(f"{name} must hold pairs of ids and a bias, got {pair!r}")
+        checked.append([_token_list(pair[0], name), check_number(-float("inf"), float("inf"), pair[1], name)])
+    return {tuple(ids): bias for ids, bias in checked} if isinstance(value, dict) else checked
+
+
+def _decay(value: Any, name: str) -> tuple[int, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ConfigError(f"{name} must be (start, factor), got {value!r}")
+    return check_integer(0, value[0], name), _positive(value[1], name)
+
+
+def _texts(value: Any, name: str) -> str | list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts or any(not isinstance(t, str) or not t for t in texts):
+        raise ConfigError(f"{name} must be a text or a list of texts, none of them empty, got {value!r}")
+    return value if isinstance(value, str) else list(texts)
+
+
+def _table(check: Callable[[Any, str], Any], names: str) -> dict[str, Callable[[Any, str], Any]]:
+    return dict.fromkeys(names.split(), check)
+
+
+# Option -> check of its value: returns the value as it is kept, or raises ConfigError with the value and the limit.
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    **_table(partial(check_integer, 1), "max_length max_new_tokens num_beams num_beam_groups num_return_sequences"),
+    **_table(
+        partial(check_integer, 0),
+        "min_length min_new_tokens top_k no_repeat_ngram_size encoder_no_repeat_ngram_size",
+    ),
+    **_table(partial(check_number, 0.0, 1.0), "top_p min_p"),
+    **_table(partial(check_number, 0.0, float("inf")), "max_time diversity_penalty"),
+    **_table(partial(check_number, -float("inf"), float("inf")), "length_penalty"),
+    **_table(_positive, "temperature repetition_penalty encoder_repetition_penalty"),
+    **_table(_positive_share, "top_h typical_p"),
+    **_table(_cutoff, "epsilon_cutoff eta_cutoff"),
+    **_table(check_token_id, "pad_token_id bos_token_id decoder_start_token_id forced_bos_token_id"),
+    **_table(check_token_ids, "eos_token_id forced_eos_token_id"),
+    **_table(_token_list, "suppress_tokens begin_suppress_tokens"),
+    **_table(_token_lists, "bad_words_ids"),
+    **_table(_sequence_bias, "sequence_bias"),
+    **_table(_decay, "exponential_decay_length_penalty"),
+    **_table(_texts, "stop_strings"),
+    **_table(_early_stopping, "early_stopping"),
+    **_table(
+        check_flag,
+        "do_sample remove_invalid_values renormalize_logits use_cache return_dict_in_generate output_scores "
+        "output_logits output_attentions output_hidden_states infer_attention_mask",
+    ),
+}

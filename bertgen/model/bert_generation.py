@@ -171,6 +171,8 @@ class BertGenerationEncoder(PretrainedModel):
         real = tokens = Packing.full(rows, length, device)
         cache = source = key_len = key_mask = None
         if not config.is_decoder:
+            if encoder_hidden_states is not None or past_key_values is not None:
+                raise InputError("encoder_hidden_states and past_key_values are for decoders; is_decoder is False")
             real = Packing.of_mask(mask, rows, length, device)
             if dense is None and attentions is None and not keep_padding:
                 tokens = real

@@ -60,7 +60,7 @@ def pairs_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
     if isinstance(text, str):
         if text_pair is not None and not isinstance(text_pair, str):
             raise InputError(f"text is one str, so text_pair must be one too, got {type(text_pair).__name__}")
-        return [text], [text_pair]
+        return [text], [text_pair or None]  # as transformers: an empty second text is none
     if not isinstance(text, (list, tuple)):
         raise InputError(f"text must be a str or a list of str, got {type(text).__name__}")
     if not text:
@@ -86,9 +86,13 @@ def pairs_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
 
 
 def truncated(
-    row: list[int], second: list[int] | None, limit: int, strategy: str, side: str
+    row: list[int], second: list[int] | None, limit: int, strategy: str, side: str, odd_to_longer: bool = False
 ) -> tuple[list[int], list[int] | None]:
-    """Shorten a row and its second row (if any) to `limit` tokens together, as transformers does."""
+    """Shorten a row and its second row (if any) to `limit` tokens together.
+
+    Where both are cut to an odd limit the first keeps one token more, or with `odd_to_longer` the one that was longer,
+    the second where they were equal.
+    """
 
     def keep(ids: list[int], drop: int) -> list[int]:
         return ids[: max(len(ids) - drop, 0)] if side == "right" else ids[drop:]
@@ -100,7 +104,7 @@ def truncated(
         return row, second and keep(second, excess)
     # First level the two, then take from both in turn.
     level = min(abs(len(row) - len(second)), excess)
-    half = (excess - level) // 2
+    half = (excess - level + (odd_to_longer and len(row) <= len(second))) // 2
     drop = level + half if len(row) > len(second) else half
     return keep(row, drop), keep(second, excess - drop)
 

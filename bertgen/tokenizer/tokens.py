@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ class AddedToken:
         content: the string.
         single_word: only where a space or an end of the text is on either side.
         lstrip, rstrip: white space on that side belongs to the token.
-        normalized: kept for the files of transformers; changes nothing here.
+        normalized: sought in the text after the tokenizer normalized it, so that upper case may not matter; None means
+            unless `special`. Changes nothing for sentencepiece.
         special: `skip_special_tokens` drops it.
     """
 
@@ -26,8 +27,14 @@ class AddedToken:
     single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
-    normalized: bool = True
+    normalized: bool | None = None
     special: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            str(self.content).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"a token must be valid Unicode, got {self.content!r}") from None
 
     @classmethod
     def of(cls, value: Any, special: bool = False) -> AddedToken:
@@ -38,11 +45,14 @@ class AddedToken:
             return cls(value, special=special, normalized=not special)
         get = value.get if isinstance(value, Mapping) else partial(getattr, value)
         values = {f.name: get(f.name, f.default) for f in fields(cls)}
-        if not isinstance(values["content"], str) or {type(values[name]) for name in values if name != "content"} != {
-            bool
-        }:
+        flags = [value for name, value in values.items() if name != "content" and (name, value) != ("normalized", None)]
+        if not isinstance(values["content"], str) or not all(isinstance(flag, bool) for flag in flags):
             raise ConfigError(f"a token must be a string or have content and flags, got {value!r}")
         return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as the files of transformers hold them."""
+        return asdict(self) | {"normalized": not self.special if self.normalized is None else self.normalized}
 
 
 def read_added_tokens(saved: Mapping[Any, Any]) -> dict[int, AddedToken]:

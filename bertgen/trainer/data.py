@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
 from ..files import open_input
-from ..tokenizer import BertGenerationTokenizer
+from ..framing import end_of_target, source_frame
+from ..tokenizer import Tokenizer
 
 IGNORED = -100
 
@@ -125,12 +127,25 @@ class Batch(NamedTuple):
 
 
 class Corpus:
-    """Encoded pairs: sources without special tokens, targets ending in </s>."""
+    """Encoded pairs: sources as the model reads them, targets ending in its end token.
 
-    def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: BertGenerationTokenizer, max_length: int) -> None:
-        """Encode `pairs`; those with a side above `max_length` pieces are left out and counted in `skipped`."""
-        sources = tokenizer.encode_batch([source for source, _ in pairs])
-        targets = [[*row, tokenizer.eos_token_id] for row in tokenizer.encode_batch([target for _, target in pairs])]
+    Args:
+        pairs: sources and targets; those with a side above `max_length` pieces are left out and counted in `skipped`.
+        config: of the model; None is one whose sources have no special tokens.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tokenizer: Tokenizer,
+        max_length: int,
+        config: EncoderDecoderConfig | None = None,
+    ) -> None:
+        before, behind = ([], []) if config is None else source_frame(config, tokenizer)
+        end = end_of_target(config, tokenizer)
+        sources, targets = (tokenizer.encode_batch(side, add_special_tokens=False) for side in zip(*pairs, strict=True))
+        sources = [[*before, *row, *behind] for row in sources]
+        targets = [[*row, end] for row in targets]
         kept = [i for i in range(len(pairs)) if len(sources[i]) <= max_length and len(targets[i]) <= max_length]
         if not kept:
             raise InputError(f"all {len(pairs)} pairs are longer than max_length={max_length} pieces")

@@ -7,7 +7,7 @@ import torch
 from ..generator import Generator
 from ..model import EncoderDecoderModel
 from ..scoring import bleu
-from ..tokenizer import BertGenerationTokenizer
+from ..tokenizer import Tokenizer
 from .data import Corpus, references
 from .optimization import cross_entropy
 
@@ -24,7 +24,7 @@ def dev_loss(model: EncoderDecoderModel, corpus: Corpus, batch_tokens: int, devi
 
 
 def dev_bleu(
-    model: EncoderDecoderModel, tokenizer: BertGenerationTokenizer, corpus: Corpus, sentences: int, batch_tokens: int
+    model: EncoderDecoderModel, tokenizer: Tokenizer, corpus: Corpus, sentences: int, batch_tokens: int
 ) -> float:
     """Return BLEU of greedy outputs for the first `sentences` different sources, against all their references.
 

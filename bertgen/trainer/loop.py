@@ -16,7 +16,7 @@ import torch
 
 from ..errors import BertgenError, ConfigError
 from ..pretrained import resolve_device
-from ..tokenizer import BertGenerationTokenizer
+from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, read_pairs, shares
 from .evaluation import dev_bleu, dev_loss
@@ -108,22 +108,22 @@ class Trainer:
             self.progress.say("preparing the vocabulary")
             write_tokenizer(config, pairs, self.output)
         self.processes.wait()
-        self.tokenizer = BertGenerationTokenizer.from_pretrained(self.output)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.output)
+        (vocabulary, *_) = self.tokenizer.VOCABULARY_FILES[0].values()
         self.identity = {
             **config.fixed(),
             "batches per update": config.accumulation * self.processes.world,
             "SHA-256 of train": state.digest(config.train),
             "SHA-256 of dev": state.digest(config.dev) if config.dev else None,
-            "SHA-256 of the vocabulary": state.digest(self.output / "spiece.model"),
+            "SHA-256 of the vocabulary": state.digest(self.output / vocabulary),
         }
         del self.identity["accumulation"]
         if saved:
             state.check_unchanged(saved["identity"], self.identity)
-        self.corpus = Corpus(pairs, self.tokenizer, config.max_length)
-        self.dev = Corpus(dev_pairs, self.tokenizer, config.max_length) if dev_pairs else None
-
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.tokenizer).to(self.device)
+        self.corpus = Corpus(pairs, self.tokenizer, config.max_length, self.model.config)
+        self.dev = Corpus(dev_pairs, self.tokenizer, config.max_length, self.model.config) if dev_pairs else None
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if config.average else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)

@@ -9,7 +9,7 @@ import torch
 from ..config import BertGenerationConfig, EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError
 from ..model import EncoderDecoderModel
-from ..tokenizer import BertGenerationTokenizer
+from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from . import state
 from .data import train_vocabulary
 from .options import TrainingConfig
@@ -19,14 +19,14 @@ def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output
     """Put the tokenizer into the output folder: the one given, else the given model's, else a new one."""
     given = config.tokenizer or config.model
     if given:
-        BertGenerationTokenizer.from_pretrained(given).save_pretrained(output)
+        AutoTokenizer.from_pretrained(given).save_pretrained(output)
         return
     vocabulary = output / "spiece.model"
     state.write_file(vocabulary, lambda path: train_vocabulary(pairs, config.vocab_size, path))
     BertGenerationTokenizer(vocab_file=str(vocabulary)).save_pretrained(output)
 
 
-def make_model(config: TrainingConfig, tokenizer: BertGenerationTokenizer) -> EncoderDecoderModel:
+def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderModel:
     """Load the given model, or make one with random weights, in float32 and in training mode.
 
     Raises:
@@ -38,12 +38,12 @@ def make_model(config: TrainingConfig, tokenizer: BertGenerationTokenizer) -> En
     for half in (model.config.encoder, model.config.decoder):
         if len(tokenizer) > half.vocab_size:
             raise ConfigError(f"the tokenizer has {len(tokenizer)} pieces, the model's vocabulary {half.vocab_size}")
-        if config.max_length > half.max_position_embeddings:
-            raise ConfigError(f"max_length={config.max_length}: the model has {half.max_position_embeddings} positions")
+        if config.max_length > half.max_tokens:
+            raise ConfigError(f"max_length={config.max_length}: the model has {half.max_tokens} positions")
     return model.train()
 
 
-def _new_model(config: TrainingConfig, tokenizer: BertGenerationTokenizer) -> EncoderDecoderModel:
+def _new_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderModel:
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,

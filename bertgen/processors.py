@@ -1,0 +1,299 @@
+"""Processors: what the options of a call do to the scores of a step before a token is chosen.
+
+Each is a function of the tokens so far, history int64 [R, L], and the scores of the next, float32 [R, V] (logits, under
+beams log-probabilities), that returns new scores. `build` makes those that a call asks for, in transformers' order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import ops
+from .config import GenerationConfig
+from .config.generation import as_list
+from .errors import ConfigError, InputError
+
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
+
+WARPS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+NO_WARP: dict[str, Any] = dict(
+    temperature=1.0, top_h=None, top_k=0, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0
+)
+
+
+class Processors:
+    """Processors one after another.
+
+    Args:
+        chain: the processors, first to last.
+        by_row: some of them know which row is which, so that no row may be left out once it is done.
+    """
+
+    def __init__(self, chain: Sequence[Processor] = (), by_row: bool = False):
+        self.chain, self.by_row = tuple(chain), by_row
+
+    def __bool__(self) -> bool:
+        return bool(self.chain)
+
+    def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for process in self.chain:
+            scores = process(history, scores)
+        return scores
+
+
+def build(
+    options: GenerationConfig,
+    vocabulary: int,
+    prefix: torch.Tensor,
+    *,
+    prefix_mask: torch.Tensor | None = None,
+    source_ids: torch.Tensor | None = None,
+    allowed: AllowedTokens | None = None,
+    custom: Sequence[Processor] | None = None,
+) -> Processors:
+    """The processors that settled `options` ask for.
+
+    Args:
+        vocabulary: how many scores a row has.
+        prefix: int64 [B, P], where the rows begin; each stands for as many rows as the search makes of it.
+        prefix_mask: bool [B, P], False at padding: what stands before the first token does not count as a repetition.
+        source_ids: int64 [B, S], what the encoder (or a standalone decoder) was given; None where it was embeddings.
+        allowed: `prefix_allowed_tokens_fn`. custom: `logits_processor`.
+
+    Raises:
+        ConfigError: ids outside the vocabulary; an option that needs an end token where there is none.
+    """
+    start, end = prefix.shape[1], options.end_tokens
+
+    def ids_of(name: str, ids: Sequence[int] | None = None) -> torch.Tensor:
+        ids = as_list(getattr(options, name)) if ids is None else ids
+        _check_ids(name, ids, vocabulary)
+        return prefix.new_tensor(ids)
+
+    chain: list[Processor] = []
+    by_row = allowed is not None or bool(custom)
+    if options.sequence_bias is not None:
+        pairs = options.sequence_bias
+        pairs = dict(pairs) if isinstance(pairs, dict) else {tuple(ids): bias for ids, bias in pairs}
+        chain.append(SequenceBias("sequence_bias", pairs, vocabulary, prefix.device))
+    if options.encoder_repetition_penalty != 1.0 and _has_ids("encoder_repetition_penalty", source_ids, vocabulary):
+        by_row = True
+        chain.append(partial(penalize_repetition, penalty=1 / options.encoder_repetition_penalty, tokens=source_ids))
+    if options.repetition_penalty != 1.0:
+        first = None
+        if prefix_mask is not None and not bool(prefix_mask[:, 0].all()):
+            by_row, first = True, prefix_mask.int().argmax(1)
+        chain.append(partial(penalize_repetition, penalty=options.repetition_penalty, first=first))
+    if options.no_repeat_ngram_size > 0:
+        chain.append(partial(block_ngrams, size=options.no_repeat_ngram_size))
+    if options.encoder_no_repeat_ngram_size > 0 and _has_ids("encoder_no_repeat_ngram_size", source_ids, vocabulary):
+        by_row = True
+        chain.append(partial(block_ngrams, size=options.encoder_no_repeat_ngram_size, tokens=source_ids))
+    if options.bad_words_ids is not None:
+        banned = {tuple(ids): -torch.inf for ids in options.bad_words_ids if len(ids) > 1 or ids[0] not in end}
+        if banned:
+            chain.append(SequenceBias("bad_words_ids", banned, vocabulary, prefix.device))
+    if options.min_length > start and end:
+        ids = prefix.new_tensor([token for token in end if token < vocabulary])
+        chain.append(partial(suppress, tokens=ids, until=options.min_length))
+    if allowed is not None:
+        chain.append(partial(allow, allowed=allowed, beams=options.num_beams))
+    if options.forced_bos_token_id is not None:
+        chain.append(partial(force, tokens=ids_of("forced_bos_token_id"), length=1))
+    if options.forced_eos_token_id is not None:
+        chain.append(partial(force, tokens=ids_of("forced_eos_token_id"), length=options.max_length - 1))
+    if options.remove_invalid_values:
+        chain.append(remove_invalid)
+    if options.exponential_decay_length_penalty is not None:
+        if not end:
+            raise ConfigError("exponential_decay_length_penalty needs eos_token_id")
+        begin, factor = options.exponential_decay_length_penalty
+        chain.append(partial(decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor))
+    if options.suppress_tokens is not None:
+        chain.append(partial(suppress, tokens=ids_of("suppress_tokens")))
+    if options.begin_suppress_tokens is not None:
+        length = start + (start <= 1 and options.forced_bos_token_id is not None)
+        chain.append(partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
+    chain.extend(_callables("logits_processor", custom))
+    if options.do_sample:
+        limits = {name: getattr(options, name) for name in WARPS}
+        if limits != NO_WARP:
+            # Beams that sample need a token besides the end tokens to go on with.
+            keep = 1 if options.num_beams == 1 else 1 + (len(end) or 1)
+            chain.append(lambda history, scores: ops.warp(scores, **limits, keep=keep))
+    if options.renormalize_logits:
+        chain.append(lambda history, scores: scores.log_softmax(-1))
+    return Processors(chain, by_row)
+
+
+class SequenceBias:
+    """Add to the score of each token that completes one of some sequences.
+
+    Args:
+        name: the option, for errors.
+        biases: sequence of ids -> what is added to the score of its last id where the others came before.
+        vocabulary, device: of the scores.
+    """
+
+    def __init__(self, name: str, biases: dict[tuple[int, ...], float], vocabulary: int, device: torch.device):
+        self.always = torch.zeros(vocabulary, device=device)
+        by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
+        for ids, bias in biases.items():
+            _check_ids(name, ids, vocabulary)
+            if len(ids) == 1:
+                self.always[ids[0]] = bias
+            else:
+                by_length.setdefault(len(ids) - 1, []).append((ids, bias))
+        self.after = [
+            (
+                torch.tensor([ids[:-1] for ids, _ in group], device=device),
+                torch.tensor([ids[-1] for ids, _ in group], device=device),
+                torch.tensor([bias for _, bias in group], device=device),
+            )
+            for group in by_length.values()
+        ]
+
+    def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        total = self.always.expand_as(scores).clone()
+        for before, tokens, biases in self.after:
+            length = before.shape[1]
+            if length <= history.shape[1]:
+                comes = (history[:, None, history.shape[1] - length :] == before).all(-1)
+                total.index_add_(1, tokens, torch.where(comes, biases, 0.0))
+        return scores + total
+
+
+def penalize_repetition(
+    history: torch.Tensor,
+    scores: torch.Tensor,
+    *,
+    penalty: float,
+    tokens: torch.Tensor | None = None,
+    first: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Divide the positive and multiply the negative scores of tokens by `penalty`.
+
+    Args:
+        tokens: int64 [B, S], the tokens of each source; by default those of the history.
+        first: int64 [B], column of the history where each source's tokens begin; what stands before does not count.
+    """
+    tokens = history if tokens is None else _for_rows(tokens, scores)
+    changed = scores.gather(1, tokens)
+    changed = torch.where(changed < 0, changed * penalty, changed / penalty)
+    if first is None:
+        return scores.scatter(1, tokens, changed)
+    # Columns that do not count write to one place behind the scores.
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    tokens = torch.where(place < _for_rows(first[:, None], scores), scores.shape[1], tokens)
+    return torch.nn.functional.pad(scores, (0, 1)).scatter(1, tokens, changed)[:, :-1]
+
+
+def block_ngrams(
+    history: torch.Tensor, scores: torch.Tensor, *, size: int, tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Forbid tokens that complete an n-gram which has occurred, in `tokens` [B, S] or by default in the history."""
+    tokens = history if tokens is None else _for_rows(tokens, scores)
+    length = history.shape[1]
+    if tokens.shape[1] < size or length < size - 1:
+        return scores
+    ngrams = tokens.unfold(1, size, 1)
+    repeats = (ngrams[..., :-1] == history[:, None, length - size + 1 :]).all(-1)
+    rows, places = repeats.nonzero(as_tuple=True)
+    return scores.index_put((rows, ngrams[rows, places, -1]), scores.new_tensor(-torch.inf))
+
+
+def suppress(
+    history: torch.Tensor,
+    scores: torch.Tensor,
+    *,
+    tokens: torch.Tensor,
+    until: int | None = None,
+    at: int | None = None,
+) -> torch.Tensor:
+    """Forbid tokens int64 [n]: always, under a length of `until`, or at a length of `at`."""
+    length = history.shape[1]
+    if (until is not None and length >= until) or (at is not None and length != at):
+        return scores
+    return scores.index_fill(1, tokens, -torch.inf)
+
+
+def force(history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Forbid all but tokens int64 [n] where the history is of this length."""
+    if history.shape[1] != length:
+        return scores
+    return torch.full_like(scores, -torch.inf).index_fill(1, tokens, 0.0)
+
+
+def allow(history: torch.Tensor, scores: torch.Tensor, *, allowed: AllowedTokens, beams: int) -> torch.Tensor:
+    """Forbid what `allowed(source, tokens so far)` does not name; rows of a source are its beams.
+
+    Where every allowed token of all of a source's beams was forbidden already they get the score 0.
+
+    Raises:
+        InputError: nothing is allowed, or an id outside the vocabulary.
+    """
+    mask = torch.full_like(scores, -torch.inf)
+    for row, tokens in enumerate(history):
+        named = [int(token) for token in allowed(row // beams, tokens)]
+        if not named or max(named) >= scores.shape[1]:
+            limit = f"must be ids from 0 to {scores.shape[1] - 1}, and not none"
+            raise InputError(f"prefix_allowed_tokens_fn({row // beams}, {tokens.tolist()}) is {named}; {limit}")
+        mask[row, named] = 0.0
+    masked = scores + mask
+    hopeless = masked.amax(1).isneginf().view(-1, beams).all(1).repeat_interleave(beams)
+    return torch.where(hopeless[:, None], mask, masked)
+
+
+def remove_invalid(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Nan becomes 0, infinite scores the largest and smallest number."""
+    return scores.nan_to_num(0.0)
+
+
+def decay(
+    history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, start: int, factor: float
+) -> torch.Tensor:
+    """Raise the scores of tokens int64 [n] by |score| * (factor ** n - 1), n the length beyond `start`."""
+    beyond = history.shape[1] - start
+    if beyond <= 0:
+        return scores
+    ends = scores[:, tokens]
+    more = (ends.abs() * (factor**beyond - 1)).masked_fill(~ends.isfinite(), 0.0)
+    return scores.index_copy(1, tokens, ends + more)
+
+
+def _for_rows(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Values [B, ...] of the sources for the rows of scores; the rows of a source are adjacent."""
+    width = scores.shape[0] // values.shape[0]
+    return values if width == 1 else values.repeat_interleave(width, 0)
+
+
+def _check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
+    if max(ids) >= vocabulary:
+        raise ConfigError(f"{name} holds {max(ids)}; the ids of the decoder go from 0 to {vocabulary - 1}")
+
+
+def _has_ids(name: str, ids: torch.Tensor | None, vocabulary: int) -> bool:
+    """Whether there are input ids for the option to look at; without them it has no effect, as in transformers."""
+    if ids is None:
+        warnings.warn(f"{name} needs input_ids: without them it changes nothing", UserWarning, stacklevel=4)
+        return False
+    if int(ids.max()) >= vocabulary:
+        raise ConfigError(
+            f"{name} looks for ids of the input among those of the decoder: the input holds {int(ids.max())}, the "
+            f"decoder has a vocabulary of {vocabulary}"
+        )
+    return True
+
+
+def _callables(name: str, given: Sequence[Any] | None) -> list[Any]:
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not all(map(callable, given)):
+        raise ConfigError(f"{name} must be a list of callables, got {given!r}")
+    return list(given)

@@ -1,0 +1,122 @@
+"""Stopping: what ends an output besides its end token and its length.
+
+A criterion is a function of the tokens so far, history int64 [R, L], and the scores of all steps (None unless they are
+recorded), that says which rows are done: bool [R], or one bool for all. `build` makes those that a call asks for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .config import GenerationConfig
+from .errors import ConfigError, InputError
+
+Scores = tuple[torch.Tensor, ...] | None
+Criterion = Callable[[torch.Tensor, Scores], Any]
+
+BASE = "abcdef"  # a text that a token follows when its own text is asked for: what begins a text may lose its space
+
+
+class Criteria:
+    """Criteria of which any may end a row.
+
+    Args:
+        criteria: each is asked in every step.
+        by_row: some of them may know which row is which, so that no row may be left out once it is done.
+    """
+
+    def __init__(self, criteria: Sequence[Criterion] = (), by_row: bool = False):
+        self.criteria, self.by_row = tuple(criteria), by_row
+
+    def __bool__(self) -> bool:
+        return bool(self.criteria)
+
+    def __call__(self, history: torch.Tensor, scores: Scores) -> torch.Tensor:
+        """bool [R], the rows of history [R, L] that are done."""
+        done = torch.zeros(history.shape[0], dtype=torch.bool, device=history.device)
+        for criterion in self.criteria:
+            found = torch.as_tensor(criterion(history, scores), device=history.device)
+            if found.dim() and found.shape != done.shape:
+                raise InputError(f"{criterion} gave shape {tuple(found.shape)} for {len(done)} rows; one bool per row")
+            done = done | found.bool()
+        return done
+
+
+def build(options: GenerationConfig, tokenizer: Any = None, custom: Sequence[Criterion] | None = None) -> Criteria:
+    """The criteria that settled `options` ask for; `max_time` counts from here.
+
+    Args:
+        tokenizer: what gives tokens their text, for `stop_strings`.
+        custom: `stopping_criteria`.
+
+    Raises:
+        ConfigError: `stop_strings` without a tokenizer; `custom` is no list of callables.
+    """
+    criteria: list[Criterion] = []
+    if options.max_time is not None:
+        limit = time.monotonic() + options.max_time
+        criteria.append(lambda history, scores: time.monotonic() > limit)
+    if options.stop_strings is not None:
+        if tokenizer is None:
+            raise ConfigError(f"stop_strings={options.stop_strings!r} needs tokenizer=, to see what tokens spell")
+        texts = options.stop_strings
+        criteria.append(StopStrings(tokenizer, [texts] if isinstance(texts, str) else texts))
+    if custom is not None:
+        if not isinstance(custom, (list, tuple)) or not all(map(callable, custom)):
+            raise ConfigError(f"stopping_criteria must be a list of callables, got {custom!r}")
+        criteria.extend(custom)
+    return Criteria(criteria, by_row=bool(custom))
+
+
+class StopStrings:
+    """Rows whose last token completes one of some texts, also where the text ends inside of it.
+
+    Args:
+        tokenizer: has `encode`, `decode` and a length.
+        texts: none of them empty.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]):
+        self.tokenizer, self.texts = tokenizer, list(texts)
+        self.longest = max(len(text.encode()) for text in self.texts)
+        self.base = tokenizer.encode(BASE, add_special_tokens=False)
+        self.skip = len(self._decode(self.base))
+        self.spelled: dict[int, str] = {}  # of the tokens that have occurred
+
+    def __call__(self, history: torch.Tensor, scores: Scores) -> torch.Tensor:
+        # More tokens than a text has bytes cannot be part of it, unless they spell nothing.
+        tails = history[:, max(0, history.shape[1] - self.longest) :].tolist()
+        return torch.tensor([self._completes(tail) for tail in tails], device=history.device)
+
+    def _completes(self, tail: list[int]) -> bool:
+        outside = [place for place, token in enumerate(tail) if token >= len(self.tokenizer)]
+        if outside:  # the model's vocabulary is larger: such a token spells nothing and joins nothing
+            tail = tail[outside[-1] + 1 :]
+        if not tail:
+            return False
+        before, text = self._text(tail[:-1]), self._text(tail)
+        same = 0
+        while same < min(len(before), len(text)) and before[same] == text[same]:
+            same += 1
+        return any(stop in text[max(0, same - len(stop) + 1) :] for stop in self.texts)
+
+    def _text(self, tokens: list[int]) -> str:
+        pieces = [self._spell(token) for token in tokens]
+        if any("\ufffd" in piece for piece in pieces):  # parts of a letter: only together do they spell it
+            return self._joined(tokens)
+        return "".join(pieces)
+
+    def _spell(self, token: int) -> str:
+        if token not in self.spelled:
+            self.spelled[token] = self._joined([token])
+        return self.spelled[token]
+
+    def _joined(self, tokens: list[int]) -> str:
+        return self._decode([*self.base, *tokens])[self.skip :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

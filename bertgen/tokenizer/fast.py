@@ -1,0 +1,242 @@
+"""What BertTokenizer and RobertaTokenizer share: text, ids and added tokens go through the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tokenizers
+
+from ..config import read_json
+from ..errors import CheckpointError, ConfigError, InputError
+from ..hub import resolve_file
+from .base import Tokenizer
+from .encoding import truncated
+from .files import target_file, write_file
+from .tokens import AddedToken, read_added_tokens
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class FastTokenizer(Tokenizer):
+    """A tokenizer whose work the tokenizers library does, with the results of transformers 5.
+
+    The special tokens around a text, truncation and padding are `Tokenizer`'s and not the library's: no call changes
+    the tokenizer, so threads may share one.
+
+    Args:
+        special, options: as `Tokenizer`'s; the tokens may have flags.
+        vocabulary: the arguments of `_read_vocabulary`, each None where there is a `tokenizer_file` instead.
+        tokenizer_file: a `tokenizer.json`, or None. Its vocabulary and its added tokens are read; how text is
+            normalized and cut is up to the class and its options, as in transformers.
+        added_tokens_decoder: id -> token, as saved files hold it; None takes the added tokens of `tokenizer_file`.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt.
+        ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
+    """
+
+    MODEL: ClassVar[str]  # the type of the model in a tokenizer.json
+    NEEDS: ClassVar[str]  # the options that a vocabulary is
+
+    def __init__(
+        self,
+        special: Mapping[str, str | AddedToken | None],
+        vocabulary: tuple[Any, ...],
+        tokenizer_file: str | os.PathLike | None,
+        added_tokens_decoder: Mapping[Any, Any] | None,
+        **options: Any,
+    ):
+        saved = {} if tokenizer_file is None else _read(tokenizer_file)
+        if isinstance(padding := saved.get("padding"), dict):  # that of the last call before transformers saved it
+            options.setdefault("padding_side", str(padding.get("direction")).lower())
+        super().__init__(special, **options)
+        given = [one for one in (tokenizer_file, *vocabulary) if one is not None]
+        if given != [tokenizer_file] and given != list(vocabulary):
+            raise ConfigError(
+                f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(given)}"
+            )
+        try:
+            model = self._read_vocabulary(*vocabulary) if tokenizer_file is None else saved["model"]
+            if model.setdefault("type", self.MODEL) != self.MODEL:
+                raise ValueError(f"a {model['type']} model is not {self.MODEL}")
+            self._library = self._make(model)
+            added = _added_in(saved)
+        except Exception as error:  # the library's own type, and whatever wrong JSON leads to
+            kind = CheckpointError if any(isinstance(one, (str, os.PathLike)) for one in given) else ConfigError
+            source = " and ".join(f"{one!s:.200}" for one in given)
+            raise kind(f"{source} cannot be a vocabulary of {type(self).__name__}: {error!r}") from error
+        if added_tokens_decoder is not None:
+            added = read_added_tokens(added_tokens_decoder)
+        first = {token.content: token for _, token in sorted(added.items())}
+        for one in (*special.values(), *(options.get("extra_special_tokens") or ())):
+            if one is not None:
+                token = AddedToken.of(one, special=True)
+                first[token.content] = replace(first.get(token.content, token), special=True)
+        self._add(list(first.values()), special=False)
+        for index, token in added.items():
+            if (found := self._library.token_to_id(token.content)) != index:
+                # Unlike transformers, which goes on with the other id.
+                raise ConfigError(
+                    f"added_tokens_decoder gives {token.content!r} the id {index}, but it must be {found}"
+                )
+
+    @classmethod
+    def options_in(cls, parts: dict[str, Any]) -> dict[str, Any]:
+        """Options of the class that `parts` of a tokenizer.json correspond to, where they do to any."""
+        raise NotImplementedError
+
+    def _read_vocabulary(self, *vocabulary: Any) -> dict[str, Any]:
+        """Read files or tables into what a tokenizer.json has as its `model`."""
+        raise NotImplementedError
+
+    def _make(self, model: dict[str, Any]) -> tokenizers.Tokenizer:
+        """Build the library's tokenizer: how text is normalized, cut and put together again."""
+        raise NotImplementedError
+
+    def _post_processor(self) -> Any:
+        """What puts the special tokens around a text, for the programs that read a saved tokenizer.json."""
+        raise NotImplementedError
+
+    # -- vocabulary ---------------------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary without added tokens."""
+        return self._library.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self._library.get_vocab_size()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> token of the added and the special tokens, by id."""
+        found = self._library.get_added_tokens_decoder()
+        return {index: AddedToken.of(found[index]) for index in sorted(found)}
+
+    @cached_property
+    def _token_of(self) -> dict[int, str]:
+        return {index: token for token, index in self._ids.items()}
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return self._library.get_vocab()
+
+    def _id_of(self, token: str) -> int | None:
+        return self._ids.get(token)
+
+    def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
+        given = [AddedToken.of(token, special=special) for token in tokens]
+        sure = [replace(token, special=token.special or special) for token in given]
+        self._library.add_tokens([tokenizers.AddedToken(**token.as_dict()) for token in sure])
+
+    # -- text to ids --------------------------------------------------------------------------------------------------
+
+    def _encode_rows(self, texts: list[str]) -> list[list[int]]:
+        self._set_splitting()
+        return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _tokenize(self, text: str) -> list[str]:
+        self._set_splitting()
+        return self._library.encode(text, add_special_tokens=False).tokens
+
+    def _set_splitting(self) -> None:
+        if self._library.encode_special_tokens != self.split_special_tokens:
+            self._library.encode_special_tokens = self.split_special_tokens
+
+    def _truncated(
+        self, index: int, row: list[int], second: list[int] | None, limit: int, strategy: str
+    ) -> tuple[list[int], list[int] | None]:
+        if limit == 0:
+            return [], second and []
+        excess = len(row) + len(second or ()) - limit
+        if strategy != "longest_first":
+            length = len((row if strategy == "only_first" else second) or ())
+            if length <= excess:
+                what = f"text {index} has {excess} tokens too many, and the one to be cut has {length}"
+                raise InputError(f"{what}; use truncation='longest_first' instead of {strategy!r}")
+        return truncated(row, second, limit, strategy, self.truncation_side, odd_to_longer=True)
+
+    # -- ids to text --------------------------------------------------------------------------------------------------
+
+    def _decode_rows(self, rows: Sequence[Any], skip_special_tokens: bool) -> list[str]:
+        try:
+            if self._token_of.keys() >= set(chain.from_iterable(rows)):
+                return self._library.decode_batch(rows, skip_special_tokens)
+        except TypeError:  # no integers, or none in the eyes of the library
+            pass
+        # Unlike transformers, which leaves ids out that have no token.
+        return self._library.decode_batch([self._checked_ids(row) for row in rows], skip_special_tokens)
+
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """Join tokens to a text."""
+        return self._library.decoder.decode(list(tokens))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _option_of_file(cls, path: Path) -> str:
+        return "tokenizer_file" if path.suffix == ".json" else "vocab_file"
+
+    @classmethod
+    def _added_tokens_in(cls, vocabulary: dict[str, Any]) -> dict[int, AddedToken]:
+        return _added_in(_read(vocabulary["tokenizer_file"])) if "tokenizer_file" in vocabulary else {}
+
+    @classmethod
+    def has_vocabulary(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> bool:
+        """Whether a directory or repository holds a vocabulary of this class, be it a tokenizer.json of its kind."""
+        path = resolve_file(path_or_id, TOKENIZER_FILE, required=False, **hub)
+        return super().has_vocabulary(path_or_id, hub) if path is None else model_in(path) == cls.MODEL
+
+    def parts(self) -> dict[str, Any]:
+        """What `parts_of` gives for the tokenizer.json of this tokenizer."""
+        self._library.post_processor = self._post_processor()
+        return _parts(self._library)
+
+    def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the vocabulary, without added tokens, into a directory and return the paths."""
+        directory = target_file(save_directory, filename_prefix, "the vocabulary").parent
+        return tuple(self._library.model.save(str(directory), filename_prefix))
+
+    def _save_files(self, save_directory: str | os.PathLike, filename_prefix: str | None) -> list[str]:
+        self._library.post_processor = self._post_processor()
+        content = self._library.to_str(pretty=True).encode()
+        return [write_file(target_file(save_directory, filename_prefix, TOKENIZER_FILE), content)]
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        return read_json(Path(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"no {TOKENIZER_FILE} at {path}") from None
+
+
+def _added_in(saved: dict[str, Any]) -> dict[int, AddedToken]:
+    """Id -> token of the added tokens in the content of a tokenizer.json."""
+    return read_added_tokens({token["id"]: token for token in saved.get("added_tokens", ())})
+
+
+def model_in(path: Path) -> str | None:
+    """Type of the model in a tokenizer.json; None where it does not say."""
+    model = _read(path).get("model")
+    return model.get("type") if isinstance(model, dict) else None
+
+
+def parts_of(path: Path) -> dict[str, Any]:
+    """How a tokenizer.json treats text: its normalizer and so on, without the vocabulary."""
+    try:
+        return _parts(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:
+        raise CheckpointError(f"{path} is no usable tokenizer: {error}") from error
+
+
+def _parts(library: tokenizers.Tokenizer) -> dict[str, Any]:
+    saved = json.loads(library.to_str())
+    parts = {name: saved[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
+    return parts | {"model": {key: value for key, value in saved["model"].items() if key not in ("vocab", "merges")}}

@@ -1,0 +1,114 @@
+"""RobertaTokenizer: byte pair encoding over bytes (Radford et al. 2019), `<s> text </s>`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from ..errors import UnsupportedError
+from .fast import TOKENIZER_FILE, FastTokenizer
+from .tokens import AddedToken
+
+
+class RobertaTokenizer(FastTokenizer):
+    """Byte-level BPE tokenizer of the RoBERTa models: `<s> a </s>`, and `<s> a </s></s> b </s>` for a pair.
+
+    A word is encoded together with the space before it, so the first word of a text differs from the same one later.
+
+    Args:
+        vocab: a `vocab.json`, or a table of token -> id.
+        merges: a `merges.txt`, or a list of pairs of tokens, most frequent first.
+        errors: only "replace": bytes of decoded text that are no UTF-8 become U+FFFD.
+        bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token: special tokens. Those that are not
+            in the vocabulary get ids behind it. None means there is none.
+        add_prefix_space: put a space before the first word.
+        trim_offsets: kept for the files of transformers; changes nothing here.
+        vocab_file, merges_file: `vocab` and `merges` by their old names.
+        tokenizer_file: a `tokenizer.json`, instead of `vocab` and `merges`: its vocabulary and its added tokens.
+        added_tokens_decoder: id -> token, as saved files hold it.
+        options: those of `bertgen.tokenizer.base.Tokenizer`; `clean_up_tokenization_spaces` does nothing, as in
+            transformers, since the spaces of a text are in its tokens.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt.
+        ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
+    """
+
+    MODEL: ClassVar = "BPE"
+    NEEDS: ClassVar = "vocab and merges"
+    VOCABULARY_FILES: ClassVar = (
+        {"tokenizer_file": TOKENIZER_FILE},
+        {"vocab_file": "vocab.json", "merges_file": "merges.txt"},
+    )
+    CLEANS_UP: ClassVar = False
+
+    def __init__(
+        self,
+        vocab: str | os.PathLike | Mapping[str, int] | None = None,
+        merges: str | os.PathLike | Sequence[tuple[str, str]] | None = None,
+        errors: str = "replace",
+        bos_token: str | AddedToken | None = "<s>",
+        eos_token: str | AddedToken | None = "</s>",
+        sep_token: str | AddedToken | None = "</s>",
+        cls_token: str | AddedToken | None = "<s>",
+        unk_token: str | AddedToken | None = "<unk>",
+        pad_token: str | AddedToken | None = "<pad>",
+        mask_token: str | AddedToken | None = "<mask>",
+        add_prefix_space: bool = False,
+        trim_offsets: bool = True,
+        *,
+        vocab_file: str | os.PathLike | None = None,
+        merges_file: str | os.PathLike | None = None,
+        tokenizer_file: str | os.PathLike | None = None,
+        added_tokens_decoder: Mapping[Any, Any] | None = None,
+        **options: Any,
+    ):
+        if errors != "replace":
+            raise UnsupportedError(f"errors={errors!r} is not supported, only 'replace'")
+        self.add_prefix_space = add_prefix_space
+        self.trim_offsets = trim_offsets
+        # In transformers' order, which is the order of the ids of those that are not in the vocabulary.
+        special = dict(bos_token=bos_token, eos_token=eos_token, unk_token=unk_token, sep_token=sep_token)
+        special |= dict(pad_token=pad_token, cls_token=cls_token, mask_token=mask_token)
+        vocab = vocab if vocab_file is None else vocab_file
+        merges = merges if merges_file is None else merges_file
+        super().__init__(special, (vocab, merges), tokenizer_file, added_tokens_decoder, **options)
+
+    @classmethod
+    def options_in(cls, parts: dict[str, Any]) -> dict[str, Any]:
+        """Options that a post-processor of a tokenizer.json corresponds to."""
+        post_processor = parts["post_processor"] or {}
+        return {name: post_processor[name] for name in ("add_prefix_space", "trim_offsets") if name in post_processor}
+
+    def _read_vocabulary(self, vocab: Any, merges: Any) -> dict[str, Any]:
+        if isinstance(vocab, (str, os.PathLike)) and isinstance(merges, (str, os.PathLike)):
+            vocab, merges = models.BPE.read_file(os.fspath(vocab), os.fspath(merges))
+        return {"vocab": vocab, "merges": merges}
+
+    def _make(self, model: dict[str, Any]) -> Tokenizer:
+        merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        library = Tokenizer(
+            models.BPE(dict(model["vocab"]), merges, continuing_subword_prefix="", end_of_word_suffix="")
+        )
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=self.add_prefix_space)
+        library.decoder = decoders.ByteLevel()
+        return library
+
+    def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
+        cls, sep = ([] if index is None else [index] for index in (self.cls_token_id, self.sep_token_id))
+        return cls, [*sep, *sep] if pair else [], sep
+
+    def _type_of_second(self, add_special_tokens: bool) -> int:
+        return 0
+
+    def _post_processor(self) -> Any:
+        if self.sep_token is None or self.cls_token is None:
+            return None  # the library knows none for one token
+        sep, cls = (self.sep_token, self.sep_token_id), (self.cls_token, self.cls_token_id)
+        return processors.RobertaProcessing(sep, cls, self.trim_offsets, self.add_prefix_space)
+
+    def _own_options(self) -> dict[str, Any]:
+        return {"add_prefix_space": self.add_prefix_space, "trim_offsets": self.trim_offsets}

@@ -1,0 +1,208 @@
+"""The tokens of a tokenizer: ids and strings, special tokens by name, tokens that were added."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from ..errors import ConfigError, InputError, UnsupportedError
+from .encoding import to_lists
+from .tokens import AddedToken
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class _SpecialToken:
+    """Attribute `<name>_token` or `<name>_token_id`; None where the tokenizer has no such token."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.token = name.removesuffix("_id")
+        self.is_id = name.endswith("_id")
+
+    def __get__(self, tokenizer: Vocabulary | None, owner: type) -> Any:
+        if tokenizer is None:
+            return self
+        token = tokenizer._special[self.token]
+        return tokenizer.convert_tokens_to_ids(token) if self.is_id and token is not None else token
+
+    def __set__(self, tokenizer: Vocabulary, value: Any) -> None:
+        if value is not None and self.is_id:
+            value = tokenizer.convert_ids_to_tokens(value)
+        if value is not None and tokenizer._id_of(AddedToken.of(value).content) is None:
+            # Unlike transformers, where such a token silently gets the id of the unknown token.
+            raise InputError(f"{self.token} {value!r} is not in the vocabulary; add_special_tokens adds it")
+        tokenizer._set_special(self.token, value)
+
+
+class Vocabulary:
+    """Base of the tokenizers: their tokens.
+
+    Args:
+        special: name -> token of `SPECIAL_NAMES`; None, or not there, means there is none.
+        extra_special_tokens: special tokens without a name.
+
+    Raises:
+        ConfigError: a token is none.
+    """
+
+    bos_token, bos_token_id = _SpecialToken(), _SpecialToken()
+    eos_token, eos_token_id = _SpecialToken(), _SpecialToken()
+    unk_token, unk_token_id = _SpecialToken(), _SpecialToken()
+    sep_token, sep_token_id = _SpecialToken(), _SpecialToken()
+    pad_token, pad_token_id = _SpecialToken(), _SpecialToken()
+    cls_token, cls_token_id = _SpecialToken(), _SpecialToken()
+    mask_token, mask_token_id = _SpecialToken(), _SpecialToken()
+
+    def __init__(
+        self,
+        special: Mapping[str, str | AddedToken | None],
+        extra_special_tokens: Sequence[str | AddedToken] | None,
+    ):
+        tokens = {name: special.get(name) for name in SPECIAL_NAMES}
+        self._special: dict[str, str | None] = {
+            name: None if token is None else AddedToken.of(token).content for name, token in tokens.items()
+        }
+        if extra_special_tokens and isinstance(extra_special_tokens, (Mapping, str)):
+            raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {extra_special_tokens!r}")
+        self._extra = [AddedToken.of(token).content for token in extra_special_tokens or ()]
+
+    # -- what differs from class to class -----------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary without added tokens."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> token of the added and the special tokens, by id."""
+        raise NotImplementedError
+
+    @cached_property
+    def _token_of(self) -> dict[int, str]:
+        """Id -> token, added tokens included. A cached property is made anew after tokens were added."""
+        raise NotImplementedError
+
+    def _id_of(self, token: str) -> int | None:
+        raise NotImplementedError
+
+    @property
+    def _unknown_id(self) -> int | None:
+        return None if self.unk_token is None else self._id_of(self.unk_token)
+
+    def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
+        """Make strings single tokens, each with the id it has or the next free one."""
+        raise NotImplementedError
+
+    # -- what does not ------------------------------------------------------------------------------------------------
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+        added = {token.content: index for index, token in self.added_tokens_decoder.items()}
+        return {token: index for index, token in self._token_of.items()} | added
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Name -> token of the special tokens that there are."""
+        return {name: token for name, token in self._special.items() if token is not None}
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """Special tokens without a name; `add_special_tokens` sets them."""
+        return list(self._extra)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens, extra ones last, each once."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of `all_special_tokens`."""
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Make strings single tokens; return how many got a new id (the model's embedding must have rows for them).
+
+        Ids are given from `len(self)` on; a string that is in the vocabulary keeps its id, and is not counted.
+        """
+        if isinstance(new_tokens, (str, AddedToken)) or not isinstance(new_tokens, Sequence):
+            new_tokens = [new_tokens]
+        before = len(self)
+        self._add(new_tokens, special_tokens)
+        self._forget_tables()
+        return len(self) - before
+
+    def add_special_tokens(
+        self,
+        special_tokens_dict: Mapping[str, str | AddedToken | Sequence[str | AddedToken]],
+        replace_extra_special_tokens: bool = True,
+    ) -> int:
+        """Set special tokens by name ("pad_token", "extra_special_tokens", ...); return how many got a new id."""
+        before = len(self)
+        for name, value in special_tokens_dict.items():
+            name = "extra_special_tokens" if name == "additional_special_tokens" else name
+            if name == "extra_special_tokens" and isinstance(value, (list, tuple)):
+                tokens = [AddedToken.of(token, special=True) for token in value]
+                kept = [] if replace_extra_special_tokens and tokens else self._extra
+                self._extra = list(dict.fromkeys([*kept, *(token.content for token in tokens)]))
+                self.add_tokens(tokens, special_tokens=True)
+            elif name in SPECIAL_NAMES:
+                self._set_special(name, value)
+            else:
+                known = ", ".join((*SPECIAL_NAMES, "extra_special_tokens (a list)"))
+                raise ConfigError(f"{name}={value!r} is no special token; there are {known}")
+        return len(self) - before
+
+    def _set_special(self, name: str, value: Any) -> None:
+        token = None if value is None else AddedToken.of(value, special=True)
+        self._special[name] = None if token is None else token.content
+        self.add_tokens([] if token is None else [token], special_tokens=True)
+
+    def _tables(self) -> list[str]:
+        """Names of what was made on first use: it is made again after tokens were added, and never copied."""
+        return [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]
+
+    def _forget_tables(self) -> None:
+        for name in self._tables():
+            del self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        tables = self._tables()
+        return {name: value for name, value in self.__dict__.items() if name not in tables}
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Id of a token, or a list of ids; a token that is not in the vocabulary has the id of the unknown token."""
+        if isinstance(tokens, str):
+            index = self._id_of(tokens)
+            return self._unknown_id if index is None else index
+        if not isinstance(tokens, Iterable):
+            raise InputError(f"expected a token or a list of tokens, got {type(tokens).__name__}")
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def _checked_ids(self, ids: Any) -> list[int]:
+        checked = []
+        for position, given in enumerate(ids if isinstance(ids, Iterable) else [ids]):
+            try:
+                index = operator.index(given)
+            except TypeError:
+                raise InputError(f"id {given!r} at position {position} is no integer") from None
+            if index not in self._token_of:
+                raise InputError(f"id {index} at position {position} is outside the vocabulary of {len(self)} tokens")
+            checked.append(index)
+        return checked
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Token of an id, or a list of tokens."""
+        ids = to_lists(ids)
+        if not isinstance(ids, (list, tuple)):
+            return self._token_of[self._checked_ids([ids])[0]]
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._token_of[index] for index in self._checked_ids(ids) if index not in skipped]

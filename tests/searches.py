@@ -1,0 +1,134 @@
+"""Random options of `generate`, and the comparison of what bertgen and transformers make of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+def random_search(r: random.Random, vocabulary: int) -> dict[str, Any]:
+    """Greedy search, sampling, beams or beams that sample, with any of the options that transformers has too."""
+    beams, sample = r.choice([1, 1, 2, 4, 5]), r.random() < 0.5
+    chosen: dict[str, Any] = dict(num_beams=beams)
+    chosen |= r.choice([dict(max_length=r.choice([4, 8, 14, 30])), dict(max_new_tokens=r.choice([3, 5, 12, 25]))])
+    if beams > 1:
+        chosen |= dict(length_penalty=r.choice([-0.5, 0.0, 0.6, 1.0, 2.0]))
+        chosen |= dict(early_stopping=r.choice([True, False, "never"]), num_return_sequences=r.randint(1, beams))
+    elif sample:
+        chosen["num_return_sequences"] = r.choice([1, 2, 3])
+
+    def token() -> int:
+        return r.randrange(3, vocabulary)
+
+    def add(chance: float, name: str, *values: Callable[[], Any] | Any) -> None:
+        if r.random() < chance:
+            chosen[name] = r.choice(values)
+
+    p = 0.15
+    add(p, "sequence_bias", {(token(),): -3.0, (token(), token()): 4.0}, [[[token()], 2.5], [[token(), token()], -1.5]])
+    add(p, "encoder_repetition_penalty", 1.5, 0.7)
+    add(p, "repetition_penalty", 1.3, 0.8)
+    add(p, "no_repeat_ngram_size", 1, 2, 3)
+    add(p, "encoder_no_repeat_ngram_size", 1, 2, 3)
+    add(p, "bad_words_ids", [[token()], [token(), token()]], [[token()] for _ in range(10)], [[1], [token()]])
+    add(p, "min_length", 3, 4)
+    add(p, "min_new_tokens", 1, 2)
+    add(p, "forced_bos_token_id", token())
+    add(p, "forced_eos_token_id", 1, [1, token()], token())
+    add(p, "remove_invalid_values", True)
+    add(p, "exponential_decay_length_penalty", (2, 1.3), (0, 1.01), (3, 0.8))
+    add(p, "suppress_tokens", [token() for _ in range(5)])
+    add(p, "begin_suppress_tokens", [token() for _ in range(9)], [1])
+    add(p, "renormalize_logits", True)
+    add(p, "eos_token_id", [1, token()], [1, token(), token()])
+    if sample:
+        chosen["do_sample"] = True
+        add(0.4, "temperature", 0.5, 1.5, 3.0)
+        add(p, "top_h", 0.3, 0.8)
+        add(0.4, "top_k", 0, 1, 5, 20)
+        add(0.3, "top_p", 0.3, 0.9)
+        add(p, "min_p", 0.05, 0.3)
+        add(p, "typical_p", 0.3, 0.9)
+        add(p, "epsilon_cutoff", 0.01, 0.2)
+        add(p, "eta_cutoff", 0.01, 0.2)
+    add(0.1, "logits_processor", [_by_row])
+    add(
+        p,
+        "stopping_criteria",
+        [lambda history, scores: (history[:, -1] % 6 == 0) & (history.shape[1] > 3)],
+        [lambda history, scores: history.shape[1] >= 6],
+        [lambda history, scores: torch.arange(history.shape[0]) % 3 == 0],
+    )
+    if r.random() < 0.1:
+        chosen["prefix_allowed_tokens_fn"] = lambda source, tokens: [
+            1, *(t for t in range(3, vocabulary) if (t + tokens.sum().item() + source) % 3)
+        ]  # fmt: skip
+    for forced in ("forced_bos_token_id", "forced_eos_token_id"):  # both libraries refuse what contradicts itself
+        tokens = chosen.get(forced, [])
+        if {*(tokens if isinstance(tokens, list) else [tokens])} & {*chosen.get("suppress_tokens", ())}:
+            del chosen["suppress_tokens"]
+    if r.random() < 0.7:
+        chosen["return_dict_in_generate"] = True
+        chosen |= {name: True for name in RETURNED if r.random() < 0.4}
+    return chosen
+
+
+def _by_row(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A user's processor that treats every row in its own way, and changes the scores in place."""
+    scores += 0.7 * (torch.arange(scores.shape[1]) % 5 == history.shape[1] % 5)
+    return scores + 0.01 * torch.arange(scores.shape[0])[:, None] * (torch.arange(scores.shape[1]) % 7 == 0)
+
+
+def both(oracle: Any, model: Any, seed: int, **arguments: Any) -> tuple[Any, Any]:
+    """What transformers and bertgen generate under one seed."""
+    results = []
+    for one in (oracle, model):
+        torch.manual_seed(seed)
+        results.append(one.generate(**arguments))
+    return results[0], results[1]
+
+
+def assert_same(expected: Any, got: Any, padded: bool = False) -> None:
+    """The same tokens, and the same of all that was asked for.
+
+    Args:
+        padded: rows begin with padding, whose states mean nothing and are not compared.
+    """
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected)
+        return
+    assert torch.equal(got.sequences, expected.sequences)
+    ours = [name for name in got if name != "sequences_scores"]  # always there; transformers' only with the scores
+    assert ours == [name for name in expected if name != "sequences_scores"], "names of the fields, in order"
+    for name in expected:
+        if name == "beam_indices":
+            assert torch.equal(got.beam_indices, expected.beam_indices)
+        elif name == "past_key_values":
+            assert got.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        elif name == "encoder_hidden_states" or (padded and ("attentions" in name or "hidden" in name)):
+            assert [x.shape for x in _flat(got[name])] == [x.shape for x in _flat(expected[name])], name
+        elif name != "sequences":
+            for mine, theirs in zip(_flat(got[name]), _flat(expected[name]), strict=True):
+                assert mine.shape == theirs.shape, name
+                assert torch.equal(mine == -torch.inf, theirs == -torch.inf), name
+                assert not ((mine - theirs).nan_to_num(0).abs() > 1e-4).any(), name
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [x for part in value for x in _flat(part)]
+
+
+def eager(kind: Any, *arguments: Any, **options: Any) -> Any:
+    """A model of transformers whose attention weights can be returned."""
+    model = kind(*arguments, **options).eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
+transformers.logging.set_verbosity_error()

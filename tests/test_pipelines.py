@@ -1,0 +1,101 @@
+"""`pipeline`, which gives what transformers 4 gave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from bertgen import BackendError, ConfigError, Generator, InputError, UnsupportedError, pipeline
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_checkpoint):
+    return Generator(tiny_checkpoint)
+
+
+@pytest.fixture
+def batches(generator, monkeypatch):
+    """The shape of every batch that the model generates for."""
+    seen, generate = [], generator.model.generate
+
+    def watched(input_ids, **options):
+        seen.append(tuple(input_ids.shape))
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(generator.model, "generate", watched)
+    return seen
+
+
+def test_pipeline_gives_results_as_transformers_4_did(tiny_checkpoint):
+    pipe = pipeline("text2text-generation", model=tiny_checkpoint)
+    assert pipe("one two") == [{"generated_text": "eins zwei"}]
+    assert pipe(["one two"]) == [{"generated_text": "eins zwei"}]
+    assert pipe(["one", "", "two"], batch_size=2) == [{"generated_text": text} for text in ("eins", "", "zwei")]
+    two = pipe("white", num_beams=4, num_return_sequences=2)
+    assert two == [{"generated_text": "weiß"}, {"generated_text": "hell"}]
+    assert pipe(["white", "one"], num_beams=4, num_return_sequences=2)[0] == two
+    assert pipe([]) == []
+
+
+def test_pipeline_options_of_construction_and_call(generator, batches):
+    pipe = pipeline(model=generator.model, tokenizer=generator.tokenizer, num_beams=4, batch_size=2)
+    assert len(pipe("white", num_return_sequences=2)) == 2 and len(batches) == 1
+    pipe(["one"] * 5)
+    assert [rows for rows, _ in batches[1:]] == [2, 2, 1]
+    with pytest.raises(ConfigError, match="greedy"):
+        pipe("white", num_beams=1, num_return_sequences=2)
+    with pytest.raises(ConfigError, match="device_map"):
+        pipeline(model=generator.model, tokenizer=generator.tokenizer, device_map="auto")
+    with pytest.raises(ConfigError, match="needs a model"):
+        pipeline("text2text-generation")
+
+
+def test_pipeline_truncation(generator):
+    pipe = pipeline(model=generator.model, tokenizer=generator.tokenizer)
+    with pytest.raises(InputError, match="the limit is 48"):
+        pipe("one " * 60)
+    assert pipe("one " * 60, truncation=True)[0]["generated_text"].startswith("eins")
+
+
+def test_pipeline_of_another_task(tiny_checkpoint):
+    with pytest.raises(UnsupportedError, match="'fill-mask' is not one of text2text-generation, summ"):
+        pipeline("fill-mask", model=tiny_checkpoint)
+
+
+def test_pipeline_dtype_and_device(tiny_checkpoint):
+    assert pipeline(model=tiny_checkpoint, torch_dtype=torch.float16).model.dtype == torch.float16
+    assert pipeline(model=tiny_checkpoint, dtype="bfloat16", device=-1).model.dtype == torch.bfloat16
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match=r"'cuda:0' was asked for, this machine has 0 CUDA devices"):
+            pipeline(task="text2text-generation", model=str(tiny_checkpoint), dtype=torch.float16, device=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("summarization", "summary_text"),
+        ("translation", "translation_text"),
+        ("translation_en_to_de", "translation_text"),
+    ],
+)
+def test_other_tasks_name_their_results(generator, task, key):
+    pipe = pipeline(task, model=generator.model, tokenizer=generator.tokenizer)
+    assert pipe("one two") == [{key: "eins zwei"}]
+    assert pipe(["one", "two"]) == [{key: "eins"}, {key: "zwei"}]
+    with pytest.raises(InputError, match="a text or a list of texts, got bytes"):
+        pipe(b"one")
+
+
+def test_options_of_a_task_in_the_configuration(tiny_checkpoint, tmp_path):
+    """config.json of a model may have options, and a prefix of the texts, for each task."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    tasks = {"translation_en_to_de": {"num_beams": 4, "num_return_sequences": 2, "prefix": "one "}}
+    (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": tasks}))
+    pipe = pipeline("translation_en_to_de", model=folder)
+    assert pipe("white") == [{"translation_text": "eins weiß"}, {"translation_text": "eins hell"}]
+    assert pipe("white", num_return_sequences=1, prefix="") == [{"translation_text": "weiß"}]
+    assert pipeline("translation", model=folder)("white") == [{"translation_text": "weiß"}]
