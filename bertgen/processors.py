@@ -21,7 +21,7 @@ from .errors import ConfigError, InputError
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
 
-WARPS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+# The options of `ops.warp`, and the value that switches each of them off.
 NO_WARP: dict[str, Any] = dict(
     temperature=1.0, top_h=None, top_k=0, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0
 )
@@ -122,7 +122,7 @@ def build(
         chain.append(partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
     chain.extend(_callables("logits_processor", custom))
     if options.do_sample:
-        limits = {name: getattr(options, name) for name in WARPS}
+        limits = {name: getattr(options, name) for name in NO_WARP}
         if limits != NO_WARP:
             # Beams that sample need a token besides the end tokens to go on with.
             keep = 1 if options.num_beams == 1 else 1 + (len(end) or 1)

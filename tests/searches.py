@@ -124,11 +124,4 @@ def _flat(value: Any) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [x for part in value for x in _flat(part)]
 
 
-def eager(kind: Any, *arguments: Any, **options: Any) -> Any:
-    """A model of transformers whose attention weights can be returned."""
-    model = kind(*arguments, **options).eval()
-    model.set_attn_implementation("eager")
-    return model
-
-
 transformers.logging.set_verbosity_error()

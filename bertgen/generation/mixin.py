@@ -1,0 +1,132 @@
+"""The `generate` method of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import processors, search, stopping
+from ..config import EncoderDecoderConfig, GenerationConfig
+from ..errors import ConfigError, InputError
+from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
+from .prompt import decoder_prompt, pair_prompt
+from .steps import Reruns, Steps
+
+
+class GenerationMixin:
+    """`generate`, for encoder-decoders and for decoders on their own."""
+
+    config: Any
+    generation_config: GenerationConfig
+    decoder: Any  # of an encoder-decoder
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[processors.Processor] | None = None,
+        stopping_criteria: Sequence[stopping.Criterion] | None = None,
+        prefix_allowed_tokens_fn: processors.AllowedTokens | None = None,
+        *,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> torch.Tensor | GenerateOutput:
+        """Generate with greedy search, sampling or beam search; tokens and scores are those of transformers.
+
+        Args:
+            inputs (or input_ids): int64 [B, S]; for a decoder on its own the prompt, best padded on the left. One
+                bos token where nothing is given.
+            generation_config: options for this call; the model's own fill in what it leaves open.
+            logits_processor: functions (tokens so far int64 [R, L], scores float32 [R, V]) -> scores, called after the
+                processors of the options and before those of sampling.
+            stopping_criteria: functions (tokens so far, scores of all steps or None) -> bool [R], or one bool.
+            prefix_allowed_tokens_fn: function (source, its tokens so far int64 [L]) -> ids one of which comes next.
+            streamer: gets the tokens as they are chosen, see `bertgen.streamers`; not with beams.
+            tokenizer: for `stop_strings`.
+            generator: source of randomness for sampling; torch's default one otherwise.
+            options: those of `GenerationConfig`, and inputs of the model:
+                attention_mask: [B, S]. Where absent, pad ids of the input count as padding (`infer_attention_mask`).
+                position_ids, token_type_ids: int64 [B, S]. inputs_embeds: [B, S, hidden], in place of ids.
+                past_key_values: the cache an earlier call returned; it goes on from there. The ids are those of the
+                    whole sequence so far.
+              Of an encoder-decoder:
+                encoder_outputs: what the encoder returned; saves encoding.
+                decoder_input_ids: int64 [B, P] to begin with. The start token goes in front unless some row has it.
+                decoder_attention_mask, decoder_position_ids: [B, P].
+              Of a decoder on its own:
+                encoder_hidden_states: [B, S, hidden], encoder_attention_mask: [B, S], if it has cross-attention.
+
+        Returns:
+            int64 [B * num_return_sequences, L], start token or prompt first; with `return_dict_in_generate` a
+            GenerateEncoderDecoderOutput or GenerateDecoderOnlyOutput.
+
+        Raises:
+            ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
+            InputError: ids, shapes or lengths outside the model's limits.
+        """
+        prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
+        # The keywords of `prepare` are the inputs of the model, all others are options.
+        given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
+        if inputs is not None:
+            if given.get("input_ids") is not None:
+                raise InputError("inputs and input_ids are two names of one argument; give one of them")
+            given["input_ids"] = inputs
+        levels = GenerationConfig.of_call(options, generation_config, self.generation_config)
+        prompt, settled = prepare(self, levels, **given)
+        if streamer is not None and settled.num_beams > 1:
+            raise ConfigError(f"a streamer cannot be used with num_beams {settled.num_beams}: beams change their past")
+        decoder = self.decoder if prompt.joint else self
+        rules = processors.build(
+            settled, decoder.config.vocab_size, prompt.prefix, prefix_mask=prompt.mask, source_ids=prompt.source_ids,
+            allowed=prefix_allowed_tokens_fn, custom=logits_processor,
+        )  # fmt: skip
+        criteria = stopping.build(settled, tokenizer, stopping_criteria)
+        searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
+        steps = (Steps if decoder.config.is_decoder else Reruns)(decoder, prompt, settled)
+        found = search.decode(steps, searching, streamer)
+        if not settled.return_dict_in_generate:
+            return found.sequences
+        cache = steps.cache if settled.use_cache else None
+        if not prompt.joint:
+            return GenerateDecoderOnlyOutput(
+                **vars(found), attentions=steps.attentions, hidden_states=steps.states, past_key_values=cache
+            )
+        encoded = prompt.encoded
+        return GenerateEncoderDecoderOutput(
+            **vars(found),
+            encoder_attentions=encoded.attentions if encoded and settled.output_attentions else None,
+            encoder_hidden_states=encoded.hidden_states if encoded and settled.output_hidden_states else None,
+            decoder_attentions=steps.attentions,
+            cross_attentions=steps.cross_attentions,
+            decoder_hidden_states=steps.states,
+            past_key_values=cache,
+        )
+
+    def compute_transition_scores(
+        self,
+        sequences: torch.Tensor,
+        scores: Sequence[torch.Tensor],
+        beam_indices: torch.Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> torch.Tensor:
+        """The score of each token that was generated, float32 [N, steps]; 0 behind the end of a beam's output.
+
+        Args:
+            sequences: int64 [N, L]; scores: per step [R, vocab]; beam_indices: [N, steps], as `generate` returned them.
+            normalize_logits: make log-probabilities of the scores first.
+        """
+        table = torch.stack(tuple(scores))
+        if normalize_logits:
+            table = table.log_softmax(-1)
+        if beam_indices is None:  # row r is output r
+            beam_indices = torch.arange(table.shape[1], device=sequences.device)[:, None].expand(-1, len(table))
+        steps = int((beam_indices >= 0).sum(1).max())
+        rows = beam_indices[:, :steps].long()
+        tokens = sequences[:, sequences.shape[1] - steps :]
+        found = table[torch.arange(steps, device=rows.device), rows.clamp(min=0), tokens]
+        return found.masked_fill(rows < 0, 0.0)
