@@ -11,6 +11,9 @@ import torch
 # The models of the tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 
+# The kernels' tests need Triton's interpreter, which is switched on for a whole process: test_kernels.py starts one.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreter"]
+
 
 def pytest_configure(config):
     """No test waits for a model hub, but those that ask for it."""

@@ -1,0 +1,135 @@
+"""The parts on their own: modules for other models, with the names and the state of the torch modules they replace."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from . import ops
+from .errors import InputError, UnsupportedError
+from .quantization import quantize
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the last dimension, which takes the sum before it along: LayerNorm(x + bias + residual).
+
+    Statistics are in float32 whatever the dtype of x (Ba et al. 2016, arXiv 1607.06450).
+    """
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x and residual [.., hidden], bias [hidden] -> [.., hidden]"""
+        if len(self.normalized_shape) != 1 or self.weight is None or self.bias is None:
+            raise UnsupportedError(f"LayerNorm over {self.normalized_shape} without weight and bias is not supported")
+        flat = x.reshape(-1, x.shape[-1])
+        other = None if residual is None else residual.reshape(flat.shape)
+        return ops.add_layer_norm(flat, bias, other, self.weight, self.bias, self.eps).view(x.shape)
+
+
+class FeedForward(nn.Module):
+    """dense_out(activation(dense_in(x))), the feed-forward block of a transformer.
+
+    Args:
+        hidden: columns of x and of the result. intermediate: columns between the two.
+        activation: a name of `bertgen.kernels.layernorm_gelu.ACTIVATIONS`; "gelu" is the exact one, with erf.
+    """
+
+    def __init__(self, hidden: int, intermediate: int, activation: str = "gelu"):
+        super().__init__()
+        self.dense_in, self.dense_out = nn.Linear(hidden, intermediate), nn.Linear(intermediate, hidden)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., hidden] -> [.., hidden]"""
+        flat = x.reshape(-1, x.shape[-1])
+        inner = ops.linear(flat, self.dense_in.weight, self.dense_in.bias, self.activation)
+        return ops.linear(inner, self.dense_out.weight, self.dense_out.bias).view(x.shape)
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with the same state, for batches [B, L, hidden] (batch_first=True).
+
+    Padding, wherever it stands, is left out instead of masked. Attention weights are not returned, and a mask of one's
+    own is refused; `is_causal` counts positions, padding included.
+    """
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, None]:
+        """query [B, T, hidden], key and value [B, S, hidden], key_padding_mask bool [B, S], True hides a key.
+
+        Returns:
+            [B, T, hidden], and None where `nn.MultiheadAttention` has the weights. Zeros before the output projection
+            where a query has no key to see.
+        """
+        if need_weights or attn_mask is not None:
+            raise UnsupportedError("need_weights=True and attn_mask are not supported: no matrix of weights is made")
+        if not self.batch_first or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
+            raise UnsupportedError("only batch_first=True, one size of query, key and value, and no added keys")
+        rows, length, hidden = query.shape
+        source = key.shape[1]
+        if key.shape != (rows, source, hidden) or value.shape != key.shape:
+            raise InputError(f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}")
+        q, k, v = self._projected(query, key, value)
+        cu_q = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
+        cu_k = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * source
+        seen = None if key_padding_mask is None else ~key_padding_mask.bool()
+        out = ops.attention(
+            q, k, v, cu_q, cu_k, length, source,
+            causal=is_causal, key_mask=seen, dropout=self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        out = ops.linear(out.reshape(rows * length, hidden), self.out_proj.weight, self.out_proj.bias)
+        return out.view(rows, length, hidden), None
+
+    def _projected(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            ops.linear(x.reshape(-1, x.shape[-1]), w, b).unflatten(-1, (self.num_heads, self.head_dim))
+            for x, w, b in zip(inputs, weights, biases, strict=True)
+        ]
+
+
+class Int4Linear(nn.Module):
+    """`nn.Linear` with 4-bit weights, for inference: a quarter of the bytes of 16 bits.
+
+    Args:
+        packed: uint8 [N, K / 2]. scale, zero: [N, K / group], zero None where levels are symmetric.
+        bias: [N] or None.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero), ("bias", bias)):
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, group_size: int = 64, symmetric: bool = True) -> Int4Linear:
+        """The weights of a Linear, rounded to 4 bits; see `bertgen.quantization.quantize` for arguments and errors."""
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(*quantize(linear.weight, group_size, symmetric), bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., K] -> [.., N]"""
+        flat = x.reshape(-1, x.shape[-1])
+        return ops.int4_matmul(flat, self.packed, self.scale, self.zero, self.bias).view(*x.shape[:-1], -1)
