@@ -10,10 +10,10 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format dist clean
+.PHONY: help demo test test-long test-kernels gpu lint format dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
 	@echo "  Another torch, say one for another CUDA: its own constraints file and its own VENV."
@@ -26,6 +26,13 @@ test: $(VENV)/.tools ## the test suite; needs no GPU and no network
 
 test-long: $(VENV)/.tools ## the test suite and the long tests
 	$(BIN)/python -m pytest -m "not network and not gpu" $(ARGS)
+
+test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
+	$(BIN)/python -m pytest -m long tests/test_kernels.py $(ARGS)
+
+gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
+	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
+	$(PYTHON) bench/ops.py --device cuda --json bench/results/ops-gpu.json
 
 lint: $(VENV)/.tools ## ruff and mypy
 	$(BIN)/ruff check

@@ -1,20 +1,24 @@
 """The one registry of operators: name -> backends, the choice between them, and why.
 
-A layer calls `ops.<name>(...)`. The call goes straight to the chosen backend's function. `explain()` says which
-backend each operator takes on a device and why the others do not.
+A layer calls `ops.<name>(...)`. The call goes straight to the chosen backend's function: a kernel on a GPU, the
+reference elsewhere and wherever the kernel does not take the arguments. `explain()` says which and why. The variable
+BERTGEN_BACKEND, or `set_backend`, asks for one by name: then nothing falls back without a word.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .errors import BackendError
 from .kernels.attention import attention_reference, masked_attention_reference
 from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
 from .kernels.int4_matmul import int4_matmul_reference
+from .kernels.language import HAS_TRITON, INTERPRETED
 from .kernels.layernorm_gelu import (
     add_layer_norm_reference,
     bias_gelu_reference,
@@ -24,51 +28,101 @@ from .kernels.layernorm_gelu import (
 from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
 from .kernels.select import select_reference, warp_reference
 
+Function = Callable[..., Any]
+BACKENDS = ("auto", "reference", "triton")
+
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: what it computes, its reference in plain torch, and what else honours the same contract, when."""
+    """One operator: what it computes, its definition in plain torch, and what else honours the same contract.
+
+    Attributes:
+        triton: the kernel's launcher, for CUDA tensors (and for CPU tensors where Triton interprets).
+        refuses: why the kernel does not take these arguments, None where it does.
+        cpu: what else runs on a CPU, and when.
+    """
 
     name: str
     meaning: str
-    reference: Callable[..., Any]
+    reference: Function
+    triton: Function | None = None
+    refuses: Callable[..., str | None] = lambda *arguments, **named: None
     cpu: str | None = None
 
+    def __call__(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        if self.triton is None or _backend == "reference" or (_backend == "auto" and first.device.type != "cuda"):
+            return self.reference(first, *rest, **named)
+        reason = self._obstacle(first, *rest, **named)
+        if reason is None:
+            return self.triton(first, *rest, **named)
+        if _backend == "triton":
+            raise BackendError(f"{self.name}: the triton kernel was asked for, but {reason}")
+        return self.reference(first, *rest, **named)
+
+    def _obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+        if not HAS_TRITON:
+            return "triton is not installed"
+        if first.device.type != "cuda" and not INTERPRETED:
+            return f"the tensors are on {first.device} and not on a CUDA device"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces the reference"
+        return self.refuses(first, *rest, **named)
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is not one of {', '.join(BACKENDS)} (BERTGEN_BACKEND, set_backend)")
+    return name
+
+
+_backend = _known(os.environ.get("BERTGEN_BACKEND") or "auto")
+
+
+def set_backend(name: str) -> str:
+    """Choose how operators with a kernel run, in this process.
+
+    Args:
+        name: "auto" takes the kernel on CUDA devices wherever it takes the arguments; "reference" never; "triton"
+            always, and raises BackendError where it cannot.
+
+    Returns:
+        The name that held before.
+
+    Raises:
+        BackendError: another name.
+    """
+    global _backend
+    before, _backend = _backend, _known(name)
+    return before
+
+
+attention = Op("attention", "packed self, cross and causal attention", attention_reference)
+masked_attention = Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference)
+decode_attention = Op("decode_attention", "one query per row over slot-table keys", decode_attention_reference)
+cross_decode_attention = Op(
+    "cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference
+)
+add_layer_norm = Op("add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference)
+bias_gelu = Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference)
+layer_norm_gelu = Op("layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference)
+gelu_layer_norm = Op("gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference)
+int4_matmul = Op("int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference)
+warp = Op("warp", "the limits of sampling, temperature to eta", warp_reference)
+select = Op("select", "best or drawn tokens of each row", select_reference)
+_linear = Op(
+    "linear",
+    "x W^T + b, with an activation as epilogue",
+    linear_reference,
+    cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements, else reference",
+)
 
 OPS = {
     op.name: op
     for op in (
-        Op(
-            "linear",
-            "x W^T + b, with an activation as epilogue",
-            linear_reference,
-            cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements, else reference",
-        ),
-        Op("attention", "packed self, cross and causal attention", attention_reference),
-        Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference),
-        Op("decode_attention", "one query per row over slot-table keys and values", decode_attention_reference),
-        Op("cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference),
-        Op("add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference),
-        Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference),
-        Op("layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference),
-        Op("gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference),
-        Op("int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference),
-        Op("warp", "temperature and the limits of sampling", warp_reference),
-        Op("select", "best or drawn tokens of each row", select_reference),
+        _linear, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm, bias_gelu,
+        layer_norm_gelu, gelu_layer_norm, int4_matmul, warp, select,
     )
-}
-
-attention = attention_reference
-masked_attention = masked_attention_reference
-decode_attention = decode_attention_reference
-cross_decode_attention = cross_decode_attention_reference
-add_layer_norm = add_layer_norm_reference
-bias_gelu = bias_gelu_reference
-layer_norm_gelu = layer_norm_gelu_reference
-gelu_layer_norm = gelu_layer_norm_reference
-int4_matmul = int4_matmul_reference
-warp = warp_reference
-select = select_reference
+}  # fmt: skip
 
 
 def linear(
@@ -81,5 +135,18 @@ def linear(
 
 def explain(device: str = "cpu") -> list[tuple[str, str]]:
     """For each operator: its name, and which backend it takes on `device` ("cpu" or "cuda") and why."""
-    only = f"reference: plain torch, the only backend for {device} so far"
-    return [(op.name, (op.cpu if device == "cpu" else None) or only) for op in OPS.values()]
+    return [(op.name, _explained(op, device)) for op in OPS.values()]
+
+
+def _explained(op: Op, device: str) -> str:
+    if _backend == "reference":
+        return "reference: BERTGEN_BACKEND or set_backend asks for it"
+    if op.triton is None:
+        return (op.cpu if device == "cpu" else None) or "reference: plain torch, there is no kernel"
+    if not HAS_TRITON:
+        return "reference: plain torch, triton is not installed"
+    if device == "cuda":
+        return "triton, and reference for arguments the kernel does not take"
+    if INTERPRETED:
+        return "triton's interpreter where asked for by name, else reference: plain torch"
+    return "reference: plain torch, the kernel needs a CUDA device"

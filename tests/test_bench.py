@@ -32,3 +32,11 @@ def test_generation_beside_transformers(tmp_path):
 def test_tokenizer_beside_transformers(tmp_path):
     (tmp_path / "texts.tsv").write_text("Where is the station?\tx\nI have lost my key.\ty\n" * 50)
     assert "100 sentences" in run("tokenizer.py", "--input", tmp_path / "texts.tsv", "--repeats", 1)
+
+
+@pytest.mark.long
+def test_operators_beside_torch(tmp_path):
+    printed = run("ops.py", "--size", "smoke", "--device", "cpu", "--seconds", 0.01, "--json", tmp_path / "ops.json")
+    result = json.loads((tmp_path / "ops.json").read_text())
+    assert {row["op"] for row in result["rows"]} >= {"attention", "decode_attention", "add_layer_norm", "int4_matmul"}
+    assert all("bertgen" in row["times"] and not row["rejected"] for row in result["rows"]), printed

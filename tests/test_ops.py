@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
 from bertgen.kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
 
-from bertgen import ops
+from bertgen import BackendError, ops
 
 
 def close(got: torch.Tensor, exact: torch.Tensor, bound: float = 1e-5) -> bool:
@@ -170,3 +174,33 @@ def test_every_operator_is_explained_and_callable():
     told = dict(ops.explain("cpu"))
     assert set(told) == set(ops.OPS) and "onednn" in told["linear"]
     assert all(callable(getattr(ops, name)) for name in ops.OPS)
+
+
+def test_a_backend_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
+    x = torch.randn(2, 4)
+    arguments = (x, None, None, torch.ones(4), torch.zeros(4), 1e-12)
+    with pytest.raises(BackendError, match="'tritn' is not one of auto, reference, triton"):
+        ops.set_backend("tritn")
+    kernel = dataclasses.replace(ops.add_layer_norm, triton=lambda *a: "the kernel")
+    assert isinstance(kernel(*arguments), torch.Tensor)  # auto, on a CPU
+    assert ops.set_backend("triton") == "auto"
+    try:
+        with pytest.raises(BackendError, match="add_layer_norm: the triton kernel was asked for, but .* CUDA device"):
+            kernel(*arguments)
+        monkeypatch.setattr(ops, "INTERPRETED", True)
+        assert kernel(*arguments) == "the kernel"
+        refusing = dataclasses.replace(kernel, refuses=lambda x, *rest: f"{x.shape[1]} columns are too few")
+        with pytest.raises(BackendError, match="but 4 columns are too few"):
+            refusing(*arguments)
+        ops.set_backend("reference")
+        assert isinstance(kernel(*arguments), torch.Tensor)
+    finally:
+        ops.set_backend("auto")
+
+
+def test_a_backend_of_the_environment_is_checked():
+    code = "import bertgen.ops"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"BERTGEN_BACKEND": "gpu"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "backend 'gpu' is not one of auto, reference, triton" in done.stderr

@@ -1,0 +1,95 @@
+"""What only a CUDA device can show: `make gpu`. Every kernel in every dtype, and whole models beside transformers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from bertgen.kernels.all_cases import CHECKS
+from bertgen.kernels.checks import as_float64, difference
+
+from bertgen import ops
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CASES = [
+    pytest.param(check, case, dtype, id=f"{name}-{case.name}-{str(dtype)[6:]}")
+    for name, check in CHECKS.items()
+    for case in check.cases
+    for dtype in DTYPES
+]
+REPEATS = 1000
+
+
+def outputs(result) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else [t for t in result if t is not None]
+
+
+@pytest.mark.parametrize(("check", "case", "dtype"), CASES)
+def test_case(check, case, dtype):
+    used = [case.make(dtype, CUDA) for _ in range(2)]
+    exact_arguments = as_float64(case.make(dtype, CUDA))
+    got, plain = (outputs(f(**a)) for f, a in zip((check.triton, check.reference), used))
+    exact = outputs(check.reference(**exact_arguments))
+    for name in case.written:
+        got.append(used[0][name]), plain.append(used[1][name]), exact.append(exact_arguments[name])
+    for ours, theirs, truth in zip(got, plain, exact):
+        assert difference(ours, theirs, truth) is None, difference(ours, theirs, truth)
+
+
+@pytest.mark.parametrize(("check", "case", "dtype"), [p for p in CASES if p.values[1].gradients])
+def test_gradients(check, case, dtype):
+    def gradients(function, arguments):
+        wanted = [arguments[name].requires_grad_() for name in case.gradients]
+        results = outputs(function(**arguments))
+        torch.manual_seed(1)
+        weights = [torch.randn(r.shape, device=CUDA) for r in results]
+        return torch.autograd.grad(sum((r * w.to(r.dtype)).sum() for r, w in zip(results, weights)), wanted)
+
+    got, plain = (gradients(f, case.make(dtype, CUDA)) for f in (check.triton, check.reference))
+    exact = gradients(check.reference, as_float64(case.make(dtype, CUDA)))
+    for name, ours, theirs, truth in zip(case.gradients, got, plain, exact):
+        assert difference(ours, theirs, truth) is None, f"{name}: {difference(ours, theirs, truth)}"
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_thousand_launches_give_the_same_bits(name):
+    check = CHECKS[name]
+    case = next(case for case in check.cases if case.core)
+    first = outputs(check.triton(**case.make(torch.bfloat16, CUDA)))
+    for _ in range(REPEATS):
+        for a, b in zip(first, outputs(check.triton(**case.make(torch.bfloat16, CUDA)))):
+            assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_models_equal_transformers(seed):
+    from twins import make_twins
+
+    twins = make_twins(seed)
+    ids, mask, labels = twins.batch()
+    inputs = dict(input_ids=ids.to(CUDA), attention_mask=mask.to(CUDA), labels=labels.to(CUDA))
+    read = (labels != -100).to(CUDA)[..., None]
+    oracle, model = twins.oracle.to(CUDA), twins.model.to(CUDA)
+    expected, got = oracle(**inputs), model(**inputs)
+    assert float(((got.logits - expected.logits) * read).abs().max()) <= 5e-4
+    got.loss.backward(), expected.loss.backward()
+    options = dict(attention_mask=inputs["attention_mask"], max_new_tokens=8, num_beams=1 + seed % 3, eos_token_id=5)
+    tokens = [m.generate(inputs["input_ids"], pad_token_id=0, **options) for m in (model, oracle)]
+    assert torch.equal(*tokens)
+
+
+def test_the_kernels_are_what_runs():
+    """Else every test here would look at the reference."""
+    told = dict(ops.explain("cuda"))
+    assert all(told[name].startswith("triton") for name in ("attention", "add_layer_norm", "decode_attention"))
+    r = random.Random(0)
+    x = torch.randn(r.randint(3, 9), 64, device=CUDA)
+    before = ops.set_backend("triton")
+    try:
+        ops.add_layer_norm(x, None, x, torch.ones(64, device=CUDA), torch.zeros(64, device=CUDA), 1e-12)
+    finally:
+        ops.set_backend(before)
