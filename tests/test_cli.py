@@ -156,6 +156,12 @@ def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
     bertgen_run("one", *"--do-sample --seed 5 --temperature 2 --top-k 5 --top-p 0.9 --max-length 7".split())
     sampled = dict(do_sample=True, seed=5, temperature=2.0, top_k=5, top_p=0.9, max_length=7)
     assert sampled.items() <= given[1][1].items()
+    diverse = "--num-beams 4 --num-beam-groups 2 --diversity-penalty 0.5 --min-new-tokens 2 --no-repeat-ngram-size 0"
+    assert bertgen_run("one", *diverse.split(), *"--encoder-no-repeat-ngram-size 3 --min-p 0.1".split())[0] == 0
+    grouped = dict(
+        num_beam_groups=2, diversity_penalty=0.5, min_new_tokens=2, encoder_no_repeat_ngram_size=3, min_p=0.1
+    )
+    assert grouped.items() <= given.pop()[1].items()
     bertgen_run("one")
     assert set(given[2][1]) == {"lookahead", "return_errors", "num_return_sequences", "scores"}
     for word, value in (("false", False), ("never", "never")):
