@@ -4,13 +4,30 @@ W [N, K] is stored as uint8 [N, K / 2], element 2i in the low and 2i + 1 in the 
 row r means (n - zero[r, g]) * scale[r, g] (zero 8 where none is given: symmetric), or codebook[n] * scale[r, g] with a
 16-entry codebook (NF4, FP4: Dettmers et al. 2023, arXiv 2305.14314).
 
-Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bits; FLOPs: 2 M N K.
+The kernel multiplies y^T = W x^T, one group of K at a time: with operands swapped, the tile of weights is the operand
+that a tensor core takes from registers, and 16 rows of x fill an instruction. Weights go from memory to that operand
+without passing through shared memory again, because the order of K inside a group is free as long as both operands
+have the same: a thread reads the 4 consecutive words of 8 nibbles (16 bytes) that a group of 128 holds for it, takes
+the nibbles as its fragments in the order in which they are cheapest to extract, and x, which is small, is permuted to
+match. So the plain format needs no repacking. Rows are dealt to threads by the same rule. A nibble becomes a number by
+one OR into the mantissa of 128 (bfloat16) or 1024 (float16) and one subtraction, for two weights at a time (after Kim
+et al. 2022, arXiv 2211.10017); a codebook is looked up by byte permutations. Scales and zero points multiply the
+float32 sums of a group, not the weights: sum_k (n_k - z) s x_k = s (sum_k (n_k - 8) x_k + (8 - z) sum_k x_k).
+
+Fused: dequantization, product, bias. Against dequantizing first, that saves writing and reading 2 N K bytes of 16-bit
+weights. Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bits; FLOPs: 2 M N K. An H200 (4.3 TB/s,
+790 TFLOP/s in bfloat16) is bound by bytes up to M = 47, there at 8.3e12 weights a second, which leaves 3.9
+instructions for a weight. Above tuning.INT4_DENSE_ROWS rows (and INT4_DENSE_ROWS_FLOAT32) every tile of x would unpack
+the weights once more: there they are dequantized once and torch multiplies.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from . import tuning
+from .language import INTERPRETED, tl, triton
 
 
 def dequantize_reference(
@@ -36,3 +53,346 @@ def int4_matmul_reference(
 ) -> torch.Tensor:
     """x [M, K] @ dequantized W [N, K]^T + bias [N]; dtype of x."""
     return F.linear(x, dequantize_reference(packed, scale, zero, codebook).to(x.dtype), bias)
+
+
+# One word of 8 nibbles -> 8 numbers n - 8 in 16 bits, as four registers of two. The outputs of a pair are nibbles i and
+# i + 4, which lie 16 bits apart: no shuffling. lop3 0xEA is (a & b) | c.
+_BFLOAT16 = tl.constexpr("""{
+.reg .b32 a, b, c, d;
+shr.u32 b, $8, 4;
+shr.u32 c, $8, 8;
+shr.u32 d, $8, 12;
+lop3.b32 a, $8, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 b, b, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 c, c, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 d, d, 0x000F000F, 0x43004300, 0xEA;
+.reg .b32 one, minus136;
+mov.b32 one, 0x3F803F80;
+mov.b32 minus136, 0xC308C308;
+fma.rn.bf16x2 a, a, one, minus136;
+fma.rn.bf16x2 b, b, one, minus136;
+fma.rn.bf16x2 c, c, one, minus136;
+fma.rn.bf16x2 d, d, one, minus136;
+mov.b32 {$0, $1}, a;
+mov.b32 {$2, $3}, b;
+mov.b32 {$4, $5}, c;
+mov.b32 {$6, $7}, d;
+}""")
+# The same in float16, whose mantissa has room for a nibble that was not shifted: 1024 + 16 n, then n - 8 = that/16 - 72.
+_FLOAT16 = tl.constexpr("""{
+.reg .b32 a, b, c, d, high;
+shr.u32 high, $8, 8;
+lop3.b32 a, $8, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 b, $8, 0x00F000F0, 0x64006400, 0xEA;
+lop3.b32 c, high, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 d, high, 0x00F000F0, 0x64006400, 0xEA;
+.reg .b32 one, minus1032, sixteenth, minus72;
+mov.b32 one, 0x3C003C00;
+mov.b32 minus1032, 0xE408E408;
+mov.b32 sixteenth, 0x2C002C00;
+mov.b32 minus72, 0xD480D480;
+fma.rn.f16x2 a, a, one, minus1032;
+fma.rn.f16x2 b, b, sixteenth, minus72;
+fma.rn.f16x2 c, c, one, minus1032;
+fma.rn.f16x2 d, d, sixteenth, minus72;
+mov.b32 {$0, $1}, a;
+mov.b32 {$2, $3}, b;
+mov.b32 {$4, $5}, c;
+mov.b32 {$6, $7}, d;
+}""")
+# One word -> 8 entries of a codebook, of which $9..$12 hold the low and $13..$16 the high bytes, four entries each. prmt
+# picks four of eight bytes by four nibbles; bit 3 of a nibble chooses between the halves of the codebook. The outputs
+# of a pair are nibbles 2i and 2i + 1. lop3 0xD8 is c ? b : a.
+_CODEBOOK = tl.constexpr("""{
+.reg .b32 s, t, h, a, b, low, high;
+and.b32 s, $8, 0x77777777;
+shr.u32 t, $8, 3;
+and.b32 t, t, 0x11111111;
+prmt.b32 h, 0xFF00, 0, t;
+prmt.b32 a, $9, $10, s;
+prmt.b32 b, $11, $12, s;
+lop3.b32 low, a, b, h, 0xD8;
+prmt.b32 a, $13, $14, s;
+prmt.b32 b, $15, $16, s;
+lop3.b32 high, a, b, h, 0xD8;
+prmt.b32 a, low, high, 0x5140;
+prmt.b32 b, low, high, 0x7362;
+mov.b32 {$0, $1}, a;
+mov.b32 {$2, $3}, b;
+shr.u32 s, s, 16;
+shr.u32 t, t, 16;
+prmt.b32 h, 0xFF00, 0, t;
+prmt.b32 a, $9, $10, s;
+prmt.b32 b, $11, $12, s;
+lop3.b32 low, a, b, h, 0xD8;
+prmt.b32 a, $13, $14, s;
+prmt.b32 b, $15, $16, s;
+lop3.b32 high, a, b, h, 0xD8;
+prmt.b32 a, low, high, 0x5140;
+prmt.b32 b, low, high, 0x7362;
+mov.b32 {$4, $5}, a;
+mov.b32 {$6, $7}, b;
+}""")
+
+
+@triton.jit
+def _table(codebook, FIRST: tl.constexpr, DTYPE: tl.constexpr):
+    """Four entries of a codebook in 16 bits: their low bytes as one word, their high bytes as another."""
+    low = tl.full((), 0, tl.uint32)
+    high = tl.full((), 0, tl.uint32)
+    for j in tl.static_range(4):
+        bits = tl.load(codebook + FIRST + j).to(DTYPE).to(tl.uint16, bitcast=True).to(tl.uint32)
+        low |= (bits & 255) << (8 * j)
+        high |= (bits >> 8) << (8 * j)
+    return low, high
+
+
+@triton.jit
+def _unpack(words, codebook, table, DTYPE: tl.constexpr, ASM: tl.constexpr):
+    """Words [..] of 8 nibbles -> values [.., 4, 2], in the order of extraction; without ASM the same in plain Triton.
+
+    With a codebook the order is that of the nibbles, (0, 1), (2, 3) ..; without it is (0, 4), (1, 5) ..
+    """
+    if ASM:
+        if codebook is not None:
+            a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+                _CODEBOOK,
+                "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r,r,r,r,r",
+                (words, table[0], table[1], table[2], table[3], table[4], table[5], table[6], table[7]),
+                (tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+                is_pure=True,
+                pack=1,
+            )
+        else:
+            a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+                _BFLOAT16 if DTYPE == tl.bfloat16 else _FLOAT16,
+                "=h,=h,=h,=h,=h,=h,=h,=h,r",
+                (words,),
+                (tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+                is_pure=True,
+                pack=1,
+            )
+        even, odd = tl.join(tl.join(a, e), tl.join(c, g)), tl.join(tl.join(b, f), tl.join(d, h))
+        return tl.join(even, odd).to(DTYPE, bitcast=True)
+    j = tl.arange(0, 8)
+    if codebook is not None:
+        return tl.load(codebook + ((tl.expand_dims(words, -1) >> (4 * j)) & 15)).to(DTYPE)
+    return (((tl.expand_dims(words, -1) >> (4 * (j // 2) + 16 * (j % 2))) & 15) - 8).to(DTYPE)
+
+
+@triton.jit(do_not_specialize=["M", "groups_per_split"])
+def _int4_matmul_kernel(
+    x,  # [M, K]
+    words,  # int32 [N, K / 8]
+    scale,  # [N, groups]
+    zero,  # [N, groups] or None
+    bias,  # [N] or None
+    codebook,  # [16] or None
+    y,  # [SPLITS, M, N]
+    M,
+    N,
+    groups,
+    groups_per_split,
+    stride_x,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    WARPS: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """One tile of y^T [BN, BM] over the groups of one split."""
+    m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    split = tl.program_id(2)
+    first = split * groups_per_split
+    last = tl.minimum(first + groups_per_split, groups)
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    QUAD: tl.constexpr = GROUP // 32  # words of a thread, of which 4 share a row
+
+    # A warp holds rows 0..7 and 8..15 of its 16 in registers of their own, in the operand of a tensor core, but loads
+    # come 8 rows to a warp: so row (tile, half, warp, 8) is loaded where row (tile, warp, half, 8) is wanted.
+    r = tl.arange(0, BN)
+    r = r // (16 * WARPS) * (16 * WARPS) + r // 8 % WARPS * 16 + r // (8 * WARPS) % 2 * 8 + r % 8
+    loaded = tl.minimum(tl.program_id(1).to(tl.int64) * BN + r, N - 1)
+    word = (tl.arange(0, 4) * QUAD)[:, None] + tl.arange(0, QUAD)[None, :]
+    words += loaded[:, None, None] * (groups * (GROUP // 8)) + word[None, :, :]
+    x += m[:, None] * stride_x + tl.arange(0, GROUP)[None, :]
+    row = tl.minimum(n, N - 1) * groups
+
+    table = (0, 0, 0, 0, 0, 0, 0, 0)
+    if ASM and codebook is not None:
+        low0, high0 = _table(codebook, 0, DTYPE)
+        low1, high1 = _table(codebook, 4, DTYPE)
+        low2, high2 = _table(codebook, 8, DTYPE)
+        low3, high3 = _table(codebook, 12, DTYPE)
+        table = (low0, low1, low2, low3, high0, high1, high2, high3)
+
+    total = tl.zeros((BN, BM), tl.float32)
+    for g in range(first, last):
+        w = _unpack(tl.load(words + g * (GROUP // 8)), codebook, table, DTYPE, ASM)
+        w = tl.reshape(w, (BN // (16 * WARPS), 2, WARPS, 8, 4, QUAD, 4, 2))
+        w = tl.reshape(tl.permute(w, (0, 2, 1, 3, 5, 6, 4, 7)), (BN, GROUP))
+        k = tl.load(x + g * GROUP, mask=(m < M)[:, None], other=0.0)
+        if codebook is not None:
+            k = tl.permute(tl.reshape(k, (BM, 4, QUAD, 4, 2)), (0, 2, 3, 1, 4))
+        else:
+            k = tl.permute(tl.reshape(k, (BM, 4, QUAD, 2, 4)), (0, 2, 4, 1, 3))
+        k = tl.trans(tl.reshape(k, (BM, GROUP)))
+        product = tl.dot(w, k, input_precision="ieee")
+        if zero is not None:
+            offset = 8 - tl.load(zero + row + g).to(tl.float32)
+            product += offset[:, None] * tl.dot(tl.full((BN, GROUP), 1, DTYPE), k, input_precision="ieee")
+        total += tl.load(scale + row + g).to(tl.float32)[:, None] * product
+    if bias is not None:
+        total += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
+    y += (split * M.to(tl.int64) + m[None, :]) * N + n[:, None]
+    tl.store(y, total.to(y.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _merge_kernel(partial, bias, y, M, N, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """y [M, N] = the sum of partial [SPLITS, M, N], in order, + bias [N]."""
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(partial + (split * M.to(tl.int64) + m) * N + n, mask=n < N, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    tl.store(y + m * N + n, total.to(y.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
+def _dequantize_kernel(words, scale, zero, codebook, weight, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """One row, BLOCK words of weight [N, K]."""
+    n = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = word < groups * (GROUP // 8)
+    j = tl.arange(0, 8)
+    nibbles = (tl.load(words + n * groups * (GROUP // 8) + word, mask=there, other=0)[:, None] >> (4 * j)[None, :]) & 15
+    place = n * groups + word // (GROUP // 8)
+    if codebook is not None:
+        values = tl.load(codebook + nibbles).to(tl.float32)
+    elif zero is not None:
+        values = nibbles.to(tl.float32) - tl.load(zero + place, mask=there, other=0).to(tl.float32)[:, None]
+    else:
+        values = (nibbles - 8).to(tl.float32)
+    values *= tl.load(scale + place, mask=there, other=0.0).to(tl.float32)[:, None]
+    weight += n * groups * GROUP + word[:, None] * 8 + j[None, :]
+    tl.store(weight, values.to(weight.dtype.element_ty), mask=there[:, None])
+
+
+def int4_matmul_triton(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As int4_matmul_reference, for inference.
+
+    Up to the rows of `tuning.int4_matmul`, a column of y depends on its row of x alone, bit for bit: the order of its
+    sum is chosen by N and K. Above, the weights are dequantized to the dtype of x and torch multiplies.
+
+    Args:
+        x: [M, K] float32, float16 or bfloat16, its rows anywhere; needs no gradient.
+        packed: uint8 [N, K/2], contiguous, from a multiple of 4 bytes on.
+        scale: [N, K/group] floating, contiguous; the group is 32, 64 or 128.
+        zero: as scale, of any dtype, or None: 8. Not looked at with a codebook.
+        bias: [N] floating. codebook: [16] floating.
+
+    Raises:
+        ValueError: anything else.
+    """
+    group = _checked(x, packed, scale, zero, bias, codebook)
+    (rows, columns), features = x.shape, packed.shape[0]
+    y = torch.empty((rows, features), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    zero = None if codebook is not None else zero
+    arch, groups = tuning.architecture(x.device), columns // group
+    launch = tuning.int4_matmul(arch, rows, features, groups, x.dtype == torch.float32)
+    words = packed.view(torch.int32)
+    if launch is None:
+        weight = torch.empty((features, columns), dtype=x.dtype, device=x.device)
+        block = tuning.INT4_DEQUANTIZE_WORDS
+        grid = (features, triton.cdiv(columns // 8, block))
+        _dequantize_kernel[grid](words, scale, zero, codebook, weight, groups, GROUP=group, BLOCK=block)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    bm, bn, splits = launch.tiles["BM"], launch.tiles["BN"], launch.tiles["SPLITS"]
+    parts = y if splits == 1 else torch.empty((splits, rows, features), dtype=torch.float32, device=x.device)
+    _int4_matmul_kernel[triton.cdiv(rows, bm), triton.cdiv(features, bn), splits](
+        x,
+        words,
+        scale,
+        zero,
+        bias if splits == 1 else None,
+        codebook,
+        parts,
+        rows,
+        features,
+        groups,
+        triton.cdiv(groups, splits),
+        x.stride(0),
+        GROUP=group,
+        BM=bm,
+        BN=bn,
+        WARPS=launch.num_warps,
+        ASM=x.dtype != torch.float32 and not INTERPRETED,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+    if splits > 1:
+        block = tuning.INT4_MERGE_COLUMNS
+        _merge_kernel[triton.cdiv(features, block), rows](
+            parts, bias, y, rows, features, SPLITS=splits, BLOCK=block, num_warps=4
+        )
+    return y
+
+
+def _checked(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    codebook: torch.Tensor | None,
+) -> int:
+    """The size of a group, if the arguments are what int4_matmul_triton takes."""
+    if x.dim() != 2 or packed.dim() != 2 or scale.dim() != 2:
+        shapes = [tuple(t.shape) for t in (x, packed, scale)]
+        raise ValueError(f"int4_matmul takes x [M, K], packed [N, K/2] and scale [N, K/group], got {shapes}")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
+    if packed.dtype != torch.uint8:
+        raise ValueError(f"packed must be uint8, got {packed.dtype}")
+    columns, (features, groups) = x.shape[1], scale.shape
+    group = columns // groups if groups else 0
+    if group not in (32, 64, 128) or group * groups != columns:
+        raise ValueError(f"K = {columns} in {groups} groups: a group must be 32, 64 or 128")
+    if packed.shape != (features, columns // 2):
+        raise ValueError(f"packed must be {(features, columns // 2)}, got {tuple(packed.shape)}")
+    for name, tensor, shape in (
+        ("scale", scale, scale.shape),
+        ("zero", zero, scale.shape),
+        ("bias", bias, (features,)),
+        ("codebook", codebook, (16,)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous {tuple(shape)}, got {tuple(tensor.shape)} {tensor.stride()}")
+        if name != "zero" and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if packed.device != x.device:
+        raise ValueError(f"packed is on {packed.device}, x on {x.device}")
+    if not packed.is_contiguous() or packed.storage_offset() % 4:
+        raise ValueError(f"packed must be contiguous from a multiple of 4 bytes on, got {packed.stride()}")
+    if x.stride(1) != 1:
+        raise ValueError(f"the columns of x must lie side by side, got strides {x.stride()}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("int4_matmul_triton has no backward, and x requires a gradient")
+    return group
