@@ -120,9 +120,14 @@ def fused_weights(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | Non
     """Weights and biases of equal Linear layers as one matrix and one vector, without a second copy.
 
     In inference the parameters are slices of one storage: if they are not (freshly loaded, moved, copied), each
-    parameter's data becomes such a slice. None with grad on, or where a layer is anything but a plain Linear.
+    parameter's data becomes such a slice. None with grad on, under torch.compile (which cannot look at addresses), or
+    where a layer is anything but a plain Linear.
     """
-    if torch.is_grad_enabled() or any(type(layer) is not nn.Linear for layer in layers):
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or any(type(layer) is not nn.Linear for layer in layers)
+    ):
         return None
     parts = []
     for name in ("weight", "bias"):
