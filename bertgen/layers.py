@@ -95,7 +95,7 @@ class AddNorm(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
         y = ops.linear(x, self.dense.weight)
-        return ops.add_layer_norm(y, self.dense.bias, residual, norm.weight, norm.bias, norm.eps, dropout)
+        return ops.add_layer_norm(y, self.dense.bias, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
 class Projections(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import library
 from .errors import BackendError
 from .kernels.attention import attention_reference, masked_attention_reference
 from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
@@ -50,7 +51,17 @@ class Op:
     cpu: str | None = None
 
     def __call__(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        if self.triton is None or _backend == "reference" or (_backend == "auto" and first.device.type != "cuda"):
+        if torch.compiler.is_compiling() and self._has_kernel(first):
+            # One node of the graph. Dropout would be drawn anew on the way back, so it is traced instead.
+            if not named.get("dropout"):
+                named.pop("dropout", None)
+                return getattr(torch.ops.bertgen, self.name)(first, *rest, **named)
+            return self.reference(first, *rest, **named)
+        return self.run(first, *rest, **named)
+
+    def run(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        """Call the backend that suits the arguments."""
+        if not self._has_kernel(first):
             return self.reference(first, *rest, **named)
         reason = self._obstacle(first, *rest, **named)
         if reason is None:
@@ -59,13 +70,16 @@ class Op:
             raise BackendError(f"{self.name}: the triton kernel was asked for, but {reason}")
         return self.reference(first, *rest, **named)
 
+    def _has_kernel(self, first: torch.Tensor) -> bool:
+        if self.triton is None or _backend == "reference":
+            return False
+        return _backend == "triton" or first.device.type == "cuda"
+
     def _obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
         if not HAS_TRITON:
             return "triton is not installed"
         if first.device.type != "cuda" and not INTERPRETED:
             return f"the tensors are on {first.device} and not on a CUDA device"
-        if torch.compiler.is_compiling():
-            return "torch.compile traces the reference"
         return self.refuses(first, *rest, **named)
 
 
@@ -131,6 +145,53 @@ def linear(
     """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
     chosen = linear_onednn if onednn_takes(x, weight) else linear_reference
     return chosen(x, weight, bias, activation)
+
+
+def _define(op: Op, schema: str, fake: Callable[..., torch.Tensor], differentiable: bool = False) -> None:
+    """Register an operator with torch.library. It runs as a call of `op` does, outside of what is compiled."""
+    names = [word.split()[-1] for word in schema[1 : schema.rindex(")")].split(", ")]
+
+    def run(*arguments: Any) -> torch.Tensor:
+        return op.run(arguments[0], **dict(zip(names[1:], arguments[1:], strict=True)))
+
+    library.define(op.name, schema, run, fake, differentiable)
+
+
+def _like(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# Without dropout, whose random numbers a second run on the way back would not repeat.
+_define(
+    attention,
+    "(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, int max_q, int max_k, bool causal, Tensor? q_start, "
+    "Tensor? key_len, Tensor? key_mask) -> Tensor",
+    _like,
+    differentiable=True,
+)
+_define(
+    decode_attention,
+    "(Tensor q, Tensor k, Tensor v, Tensor(a!) key_pool, Tensor(b!) value_pool, Tensor slots, Tensor? table, "
+    "int length) -> Tensor",
+    _like,
+)
+_define(cross_decode_attention, "(Tensor q, Tensor k, Tensor v, Tensor? key_mask) -> Tensor", _like)
+_define(
+    add_layer_norm,
+    "(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor shift, float eps) -> Tensor",
+    _like,
+    differentiable=True,
+)
+_define(bias_gelu, "(Tensor x, Tensor? bias, str activation) -> Tensor", _like, differentiable=True)
+for _op in (layer_norm_gelu, gelu_layer_norm):
+    _define(
+        _op, "(Tensor x, Tensor weight, Tensor shift, float eps, str activation) -> Tensor", _like, differentiable=True
+    )
+_define(
+    int4_matmul,
+    "(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor",
+    lambda x, packed, *rest: x.new_empty(x.shape[0], packed.shape[0]),
+)
 
 
 def explain(device: str = "cpu") -> list[tuple[str, str]]:

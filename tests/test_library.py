@@ -1,0 +1,86 @@
+"""The operators as torch.compile sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from bertgen.kernels.attention import attention_reference
+from bertgen.kernels.layernorm_gelu import add_layer_norm_reference
+
+from bertgen import ops
+from bertgen.quantization import quantize
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).requires_grad_()
+
+
+def arguments() -> dict[str, tuple]:
+    torch.manual_seed(0)
+    cu = torch.tensor([0, 3, 7], dtype=torch.int32)
+    seen = torch.ones(2, 4, dtype=torch.bool)
+    packed, scale, _ = quantize(torch.randn(6, 64), 32)
+    table = torch.arange(8, dtype=torch.int32).view(2, 4)
+    pools = torch.randn(8, 2, 8), torch.randn(8, 2, 8)
+    return {
+        "attention": (leaf(7, 2, 8), leaf(7, 2, 8), leaf(7, 2, 8), cu, cu, 4, 4, True, None, None, seen),
+        "decode_attention": (*(torch.randn(2, 2, 8) for _ in range(3)), *pools, table[:, 2].long(), table, 2),
+        "cross_decode_attention": (torch.randn(4, 2, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8), None),
+        "add_layer_norm": (leaf(5, 8), leaf(8), leaf(5, 8), leaf(8), leaf(8), 1e-12),
+        "bias_gelu": (leaf(5, 8), None, "gelu"),
+        "layer_norm_gelu": (leaf(5, 8), leaf(8), leaf(8), 1e-12, "gelu"),
+        "gelu_layer_norm": (leaf(5, 8), leaf(8), leaf(8), 1e-12, "relu"),
+        "int4_matmul": (torch.randn(3, 64), packed, scale, None, torch.randn(6), None),
+    }
+
+
+@pytest.mark.parametrize("name", arguments())
+def test_opcheck(name):
+    torch.library.opcheck(getattr(torch.ops.bertgen, name).default, arguments()[name])
+
+
+@pytest.mark.parametrize("name", arguments())
+def test_it_computes_what_the_operator_computes(name):
+    got, expected = arguments()[name], arguments()[name]
+    ours = getattr(torch.ops.bertgen, name)(*got)
+    if name == "attention":
+        theirs = attention_reference(
+            *expected[:7], causal=expected[7], q_start=expected[8], key_len=expected[9], key_mask=expected[10]
+        )
+    else:
+        theirs = getattr(ops, name).reference(*expected)
+    assert torch.equal(ours, theirs)
+    for a, b in zip(got, expected):  # what was written, too
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+    leaves = [[x for x in side if isinstance(x, torch.Tensor) and x.requires_grad] for side in (got, expected)]
+    if leaves[0]:
+        assert ours.requires_grad
+        pairs = zip(*(torch.autograd.grad(y.square().sum(), x) for y, x in zip((ours, theirs), leaves)))
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_a_kernel_is_one_node_of_a_compiled_graph(monkeypatch):
+    """Where a kernel would run; the reference stands in for it here."""
+    calls, graphs = [], []
+
+    def kernel(*rest, **named):
+        calls.append(1)
+        return add_layer_norm_reference(*rest, **named)
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    op = dataclasses.replace(ops.add_layer_norm, triton=kernel)
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    before = ops.set_backend("triton")
+    try:
+        x, weight, shift = torch.randn(3, 8), torch.ones(8), torch.zeros(8)
+        compiled = torch.compile(lambda x: op(x, None, x, weight, shift, 1e-12), fullgraph=True, backend=backend)
+        assert torch.allclose(compiled(x), add_layer_norm_reference(x, None, x, weight, shift, 1e-12))
+        assert graphs == [[torch.ops.bertgen.add_layer_norm]]
+        assert op.run(x, None, x, weight, shift, 1e-12).shape == (3, 8) and calls
+    finally:
+        ops.set_backend(before)
