@@ -23,6 +23,7 @@ ARCHITECTURES = (80, 90, 100)
 SASS = {
     "LDG.128": r"\bLDG\.E\S*\.128",
     "LDGSTS": r"\bLDGSTS",
+    "LDGSTS.128": r"\bLDGSTS\.\S*128",
     "STG.128": r"\bSTG\.E\S*\.128",
     "HMMA": r"\bHMMA",
     "HGMMA": r"\bHGMMA",

@@ -16,15 +16,27 @@ import torch
 
 from . import library
 from .errors import BackendError
-from .kernels.attention import attention_reference, masked_attention_reference
-from .kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
-from .kernels.int4_matmul import int4_matmul_reference
+from .kernels.attention import attention_reference, attention_triton, masked_attention_reference
+from .kernels.decode_attention import (
+    cross_decode_attention_reference,
+    cross_decode_attention_triton,
+    decode_attention_reference,
+    decode_attention_triton,
+)
+from .kernels.int4_matmul import int4_matmul_reference, int4_matmul_triton
 from .kernels.language import HAS_TRITON, INTERPRETED
 from .kernels.layernorm_gelu import (
     add_layer_norm_reference,
+    add_layer_norm_refuses,
+    add_layer_norm_triton,
     bias_gelu_reference,
+    bias_gelu_refuses,
+    bias_gelu_triton,
     gelu_layer_norm_reference,
+    gelu_layer_norm_triton,
     layer_norm_gelu_reference,
+    layer_norm_gelu_refuses,
+    layer_norm_gelu_triton,
 )
 from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
 from .kernels.select import select_reference, warp_reference
@@ -110,17 +122,61 @@ def set_backend(name: str) -> str:
     return before
 
 
-attention = Op("attention", "packed self, cross and causal attention", attention_reference)
-masked_attention = Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference)
-decode_attention = Op("decode_attention", "one query per row over slot-table keys", decode_attention_reference)
-cross_decode_attention = Op(
-    "cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference
+def _attention_refuses(q: torch.Tensor, *rest: Any, key_mask: torch.Tensor | None = None, **named: Any) -> str | None:
+    if key_mask is not None:
+        return "a mask that lengths cannot express is the reference's"
+    return _heads_refuse(q)
+
+
+def _heads_refuse(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    return f"the head dimension is {q.shape[-1]}, the kernel takes 128" if q.shape[-1] > 128 else _dtype_refuses(q)
+
+
+def _decode_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    return _wants_gradients(q, *rest) or _heads_refuse(q)
+
+
+def _int4_refuses(x: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    return _wants_gradients(x) or _dtype_refuses(x)
+
+
+def _dtype_refuses(x: torch.Tensor) -> str | None:
+    known = (torch.float32, torch.float16, torch.bfloat16)
+    return None if x.dtype in known else f"{x.dtype} is none of float32, float16 and bfloat16"
+
+
+def _wants_gradients(*tensors: Any) -> str | None:
+    wanted = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
+    return "the kernel has no gradient, and one is wanted" if wanted else None
+
+
+attention = Op(
+    "attention", "packed self, cross and causal attention", attention_reference, attention_triton, _attention_refuses
 )
-add_layer_norm = Op("add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference)
-bias_gelu = Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference)
-layer_norm_gelu = Op("layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference)
-gelu_layer_norm = Op("gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference)
-int4_matmul = Op("int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference)
+masked_attention = Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference)
+decode_attention = Op(
+    "decode_attention", "one query per row over slot-table keys", decode_attention_reference,
+    decode_attention_triton, _decode_refuses,
+)  # fmt: skip
+cross_decode_attention = Op(
+    "cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference,
+    cross_decode_attention_triton, _decode_refuses,
+)  # fmt: skip
+add_layer_norm = Op(
+    "add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference,
+    add_layer_norm_triton, add_layer_norm_refuses,
+)  # fmt: skip
+bias_gelu = Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference, bias_gelu_triton, bias_gelu_refuses)
+layer_norm_gelu = Op(
+    "layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference, layer_norm_gelu_triton, layer_norm_gelu_refuses
+)
+gelu_layer_norm = Op(
+    "gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference, gelu_layer_norm_triton, layer_norm_gelu_refuses
+)
+int4_matmul = Op(
+    "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference,
+    int4_matmul_triton, _int4_refuses,
+)  # fmt: skip
 warp = Op("warp", "the limits of sampling, temperature to eta", warp_reference)
 select = Op("select", "best or drawn tokens of each row", select_reference)
 _linear = Op(

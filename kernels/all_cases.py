@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from . import attention_cases, decode_attention_cases, int4_matmul_cases, layernorm_gelu_cases
 from .checks import Check
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {
+    "attention": attention_cases.CHECK,
+    "decode_attention": decode_attention_cases.CHECK,
+    "cross_decode_attention": decode_attention_cases.CROSS_CHECK,
+    **layernorm_gelu_cases.CHECKS,
+    "int4_matmul": int4_matmul_cases.CHECK,
+}

@@ -6,6 +6,15 @@ and sees keys j <= q_start[b] + i; key_len[b] hides the keys of row b from that 
 gives 0.
 
 FLOPs: 4 H D * sum over rows of Lq Lk (half of it where causal); bytes: (2 Tq + 2 Tk) H D * itemsize.
+
+The kernel fuses both products with the softmax (Dao et al. 2022, arXiv 2205.14135), and so neither writes nor reads
+the H Lq Lk scores and weights of a row: at 512 tokens, 8 times the bytes of q, k, v and out with head dim 64. One
+program has a tile of a row's queries for one head, keeps a running maximum and sum, and masks only tiles of keys that
+need it. Where all keys fit one tile nothing is running. On an H200 (4.3 TB/s, 790 TFLOP/s) head dim 64 in bfloat16 is
+bound by bytes up to 367 tokens; above, by the 256 FLOPs, one exponential and 7.3 instructions of a score, each of
+which takes about as long: 487 TFLOP/s where they do not overlap. The backward makes the weights again, 3.5 times the
+forward's FLOPs in two kernels, one that sums over keys and one that sums over queries: nothing is added atomically,
+so that the same call gives the same gradients.
 """
 
 from __future__ import annotations
@@ -127,6 +136,7 @@ def _padded(
         gather = torch.where(valid, cu[:-1, None] + column, 0).flatten().long()
         index = (gather, valid.flatten().nonzero().squeeze(1))
     return x[index[0]].view(rows, longest, *x.shape[1:]).transpose(1, 2), index
+
 
 LN2 = tl.constexpr(math.log(2))
 
@@ -330,7 +340,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: _Rows, key_m
     if key_mask is not None:
         raise ValueError("key_mask: not in this kernel, only in the reference")
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: not [Tq, H, D] and twice [Tk, H, D]")
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: not [Tq, H, D] and twice [Tk, H, D]"
+        )
     if not 1 <= q.shape[2] <= 128:
         raise ValueError(f"head dim {q.shape[2]}: from 1 to 128 are supported")
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or k.dtype != q.dtype or v.dtype != q.dtype:

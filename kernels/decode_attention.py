@@ -95,7 +95,14 @@ def cross_decode_attention_reference(
 @triton.jit
 def _weights(scores, top):
     """2^(scores - top); 0 for a score of -inf, also where nothing has been seen and `top` is -inf too."""
-    return tl.where(scores == float("-inf"), 0.0, tl.exp2(scores - top))
+    return tl.exp2(scores - tl.where(top == float("-inf"), 0.0, top))
+
+
+@triton.jit
+def _empty(W: tl.constexpr, D: tl.constexpr):
+    """The sums over no keys."""
+    nothing = tl.zeros((W,), tl.float32)
+    return nothing - float("inf"), nothing, tl.zeros((W, D), tl.float32)
 
 
 @triton.jit
@@ -120,16 +127,18 @@ def _publish(sums, mixes, arrivals, part, top, total, mixed, w, W, there, dims, 
     """
     tl.store(sums + part * 2 * W + w, top, mask=there)
     tl.store(sums + (part * 2 + 1) * W + w, total, mask=there)
-    tl.store(
-        mixes + (part * W + w)[:, None] * D + dims[None, :], mixed, mask=there[:, None] & (dims < D)[None, :]
-    )
+    tl.store(mixes + (part * W + w)[:, None] * D + dims[None, :], mixed, mask=there[:, None] & (dims < D)[None, :])
     tl.debug_barrier()
     return tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu")
 
 
 @triton.jit
-def _collect(sums, mixes, arrivals, part, chunks, top, total, mixed, w, W, there, dims, D: tl.constexpr):
+def _collect(
+    sums, mixes, arrivals, part, chunks, w, W, there, dims,
+    D: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Fold what `_publish` left, from part `part` on, read past L1; leaves the counter at zero for the next launch."""
+    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
     for _ in tl.range(0, chunks, loop_unroll_factor=4):  # the loads of four chunks are on their way together
         next_top = tl.load(sums + part * 2 * W + w, mask=there, other=float("-inf"), cache_modifier=".cg")
         next_total = tl.load(sums + (part * 2 + 1) * W + w, mask=there, other=0.0, cache_modifier=".cg")
@@ -228,6 +237,7 @@ def _decode_attention_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One program per row and head; with SPLIT per row, head and chunk of BLOCK keys, and the last to arrive folds."""
     pair = tl.program_id(0).to(tl.int64)  # the heads of a row run side by side, as they lie in memory
@@ -239,43 +249,42 @@ def _decode_attention_kernel(
     new_key = tl.load(k + row * k_row + head * k_head + dims, mask=real, other=0.0)
     new_value = tl.load(v + row * v_row + head * v_head + dims, mask=real, other=0.0)
     keys, values = key_pool + head * keys_head, value_pool + head * values_head
+    at = pair * D + dims[None, :]
+    base = row * base
+    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
+    begin, end = 0, chunks
+    if SPLIT:
+        begin, end = chunk, tl.minimum(chunk + 1, chunks)  # the grid may be longer than the history
+    top, total, mixed = _empty(1, BLOCK_D)
+    for i in tl.range(begin, end, num_stages=STAGES):
+        next_top, next_total, next_mixed = _row_chunk(
+            query, keys, values, table, base, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
+        )
+        top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+
+    # The new position last, and from its arguments: nobody waits for a write to a pool, or for these three loads.
     if chunk == 0:
         slot = tl.load(slots + row * slots_row).to(tl.int64)
         tl.store(keys + slot * keys_slot + dims, new_key, mask=real)
         tl.store(values + slot * values_slot + dims, new_value, mask=real)
-
-    # The fold begins with the new position, from its arguments: nobody waits for a write to a pool.
-    top = tl.sum(query * new_key.to(tl.float32), 0, keep_dims=True)
-    total = tl.full((1,), 1.0, tl.float32)
-    mixed = new_value.to(tl.float32)[None, :]
-    at = pair * D + dims[None, :]
-    base = row * base
-    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
+    own_top = tl.sum(query * new_key.to(tl.float32), 0, keep_dims=True)
+    own_total = tl.full((1,), 1.0, tl.float32)
+    own_mixed = new_value.to(tl.float32)[None, :]
     if SPLIT:
-        one = tl.arange(0, 1)
+        arrived = chunk
         part = pair * tl.num_programs(1)
-        next_top, next_total, next_mixed = _row_chunk(
-            query, keys, values, table, base, chunk * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
-        )
-        arrived = chunk  # a single chunk needs nobody else, and the grid may be longer than the history
+        one = tl.arange(0, 1)
         if (chunks > 1) & (chunk < chunks):
-            arrived = _publish(
-                sums, mixes, arrivals + pair, part + chunk, next_top, next_total, next_mixed, one, 1, one < 1, dims, D
-            )
+            arrived = _publish(sums, mixes, arrivals + pair, part + chunk, top, total, mixed, one, 1, one < 1, dims, D)
         if arrived == chunks - 1:
             if chunks > 1:
                 top, total, mixed = _collect(
-                    sums, mixes, arrivals + pair, part, chunks, top, total, mixed, one, 1, one < 1, dims, D
+                    sums, mixes, arrivals + pair, part, chunks, one, 1, one < 1, dims, D, 1, BLOCK_D
                 )
-            else:
-                top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+            top, total, mixed = _fold(top, total, mixed, own_top, own_total, own_mixed)
             tl.store(out + at, mixed / total[:, None], mask=real[None, :])
     else:
-        for chunk in range(0, chunks):
-            next_top, next_total, next_mixed = _row_chunk(
-                query, keys, values, table, base, chunk * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
-            )
-            top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+        top, total, mixed = _fold(top, total, mixed, own_top, own_total, own_mixed)
         tl.store(out + at, mixed / total[:, None], mask=real[None, :])
 
 
@@ -352,6 +361,7 @@ def decode_attention_triton(
         BLOCK_D=max(16, tuning.power_of_2(width)),
         BLOCK=launch.tiles["BLOCK"],
         SPLIT=chunks > 1,
+        STAGES=launch.num_stages,
         num_warps=launch.num_warps,
     )
     return out
@@ -387,11 +397,13 @@ def _cross_decode_attention_kernel(
     SPLIT: tl.constexpr,
 ):
     """One program per source, head and BLOCK_W of its rows; with SPLIT also per chunk of BLOCK keys."""
-    pair = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64)  # the tiles of a source and head side by side: L2 has its keys for the second
+    tiles = tl.cdiv(W, BLOCK_W)
+    pair, first_row = place // tiles, place % tiles * BLOCK_W
     source, head = pair // heads, pair % heads
+    chunk = tl.program_id(1)
     dims = tl.arange(0, BLOCK_D)
     w = tl.arange(0, BLOCK_W)
-    first_row = tl.program_id(1) * BLOCK_W
     there = w < W - first_row
     row = source * W + first_row + w
     real = there[:, None] & (dims < D)[None, :]
@@ -402,13 +414,11 @@ def _cross_decode_attention_kernel(
     if key_mask is not None:
         visible += source * mask_source
 
-    top = tl.full((BLOCK_W,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_W,), tl.float32)
-    mixed = tl.zeros((BLOCK_W, BLOCK_D), tl.float32)
+    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
     at = (row[:, None] * heads + head) * D + dims[None, :]
     first, last = 0, length
     if SPLIT:
-        first = tl.program_id(2) * BLOCK
+        first = chunk * BLOCK
         last = first + 1
     for begin in tl.range(first, last, BLOCK):
         next_top, next_total, next_mixed = _tile_chunk(
@@ -416,18 +426,12 @@ def _cross_decode_attention_kernel(
         )
         top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
     if SPLIT:
-        chunks = tl.num_programs(2)
-        place = pair * tl.num_programs(1) + tl.program_id(1)
+        chunks = tl.num_programs(1)
         part = place * chunks
-        arrived = _publish(
-            sums, mixes, arrivals + place, part + tl.program_id(2), top, total, mixed, w, W, there, dims, D
-        )
+        arrived = _publish(sums, mixes, arrivals + place, part + chunk, top, total, mixed, w, W, there, dims, D)
         if arrived == chunks - 1:
-            top = tl.full((BLOCK_W,), float("-inf"), tl.float32)
-            total = tl.zeros((BLOCK_W,), tl.float32)
-            mixed = tl.zeros((BLOCK_W, BLOCK_D), tl.float32)
             top, total, mixed = _collect(
-                sums, mixes, arrivals + place, part, chunks, top, total, mixed, w, W, there, dims, D
+                sums, mixes, arrivals + place, part, chunks, w, W, there, dims, D, BLOCK_W, BLOCK_D
             )
             tl.store(out + at, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real)
     else:
@@ -472,9 +476,9 @@ def cross_decode_attention_triton(
     launch = tuning.cross_decode_attention(
         tuning.architecture(q.device), sources * heads, length, beams, width, q.element_size()
     )
-    tiles, chunks = -(-beams // launch.tiles["BLOCK_W"]), launch.tiles["CHUNKS"]
-    sums, mixes, arrivals = _shared(q, sources * heads * tiles, chunks, beams, arrivals)
-    _cross_decode_attention_kernel[(sources * heads, tiles, chunks)](
+    places, chunks = sources * heads * -(-beams // launch.tiles["BLOCK_W"]), launch.tiles["CHUNKS"]
+    sums, mixes, arrivals = _shared(q, places, chunks, beams, arrivals)
+    _cross_decode_attention_kernel[(places, chunks)](
         q,
         k,
         v,

@@ -78,7 +78,7 @@ mov.b32 {$2, $3}, b;
 mov.b32 {$4, $5}, c;
 mov.b32 {$6, $7}, d;
 }""")
-# The same in float16, whose mantissa has room for a nibble that was not shifted: 1024 + 16 n, then n - 8 = that/16 - 72.
+# The same in float16, whose mantissa has room for a nibble that was not shifted: 1024 + 16 n, a sixteenth of it - 72.
 _FLOAT16 = tl.constexpr("""{
 .reg .b32 a, b, c, d, high;
 shr.u32 high, $8, 8;
@@ -100,9 +100,9 @@ mov.b32 {$2, $3}, b;
 mov.b32 {$4, $5}, c;
 mov.b32 {$6, $7}, d;
 }""")
-# One word -> 8 entries of a codebook, of which $9..$12 hold the low and $13..$16 the high bytes, four entries each. prmt
-# picks four of eight bytes by four nibbles; bit 3 of a nibble chooses between the halves of the codebook. The outputs
-# of a pair are nibbles 2i and 2i + 1. lop3 0xD8 is c ? b : a.
+# One word -> 8 entries of a codebook, of which $9 to $12 hold the low and $13 to $16 the high bytes, four entries each.
+# prmt picks four of eight bytes by four nibbles; bit 3 of one chooses between the halves of the codebook (lop3 0xD8
+# is c ? b : a). The outputs of a pair are nibbles 2i and 2i + 1.
 _CODEBOOK = tl.constexpr("""{
 .reg .b32 s, t, h, a, b, low, high;
 and.b32 s, $8, 0x77777777;
@@ -149,9 +149,9 @@ def _table(codebook, FIRST: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _unpack(words, codebook, table, DTYPE: tl.constexpr, ASM: tl.constexpr):
-    """Words [..] of 8 nibbles -> values [.., 4, 2], in the order of extraction; without ASM the same in plain Triton.
+    """Words [..] of 8 nibbles -> 8 values each, in the order of extraction; without ASM the same in plain Triton.
 
-    With a codebook the order is that of the nibbles, (0, 1), (2, 3) ..; without it is (0, 4), (1, 5) ..
+    With a codebook that is the order of the nibbles, (0, 1), (2, 3) ..; without it is (0, 4), (1, 5) ..
     """
     if ASM:
         if codebook is not None:
@@ -173,11 +173,14 @@ def _unpack(words, codebook, table, DTYPE: tl.constexpr, ASM: tl.constexpr):
                 pack=1,
             )
         even, odd = tl.join(tl.join(a, e), tl.join(c, g)), tl.join(tl.join(b, f), tl.join(d, h))
-        return tl.join(even, odd).to(DTYPE, bitcast=True)
-    j = tl.arange(0, 8)
-    if codebook is not None:
-        return tl.load(codebook + ((tl.expand_dims(words, -1) >> (4 * j)) & 15)).to(DTYPE)
-    return (((tl.expand_dims(words, -1) >> (4 * (j // 2) + 16 * (j % 2))) & 15) - 8).to(DTYPE)
+        values = tl.join(even, odd).to(DTYPE, bitcast=True)
+    else:
+        j = tl.arange(0, 8)
+        if codebook is not None:
+            values = tl.load(codebook + ((tl.expand_dims(words, -1) >> (4 * j)) & 15)).to(DTYPE)
+        else:
+            values = (((tl.expand_dims(words, -1) >> (4 * (j // 2) + 16 * (j % 2))) & 15) - 8).to(DTYPE)
+    return values
 
 
 @triton.jit(do_not_specialize=["M", "groups_per_split"])
@@ -214,8 +217,8 @@ def _int4_matmul_kernel(
     r = tl.arange(0, BN)
     r = r // (16 * WARPS) * (16 * WARPS) + r // 8 % WARPS * 16 + r // (8 * WARPS) % 2 * 8 + r % 8
     loaded = tl.minimum(tl.program_id(1).to(tl.int64) * BN + r, N - 1)
-    word = (tl.arange(0, 4) * QUAD)[:, None] + tl.arange(0, QUAD)[None, :]
-    words += loaded[:, None, None] * (groups * (GROUP // 8)) + word[None, :, :]
+    words += loaded[None, :, None] * (groups * (GROUP // 8))
+    words += (tl.arange(0, 4) * QUAD)[:, None, None] + tl.arange(0, QUAD)[None, None, :]
     x += m[:, None] * stride_x + tl.arange(0, GROUP)[None, :]
     row = tl.minimum(n, N - 1) * groups
 
@@ -228,21 +231,31 @@ def _int4_matmul_kernel(
         table = (low0, low1, low2, low3, high0, high1, high2, high3)
 
     total = tl.zeros((BN, BM), tl.float32)
+    # A load of two bytes cannot be asynchronous: it is issued a group ahead.
+    next_scale = tl.load(scale + row + tl.minimum(first, groups - 1))
+    if zero is not None:
+        next_zero = tl.load(zero + row + tl.minimum(first, groups - 1))
     for g in range(first, last):
-        w = _unpack(tl.load(words + g * (GROUP // 8)), codebook, table, DTYPE, ASM)
-        w = tl.reshape(w, (BN // (16 * WARPS), 2, WARPS, 8, 4, QUAD, 4, 2))
-        w = tl.reshape(tl.permute(w, (0, 2, 1, 3, 5, 6, 4, 7)), (BN, GROUP))
         k = tl.load(x + g * GROUP, mask=(m < M)[:, None], other=0.0)
         if codebook is not None:
             k = tl.permute(tl.reshape(k, (BM, 4, QUAD, 4, 2)), (0, 2, 3, 1, 4))
         else:
             k = tl.permute(tl.reshape(k, (BM, 4, QUAD, 2, 4)), (0, 2, 4, 1, 3))
         k = tl.trans(tl.reshape(k, (BM, GROUP)))
-        product = tl.dot(w, k, input_precision="ieee")
+        product = tl.zeros((BN, BM), tl.float32)
         if zero is not None:
-            offset = 8 - tl.load(zero + row + g).to(tl.float32)
-            product += offset[:, None] * tl.dot(tl.full((BN, GROUP), 1, DTYPE), k, input_precision="ieee")
-        total += tl.load(scale + row + g).to(tl.float32)[:, None] * product
+            shift = 8 - next_zero.to(tl.float32)
+            next_zero = tl.load(zero + row + tl.minimum(g + 1, last - 1))
+            if DTYPE != tl.float32:  # the tensor core adds up x, as it unpacks nothing and has time
+                product = shift[:, None] * tl.dot(tl.full((BN, GROUP), 1, DTYPE), k)
+        w = _unpack(tl.load(words + g * (GROUP // 8)), codebook, table, DTYPE, ASM)
+        w = tl.reshape(w, (4, BN // (16 * WARPS), 2, WARPS, 8, QUAD, 4, 2))
+        w = tl.reshape(tl.permute(w, (1, 3, 2, 4, 5, 6, 0, 7)), (BN, GROUP))
+        if zero is not None and DTYPE == tl.float32:
+            w += shift[:, None]
+        product = tl.dot(w, k, product, input_precision="ieee")
+        total += next_scale.to(tl.float32)[:, None] * product
+        next_scale = tl.load(scale + row + tl.minimum(g + 1, last - 1))
     if bias is not None:
         total += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
     y += (split * M.to(tl.int64) + m[None, :]) * N + n[:, None]
@@ -292,8 +305,8 @@ def int4_matmul_triton(
 ) -> torch.Tensor:
     """As int4_matmul_reference, for inference.
 
-    Up to the rows of `tuning.int4_matmul`, a column of y depends on its row of x alone, bit for bit: the order of its
-    sum is chosen by N and K. Above, the weights are dequantized to the dtype of x and torch multiplies.
+    Up to 64 rows, the order of the sum in a row of y is chosen by N and K alone, not by the other rows. Above
+    `tuning.INT4_DENSE_ROWS` the weights are dequantized to the dtype of x and torch multiplies.
 
     Args:
         x: [M, K] float32, float16 or bfloat16, its rows anywhere; needs no gradient.
@@ -312,7 +325,7 @@ def int4_matmul_triton(
         return y
     zero = None if codebook is not None else zero
     arch, groups = tuning.architecture(x.device), columns // group
-    launch = tuning.int4_matmul(arch, rows, features, groups, x.dtype == torch.float32)
+    launch = tuning.int4_matmul(arch, rows, features, columns, x.dtype == torch.float32)
     words = packed.view(torch.int32)
     if launch is None:
         weight = torch.empty((features, columns), dtype=x.dtype, device=x.device)

@@ -12,12 +12,11 @@ PATTERN = 0x5A  # of every byte of a band and of new memory
 
 
 def guarded(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of a tensor, strides included, between two bands; and the whole memory, to look at them."""
+    """A copy of a tensor, with its strides and what lies between its rows, between two bands; and the whole memory."""
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
     whole = _pattern(extent + 2 * BAND, tensor.dtype)
-    copy = whole[BAND : BAND + extent].as_strided(tensor.shape, tensor.stride(), BAND)
-    copy.copy_(tensor)
-    return copy, whole
+    whole[BAND : BAND + extent] = tensor.as_strided((extent,), (1,))
+    return whole.as_strided(tensor.shape, tensor.stride(), BAND), whole
 
 
 def damaged(whole: torch.Tensor) -> bool:

@@ -1,0 +1,282 @@
+"""Cases and variants of the kernels in layernorm_gelu.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from . import tuning
+from .checks import Case, Check, Variant
+from .layernorm_gelu import (
+    _FUSED,
+    FUSED_ACTIVATIONS,
+    MAX_GRADIENT_COLUMNS,
+    _bias_gelu_backward_kernel,
+    _bias_gelu_kernel,
+    _norm_backward_kernel,
+    _norm_kernel,
+    add_layer_norm_reference,
+    add_layer_norm_triton,
+    bias_gelu_reference,
+    bias_gelu_triton,
+    gelu_layer_norm_reference,
+    gelu_layer_norm_triton,
+    layer_norm_gelu_reference,
+    layer_norm_gelu_triton,
+)
+
+Make = Callable[[torch.dtype, torch.device], dict[str, Any]]
+Fill = Callable[[torch.Tensor], torch.Tensor]
+EPS = 1e-12
+NORM = ("x", "bias", "residual", "weight", "shift")
+
+
+def _strided(t: torch.Tensor, offset: int = 0) -> torch.Tensor:
+    """The same matrix, its rows apart and its start `offset` elements into its memory; between them nan."""
+    m, n = t.shape
+    wide = torch.full((m, n + 8 + offset), math.nan, dtype=t.dtype, device=t.device)
+    wide[:, offset : offset + n] = t
+    return wide[:, offset : offset + n]
+
+
+def _tensors(m: int, n: int, dtype: torch.dtype, device: torch.device, fill: Fill) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m * 10007 + n)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).to(device)
+
+    x, residual, bias, weight, shift = random(m, n), random(m, n), random(n), random(n) + 1, random(n)
+    return dict(x=fill(x), bias=bias, residual=residual, weight=weight, shift=shift)
+
+
+def _norm_case(
+    name: str, m: int, n: int, fill: Fill = lambda x: x, without: tuple[str, ...] = (), core: bool = False, **more: Any
+) -> Case:
+    def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        tensors: dict[str, Any] = _tensors(m, n, dtype, device, fill)
+        tensors.update(dict.fromkeys(without))
+        return {**tensors, "eps": EPS, **more}
+
+    recorded = NORM if n <= MAX_GRADIENT_COLUMNS else ()
+    return Case(name, make, tuple(t for t in recorded if t not in without), core)
+
+
+def _act_case(
+    name: str,
+    m: int,
+    n: int,
+    fill: Fill = lambda x: x,
+    norm: bool = False,
+    activation: str = "gelu",
+    core: bool = False,
+    without: tuple[str, ...] = (),
+    gradients: bool = True,
+) -> Case:
+    """Of bias_gelu, or of the two that normalize."""
+    names = ("x", "weight", "shift") if norm else ("x", "bias")
+
+    def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        tensors = _tensors(m, n, dtype, device, fill)
+        chosen: dict[str, Any] = {name: None if name in without else tensors[name] for name in names}
+        return {**chosen, "activation": activation, **({"eps": EPS} if norm else {})}
+
+    return Case(name, make, tuple(t for t in names if t not in without) if gradients else (), core)
+
+
+def _noise_on_offset(x: torch.Tensor) -> torch.Tensor:
+    return (x.float() * 1e-3 + 1e4).to(x.dtype)
+
+
+def _outlier(x: torch.Tensor) -> torch.Tensor:
+    """One in each row, at another column."""
+    row = torch.arange(len(x), device=x.device)
+    x[row, row * 7 % x.shape[1]] = 6e4
+    return x
+
+
+def _constant(x: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(x, 77.7) * torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)[:, None]
+
+
+def _ramp(x: torch.Tensor) -> torch.Tensor:
+    """From tail to tail, and the places where a derivative jumps."""
+    ramp = torch.linspace(-12, 12, x.numel(), device=x.device).to(x.dtype)
+    ramp[:12] = torch.tensor([0.0, -0.0, 3, -3, 6, -6, 10, -10, 20, -20, 100, -100])
+    return ramp.view_as(x)
+
+
+def _special(x: torch.Tensor) -> torch.Tensor:
+    x[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
+    return x
+
+
+SIZES = [(1, 1), (3, 7), (17, 8), (2, 63), (3, 64), (17, 65), (3, 1000), (2, 1024), (2, 4097)]
+EDGES: list[tuple[str, Fill]] = [
+    ("constant rows", _constant),
+    ("zeros", torch.zeros_like),
+    ("noise on 1e4", _noise_on_offset),
+    ("an outlier", _outlier),
+]
+
+NORM_CASES = (
+    *(_norm_case(f"{m} x {n}", m, n, core=n in (7, 1024)) for m, n in SIZES),
+    _norm_case("no rows", 0, 64, core=True),
+    _norm_case("no bias", 3, 64, without=("bias",), core=True),
+    _norm_case("no residual", 3, 64, without=("residual",), core=True),
+    _norm_case("norm alone", 17, 65, without=("bias", "residual"), core=True),
+    _norm_case("rows apart", 5, 72, _strided, core=True),
+    _norm_case("not aligned", 5, 65, lambda x: _strided(x, 1)),
+    _norm_case("one row for all", 5, 64, lambda x: x[:1].expand_as(x)),
+    _norm_case("many tiles of rows", 70, 40),
+    _norm_case("everything dropped", 3, 65, dropout=1.0, core=True),
+    _norm_case("everything and no residual dropped", 3, 64, without=("residual",), dropout=1.0),
+    *(_norm_case(name, 5, 64, fill, without=("bias", "residual"), core=True) for name, fill in EDGES),
+    *(_norm_case(f"{name}, 1000 columns", 2, 1000, fill, without=("bias", "residual")) for name, fill in EDGES),
+)
+
+ACT_CASES = (
+    *(_act_case(f"{m} x {n}", m, n, core=n in (7, 1024)) for m, n in SIZES),
+    _act_case("no rows", 0, 64, core=True),
+    _act_case("no bias", 3, 64, without=("bias",), core=True),
+    _act_case("rows apart", 5, 72, _strided, core=True),
+    _act_case("not aligned", 5, 65, lambda x: _strided(x, 1)),
+    _act_case("one row for all", 5, 64, lambda x: x[:1].expand_as(x)),
+    _act_case("many tiles of rows", 140, 40),
+    _act_case("two tiles of columns and of rows", 9, 1030),
+    *(_act_case(a, 6, 64, _ramp, activation=a, without=("bias",), core=a == "gelu") for a in FUSED_ACTIVATIONS),
+    *(_act_case(f"{a}, inf and nan", 2, 8, _special, activation=a, gradients=False) for a in FUSED_ACTIVATIONS),
+)
+
+NORM_ACT_CASES = (
+    *(_act_case(f"{m} x {n}", m, n, norm=True, core=n == 65, gradients=n <= MAX_GRADIENT_COLUMNS) for m, n in SIZES),
+    _act_case("no rows", 0, 64, norm=True, core=True),
+    _act_case("rows apart", 5, 72, _strided, norm=True, core=True),
+    _act_case("many tiles of rows", 70, 40, norm=True),
+    *(_act_case(name, 5, 64, fill, norm=True) for name, fill in EDGES),
+    *(_act_case(a, 6, 64, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
+)
+
+
+# Dropout: the same seed drops the same elements, so the mask is read from one call and the answer checked on another.
+
+
+def _dropped_triton(dropout: float, **arguments: Any) -> torch.Tensor:
+    torch.manual_seed(5)
+    return add_layer_norm_triton(dropout=dropout, **arguments)
+
+
+def _kept_elements(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """What the kernel keeps of an x of this shape under the seed above: with a huge eps, norms are linear."""
+    signs = (1.0 - 2 * (torch.arange(x.shape[1], device=x.device) % 2)).expand(x.shape).contiguous()
+    ones = torch.ones_like(signs[0])
+    y = _dropped_triton(dropout, x=signs, bias=None, residual=None, weight=ones, shift=0 * ones, eps=1e6)
+    return signs * y * 1e3 > 0.5 / (1 - dropout)
+
+
+def _dropped_reference(dropout: float, x: torch.Tensor, **rest: Any) -> torch.Tensor:
+    kept = _kept_elements(x, dropout)
+    bound = 5 * math.sqrt(dropout * (1 - dropout) / kept.numel())
+    columns, rows = kept.double().mean(0), kept.double().mean(1)
+    if abs(float(kept.double().mean()) - (1 - dropout)) > bound or float(columns.var()) == 0 or float(rows.var()) == 0:
+        raise ArithmeticError(f"dropout of {dropout} kept {float(kept.double().mean())}")
+    bias, residual, weight, shift = (rest[name] for name in NORM[1:])
+    x = torch.where(kept, (x if bias is None else x + bias) / (1 - dropout), 0)
+    return F.layer_norm(x if residual is None else x + residual, x.shape[-1:], weight, shift, rest["eps"])
+
+
+DROPOUT_CASES = (
+    _norm_case("0.1", 40, 33, dropout=0.1, core=True),
+    _norm_case("0.5", 70, 72, _strided, dropout=0.5),
+    _norm_case("0.9, 1024 columns", 3, 1024, dropout=0.9),
+    _norm_case("0.3, norm and dropout alone", 5, 64, dropout=0.3, without=("bias", "residual")),
+)
+
+
+def half_erf_error(first: float = 2.0**-40, last: float = 8.0) -> float:
+    """The largest error of `half_erf`'s formula in [first, last], over all floats, with one exact exp2.
+
+    Below, the value is less than half of `first`; above, it is exactly 1/2. About a minute.
+    """
+    coefficients = (
+        -1.4468751032836735e-06, 1.5609317415510304e-05, -9.60515026235953e-05, 0.0003273835754953325,
+        -6.756529910489917e-05, -0.006893498357385397, 0.05242001637816429, 0.4592241942882538, 1.1511040925979614,
+    )  # fmt: skip
+    low, high = (int(torch.tensor(value).view(torch.int32)) for value in (first, last))
+    worst = 0.0
+    for start in range(low, high, 2**22):
+        a = torch.arange(start, min(start + 2**22, high), dtype=torch.int32).view(torch.float32)
+        wide, p = a.double(), torch.full_like(a, 5.966569460724713e-08)
+        for c in coefficients:
+            p = (p.double() * wide + torch.tensor(c).double()).float()  # one rounding, as fma has
+        got = (0.5 - 0.5 * torch.exp2(-(p * a).double()).float().double()).float().double()
+        worst = max(worst, float((got - 0.5 * torch.erf(wide * math.sqrt(0.5))).abs().max()))
+    return worst
+
+
+# What is compiled
+
+_POINTERS = ("x", "bias", "residual", "weight", "shift", "y", "dy", "dx", "dresidual")
+_TYPES = {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "dy_stride": "i32", "eps": "fp32",
+          "seed": "i64", "drop": "i32", "scale": "fp32", "sums": "*fp32"}  # fmt: skip
+WIDE = {arch: ("LDG.128", "STG.128") for arch in (80, 90, 100)}
+
+
+def _variant(name: str, kernel: Any, launch: tuning.Launch, dtype: str = "bf16", **constants: Any) -> Variant:
+    types = {**_TYPES, **dict.fromkeys(_POINTERS, f"*{dtype}")}
+    constants = {**launch.tiles, **constants}
+    signature = {name: types[name] for name in kernel.arg_names if name not in constants}
+    elements = launch.tiles["ROWS"] * launch.tiles["BLOCK"]
+    return Variant(
+        name, kernel, signature, constants, launch.num_warps,
+        unaligned=("rows", "seed", "drop"), present=WIDE, per=("element", elements),
+    )  # fmt: skip
+
+
+def _norm_variants(name: str, columns: int, **constants: Any) -> list[Variant]:
+    constants = {"BEFORE": "linear", "AFTER": "linear", "DROPOUT": False, **constants, "COLUMNS": columns}
+    variants = [_variant(name, _norm_kernel, tuning.norm(90, columns), **constants)]
+    if columns <= MAX_GRADIENT_COLUMNS:
+        launch, backward = tuning.norm_backward(90, columns)[0], dict(constants)
+        if not constants["DROPOUT"]:
+            backward["dresidual"] = None
+        variants.append(_variant(f"{name} backward", _norm_backward_kernel, launch, **backward))
+    return variants
+
+
+NORM_VARIANTS = (
+    *_norm_variants("1024", 1024),
+    *_norm_variants("4096", 4096),
+    *_norm_variants("16384", 16384),
+    *_norm_variants("64", 64),
+    *_norm_variants("1024 dropout", 1024, DROPOUT=True),
+    *_norm_variants("4096 dropout", 4096, DROPOUT=True),
+)
+_ALONE = {"bias": None, "residual": None}
+LAYER_NORM_GELU_VARIANTS = tuple(_norm_variants("1024", 1024, AFTER="gelu", **_ALONE))
+GELU_LAYER_NORM_VARIANTS = tuple(_norm_variants("1024", 1024, BEFORE="gelu", **_ALONE))
+ACT_VARIANTS = tuple(
+    _variant(f"{columns} {kind}{name}", kernel, launch, COLUMNS=columns, KIND=kind)
+    for columns in (1024, 4096)
+    for kind in dict.fromkeys(_FUSED.values())
+    for name, kernel, launch in (
+        ("", _bias_gelu_kernel, tuning.bias_gelu(90, columns)),
+        (" backward", _bias_gelu_backward_kernel, tuning.bias_gelu_backward(90, columns)[0]),
+    )
+    if columns == 4096 or kind == "gelu"
+)
+
+CHECKS = {
+    "add_layer_norm": Check(add_layer_norm_reference, add_layer_norm_triton, NORM_CASES, NORM_VARIANTS),
+    "add_layer_norm_dropout": Check(_dropped_reference, _dropped_triton, DROPOUT_CASES, ()),
+    "bias_gelu": Check(bias_gelu_reference, bias_gelu_triton, ACT_CASES, ACT_VARIANTS),
+    "layer_norm_gelu": Check(
+        layer_norm_gelu_reference, layer_norm_gelu_triton, NORM_ACT_CASES, LAYER_NORM_GELU_VARIANTS
+    ),
+    "gelu_layer_norm": Check(
+        gelu_layer_norm_reference, gelu_layer_norm_triton, NORM_ACT_CASES, GELU_LAYER_NORM_VARIANTS
+    ),
+}
