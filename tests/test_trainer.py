@@ -192,11 +192,14 @@ def test_a_signal_ends_the_run_after_the_update(data, tmp_path, monkeypatch):
 
 
 def test_a_second_signal_has_its_usual_effect():
+    # A process that a shell started in the background ignores the signal otherwise.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Interrupt() as interrupt, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.number == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="module")
