@@ -366,9 +366,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: _Rows, key_m
     for name, x, longest in (("max_q", q, rows.max_q), ("max_k", k, rows.max_k)):
         if not 0 <= longest <= x.shape[0] or longest * count < x.shape[0]:
             raise ValueError(f"{name} {longest}: not the longest of {count} rows with {x.shape[0]} tokens in all")
-    for x in (k, v, *rows):
-        if isinstance(x, torch.Tensor) and x.device != q.device:
-            raise ValueError(f"tensors on {q.device} and {x.device}: one device is supported")
+    for other in (k, v, *rows):
+        if isinstance(other, torch.Tensor) and other.device != q.device:
+            raise ValueError(f"tensors on {q.device} and {other.device}: one device is supported")
     if not 0.0 <= rows.dropout < 1.0:
         raise ValueError(f"dropout {rows.dropout}: from 0 to below 1 is supported")
 

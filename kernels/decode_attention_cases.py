@@ -54,7 +54,18 @@ def _headed(arguments: Arguments, *names: str) -> None:
 # A chunk has 128 keys; in float32 64 at head dim 32 and 32 at 64. From three chunks on programs share them, unless
 # there are 264 programs (rows or sources, times heads).
 
+
+def _counters(arguments: Arguments) -> None:
+    """More counters than are needed; the kernel must leave them at zero."""
+    arguments["arrivals"] = torch.zeros(50, dtype=torch.int32, device=arguments["q"].device)
+
+
 # Self-attention
+
+
+def _reference(*, arrivals: torch.Tensor | None = None, **arguments: Any) -> torch.Tensor:
+    """The definition, which needs no counters."""
+    return decode_attention_reference(**arguments)
 
 
 def _row_case(
@@ -68,6 +79,7 @@ def _row_case(
     tabled: bool = True,
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
+    written: tuple[str, ...] = ("key_pool", "value_pool"),
 ) -> Case:
     """Rows after some beam reorders, with room for `capacity` positions (0: two more than there are)."""
 
@@ -99,7 +111,7 @@ def _row_case(
             change(arguments)
         return arguments
 
-    return Case(name, make, core=core, written=("key_pool", "value_pool"))
+    return Case(name, make, core=core, written=written)
 
 
 def _short_table(arguments: Arguments) -> None:
@@ -133,6 +145,16 @@ CASES = (
     _row_case("two chunks, no table", 2, 1, 16, 130, tabled=False),
     _row_case("shared chunks, head 24", 3, 2, 24, 300, core=True),
     _row_case("shared chunks, no table", 2, 1, 16, 290, tabled=False, core=True),
+    _row_case(
+        "shared chunks, counters given",
+        3,
+        2,
+        16,
+        290,
+        core=True,
+        change=_counters,
+        written=("key_pool", "value_pool", "arrivals"),
+    ),
     _row_case("grid longer than the history", 2, 1, 16, 5, capacity=400, core=True),
     _row_case("grid longer than the history, two chunks", 2, 1, 16, 140, capacity=600),
     _row_case("first token of a long table", 2, 1, 16, 0, capacity=300),
@@ -159,7 +181,11 @@ CASES = (
 
 
 def _blind_reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition, where hidden keys and values may be NaN."""
     if key_mask is not None:
@@ -178,6 +204,7 @@ def _cross_case(
     *,
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
+    written: tuple[str, ...] = (),
 ) -> Case:
     """Sources of which a mask shows some keys; the last one has none at all where it is "random"."""
 
@@ -205,7 +232,7 @@ def _cross_case(
             change(arguments)
         return arguments
 
-    return Case(name, make, core=core)
+    return Case(name, make, core=core, written=written)
 
 
 def _wide_mask(arguments: Arguments) -> None:
@@ -227,6 +254,7 @@ CROSS_CASES = (
     _cross_case("shared chunks, head 24", 2, 3, 2, 24, 300, core=True),
     _cross_case("shared chunks, no mask", 2, 1, 1, 16, 290, None, core=True),
     _cross_case("three chunks, many sources", 264, 2, 1, 16, 260, "prefix"),
+    _cross_case("shared chunks, counters given", 2, 17, 2, 16, 290, core=True, change=_counters, written=("arrivals",)),
     _cross_case("only the last key", 2, 4, 1, 16, 140, "last", core=True),
     _cross_case("only the last key, shared chunks", 2, 4, 1, 16, 290, "last", core=True),
     _cross_case("sources end early", 3, 4, 1, 16, 200, "prefix"),
@@ -327,5 +355,5 @@ CROSS_VARIANTS = (
     _cross_variant("64 sources, 4 beams, 8 heads of 128", 64, 4, 8, 128, False),
     _cross_variant("64 sources, 17 beams, 8 heads of 128, mask", 64, 17, 8, 128, True),
 )
-CHECK = Check(decode_attention_reference, decode_attention_triton, CASES, VARIANTS)
+CHECK = Check(_reference, decode_attention_triton, CASES, VARIANTS)
 CROSS_CHECK = Check(_blind_reference, cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS)

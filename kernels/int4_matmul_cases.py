@@ -38,7 +38,8 @@ def _case(
 
     form is one of symmetric, zero, fraction (zero points between levels), integer (zero points as int64), NF4, FP4.
     special is one of sliced (x is columns of a wider tensor), row (x is one row, repeated with stride 0), low and high
-    (every nibble 0, 15), shifted (x starts at an odd element), mean (x is far from 0), mixed (scales in float32).
+    (every nibble 0, 15), shifted (x starts at an odd element), mean (x is far from 0), mixed (scales in float32), both
+    (zero points that a codebook makes void).
     """
 
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -61,12 +62,12 @@ def _case(
         shape = features, columns // group
         scale = (normal(*shape) / 8).to(torch.float32 if special == "mixed" else dtype)
         arguments: dict[str, Any] = {"x": x, "packed": packed, "scale": scale}
-        if form in ("zero", "integer"):
+        if form in ("zero", "integer") or special == "both":
             zero = torch.randint(0, 16, shape, generator=seed)
             arguments["zero"] = zero if form == "integer" else zero.to(dtype)
         elif form == "fraction":
             arguments["zero"] = (15 * torch.rand(*shape, generator=seed)).to(dtype)
-        elif form in ("NF4", "FP4"):
+        if form in ("NF4", "FP4"):
             arguments["codebook"] = torch.tensor(NF4 if form == "NF4" else FP4).to(scale.dtype)
         if bias:
             arguments["bias"] = normal(features).to(dtype) * 4
@@ -88,17 +89,21 @@ CASES = (
         for form in FORMS
         for bias in (False, True)
     ),
-    # N at the edges of a tile, K of one group up to many: splits of equal and of unequal length
+    # N at the edges of a tile, K of one group up to many
     *(_case(2, n, 64, 64, "zero", bias=True) for n in (1, 63, 64)),
     *(_case(40, 1, k, g, "zero", core=(k, g) == (64, 32)) for k, g in ((32, 32), (64, 32), (192, 64), (192, 32))),
-    *(_case(2, 7, k, 32, form, bias=True) for k in (256, 288, 992, 1024) for form in ("symmetric", "zero")),
-    _case(2, 7, 480, 32, "zero", bias=True, core=True),
+    *(_case(2, 7, k, 32, form, bias=True) for k in (288, 1024) for form in ("symmetric", "zero")),
+    # splits of K, of equal and of unequal length, and none with more than 64 rows
+    *(_case(2, 129, k, 128, "zero", bias=True, core=k == 2176) for k in (2048, 2176, 4224)),
+    *(_case(m, 3, 2176, 128, form, bias=m == 65) for m in (16, 64, 65) for form in ("symmetric", "NF4")),
+    _case(1, 129, 4096, 64, "FP4"),
     _case(17, 65, 1024, 128, "zero", bias=True),
     _case(1, 64, 1024, 64, "NF4"),
     _case(65, 3, 1024, 64, "NF4", bias=True),
     # x in every position, nibbles and values at their ends
     *(_case(4, 33, 64, 32, form, special=s) for s in ("sliced", "shifted", "row") for form in ("zero", "NF4")),
     *(_case(4, 33, 128, 64, form, special=s) for s in ("low", "high", "mean", "mixed") for form in FORMS),
+    _case(4, 33, 64, 32, "NF4", special="both"),
     # more rows than are multiplied tile by tile: dequantized
     _case(INT4_DENSE_ROWS + 1, 5, 64, 32, "zero", bias=True, core=True),
     *(_case(INT4_DENSE_ROWS + 1, 2, 32, 32, form) for form in ("symmetric", "NF4")),
@@ -111,7 +116,7 @@ def _variants() -> tuple[Variant, ...]:
     found: dict[Any, Variant] = {}
 
     def add(features, columns, rows, form="symmetric", group=128, dtype="bf16", aligned=True):
-        launch = int4_matmul(90, rows, features, columns // group, dtype == "fp32")
+        launch = int4_matmul(90, rows, features, columns, dtype == "fp32")
         bm, bn, splits = launch.tiles["BM"], launch.tiles["BN"], launch.tiles["SPLITS"]
         signature = {"x": f"*{dtype}", "words": "*i32", "scale": f"*{dtype}", "y": f"*{dtype}"}
         constants: dict[str, Any] = {"zero": None, "bias": None, "codebook": None}

@@ -102,6 +102,10 @@ def _constant(x: torch.Tensor) -> torch.Tensor:
     return torch.full_like(x, 77.7) * torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)[:, None]
 
 
+def _large_constant(x: torch.Tensor) -> torch.Tensor:
+    return 54321.7 - 1.7 * torch.arange(len(x), device=x.device)[:, None].expand_as(x).to(x.dtype)
+
+
 def _ramp(x: torch.Tensor) -> torch.Tensor:
     """From tail to tail, and the places where a derivative jumps."""
     ramp = torch.linspace(-12, 12, x.numel(), device=x.device).to(x.dtype)
@@ -117,6 +121,7 @@ def _special(x: torch.Tensor) -> torch.Tensor:
 SIZES = [(1, 1), (3, 7), (17, 8), (2, 63), (3, 64), (17, 65), (3, 1000), (2, 1024), (2, 4097)]
 EDGES: list[tuple[str, Fill]] = [
     ("constant rows", _constant),
+    ("large constant rows", _large_constant),
     ("zeros", torch.zeros_like),
     ("noise on 1e4", _noise_on_offset),
     ("an outlier", _outlier),
@@ -132,6 +137,7 @@ NORM_CASES = (
     _norm_case("not aligned", 5, 65, lambda x: _strided(x, 1)),
     _norm_case("one row for all", 5, 64, lambda x: x[:1].expand_as(x)),
     _norm_case("many tiles of rows", 70, 40),
+    _norm_case("more rows than programs", 530, 513),
     _norm_case("everything dropped", 3, 65, dropout=1.0, core=True),
     _norm_case("everything and no residual dropped", 3, 64, without=("residual",), dropout=1.0),
     *(_norm_case(name, 5, 64, fill, without=("bias", "residual"), core=True) for name, fill in EDGES),
@@ -146,6 +152,7 @@ ACT_CASES = (
     _act_case("not aligned", 5, 65, lambda x: _strided(x, 1)),
     _act_case("one row for all", 5, 64, lambda x: x[:1].expand_as(x)),
     _act_case("many tiles of rows", 140, 40),
+    _act_case("more rows than programs", 530, 513),
     _act_case("two tiles of columns and of rows", 9, 1030),
     *(_act_case(a, 6, 64, _ramp, activation=a, without=("bias",), core=a == "gelu") for a in FUSED_ACTIVATIONS),
     *(_act_case(f"{a}, inf and nan", 2, 8, _special, activation=a, gradients=False) for a in FUSED_ACTIVATIONS),
@@ -157,7 +164,7 @@ NORM_ACT_CASES = (
     _act_case("rows apart", 5, 72, _strided, norm=True, core=True),
     _act_case("many tiles of rows", 70, 40, norm=True),
     *(_act_case(name, 5, 64, fill, norm=True) for name, fill in EDGES),
-    *(_act_case(a, 6, 64, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
+    *(_act_case(a, 6, 60, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
 )
 
 
@@ -179,10 +186,12 @@ def _kept_elements(x: torch.Tensor, dropout: float) -> torch.Tensor:
 
 def _dropped_reference(dropout: float, x: torch.Tensor, **rest: Any) -> torch.Tensor:
     kept = _kept_elements(x, dropout)
-    bound = 5 * math.sqrt(dropout * (1 - dropout) / kept.numel())
-    columns, rows = kept.double().mean(0), kept.double().mean(1)
-    if abs(float(kept.double().mean()) - (1 - dropout)) > bound or float(columns.var()) == 0 or float(rows.var()) == 0:
-        raise ArithmeticError(f"dropout of {dropout} kept {float(kept.double().mean())}")
+    # Shares of what is kept, of equal neighbours in a row and in a column: within five deviations, were all independent.
+    alike = dropout**2 + (1 - dropout) ** 2
+    for flags, share in ((kept, 1 - dropout), (kept[:, 1:] == kept[:, :-1], alike), (kept[1:] == kept[:-1], alike)):
+        found = float(flags.double().mean())
+        if abs(found - share) > 5 * math.sqrt(share * (1 - share) / flags.numel()):
+            raise ArithmeticError(f"dropout of {dropout}: a share of {found} instead of {share}")
     bias, residual, weight, shift = (rest[name] for name in NORM[1:])
     x = torch.where(kept, (x if bias is None else x + bias) / (1 - dropout), 0)
     return F.layer_norm(x if residual is None else x + residual, x.shape[-1:], weight, shift, rest["eps"])
@@ -193,6 +202,23 @@ DROPOUT_CASES = (
     _norm_case("0.5", 70, 72, _strided, dropout=0.5),
     _norm_case("0.9, 1024 columns", 3, 1024, dropout=0.9),
     _norm_case("0.3, norm and dropout alone", 5, 64, dropout=0.3, without=("bias", "residual")),
+)
+
+
+# Gradients that come with strides: those of a joined tensor are views of it.
+
+
+def _joined(norm: Callable[..., torch.Tensor], act: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def function(transposed: bool, x: torch.Tensor, bias: torch.Tensor, **rest: Any) -> torch.Tensor:
+        parts = norm(x=x, bias=bias, **rest), act(x=x, bias=bias)
+        return torch.cat([part.t() if transposed else part for part in parts], 1)
+
+    return function
+
+
+JOINED_CASES = (
+    _norm_case("gradients with rows apart", 3, 40, transposed=False, core=True),
+    _norm_case("gradients transposed", 3, 40, transposed=True, core=True),
 )
 
 
@@ -272,6 +298,12 @@ ACT_VARIANTS = tuple(
 CHECKS = {
     "add_layer_norm": Check(add_layer_norm_reference, add_layer_norm_triton, NORM_CASES, NORM_VARIANTS),
     "add_layer_norm_dropout": Check(_dropped_reference, _dropped_triton, DROPOUT_CASES, ()),
+    "add_layer_norm_joined": Check(
+        _joined(add_layer_norm_reference, bias_gelu_reference),
+        _joined(add_layer_norm_triton, bias_gelu_triton),
+        JOINED_CASES,
+        (),
+    ),
     "bias_gelu": Check(bias_gelu_reference, bias_gelu_triton, ACT_CASES, ACT_VARIANTS),
     "layer_norm_gelu": Check(
         layer_norm_gelu_reference, layer_norm_gelu_triton, NORM_ACT_CASES, LAYER_NORM_GELU_VARIANTS
