@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
@@ -16,19 +17,20 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
+	@echo "  PARALLEL= runs the tests in one process."
 	@echo "  Another torch, say one for another CUDA: its own constraints file and its own VENV."
 
 demo: $(VENV)/.package ## translate three sentences from English to German with the model that ships
 	$(BIN)/bertgen run --model demo $(SENTENCES)
 
 test: $(VENV)/.tools ## the test suite; needs no GPU and no network
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-long: $(VENV)/.tools ## the test suite and the long tests
-	$(BIN)/python -m pytest -m "not network and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not network and not gpu" $(PARALLEL) $(ARGS)
 
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
-	$(BIN)/python -m pytest -m long tests/test_kernels.py $(ARGS)
+	$(BIN)/python -m pytest -m long tests/test_kernels.py $(PARALLEL) $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)

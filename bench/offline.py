@@ -1,21 +1,24 @@
 """Compile every kernel for sm_80, sm_90 and sm_100 without a device, and say what came out.
 
-    python bench/offline.py [--kernel NAME] [--json FILE] [--check FILE] [--sass]
+    python bench/offline.py [--kernel NAME] [--json FILE] [--check FILE] [--markdown] [--sass] [--processes N]
 
-Prints registers, spills, shared memory and counts of SASS instructions of each variant; for a hot loop, instructions
+Prints registers, spills, shared memory and counts of SASS instructions of each variant; for its hot loops, instructions
 per score or weight. Exits with 1 where a variant spills, takes more shared memory than a program may have, lacks an
-instruction it should have, or (--check) needs more registers or shared memory than a committed table says.
+instruction it should have, multiplies an index in 32 bits, or (--check) needs more registers, shared memory or
+instructions than a committed table says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ SASS = {
     "UTCHMMA": r"\bUTC\w*MMA",
     "MUFU": r"\bMUFU",
 }
+SPIN = 24  # a shorter loop waits for a barrier
+HOT = 0.25  # a loop is hot if it has this share of the instructions that the largest has
 
 
 def compiled(variant: Any, arch: int, show: bool = False) -> dict[str, Any]:
@@ -68,16 +73,20 @@ def compiled(variant: Any, arch: int, show: bool = False) -> dict[str, Any]:
         "registers": int(used["REG"]),
         "shared": kernel.metadata.shared,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)) + int(used["LOCAL"]),
+        "narrow": len(narrow_products(kernel.asm["ttir"])),
         **{name: count for name, count in counts.items() if count},
     }
     if variant.per is not None:
         what, many = variant.per
-        facts[f"instructions per {what}"] = round(hot_loop(sass) * 32 * variant.num_warps / many, 2)
+        facts[f"instructions per {what}"] = [round(n * 32 * variant.num_warps / many, 2) for n in hot_loops(sass)]
     return facts
 
 
-def hot_loop(sass: str) -> int:
-    """Instructions of the largest innermost loop: between a backward branch and its target."""
+def hot_loops(sass: str) -> list[int]:
+    """Instructions of the innermost loops, smallest first: between a backward branch and its target.
+
+    Small loops beside the largest are left out. A program without a loop counts as one.
+    """
     place, labels, found = 0, {}, []
     for line in sass.splitlines():
         if match := re.match(r"\s*\.(L_x_\d+):", line):
@@ -88,7 +97,34 @@ def hot_loop(sass: str) -> int:
             if branch and branch[1] in labels and place - labels[branch[1]] > 1:
                 found.append((labels[branch[1]], place))
     innermost = [(a, b) for a, b in found if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)]
-    return max((b - a for a, b in innermost), default=place)
+    sizes = sorted(b - a for a, b in innermost if b - a >= SPIN) or [place]
+    return [size for size in sizes if size >= HOT * sizes[-1]]
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """32-bit products of an index and something that is no constant: from 2^31 elements on an address would wrap.
+
+    An index is whatever does not follow from the kernel's arguments and constants alone.
+    """
+    constant: set[str] = set()
+    given = set(re.findall(r"(%\w+): (?:i32|i64|f32|!tt\.ptr)", ttir))
+    found = []
+    for line in ttir.splitlines():
+        match = re.match(r"\s*(%[\w-]+)(?::\d+)? = \"?([\w.]+)\"?(.*?)(?: loc\(.*)?$", line)
+        if match is None:
+            continue
+        name, operation, rest = match.groups()
+        operands = set(re.findall(r"%[\w-]+", rest))
+        if operation == "arith.constant" or (operands and operands <= constant):
+            constant.add(name)
+        elif operands <= constant | given and not re.match(
+            r"tt\.(load|get_program_id|make_range|atomic|descriptor)", operation
+        ):
+            given.add(name)
+        narrow = rest.endswith((": i32", "xi32>"))
+        if operation == "arith.muli" and narrow and not operands & constant and not operands <= given:
+            found.append(line.strip())
+    return found
 
 
 def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
@@ -98,14 +134,59 @@ def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
     found = []
     if facts["spills"]:
         found.append(f"{facts['spills']} spills")
+    if facts["narrow"]:
+        found.append(f"{facts['narrow']} products of an index in 32 bits")
     if facts["shared"] > SHARED_BYTES[arch]:
         found.append(f"{facts['shared']} bytes of shared memory, {SHARED_BYTES[arch]} are there")
     found += [f"no {name}" for name in variant.present.get(arch, ()) if not facts.get(name)]
     return found
 
 
+def regressions(facts: dict[str, Any], known: dict[str, Any] | None) -> Iterator[str]:
+    """What a variant needs more of than it did."""
+    for name, value in facts.items():
+        if name in ("registers", "shared") or name.startswith("instructions"):
+            before = (known or {}).get(name)
+            if before is None or value > before:
+                yield f"{name} {value}, the table has {before}"
+
+
 def _run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _job(job: tuple[str, int, int, bool]) -> tuple[str, dict[str, Any], list[str]]:
+    from bertgen.kernels.all_cases import CHECKS
+
+    op, index, arch, show = job
+    variant = CHECKS[op].variants[index]
+    facts = compiled(variant, arch, show)
+    return f"{op}/{variant.name}/sm_{arch}", facts, problems(variant, arch, facts)
+
+
+def markdown(table: dict[str, dict[str, Any]]) -> str:
+    """The table as Markdown: a row for each variant, in a column for each architecture registers / shared bytes."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, facts in table.items():
+        variant, arch = name.rsplit("/sm_", 1)
+        rows.setdefault(variant, {})[int(arch)] = facts
+    lines = [
+        "| variant | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+        "|---" * (1 + len(ARCHITECTURES)) + "|",
+    ]
+    for variant, by_arch in rows.items():
+        cells = []
+        for arch in ARCHITECTURES:
+            facts = by_arch.get(arch)
+            if facts is None:
+                cells.append("")
+                continue
+            loops = next((value for name, value in facts.items() if name.startswith("instructions")), [])
+            cells.append(
+                f"{facts['registers']}, {facts['shared']}" + (", " + " / ".join(map(str, loops)) if loops else "")
+            )
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -113,41 +194,42 @@ def main() -> int:
     parser.add_argument("--kernel", help="one operator only")
     parser.add_argument("--json", type=Path, help="write the table to a file")
     parser.add_argument("--check", type=Path, help="compare with such a file")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a page at the end")
     parser.add_argument("--sass", action="store_true", help="print the machine code")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many compile at a time")
     args = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET was set: ignored, since the interpreter compiles nothing", file=sys.stderr)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # never an old one
+        import triton
         from bertgen.kernels.all_cases import CHECKS
 
+        known = json.loads(args.check.read_text()) if args.check else None
+        if known and known["triton"] != triton.__version__:
+            print(f"not compared with {args.check}: that is of triton {known['triton']}, this is {triton.__version__}")
+            known = None
+        jobs = [
+            (op, index, arch, args.sass)
+            for op, check in CHECKS.items()
+            if args.kernel in (None, op)
+            for index, variant in enumerate(check.variants)
+            for arch in variant.architectures
+        ]
         table: dict[str, Any] = {}
         bad = 0
-        for op, check in CHECKS.items():
-            if args.kernel not in (None, op):
-                continue
-            for variant in check.variants:
-                for arch in ARCHITECTURES:
-                    name = f"{op}/{variant.name}/sm_{arch}"
-                    facts = compiled(variant, arch, args.sass)
-                    wrong = problems(variant, arch, facts)
-                    table[name] = facts
-                    print(name, *(f"{k}={v}" for k, v in facts.items()), *(f"<-- {w}" for w in wrong), flush=True)
-                    bad += bool(wrong)
-    import triton
-
-    if args.check:
-        saved = json.loads(args.check.read_text())
-        known = saved["kernels"]
-        if saved["triton"] != triton.__version__:
-            print(f"not compared with {args.check}: that is of triton {saved['triton']}, this is {triton.__version__}")
-        for name, facts in table.items() if saved["triton"] == triton.__version__ else ():
-            for what in ("registers", "shared"):
-                if name not in known or facts[what] > known[name][what]:
-                    print(f"{name}: {what} {facts[what]}, the table has {known.get(name, {}).get(what)}")
-                    bad += 1
+        with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+            for name, facts, wrong in pool.imap(_job, jobs):
+                if known:
+                    wrong += regressions(facts, known["kernels"].get(name))
+                table[name] = facts
+                print(name, *(f"{k}={v}" for k, v in facts.items()), *(f"<-- {w}" for w in wrong), flush=True)
+                bad += bool(wrong)
     if args.json:
         args.json.write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
+    if args.markdown:
+        print(markdown(table))
+    print(f"{len(table)} compiled with triton {triton.__version__}, {bad} not as they should be")
     return bool(bad)
 
 

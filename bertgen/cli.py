@@ -437,6 +437,12 @@ def _train(args: argparse.Namespace) -> int:
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", help='describe this model, too: folder or hub id, or "demo"')
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        metavar="OP",
+        help="run the kernels of these operators (none named: of all) and compare them with their definitions",
+    )
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -457,15 +463,50 @@ def _info(args: argparse.Namespace) -> int:
     }
     if args.model:
         found["model"] = _describe(args.model)
+    failed = False
+    if args.check is not None:
+        found["check"], failed = _check(args.check, "cuda" if gpus else "cpu")
     if args.json:
         print(json.dumps(found))
-        return 0
+        return int(failed)
     for title, rows in found.items():
         print(title)
         width = max(map(len, rows))
         for name, value in rows.items():
             print(f"  {name:<{width}}  {'none' if value is None else value}")
-    return 0
+    return int(failed)
+
+
+def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
+    """For each operator what came of the short run of its cases, and whether one failed."""
+    import torch
+
+    from .kernels.all_cases import CHECKS
+    from .kernels.checks import trial
+    from .kernels.language import HAS_TRITON, INTERPRETED
+
+    for name in names:
+        if name not in CHECKS:
+            raise ConfigError(f"--check {name}: there are checks of {', '.join(CHECKS)}")
+    if not HAS_TRITON or (device == "cpu" and not INTERPRETED):
+        return {"none": "no kernel runs here, only definitions: nothing to compare"}, False
+    dtypes = [torch.float32, torch.float16] + [torch.bfloat16] * (device == "cuda")  # Triton's interpreter has no last
+    found, failed = {}, False
+    for name, check in CHECKS.items():
+        if names and name not in names:
+            continue
+        trials = [(case, dtype) for case in check.cases if case.core for dtype in dtypes]
+        wrong = []
+        for case, dtype in trials:
+            try:
+                problem = trial(check, case, dtype, torch.device(device))
+            except Exception as error:  # a kernel that does not even run is what this looks for
+                problem = f"{type(error).__name__}: {error}"
+            if problem is not None:
+                wrong.append(f"{case.name}, {str(dtype)[6:]}: {problem}")
+        failed |= bool(wrong)
+        found[name] = f"{len(trials)} cases, " + (f"{len(wrong)} wrong, such as {wrong[0]}" if wrong else "none wrong")
+    return found, failed
 
 
 def _library_versions() -> dict[str, str | None]:

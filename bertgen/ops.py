@@ -7,6 +7,8 @@ BERTGEN_BACKEND, or `set_backend`, asks for one by name: then nothing falls back
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,14 +64,20 @@ class Op:
     refuses: Callable[..., str | None] = lambda *arguments, **named: None
     cpu: str | None = None
 
-    def __call__(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        if torch.compiler.is_compiling() and self._has_kernel(first):
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not arguments:
+            arguments = (named.pop(self._first),)
+        if torch.compiler.is_compiling() and self._has_kernel(arguments[0]):
             # One node of the graph. Dropout would be drawn anew on the way back, so it is traced instead.
             if not named.get("dropout"):
                 named.pop("dropout", None)
-                return getattr(torch.ops.bertgen, self.name)(first, *rest, **named)
-            return self.reference(first, *rest, **named)
-        return self.run(first, *rest, **named)
+                return getattr(torch.ops.bertgen, self.name)(*arguments, **named)
+            return self.reference(*arguments, **named)
+        return self.run(*arguments, **named)
+
+    @functools.cached_property
+    def _first(self) -> str:
+        return next(iter(inspect.signature(self.reference).parameters))
 
     def run(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """Call the backend that suits the arguments."""
@@ -133,11 +141,11 @@ def _heads_refuse(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
 
 
 def _decode_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
-    return _wants_gradients(q, *rest) or _heads_refuse(q)
+    return _wants_gradients(q, *rest, *named.values()) or _heads_refuse(q)
 
 
 def _int4_refuses(x: torch.Tensor, *rest: Any, **named: Any) -> str | None:
-    return _wants_gradients(x) or _dtype_refuses(x)
+    return _wants_gradients(x, *rest, *named.values()) or _dtype_refuses(x)
 
 
 def _dtype_refuses(x: torch.Tensor) -> str | None:

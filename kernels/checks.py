@@ -46,6 +46,7 @@ class Variant:
         unaligned: pointers and integers that are no multiples of 16 (bytes, or elements).
         present: SASS instructions that must be there, by architecture: {90: ("HGMMA",)}.
         per: (what, how many): the hot loop's instructions are reported per so many scores or weights.
+        architectures: that it is compiled for.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Variant:
     unaligned: tuple[str, ...] = ()
     present: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     per: tuple[str, int] | None = None
+    architectures: tuple[int, ...] = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,43 @@ class Check:
     triton: Callable[..., Any]
     cases: tuple[Case, ...]
     variants: tuple[Variant, ...]
+
+
+def answers(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """What a function returns for the arguments of a case, and what it has written."""
+    result = function(**arguments)
+    returned = [result] if isinstance(result, torch.Tensor) else [t for t in result or () if t is not None]
+    return returned + [arguments[name] for name in case.written]
+
+
+def gradients(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Of a weighted sum of what a function returns, by the arguments that a case names; no dtype rounds the weights."""
+    wanted = [arguments[name].requires_grad_() for name in case.gradients]
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64, device=wanted[0].device)
+    for part in answers(function, case, arguments):
+        weights = (torch.randn(part.shape, generator=generator) * 32).round().div(32).to(part)
+        total = total + (part * weights).sum()
+    return torch.autograd.grad(total, wanted)
+
+
+def trial(
+    check: Check, case: Case, dtype: torch.dtype, device: torch.device, function: Callable[..., Any] | None = None
+) -> str | None:
+    """Run a case on a device, and its gradients where it has some; what is wrong, None where all is accepted.
+
+    Args:
+        function: what is tried instead of the kernel's launcher.
+    """
+    found = None
+    for run in (answers, gradients) if case.gradients else (answers,):
+        got = run(function or check.triton, case, case.make(dtype, device))
+        plain = run(check.reference, case, case.make(dtype, device))
+        exact = run(check.reference, case, as_float64(case.make(dtype, device)))
+        for place, parts in enumerate(zip(got, plain, exact, strict=True)):
+            part = f"{'gradient' if run is gradients else 'answer'} {place}: "
+            found = found or (part + wrong if (wrong := difference(*parts)) else None)
+    return found
 
 
 def as_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _kept_elements(x: torch.Tensor, dropout: float) -> torch.Tensor:
 
 def _dropped_reference(dropout: float, x: torch.Tensor, **rest: Any) -> torch.Tensor:
     kept = _kept_elements(x, dropout)
-    # Shares of what is kept, of equal neighbours in a row and in a column: within five deviations, were all independent.
+    # Shares of what is kept, of equal neighbours in a row, in a column: within five deviations, were all independent.
     alike = dropout**2 + (1 - dropout) ** 2
     for flags, share in ((kept, 1 - dropout), (kept[:, 1:] == kept[:, :-1], alike), (kept[1:] == kept[:-1], alike)):
         found = float(flags.double().mean())

@@ -3,12 +3,11 @@
 import os
 
 os.environ["MPLBACKEND"] = "agg"  # before it is imported: no test needs a display
-
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for each other
 
 import pytest
 import torch
 
-# The models of the tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 
 # The kernels' tests need Triton's interpreter, which is switched on for a whole process: test_kernels.py starts one.

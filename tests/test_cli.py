@@ -467,6 +467,15 @@ def test_info(tiny_checkpoint, capsys):
     assert "model" not in out.splitlines() and re.search(r"^  bertgen +0", out, re.MULTILINE)
 
 
+def test_info_with_checks_where_no_kernel_runs(capsys):
+    assert cli.main(["info", "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"] == {
+        "none": "no kernel runs here, only definitions: nothing to compare"
+    }
+    assert cli.main(["info", "--check", "bias_gelu", "no_such"]) == 2
+    assert "--check no_such: there are checks of attention" in capsys.readouterr().err
+
+
 def test_info_of_a_missing_model(capsys):
     assert cli.main(["info", "--model", "/no/such/model"]) == 3
     assert capsys.readouterr().out == ""

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import as_float64, difference
+from bertgen.kernels.checks import answers, trial
 
 from bertgen import ops
 
@@ -24,44 +24,19 @@ CASES = [
 REPEATS = 1000
 
 
-def outputs(result) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else [t for t in result if t is not None]
-
-
 @pytest.mark.parametrize(("check", "case", "dtype"), CASES)
 def test_case(check, case, dtype):
-    used = [case.make(dtype, CUDA) for _ in range(2)]
-    exact_arguments = as_float64(case.make(dtype, CUDA))
-    got, plain = (outputs(f(**a)) for f, a in zip((check.triton, check.reference), used))
-    exact = outputs(check.reference(**exact_arguments))
-    for name in case.written:
-        got.append(used[0][name]), plain.append(used[1][name]), exact.append(exact_arguments[name])
-    for ours, theirs, truth in zip(got, plain, exact):
-        assert difference(ours, theirs, truth) is None, difference(ours, theirs, truth)
-
-
-@pytest.mark.parametrize(("check", "case", "dtype"), [p for p in CASES if p.values[1].gradients])
-def test_gradients(check, case, dtype):
-    def gradients(function, arguments):
-        wanted = [arguments[name].requires_grad_() for name in case.gradients]
-        results = outputs(function(**arguments))
-        torch.manual_seed(1)
-        weights = [torch.randn(r.shape, device=CUDA) for r in results]
-        return torch.autograd.grad(sum((r * w.to(r.dtype)).sum() for r, w in zip(results, weights)), wanted)
-
-    got, plain = (gradients(f, case.make(dtype, CUDA)) for f in (check.triton, check.reference))
-    exact = gradients(check.reference, as_float64(case.make(dtype, CUDA)))
-    for name, ours, theirs, truth in zip(case.gradients, got, plain, exact):
-        assert difference(ours, theirs, truth) is None, f"{name}: {difference(ours, theirs, truth)}"
+    wrong = trial(check, case, dtype, CUDA)
+    assert wrong is None, wrong
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_thousand_launches_give_the_same_bits(name):
     check = CHECKS[name]
     case = next(case for case in check.cases if case.core)
-    first = outputs(check.triton(**case.make(torch.bfloat16, CUDA)))
+    first = answers(check.triton, case, case.make(torch.bfloat16, CUDA))
     for _ in range(REPEATS):
-        for a, b in zip(first, outputs(check.triton(**case.make(torch.bfloat16, CUDA)))):
+        for a, b in zip(first, answers(check.triton, case, case.make(torch.bfloat16, CUDA)), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 

@@ -17,10 +17,13 @@ from bertgen.kernels.language import HAS_TRITON
 ROOT = Path(__file__).parents[1]
 
 
-def interpreted(kernel: str, core: bool) -> int:
-    """How many tests of a kernel ran and passed."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "KERNEL": kernel, "CORE": "1" if core else "0"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/interpreter"]
+def interpreted(path: str, kernel: str = "", core: bool = True) -> int:
+    """How many tests of a file, or of one kernel in it, ran and passed in the interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CORE": "1" if core else "0"}
+    environment.pop("KERNEL", None)
+    if kernel:
+        environment["KERNEL"] = kernel
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/interpreter/{path}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
@@ -32,14 +35,19 @@ def interpreted(kernel: str, core: bool) -> int:
 def test_the_core_cases_of_a_kernel(kernel):
     cases = [case for case in CHECKS[kernel].cases if case.core]
     expected = sum(2 if case.gradients else 1 for case in cases) * 2  # float32 and float16
-    assert cases and interpreted(kernel, core=True) == expected
+    assert cases and interpreted("test_cases.py", kernel) == expected
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+def test_info_checks_kernels():
+    assert interpreted("test_info.py") == 1
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kernel", CHECKS)
 def test_all_cases_of_a_kernel(kernel):
-    interpreted(kernel, core=False)
+    interpreted("test_cases.py", kernel, core=False)
 
 
 @pytest.mark.long
@@ -52,6 +60,59 @@ def test_every_variant_compiles_as_the_table_says():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+# What the compiler's output is read for
+
+
+TTIR = """
+tt.func public @_kernel(%x: !tt.ptr<f32> loc("x"(#loc)), %stride: i32 loc("stride"(#loc)), %n: i32 loc("n"(#loc))) {
+  %c8_i32 = arith.constant 8 : i32 loc(#loc1)
+  %program = tt.get_program_id x : i32 loc(#loc2)
+  %first = arith.muli %program, %c8_i32 : i32 loc(#loc3)
+  %all = arith.muli %stride, %n : i32 loc(#loc3)
+  %wide = arith.extsi %program : i32 to i64 loc(#loc3)
+  %width = arith.extsi %stride : i32 to i64 loc(#loc3)
+  %row = arith.muli %wide, %width : i64 loc(#loc4)
+  %wrong = arith.muli %first, %stride : i32 loc(#loc4)
+  %tile = tt.splat %stride : i32 -> tensor<8xi32> loc(#loc4)
+  %range = tt.make_range {end = 8 : i32, start = 0 : i32} : tensor<8xi32> loc(#loc4)
+  %too = arith.muli %range, %tile : tensor<8xi32> loc(#loc4)
+"""
+
+
+def test_products_of_an_index_in_32_bits_are_found():
+    found = offline().narrow_products(TTIR)
+    assert [line.split(" = ")[0] for line in found] == ["%wrong", "%too"]
+
+
+def test_hot_loops_are_the_innermost_ones():
+    def instructions(count, branch=None):
+        lines = ["        /*0010*/                   FFMA R1, R2, R3, R4 ;"] * count
+        return lines + ([f"        /*0020*/              @P0 BRA `(.{branch}) ;"] if branch else [])
+
+    sass = [".L_x_1:", *instructions(40), ".L_x_2:", *instructions(99, "L_x_2"), ".L_x_3:", *instructions(49, "L_x_3")]
+    sass += [*instructions(20, "L_x_1"), ".L_x_4:", *instructions(3, "L_x_4")]
+    assert offline().hot_loops("\n".join(sass)) == [50, 100]
+    assert offline().hot_loops("\n".join(instructions(7))) == [7]
+
+
+def test_more_than_the_table_has_is_told():
+    known = {"registers": 90, "shared": 1024, "instructions per score": [7.0, 11.0], "LDG.128": 4}
+    assert not list(offline().regressions({**known, "registers": 80, "LDG.128": 9}, known))
+    assert (
+        len(list(offline().regressions({**known, "registers": 91, "instructions per score": [7.1, 11.0]}, known))) == 2
+    )
+    assert list(offline().regressions(known, None))
+
+
+def offline():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("offline", ROOT / "bench/offline.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # The rule by which answers are accepted

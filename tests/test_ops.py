@@ -204,3 +204,13 @@ def test_a_backend_of_the_environment_is_checked():
         [sys.executable, "-c", code], env=os.environ | {"BERTGEN_BACKEND": "gpu"}, capture_output=True, text=True
     )
     assert done.returncode == 1 and "backend 'gpu' is not one of auto, reference, triton" in done.stderr
+
+
+def test_arguments_by_name():
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    named = {"x": x, "bias": None, "residual": x, "weight": weight, "shift": weight, "eps": 1e-5}
+    assert torch.equal(ops.add_layer_norm(**named), ops.add_layer_norm(*named.values()))
+    q = torch.randn(2, 1, 8, requires_grad=True)
+    assert "no gradient" in ops.cross_decode_attention.refuses(q=q.detach(), k=q, v=q)
+    assert ops.cross_decode_attention.refuses(q=q.detach(), k=q.detach(), v=q.detach()) is None

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import as_float64, difference
+from bertgen.kernels.checks import answers, as_float64, difference, gradients
 from guards import damaged, guarded, guarded_allocations, unwritten
 
 CPU = torch.device("cpu")
@@ -24,10 +24,6 @@ CASES = [
 ]
 
 
-def outputs(result) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else [t for t in result if t is not None]
-
-
 @pytest.mark.parametrize(("check", "case", "dtype"), CASES)
 def test_case(check, case, dtype, monkeypatch):
     arguments = case.make(dtype, CPU)
@@ -38,15 +34,13 @@ def test_case(check, case, dtype, monkeypatch):
         else:
             fenced[name] = value
     with guarded_allocations(monkeypatch) as allocated:
-        got = outputs(check.triton(**fenced))
-    plain_arguments, exact_arguments = case.make(dtype, CPU), as_float64(case.make(dtype, CPU))
-    plain, exact = (outputs(check.reference(**a)) for a in (plain_arguments, exact_arguments))
-    for name in case.written:
-        got.append(fenced[name]), plain.append(plain_arguments[name]), exact.append(exact_arguments[name])
+        got = answers(check.triton, case, fenced)
+    plain = answers(check.reference, case, case.make(dtype, CPU))
+    exact = answers(check.reference, case, as_float64(case.make(dtype, CPU)))
     assert len(got) == len(plain)
     for ours, theirs, truth in zip(got, plain, exact):
-        problem = difference(ours, theirs, truth.double() if truth.is_floating_point() else truth)
-        assert problem is None, problem
+        wrong = difference(ours, theirs, truth)
+        assert wrong is None, wrong
         if not any(ours is fenced[name] for name in case.written):
             assert not unwritten(ours)
     assert not any(map(damaged, allocated))
@@ -58,16 +52,9 @@ def test_case(check, case, dtype, monkeypatch):
 
 @pytest.mark.parametrize(("check", "case", "dtype"), [p for p in CASES if p.values[1].gradients])
 def test_gradients(check, case, dtype):
-    def gradients(function, arguments):
-        wanted = [arguments[name].requires_grad_() for name in case.gradients]
-        results = outputs(function(**arguments))
-        torch.manual_seed(1)
-        weights = [torch.randn(r.shape, dtype=torch.float32).to(dtype) for r in results]
-        total = sum((r * w.to(r.dtype)).sum() for r, w in zip(results, weights))
-        return torch.autograd.grad(total, wanted)
-
-    got, plain = (gradients(f, case.make(dtype, CPU)) for f in (check.triton, check.reference))
-    exact = gradients(check.reference, as_float64(case.make(dtype, CPU)))
+    got = gradients(check.triton, case, case.make(dtype, CPU))
+    plain = gradients(check.reference, case, case.make(dtype, CPU))
+    exact = gradients(check.reference, case, as_float64(case.make(dtype, CPU)))
     for name, ours, theirs, truth in zip(case.gradients, got, plain, exact):
-        problem = difference(ours, theirs, truth)
-        assert problem is None, f"{name}: {problem}"
+        wrong = difference(ours, theirs, truth)
+        assert wrong is None, f"{name}: {wrong}"
