@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import answers, trial
+from bertgen.kernels.checks import answers, difference, trial
+from large import LARGE, ROWS
 
 from bertgen import ops
 
@@ -38,6 +43,34 @@ def test_a_thousand_launches_give_the_same_bits(name):
     for _ in range(REPEATS):
         for a, b in zip(first, answers(check.triton, case, case.make(torch.bfloat16, CUDA)), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_more_than_2_to_the_31_elements(name):
+    large, small = LARGE[name](ROWS, CUDA, torch.bfloat16)
+    exact = small.double()
+    assert difference(large, small, exact) is None, difference(large, small, exact)
+
+
+def test_memory_is_left_alone_that_is_not_a_kernels_own():
+    """compute-sanitizer over the core cases: reads and writes out of bounds, which nothing else here would notice."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(tool).exists():
+        pytest.skip("compute-sanitizer is not installed")
+    command = [
+        tool,
+        "--error-exitcode",
+        "1",
+        "--target-processes",
+        "all",
+        sys.executable,
+        "-m",
+        "bertgen",
+        "info",
+        "--check",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -44,6 +44,11 @@ def test_info_checks_kernels():
 
 
 @pytest.mark.long
+def test_whole_models_in_the_interpreter():
+    assert interpreted("test_models.py") == 10
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kernel", CHECKS)
 def test_all_cases_of_a_kernel(kernel):

@@ -15,6 +15,7 @@ from bertgen.kernels.decode_attention import cross_decode_attention_reference, d
 from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
 from bertgen.kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
+from large import LARGE
 
 from bertgen import BackendError, ops
 
@@ -214,3 +215,9 @@ def test_arguments_by_name():
     q = torch.randn(2, 1, 8, requires_grad=True)
     assert "no gradient" in ops.cross_decode_attention.refuses(q=q.detach(), k=q, v=q)
     assert ops.cross_decode_attention.refuses(q=q.detach(), k=q.detach(), v=q.detach()) is None
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_calls_that_are_large_on_a_gpu_agree_with_small_ones(name):
+    large, small = LARGE[name](3 * 128, torch.device("cpu"), torch.float32)
+    assert close(large, small.double()) and float(small.abs().max()) > 0.1
