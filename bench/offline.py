@@ -1,16 +1,21 @@
 """Compile every kernel for sm_80, sm_90 and sm_100 without a device, and say what came out.
 
-    python bench/offline.py [--kernel NAME] [--json FILE] [--check FILE] [--markdown] [--sass] [--processes N]
+    python bench/offline.py [--kernel NAME] [--all] [--write] [--table FILE] [--markdown] [--sass] [--processes N]
 
 Prints registers, spills, shared memory and counts of SASS instructions of each variant; for its hot loops, instructions
 per score or weight. Exits with 1 where a variant spills, takes more shared memory than a program may have, lacks an
-instruction it should have, multiplies an index in 32 bits, or (--check) needs more registers, shared memory or
-instructions than a committed table says.
+instruction it should have, multiplies an index in 32 bits, or where the committed table says something else.
+
+The table has these facts for some versions of triton, each with a digest of the sources it came from. A variant of
+which the sources are the same is not compiled again, but for a twentieth of them, another one every day; --all compiles
+all of them. --write puts what was found into the table: what became worse shows in its diff.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,10 +23,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TABLE = Path(__file__).parent / "results" / "offline.json"
+SHARE = 20  # one in so many is compiled although its sources did not change
 ARCHITECTURES = (80, 90, 100)
 SASS = {
     "LDG.128": r"\bLDG\.E\S*\.128",
@@ -142,13 +148,25 @@ def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def regressions(facts: dict[str, Any], known: dict[str, Any] | None) -> Iterator[str]:
-    """What a variant needs more of than it did."""
-    for name, value in facts.items():
-        if name in ("registers", "shared") or name.startswith("instructions"):
-            before = (known or {}).get(name)
-            if before is None or value > before:
-                yield f"{name} {value}, the table has {before}"
+def digest(variant: Any, arch: int) -> str:
+    """Of what a compiled variant depends on besides the compiler: its file, what that imports, and its constants."""
+    files, waiting = {}, [Path(variant.kernel.fn.__code__.co_filename)]
+    while waiting:
+        path = waiting.pop()
+        if path not in files and path.stem != "tuning":  # a variant has its own tiles
+            files[path] = path.read_text()
+            imported = re.findall(r"^from \.(\w+) import", files[path], re.MULTILINE)
+            waiting += [path.with_name(f"{name}.py") for name in imported]
+    named = sorted(variant.constants.items()), sorted(variant.signature.items()), sorted(variant.unaligned)
+    told = repr((named, variant.num_warps, variant.num_stages, variant.per, arch))
+    text = "".join(files[path] for path in sorted(files)) + told
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def sampled(name: str) -> bool:
+    """Whether a variant is compiled today although its sources did not change."""
+    place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    return (place + datetime.date.today().toordinal()) % SHARE == 0
 
 
 def _run(*command: str) -> str:
@@ -161,7 +179,7 @@ def _job(job: tuple[str, int, int, bool]) -> tuple[str, dict[str, Any], list[str
     op, index, arch, show = job
     variant = CHECKS[op].variants[index]
     facts = compiled(variant, arch, show)
-    return f"{op}/{variant.name}/sm_{arch}", facts, problems(variant, arch, facts)
+    return f"{op}/{variant.name}/sm_{arch}", facts | {"sources": digest(variant, arch)}, problems(variant, arch, facts)
 
 
 def markdown(table: dict[str, dict[str, Any]]) -> str:
@@ -192,45 +210,65 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", help="one operator only")
-    parser.add_argument("--json", type=Path, help="write the table to a file")
-    parser.add_argument("--check", type=Path, help="compare with such a file")
+    parser.add_argument("--all", action="store_true", help="compile what did not change, too")
+    parser.add_argument("--write", action="store_true", help="put what was found into the table")
+    parser.add_argument("--table", type=Path, default=TABLE, help="another table than bench/results/offline.json")
     parser.add_argument("--markdown", action="store_true", help="print the table for a page at the end")
     parser.add_argument("--sass", action="store_true", help="print the machine code")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many compile at a time")
     args = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET was set: ignored, since the interpreter compiles nothing", file=sys.stderr)
+    tables = json.loads(args.table.read_text()) if args.table.exists() else {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # never an old one
         import triton
         from bertgen.kernels.all_cases import CHECKS
 
-        known = json.loads(args.check.read_text()) if args.check else None
-        if known and known["triton"] != triton.__version__:
-            print(f"not compared with {args.check}: that is of triton {known['triton']}, this is {triton.__version__}")
-            known = None
-        jobs = [
-            (op, index, arch, args.sass)
-            for op, check in CHECKS.items()
-            if args.kernel in (None, op)
-            for index, variant in enumerate(check.variants)
-            for arch in variant.architectures
-        ]
-        table: dict[str, Any] = {}
+        known = tables.get(triton.__version__)
+        if known is None and not args.write:
+            print(f"{args.table} has nothing for triton {triton.__version__}: all are compiled, none compared")
+        found: dict[str, Any] = {}
+        jobs = []
+        for op, check in CHECKS.items():
+            for index, variant in enumerate(check.variants) if args.kernel in (None, op) else ():
+                for arch in variant.architectures:
+                    name = f"{op}/{variant.name}/sm_{arch}"
+                    found[name] = (known or {}).get(name)
+                    same = found[name] is not None and found[name]["sources"] == digest(variant, arch)
+                    if not same or args.all or args.sass or sampled(name):
+                        jobs.append((op, index, arch, args.sass))
         bad = 0
         with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
             for name, facts, wrong in pool.imap(_job, jobs):
-                if known:
-                    wrong += regressions(facts, known["kernels"].get(name))
-                table[name] = facts
+                if known is not None and not args.write and facts != found[name]:
+                    wrong.append(f"the table has {found[name]}: see that it is no worse, then --write")
+                found[name] = facts
                 print(name, *(f"{k}={v}" for k, v in facts.items()), *(f"<-- {w}" for w in wrong), flush=True)
                 bad += bool(wrong)
-    if args.json:
-        args.json.write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
+    stale = sorted(name for name in (known or {}) if name not in found and args.kernel in (None, name.split("/")[0]))
+    if args.write:
+        others = {name: facts for name, facts in (known or {}).items() if name not in found and name not in stale}
+        order = {op: place for place, op in enumerate(CHECKS)}
+        merged = dict(sorted({**others, **found}.items(), key=lambda item: order[item[0].split("/")[0]]))
+        tables[triton.__version__] = merged
+        args.table.write_text(_lines(dict(sorted(tables.items()))))
+    elif stale:
+        print(f"{args.table} has {', '.join(stale)}, which are no more: --write")
+        bad += 1
     if args.markdown:
-        print(markdown(table))
-    print(f"{len(table)} compiled with triton {triton.__version__}, {bad} not as they should be")
+        print(markdown(found))
+    print(f"triton {triton.__version__}: {len(jobs)} of {len(found)} compiled, {bad} not as they should be")
     return bool(bad)
+
+
+def _lines(tables: dict[str, dict[str, Any]]) -> str:
+    """JSON with a line for each variant."""
+    parts = []
+    for version, table in tables.items():
+        rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in table.items())
+        parts.append(f" {json.dumps(version)}: {{\n{rows}\n }}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Each operator at the sizes that matter, beside eager torch, torch.compile and torch's own kernels.
 
-    python bench/ops.py [--op NAME] [--device cuda|cpu] [--size full|smoke] [--seconds 0.2] [--json FILE]
+    python bench/ops.py [--op NAME] [--device cuda|cpu] [--size full|smoke] [--seconds 0.2] [--json FILE] [--tune]
 
 Prints, for each contender: the median and the quartiles of its time, bytes or FLOPs per second, what part of the
 machine's measured limit that is, and how much faster than eager it is. Every answer is compared with float64 before it
 is timed; one that is not accepted is not timed. Contenders take turns; on a GPU the L2 cache is flushed before each
 call and device events take the time. `full` sizes are those of 24 layers of hidden size 1024 and a vocabulary of
 50,358. On a GPU other people's kernels (peers.py) run too, where they are installed. Exits with 1 where an answer of
-bertgen's is not accepted.
+bertgen's is not accepted. --tune looks for faster launches first, uses them, and writes them to kernels/tuned.py.
 """
 
 from __future__ import annotations
@@ -28,15 +28,20 @@ from typing import Any
 import peers
 import torch
 import torch.nn.functional as F
+import tune
 from bertgen.kernels.attention import attention_reference
 from bertgen.kernels.checks import as_float64, difference
 from bertgen.kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
 from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import add_layer_norm_reference, bias_gelu_reference
+from bertgen.kernels.linear_gelu import linear_gelu_reference
+from bertgen.kernels.top_log_probs import top_log_probs_reference
 
 from bertgen import __version__, ops
+from bertgen.kernels import tuning
 from bertgen.quantization import quantize
 
+TUNED = Path(__file__).parents[1] / "kernels" / "tuned.py"
 Call = Callable[..., torch.Tensor]
 
 
@@ -147,8 +152,10 @@ def decode_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterat
         q, k, v = (torch.randn(rows, heads, width, device=device, dtype=dtype) for _ in range(3))
         table = torch.arange(rows * capacity, device=device, dtype=torch.int32).view(rows, capacity)
 
-        slots = table[:, past].long()
-        arguments = dict(q=q, k=k, v=v, key_pool=pools[0], value_pool=pools[1], slots=slots, table=table, length=past)
+        lengths = torch.full((rows,), past, dtype=torch.int32, device=device)
+        arguments = dict(
+            q=q, k=k, v=v, key_pool=pools[0], value_pool=pools[1], slots=table[:, past], table=table, lengths=lengths
+        )  # fmt: skip
 
         def eager(q=q, k=k, v=v, pools=pools, rows=rows, past=past) -> torch.Tensor:
             """Keys and values in order, grown by one position, as a cache that is concatenated has them."""
@@ -177,7 +184,12 @@ def decode_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterat
             """Keys and values once per beam, as transformers keeps them."""
             return F.scaled_dot_product_attention(q[:, :, None], *copies)[:, :, 0]
 
-        arguments = dict(q=q, k=k, v=v)
+        table = torch.arange(sources * length, device=device, dtype=torch.int32).view(sources, length)
+        arguments = dict(
+            q=q, key_pool=k.flatten(0, 1), value_pool=v.flatten(0, 1), table=table,
+            lengths=torch.full((sources,), length, dtype=torch.int32, device=device),
+            cu_rows=torch.arange(sources + 1, dtype=torch.int32, device=device) * beams, max_rows=beams,
+        )  # fmt: skip
 
         yield Row(
             "cross_decode_attention",
@@ -261,11 +273,58 @@ def int4_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator
             )
 
 
+def linear_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator[Row]:
+    sizes = [(8, 32, 64)] if smoke else [(rows, 1024, 4096) for rows in (2048, 4096, 16384)]
+    for rows, hidden, wide in sizes:
+        torch.manual_seed(0)
+        x = torch.randn(rows, hidden, device=device, dtype=dtype)
+        weight = (torch.randn(wide, hidden, device=device) / math.sqrt(hidden)).to(dtype)
+        bias = torch.randn(wide, device=device, dtype=dtype)
+        contenders = _with_compiled(
+            lambda x=x, w=weight, b=bias: F.gelu(F.linear(x, w, b)),
+            lambda x=x, w=weight, b=bias: ops.linear(x, w, b, "gelu"),
+        )
+        contenders["product alone"] = Contender(lambda x=x, w=weight: F.linear(x, w), judged=False)
+        arguments = dict(x=x, weight=weight, bias=bias)
+        amount = 2.0 * rows * hidden * wide
+        yield Row(
+            "linear_gelu", f"{rows} x {wide} K{hidden}", arguments, linear_gelu_reference, contenders, amount, "FLOP"
+        )
+
+
+def choice_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator[Row]:
+    vocabulary, item = 101 if smoke else 50358, torch.finfo(dtype).bits // 8
+    for sources, beams in [(2, 3)] if smoke else [(64, 1), (64, 4)]:
+        torch.manual_seed(0)
+        scores = torch.randn(sources * beams, vocabulary, device=device, dtype=dtype) * 3
+        offsets = torch.randn(sources * beams, device=device)
+        count = 1 if beams == 1 else 2 * beams
+
+        def eager(scores=scores, offsets=offsets, beams=beams, count=count) -> torch.Tensor:
+            total = scores.float().log_softmax(-1) + offsets[:, None]
+            return total.unflatten(0, (-1, beams)).flatten(1).topk(count).values
+
+        def ours(scores=scores, offsets=offsets, beams=beams, count=count) -> torch.Tensor:
+            return ops.top_log_probs(scores, count, offsets, beams)[0]
+
+        yield Row(
+            "top_log_probs",
+            f"B{sources} W{beams} V{vocabulary}",
+            dict(scores=scores, count=count, offsets=offsets, group=beams),
+            lambda **named: top_log_probs_reference(**named)[0],
+            _with_compiled(eager, ours),
+            float(scores.numel() * item),
+            "B",
+        )
+
+
 ROWS = {
     "attention": attention_rows,
     "decode_attention": decode_rows,
     "layernorm_gelu": layer_norm_rows,
+    "linear_gelu": linear_rows,
     "int4_matmul": int4_rows,
+    "top_log_probs": choice_rows,
 }
 
 
@@ -290,6 +349,18 @@ def judge(row: Row, device: torch.device) -> None:
         if problem is not None:
             row.rejected[name] = problem
             del row.contenders[name]
+
+
+def faster_launches(row: Row, device: torch.device, flush: torch.Tensor | None) -> dict[tune.Key, tuning.Launch]:
+    """What the tuner finds for bertgen's own call."""
+    call = row.contenders["bertgen"].call
+    copied = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in row.arguments.items()}
+    plain, exact = row.reference(**copied), row.reference(**as_float64(copied))
+
+    def seconds(call: Callable[[], Any]) -> float:
+        return statistics.median(_one(call, device, flush) for _ in range(7))
+
+    return tune.tuned(call, lambda: difference(call(), plain, exact) is None, seconds)
 
 
 def measure(row: Row, device: torch.device, seconds: float, flush: torch.Tensor | None) -> None:
@@ -354,6 +425,7 @@ def main() -> int:
     parser.add_argument("--size", choices=("full", "smoke"), default="full")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each contender of a row (default: 0.2)")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--tune", type=Path, nargs="?", const=TUNED, help=f"write to another file than {TUNED.name}")
     args = parser.parse_args()
     device, smoke = torch.device(args.device), args.size == "smoke"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -363,14 +435,19 @@ def main() -> int:
     print("| op | size | contender | us (quartiles) | rate | of the limit | faster than eager |")
     print("|---|---|---|---|---|---|---|")
     table = []
-    with torch.no_grad():
+    with torch.no_grad(), tuning.measured({}) as launches:
         for op, rows in ROWS.items():
             if args.op in (None, op):
                 for row in rows(device, dtype, smoke):
+                    if args.tune:
+                        launches.update(faster_launches(row, device, flush))
                     judge(row, device)
                     measure(row, device, args.seconds, flush)
                     table.append(described(row, limit))
                     _show(table[-1])
+        if args.tune:
+            machine = _machine(device)
+            args.tune.write_text(tune.source(launches, machine["device"], machine["commit"]))
     if args.json:
         args.json.write_text(json.dumps({**_machine(device), "limits": limit, "rows": table}, indent=1) + "\n")
     return any("bertgen" in row["rejected"] for row in table)

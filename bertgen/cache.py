@@ -2,15 +2,43 @@
 
 Self-attention: row r owns slots r * capacity + t of a pool [rows * capacity, heads, head_dim] per layer and writes
 position t there. `seen[r, t]` says in which slot position t of row r's history lies: a beam reorder gathers rows of
-that table; keys and values never move. Cross-attention: one [sources, length, heads, head_dim] pair per layer,
-shared by all rows of a source.
+that table; keys and values never move. Cross-attention: a pool [tokens, heads, head_dim] per layer of all the tokens
+of the sources, shared by all rows of a source; one table says where the tokens of each source are.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from . import ops
+from .packing import Packing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the cross keys of each source are, as `ops.cross_decode_attention` takes it, and which rows see them.
+
+    Attributes:
+        packing: which tokens of the padded sources they are.
+        beams: rows of each source.
+    """
+
+    packing: Packing
+    table: torch.Tensor
+    lengths: torch.Tensor
+    cu_rows: torch.Tensor
+    beams: int
+
+    @classmethod
+    def of(cls, packing: Packing, rows: int) -> Source:
+        """Of sources that so many rows, the same number for each, attend to."""
+        sources, cu = packing.shape[0], packing.cu
+        beams = rows // max(sources, 1)
+        table = cu[:-1, None] + torch.arange(packing.longest, dtype=torch.int32, device=cu.device)
+        cu_rows = torch.arange(sources + 1, dtype=torch.int32, device=cu.device) * beams
+        return cls(packing, table, cu.diff(), cu_rows, beams)
 
 
 class Cache:
@@ -21,6 +49,10 @@ class Cache:
         rows: sequences decoded together; the rows of a source (its beams) are adjacent.
         capacity: positions to make room for; `reserve` adds more.
         dtype, device: of keys and values.
+
+    Attributes:
+        length: positions held per row.
+        lengths: the same on the device, int32 [rows].
     """
 
     def __init__(
@@ -31,10 +63,11 @@ class Cache:
         shape = (layers, rows * capacity, heads, head_dim)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self._own = _identity(rows, capacity, device)
         self._seen: torch.Tensor | None = None  # None while every row has seen just its own slots
         self._cross: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
-        self.source_mask: torch.Tensor | None = None  # bool [sources, length]
+        self._source: Source | None = None
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Positions held per row."""
@@ -65,8 +98,8 @@ class Cache:
         """
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
-            slots = self._own[:, start]
-            return ops.decode_attention(q, k, v, self._keys[layer], self._values[layer], slots, self._seen, start)
+            slots, table = self._own[:, start], self._own if self._seen is None else self._seen
+            return ops.decode_attention(q, k, v, self._keys[layer], self._values[layer], slots, table, self.lengths)
         keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
@@ -82,7 +115,7 @@ class Cache:
             All keys and values of each row so far, [rows, positions so far + T, heads, head_dim].
         """
         end = self.length + k.shape[0] // self.rows
-        slots = self._own[:, self.length : end].flatten()
+        slots = self._own[:, self.length : end].flatten().long()
         pairs = ((self._keys[layer], k), (self._values[layer], v))
         for pool, new in pairs:
             pool.index_copy_(0, slots, new)
@@ -94,9 +127,16 @@ class Cache:
     def advance(self, positions: int) -> None:
         """Count the positions that the layers of one forward wrote."""
         self.length += positions
+        self.lengths += positions
 
-    def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep the keys and values [sources, length, heads, head_dim] of the encoder's states for one layer."""
+    def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor, source: Packing) -> None:
+        """Keep the keys and values [tokens, heads, head_dim] of the encoder's states for one layer.
+
+        Args:
+            source: which tokens of the padded sources these are, the same for all layers.
+        """
+        if self._source is None or self._source.packing is not source:
+            self._source = Source.of(source, self.rows)
         self._cross[layer] = (keys, values)
 
     @property
@@ -104,15 +144,25 @@ class Cache:
         """Whether the encoder's keys and values are here."""
         return bool(self._cross) and self._cross[0] is not None
 
-    def cross(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values [sources, length, heads, head_dim] that `set_cross` kept."""
-        pair = self._cross[layer]
-        assert pair is not None, "cross-attention before set_cross"
-        return pair
+    def cross(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keys and values of a layer, padded [sources, length, heads, head_dim], and the mask of real ones or None."""
+        keys, values, source = self._known(layer)
+        return source.packing.unpack(keys), source.packing.unpack(values), source.packing.mask()
 
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attend from q [rows * T, heads, head_dim] to the source of each row."""
-        return ops.cross_decode_attention(q, *self.cross(layer), self.source_mask)
+        keys, values, source = self._known(layer)
+        new, tokens = q.shape[0] // self.rows, source.packing
+        if new == 1:
+            return ops.cross_decode_attention(
+                q, keys, values, source.table, source.lengths, source.cu_rows, source.beams
+            )
+        return ops.attention(q, keys, values, source.cu_rows * new, tokens.cu, source.beams * new, tokens.longest)
+
+    def _known(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, Source]:
+        pair = self._cross[layer]
+        assert pair is not None and self._source is not None, "cross-attention before set_cross"
+        return *pair, self._source
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row r continues the history of row `rows[r]` (int64 [rows]) of the same source; its slots stay its own."""
@@ -125,9 +175,14 @@ class Cache:
     def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
         """Keep only these rows (int64) and these sources: the others are finished."""
         self._resize(rows, self.capacity)
-        self._cross = [None if pair is None else (pair[0][sources], pair[1][sources]) for pair in self._cross]
-        if self.source_mask is not None:
-            self.source_mask = self.source_mask[sources]
+        if self._source is None:
+            return
+        all_, mask = self._source.packing, self._source.packing.mask()
+        kept = Packing.of_mask(None if mask is None else mask[sources], len(sources), all_.shape[1], sources.device)
+        numbers = torch.arange(int(all_.cu[-1]), device=sources.device)  # of the tokens, as they were packed
+        index = kept.pack(all_.unpack(numbers)[sources])
+        self._cross = [None if pair is None else (pair[0][index], pair[1][index]) for pair in self._cross]
+        self._source = Source.of(kept, self.rows)
 
     def _resize(self, rows: torch.Tensor, capacity: int) -> None:
         """Move the histories of `rows` into new pools of `capacity` positions a row."""
@@ -142,8 +197,9 @@ class Cache:
             pools.append(new)
         self._keys, self._values = pools
         self.rows, self.capacity, self._seen = rows.numel(), capacity, None
+        self.lengths = self.lengths[rows]
         self._own = _identity(self.rows, capacity, self._own.device)
 
 
 def _identity(rows: int, capacity: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(rows * capacity, device=device).view(rows, capacity)
+    return torch.arange(rows * capacity, dtype=torch.int32, device=device).view(rows, capacity)

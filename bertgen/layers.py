@@ -193,14 +193,14 @@ class Attention(nn.Module):
             states, source = context.source
             k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
             if cache is not None:
-                cache.set_cross(self.index, source.unpack(k), source.unpack(v))
+                cache.set_cross(self.index, k, v, source)
             elif context.attentions is None:
                 return ops.attention(q, k, v, rows.cu, source.cu, rows.longest, source.longest, dropout=self._dropout)
         if context.attentions is None:
             assert cache is not None
             return cache.attend_cross(self.index, q)
         if cache is not None:
-            (k, v), mask = cache.cross(self.index), cache.source_mask
+            k, v, mask = cache.cross(self.index)
         else:
             k, v, mask = source.unpack(k), source.unpack(v), source.mask()
         width = rows.shape[0] // k.shape[0]  # rows of a source

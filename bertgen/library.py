@@ -17,8 +17,8 @@ NAMESPACE = "bertgen"
 def define(
     name: str,
     schema: str,
-    function: Callable[..., torch.Tensor],
-    fake: Callable[..., torch.Tensor],
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
     differentiable: bool = False,
 ) -> None:
     """Register an operator.
@@ -26,8 +26,8 @@ def define(
     Args:
         schema: arguments and result, as in "(Tensor x, float eps) -> Tensor"; "Tensor(a!)" is written to.
         function: computes it; never returns what it was given.
-        fake: (the same arguments) -> an empty tensor like the result.
-        differentiable: gradients flow to every floating tensor of the arguments.
+        fake: (the same arguments) -> empty tensors like the results.
+        differentiable: there is one result, and gradients flow to every floating tensor of the arguments.
     """
     full = f"{NAMESPACE}::{name}"
     torch.library.define(full, schema)
@@ -38,7 +38,7 @@ def define(
 
 
 def _define_gradient(name: str, schema: str, function: Callable[..., torch.Tensor]) -> None:
-    arguments = schema[1 : schema.rindex(")")]
+    arguments = schema[1 : schema.index(") ->")]
     torch.library.define(f"{NAMESPACE}::{name}_backward", f"(Tensor grad, int[] wanted, {arguments}) -> Tensor[]")
 
     def backward(grad: torch.Tensor, wanted: Sequence[int], *inputs: Any) -> list[torch.Tensor]:

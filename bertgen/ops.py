@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from . import library
 from .errors import BackendError
@@ -41,7 +42,11 @@ from .kernels.layernorm_gelu import (
     layer_norm_gelu_triton,
 )
 from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
+from .kernels.linear_gelu import linear_gelu_reference, linear_gelu_refuses, linear_gelu_triton
+from .kernels.process import process_reference, process_triton
+from .kernels.sample import sample_reference, sample_triton
 from .kernels.select import select_reference, warp_reference
+from .kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
 
 Function = Callable[..., Any]
 BACKENDS = ("auto", "reference", "triton")
@@ -54,7 +59,7 @@ class Op:
     Attributes:
         triton: the kernel's launcher, for CUDA tensors (and for CPU tensors where Triton interprets).
         refuses: why the kernel does not take these arguments, None where it does.
-        cpu: what else runs on a CPU, and when.
+        cpu, cuda: what else runs there, and when.
     """
 
     name: str
@@ -63,16 +68,18 @@ class Op:
     triton: Function | None = None
     refuses: Callable[..., str | None] = lambda *arguments, **named: None
     cpu: str | None = None
+    cuda: str | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not arguments:
             arguments = (named.pop(self._first),)
-        if torch.compiler.is_compiling() and self._has_kernel(arguments[0]):
+        if torch.compiler.is_compiling() and self.has_kernel(arguments[0]):
             # One node of the graph. Dropout would be drawn anew on the way back, so it is traced instead.
-            if not named.get("dropout"):
-                named.pop("dropout", None)
-                return getattr(torch.ops.bertgen, self.name)(*arguments, **named)
-            return self.reference(*arguments, **named)
+            if named.get("dropout"):
+                return self.reference(*arguments, **named)
+            given = {**NODES[self.name], **dict(zip(NODES[self.name], arguments)), **named}
+            given.pop("dropout", None)
+            return getattr(torch.ops.bertgen, self.name)(**given)
         return self.run(*arguments, **named)
 
     @functools.cached_property
@@ -81,7 +88,7 @@ class Op:
 
     def run(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """Call the backend that suits the arguments."""
-        if not self._has_kernel(first):
+        if not self.has_kernel(first):
             return self.reference(first, *rest, **named)
         reason = self._obstacle(first, *rest, **named)
         if reason is None:
@@ -90,7 +97,8 @@ class Op:
             raise BackendError(f"{self.name}: the triton kernel was asked for, but {reason}")
         return self.reference(first, *rest, **named)
 
-    def _has_kernel(self, first: torch.Tensor) -> bool:
+    def has_kernel(self, first: torch.Tensor) -> bool:
+        """Whether a call on such a tensor goes to the kernel, unless that refuses."""
         if self.triton is None or _backend == "reference":
             return False
         return _backend == "triton" or first.device.type == "cuda"
@@ -148,6 +156,10 @@ def _int4_refuses(x: torch.Tensor, *rest: Any, **named: Any) -> str | None:
     return _wants_gradients(x, *rest, *named.values()) or _dtype_refuses(x)
 
 
+def _scores_refuse(scores: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    return _wants_gradients(scores) or _dtype_refuses(scores)
+
+
 def _dtype_refuses(x: torch.Tensor) -> str | None:
     known = (torch.float32, torch.float16, torch.bfloat16)
     return None if x.dtype in known else f"{x.dtype} is none of float32, float16 and bfloat16"
@@ -185,20 +197,35 @@ int4_matmul = Op(
     "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference,
     int4_matmul_triton, _int4_refuses,
 )  # fmt: skip
+linear_gelu = Op(
+    "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,
+    linear_gelu_triton, linear_gelu_refuses,
+)  # fmt: skip
 warp = Op("warp", "the limits of sampling, temperature to eta", warp_reference)
 select = Op("select", "best or drawn tokens of each row", select_reference)
+process = Op("process", "penalties and bans of each row, in place", process_reference, process_triton, _scores_refuse)
+top_log_probs = Op(
+    "top_log_probs", "log-softmax, and the best of each source's rows", top_log_probs_reference,
+    top_log_probs_triton, _scores_refuse,
+)  # fmt: skip
+sample = Op(
+    "sample", "a token of each row, by its own limits and random numbers", sample_reference,
+    sample_triton, _scores_refuse,
+)  # fmt: skip
 _linear = Op(
     "linear",
     "x W^T + b, with an activation as epilogue",
     linear_reference,
     cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements, else reference",
+    cuda="torch's product (cuBLAS), with an activation linear_gelu or bias_gelu behind it",
 )
 
 OPS = {
     op.name: op
     for op in (
         _linear, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm, bias_gelu,
-        layer_norm_gelu, gelu_layer_norm, int4_matmul, warp, select,
+        layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, warp, select,
+        process, top_log_probs, sample,
     )
 }  # fmt: skip
 
@@ -207,15 +234,26 @@ def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
     """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
-    chosen = linear_onednn if onednn_takes(x, weight) else linear_reference
-    return chosen(x, weight, bias, activation)
+    if onednn_takes(x, weight):
+        return linear_onednn(x, weight, bias, activation)
+    if activation is None or not bias_gelu.has_kernel(x):
+        return linear_reference(x, weight, bias, activation)
+    if activation == "gelu" and linear_gelu.refuses(x, weight, bias) is None:
+        return linear_gelu(x, weight, bias)
+    return bias_gelu(F.linear(x, weight), bias, activation)
 
 
-def _define(op: Op, schema: str, fake: Callable[..., torch.Tensor], differentiable: bool = False) -> None:
+# What each operator of torch.library takes, with the defaults of the operator's definition.
+NODES: dict[str, dict[str, Any]] = {}
+
+
+def _define(op: Op, schema: str, fake: Function, differentiable: bool = False) -> None:
     """Register an operator with torch.library. It runs as a call of `op` does, outside of what is compiled."""
-    names = [word.split()[-1] for word in schema[1 : schema.rindex(")")].split(", ")]
+    names = [word.split()[-1] for word in schema[1 : schema.index(") ->")].split(", ")]
+    known = inspect.signature(op.reference).parameters
+    NODES[op.name] = {name: known[name].default for name in names}
 
-    def run(*arguments: Any) -> torch.Tensor:
+    def run(*arguments: Any) -> Any:
         return op.run(arguments[0], **dict(zip(names[1:], arguments[1:], strict=True)))
 
     library.define(op.name, schema, run, fake, differentiable)
@@ -235,11 +273,16 @@ _define(
 )
 _define(
     decode_attention,
-    "(Tensor q, Tensor k, Tensor v, Tensor(a!) key_pool, Tensor(b!) value_pool, Tensor slots, Tensor? table, "
-    "int length) -> Tensor",
+    "(Tensor q, Tensor k, Tensor v, Tensor(a!) key_pool, Tensor(b!) value_pool, Tensor slots, Tensor table, "
+    "Tensor lengths) -> Tensor",
     _like,
 )
-_define(cross_decode_attention, "(Tensor q, Tensor k, Tensor v, Tensor? key_mask) -> Tensor", _like)
+_define(
+    cross_decode_attention,
+    "(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, Tensor cu_rows, int max_rows) "
+    "-> Tensor",
+    _like,
+)
 _define(
     add_layer_norm,
     "(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor shift, float eps) -> Tensor",
@@ -251,6 +294,34 @@ for _op in (layer_norm_gelu, gelu_layer_norm):
     _define(
         _op, "(Tensor x, Tensor weight, Tensor shift, float eps, str activation) -> Tensor", _like, differentiable=True
     )
+_define(
+    linear_gelu,
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+)
+_define(
+    process,
+    "(Tensor(a!) scores, Tensor tokens, Tensor lengths, Tensor repetition_penalty, Tensor no_repeat_ngram, "
+    "Tensor? min_length, Tensor? end_tokens, Tensor? banned) -> ()",
+    lambda *arguments: None,
+)
+_define(
+    top_log_probs,
+    "(Tensor scores, int count, Tensor? offsets, int group) -> (Tensor, Tensor)",
+    lambda scores, count, offsets, group: (
+        scores.new_empty(scores.shape[0] // group, count, dtype=torch.float32),
+        scores.new_empty(scores.shape[0] // group, count, dtype=torch.int64),
+    ),
+)
+_define(
+    sample,
+    "(Tensor scores, Tensor seed, Tensor request, Tensor step, Tensor temperature, Tensor top_k, Tensor top_p, "
+    "Tensor min_p) -> (Tensor, Tensor)",
+    lambda scores, *rest: (
+        scores.new_empty(scores.shape[0], dtype=torch.int64),
+        scores.new_empty(scores.shape[0], dtype=torch.float32),
+    ),
+)
 _define(
     int4_matmul,
     "(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor",
@@ -267,7 +338,7 @@ def _explained(op: Op, device: str) -> str:
     if _backend == "reference":
         return "reference: BERTGEN_BACKEND or set_backend asks for it"
     if op.triton is None:
-        return (op.cpu if device == "cpu" else None) or "reference: plain torch, there is no kernel"
+        return (op.cpu if device == "cpu" else op.cuda) or "reference: plain torch, there is no kernel"
     if not HAS_TRITON:
         return "reference: plain torch, triton is not installed"
     if device == "cuda":

@@ -192,9 +192,11 @@ CASES = (
 )
 
 
-def _variant(name: str, kernel: Any, launch: tuning.Launch, written: tuple[str, ...], **options: Any) -> Variant:
+def _variant(name: str, kernel: Any, rule: str, written: tuple[str, ...], **options: Any) -> Variant:
     """A kernel as training or inference launches it, with the vectors of `dtype` it reads or writes."""
     width, dtype = options.pop("width", 64), options.pop("dtype", "bf16")
+    shape = (width, 4 if dtype == "fp32" else 2, options.get("DROPOUT", False))
+    launch = tuning.RULES[rule](90, *shape)
     given = dict.fromkeys(("q", "k", "v", *written), f"*{dtype}")
     sums = {name: "*fp32" for name in ("lse", "delta") if name in kernel.arg_names}
     rows = dict.fromkeys(("cu_q", "cu_k", "q_start", "key_len"), "*i32")
@@ -217,22 +219,21 @@ def _variant(name: str, kernel: Any, launch: tuning.Launch, written: tuple[str, 
         unaligned=("tokens", "tiles", "seed", "drop"),
         present={80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)} if dtype != "fp32" else {},
         per=("score", launch.tiles["BLOCK_M"] * launch.tiles["BLOCK_N"]),
+        launch=(rule, shape),
     )
 
 
 def _forward(name: str, width: int = 64, dtype: str = "bf16", **options: Any) -> Variant:
-    launch = tuning.attention(90, width, 4 if dtype == "fp32" else 2, options.get("DROPOUT", False))
     options = {"lse": None, "ONE_TILE": 0, "width": width, "dtype": dtype, **options}
     if options["lse"]:
         del options["lse"]
-    return _variant(f"forward, {name}", _attention_kernel, launch, ("out",), **options)
+    return _variant(f"forward, {name}", _attention_kernel, "attention", ("out",), **options)
 
 
 def _backward(name: str, width: int = 64, dtype: str = "bf16", **options: Any) -> tuple[Variant, Variant]:
-    given = (90, width, 4 if dtype == "fp32" else 2, options.get("DROPOUT", False))
     options |= {"width": width, "dtype": dtype}
-    queries = (f"dq, {name}", _attention_dq_kernel, tuning.attention_dq(*given), ("grad", "out", "dq"))
-    keys = (f"dkv, {name}", _attention_dkv_kernel, tuning.attention_dkv(*given), ("grad", "dk", "dv"))
+    queries = (f"dq, {name}", _attention_dq_kernel, "attention_dq", ("grad", "out", "dq"))
+    keys = (f"dkv, {name}", _attention_dkv_kernel, "attention_dkv", ("grad", "dk", "dv"))
     return _variant(*queries, **options), _variant(*keys, **options)
 
 

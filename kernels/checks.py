@@ -47,6 +47,7 @@ class Variant:
         present: SASS instructions that must be there, by architecture: {90: ("HGMMA",)}.
         per: (what, how many): the hot loop's instructions are reported per so many scores or weights.
         architectures: that it is compiled for.
+        launch: the rule of tuning.py that gave the tiles, and its arguments but for the architecture.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Variant:
     present: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     per: tuple[str, int] | None = None
     architectures: tuple[int, ...] = (80, 90, 100)
+    launch: tuple[str, tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,26 @@
 
     out[r, h] = sum_t p[t] v[t, h],  p = softmax_t(q[r, h] . k[t, h] / sqrt(D))
 
-Self-attention: row r appends its key and value at slot `slots[r]` of the pools and attends to the positions
-0 .. length of its own history; `table[r, t]` says in which slot position t lies (None: slot r * capacity + t), so
-that a beam reorder permutes the table and moves no keys or values.
+Self-attention: row r writes its key and value to slot `slots[r]` of the pools and attends to its own past, lengths[r]
+positions, and to itself; `table[r, t]` says in which slot position t lies, so that a beam reorder permutes the table
+and moves no keys or values.
 
-Cross-attention: the rows of one source (its beams) attend as one tile to the keys and values of that source, which
-exist once: k and v [B, S, H, D] serve rows [B * W, H, D].
+Cross-attention: the rows of one source (its beams, cu_rows[b] .. cu_rows[b + 1]) attend as one tile to the keys and
+values of that source, lengths[b] of them in the slots table[b], which exist once.
+
+Rows of different lengths, sources of different lengths and different numbers of beams make one batch. All that says so
+lies on the device and the host reads none of it: the grid depends on the shapes (and on `max_rows`) only, so that a
+captured graph replays a step for whatever the tensors hold then.
 
 Fused: the append (the new key and value come from the arguments, so that the row need not wait for its own write),
 the gather through the table (plain torch copies the whole history of every row first: three times the bytes) and the
 merge of the parts where several programs share the keys of one row.
 
-Limits on an H200: bytes, at 4.3 TB/s. Self 2 R t H D, cross 2 B S H D, each times itemsize; nothing else is of that
-size. FLOPs are 4 per score and element, so self does 2 FLOP per byte in bfloat16 and cross 2 W: far below the 184 at
-which the tensor cores would be the limit. Instructions: at 4.3 TB/s each SM receives 8 elements of 2 bytes per clock
-and issues 128, so there are 15 instructions per element; docs/kernels/decode_attention.md counts what is used.
+Limits on an H200: bytes, at 4.3 TB/s. Self 2 H D for each position of each row, cross 2 H D for each key of each
+source, times itemsize; nothing else is of that size. FLOPs are 4 per score and element, so self does 2 FLOP per byte
+in bfloat16 and cross 2 W with W beams: far below the 184 at which the tensor cores would be the limit. Instructions:
+at 4.3 TB/s each SM receives 8 elements of 2 bytes per clock and issues 128, so there are 15 instructions per element;
+docs/kernels/decode_attention.md counts what is used.
 """
 
 from __future__ import annotations
@@ -40,56 +45,118 @@ def decode_attention_reference(
     key_pool: torch.Tensor,
     value_pool: torch.Tensor,
     slots: torch.Tensor,
-    table: torch.Tensor | None,
-    length: int,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
 ) -> torch.Tensor:
-    """Append one position and attend to all.
+    """Write one position of each row and attend to all of its history.
 
     Args:
         q, k, v: [R, H, D], the new position of each row.
         key_pool, value_pool: [N, H, D], written in place at `slots`.
-        slots: int64 [R], the slot each row writes.
-        table: int32 or int64 [R, >= length + 1] slot of each position, the new one included; None where row r owns
-            slots r * (N / R) + t.
-        length: positions before this one, the same for all rows.
+        slots: int32 or int64 [R], the slot each row writes. Rows that nobody reads again may share one, and what is
+            left there is the key and value of one of them. No history holds a slot that is written in the same call.
+        table: int32 [R, C], the slot of each position before the new one. What is behind a row's length means nothing.
+        lengths: int32 [R], positions before the new one; below 0 counts as 0 and above C as C.
 
     Returns:
         [R, H, D]
     """
-    rows, heads, width = q.shape
+    slots = slots.long()
     key_pool.index_copy_(0, slots, k)
     value_pool.index_copy_(0, slots, v)
-    if table is None:
-        keys = key_pool.view(rows, -1, heads, width)[:, : length + 1]
-        values = value_pool.view(rows, -1, heads, width)[:, : length + 1]
-    else:
-        index = table[:, : length + 1].flatten()
-        keys = key_pool.index_select(0, index).view(rows, length + 1, heads, width)
-        values = value_pool.index_select(0, index).view(rows, length + 1, heads, width)
-    out = F.scaled_dot_product_attention(q.unsqueeze(2), keys.transpose(1, 2), values.transpose(1, 2))
+    if q.shape[0] == 0:
+        return torch.empty_like(q)
+    counts = _counts(lengths, table)
+    longest = max(counts)
+    seen = None if min(counts) == longest else F.pad(_below(counts, longest, q.device), (0, 1), value=True)
+    index = torch.cat((table[:, :longest], slots[:, None]), 1)
+    keys, values = _gathered((key_pool, value_pool), index, seen)
+    keys[:, -1], values[:, -1] = k, v  # whatever a slot that rows share holds by now
+    mask = None if seen is None else seen[:, None, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
     return out.squeeze(2)
 
 
 def cross_decode_attention_reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    key_pool: torch.Tensor,
+    value_pool: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    cu_rows: torch.Tensor,
+    max_rows: int,
 ) -> torch.Tensor:
     """Attend from the rows of each source to that source.
 
     Args:
-        q: [B * W, H, D], the W rows of a source adjacent.
-        k, v: [B, S, H, D].
-        key_mask: bool [B, S], False hides a key; None where all are real.
+        q: [R, H, D], the rows of a source adjacent.
+        key_pool, value_pool: [N, H, D].
+        table: int32 [B, S], the slot of each key. What is behind a source's length means nothing.
+        lengths: int32 [B], keys of each source; below 0 counts as 0 and above S as S.
+        cu_rows: int32 [B + 1], ascending from 0 to at most R: source b is attended to by rows cu_rows[b] ..
+            cu_rows[b + 1], which may be none.
+        max_rows: no source has more rows than that.
 
     Returns:
-        [B * W, H, D]; 0 where a source has no key.
+        [R, H, D]; 0 where a source has no key, and in the rows behind cu_rows[B], which have no source.
     """
-    sources, length, heads, width = k.shape
-    if length == 0:
+    counts, starts = _counts(lengths, table), cu_rows.tolist()
+    longest, end = max(counts, default=0), starts[-1]
+    if longest == 0 or q.shape[0] == 0:
         return torch.zeros_like(q)
-    tile = q.view(sources, -1, heads, width).transpose(1, 2)
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    out = F.scaled_dot_product_attention(tile, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-    return out.transpose(1, 2).reshape(q.shape)
+    seen = None if min(counts) == longest else _below(counts, longest, q.device)
+    keys, values = _gathered((key_pool, value_pool), table[:, :longest], seen)
+    beams = cu_rows.diff().tolist()
+    even = end == q.shape[0] and len({*beams}) == 1
+    if even:
+        tiles = q.unflatten(0, (len(beams), -1))
+    else:  # as many rows as a source may have
+        rows = _below(beams, max_rows, q.device)
+        tiles = q.new_zeros(*rows.shape, *q.shape[1:])
+        tiles[rows] = q[:end]
+    mask = None if seen is None else seen[:, None, None]
+    mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (tiles, keys, values)), attn_mask=mask)
+    mixed = mixed.transpose(1, 2)
+    if even:
+        return mixed.reshape(q.shape)
+    out = torch.zeros_like(q)
+    out[:end] = mixed[rows]
+    return out
+
+
+def _counts(lengths: torch.Tensor, table: torch.Tensor) -> list[int]:
+    """How many entries of each row of a table count."""
+    return [min(max(n, 0), table.shape[1]) for n in lengths.tolist()]
+
+
+def _below(counts: list[int], columns: int, device: torch.device) -> torch.Tensor:
+    """bool [R, columns], True in as many columns of each row."""
+    return torch.arange(columns, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def _gathered(
+    pools: tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, seen: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """What both pools hold in the slots [R, T], [R, T, H, D] each: a view where the slots lie in order.
+
+    Args:
+        seen: bool [R, T], False gives 0; None where all is seen.
+    """
+    if seen is not None:
+        index = index.where(seen, 0)
+        return [_picked(pool, index).masked_fill_(~seen[..., None, None], 0) for pool in pools]
+    rows, columns = index.shape
+    first, *others = index[:2, 0].tolist()
+    step = others[0] - first if others else columns
+    if columns <= step and first + rows * step <= len(pools[0]):
+        expected = torch.arange(first, first + rows * step, dtype=index.dtype, device=index.device).view(rows, step)
+        if torch.equal(index, expected[:, :columns]):
+            return [pool[first : first + rows * step].unflatten(0, (rows, step))[:, :columns] for pool in pools]
+    return [_picked(pool, index) for pool in pools]
+
+
+def _picked(pool: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return pool.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 @triton.jit
@@ -119,7 +186,7 @@ def _fold(top, total, mixed, next_top, next_total, next_mixed):
 
 
 @triton.jit
-def _publish(sums, mixes, arrivals, part, top, total, mixed, w, W, there, dims, D: tl.constexpr):
+def _publish(sums, mixes, arrivals, part, top, total, mixed, w, there, dims, W: tl.constexpr, D: tl.constexpr):
     """Leave the sums over one chunk for the others; returns how many chunks were left before it.
 
     The barrier puts every thread's stores before the one thread's release, and what came before that thread's acquire
@@ -134,11 +201,10 @@ def _publish(sums, mixes, arrivals, part, top, total, mixed, w, W, there, dims, 
 
 @triton.jit
 def _collect(
-    sums, mixes, arrivals, part, chunks, w, W, there, dims,
-    D: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    sums, mixes, arrivals, part, chunks, w, there, dims, W: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Fold what `_publish` left, from part `part` on, read past L1; leaves the counter at zero for the next launch."""
-    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
+    top, total, mixed = _empty(W, BLOCK_D)
     for _ in tl.range(0, chunks, loop_unroll_factor=4):  # the loads of four chunks are on their way together
         next_top = tl.load(sums + part * 2 * W + w, mask=there, other=float("-inf"), cache_modifier=".cg")
         next_total = tl.load(sums + (part * 2 + 1) * W + w, mask=there, other=0.0, cache_modifier=".cg")
@@ -155,20 +221,29 @@ def _collect(
 
 
 @triton.jit
-def _row_chunk(
-    query, keys, values, table, base, first, length, keys_slot, values_slot, dims, D: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sums of one query over the positions first .. first + BLOCK that are below `length`: [1], [1], [1, D]."""
+def _length(lengths, row, capacity):
+    """How many entries of a row of the table count, never more than there are; no position is below a negative one."""
+    return tl.minimum(tl.load(lengths + row), capacity)
+
+
+@triton.jit
+def _gather(keys, values, table, first, length, keys_slot, values_slot, dims, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys and values [BLOCK, D] of the positions first .. first + BLOCK, and which of these are below `length`.
+
+    Elements that are not there are neither read nor counted: 0 * NaN would be NaN.
+    """
     position = first + tl.arange(0, BLOCK)
     seen = position < length
-    if table is None:
-        slot = base + position
-    else:
-        slot = tl.load(table + base + position, mask=seen, other=0).to(tl.int64)
+    slot = tl.load(table + position, mask=seen, other=0).to(tl.int64)
     there = seen[:, None] & (dims < D)[None, :]
-    # Elements that are not there are neither read nor counted: 0 * NaN would be NaN.
     k = tl.load(keys + slot[:, None] * keys_slot + dims[None, :], mask=there, other=0.0)
     v = tl.load(values + slot[:, None] * values_slot + dims[None, :], mask=there, other=0.0)
+    return k, v, seen
+
+
+@triton.jit
+def _row_chunk(query, k, v, seen):
+    """Sums of one query [D] over the keys of a chunk that are seen: [1], [1], [1, D]."""
     scores = tl.where(seen, tl.sum(k.to(tl.float32) * query[None, :], 1), float("-inf"))
     top = tl.max(scores, 0, keep_dims=True)
     p = _weights(scores, top)
@@ -176,28 +251,8 @@ def _row_chunk(
 
 
 @triton.jit
-def _tile_chunk(
-    query,
-    keys,
-    values,
-    visible,
-    first,
-    length,
-    scale,
-    k_position,
-    v_position,
-    dims,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sums of the queries [W, D] over the positions first .. first + BLOCK of their source: [W], [W], [W, D]."""
-    position = (first + tl.arange(0, BLOCK)).to(tl.int64)
-    seen = position < length
-    if visible is not None:
-        seen = tl.load(visible + position, mask=seen, other=0) != 0
-    there = seen[:, None] & (dims < D)[None, :]  # a hidden key costs no bytes
-    k = tl.load(keys + position[:, None] * k_position + dims[None, :], mask=there, other=0.0)
-    v = tl.load(values + position[:, None] * v_position + dims[None, :], mask=there, other=0.0)
+def _tile_chunk(query, k, v, seen, scale):
+    """Sums of the queries [W, D] over the keys of a chunk that are seen: [W], [W], [W, D]."""
     scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
     scores = tl.where(seen[None, :], scores, float("-inf"))
     top = tl.max(scores, 1)
@@ -205,7 +260,7 @@ def _tile_chunk(
     return top, tl.sum(p, 1), tl.dot(p.to(v.dtype), v, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["length", "base", "slots_row"])
+@triton.jit(do_not_specialize=["capacity", "table_row", "slots_row"])
 def _decode_attention_kernel(
     q,  # [R, H, D]; k and v likewise
     k,
@@ -213,13 +268,13 @@ def _decode_attention_kernel(
     key_pool,  # [N, H, D], written at slots; value_pool likewise
     value_pool,
     slots,  # [R]
-    table,  # [R, >= length] or None
+    table,  # int32 [R, capacity]
+    lengths,  # int32 [R]
     out,  # [R, H, D], contiguous
     sums,  # float32 [R * H, chunks, 2]: the largest score of a chunk and its sum of weights; None without SPLIT
     mixes,  # float32 [R * H, chunks, D]: its weighted sum of values
     arrivals,  # int32 [R * H], zeros: how many chunks of the pair are done
-    length,
-    base,  # elements from one row of the table to the next; without a table, slots of a row
+    capacity,
     heads,
     scale,  # log2(e) / sqrt(D): weights are powers of two
     q_row,
@@ -232,6 +287,7 @@ def _decode_attention_kernel(
     keys_head,
     values_slot,
     values_head,
+    table_row,
     slots_row,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -243,23 +299,27 @@ def _decode_attention_kernel(
     pair = tl.program_id(0).to(tl.int64)  # the heads of a row run side by side, as they lie in memory
     row, head = pair // heads, pair % heads
     chunk = tl.program_id(1)
+    length = _length(lengths, row, capacity)
+    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
+    if chunk >= chunks:  # the grid is as long as the table
+        return
     dims = tl.arange(0, BLOCK_D)
     real = dims < D
     query = tl.load(q + row * q_row + head * q_head + dims, mask=real, other=0.0).to(tl.float32) * scale
     new_key = tl.load(k + row * k_row + head * k_head + dims, mask=real, other=0.0)
     new_value = tl.load(v + row * v_row + head * v_head + dims, mask=real, other=0.0)
     keys, values = key_pool + head * keys_head, value_pool + head * values_head
+    table += row * table_row
     at = pair * D + dims[None, :]
-    base = row * base
-    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
     begin, end = 0, chunks
     if SPLIT:
-        begin, end = chunk, tl.minimum(chunk + 1, chunks)  # the grid may be longer than the history
+        begin, end = chunk, chunk + 1
     top, total, mixed = _empty(1, BLOCK_D)
     for i in tl.range(begin, end, num_stages=STAGES):
-        next_top, next_total, next_mixed = _row_chunk(
-            query, keys, values, table, base, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
+        some_keys, some_values, seen = _gather(
+            keys, values, table, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
         )
+        next_top, next_total, next_mixed = _row_chunk(query, some_keys, some_values, seen)
         top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
 
     # The new position last, and from its arguments: nobody waits for a write to a pool, or for these three loads.
@@ -274,12 +334,12 @@ def _decode_attention_kernel(
         arrived = chunk
         part = pair * tl.num_programs(1)
         one = tl.arange(0, 1)
-        if (chunks > 1) & (chunk < chunks):
-            arrived = _publish(sums, mixes, arrivals + pair, part + chunk, top, total, mixed, one, 1, one < 1, dims, D)
+        if chunks > 1:
+            arrived = _publish(sums, mixes, arrivals + pair, part + chunk, top, total, mixed, one, one < 1, dims, 1, D)
         if arrived == chunks - 1:
             if chunks > 1:
                 top, total, mixed = _collect(
-                    sums, mixes, arrivals + pair, part, chunks, one, 1, one < 1, dims, D, 1, BLOCK_D
+                    sums, mixes, arrivals + pair, part, chunks, one, one < 1, dims, 1, D, BLOCK_D
                 )
             top, total, mixed = _fold(top, total, mixed, own_top, own_total, own_mixed)
             tl.store(out + at, mixed / total[:, None], mask=real[None, :])
@@ -295,44 +355,32 @@ def decode_attention_triton(
     key_pool: torch.Tensor,
     value_pool: torch.Tensor,
     slots: torch.Tensor,
-    table: torch.Tensor | None,
-    length: int,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`decode_attention_reference` in one launch. `slots` may be int32 too; nothing reads what they and `table` hold.
+    """`decode_attention_reference` in one launch; the host reads nothing that `slots`, `table` and `lengths` hold.
 
     Args:
         arrivals: int32 [>= R * H] of zeros, which the kernel leaves zero: a caller that gives the same ones to every
             launch of a stream saves their filling, a launch of its own, where few rows share their keys' work out.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides that do not fit, a history that does not fit into the table or
-            the pools, or an input that wants gradients.
+        ValueError: shapes, dtypes, devices or strides that do not fit, or an input that wants gradients.
     """
     _check(q, k=k, v=v, key_pool=key_pool, value_pool=value_pool)
     rows, heads, width = q.shape
     if k.shape != q.shape or v.shape != q.shape:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} must have the shape of q, {tuple(q.shape)}")
-    if key_pool.shape != value_pool.shape or key_pool.shape[1:] != q.shape[1:]:
-        raise ValueError(
-            f"pools {tuple(key_pool.shape)} and {tuple(value_pool.shape)} must both be [N, {heads}, {width}]"
-        )
-    _check_integers(q, "slots", slots, rows, 1)
-    if table is not None:
-        _check_integers(q, "table", table, rows, 2)
-        if table.stride(1) != 1 and table.shape[1] > 1:
-            raise ValueError(f"a row of table must be contiguous, its stride is {table.stride(1)}")
-        capacity, base = table.shape[1], table.stride(0)
-    else:
-        capacity = base = key_pool.shape[0] // max(rows, 1)
-        if capacity * rows != key_pool.shape[0] and rows:
-            raise ValueError(f"without a table the {key_pool.shape[0]} slots must be a multiple of the {rows} rows")
+    _check_pools(q, key_pool, value_pool)
+    _check_integers(q, "slots", slots, (rows,), torch.int64)
+    _check_integers(q, "table", table, (rows, -1))
+    _check_integers(q, "lengths", lengths, (rows,))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    if not 0 <= length < capacity:
-        raise ValueError(f"length is {length}, a row holds {capacity} positions and needs one for the new token")
-    launch = tuning.decode_attention(tuning.architecture(q.device), rows * heads, capacity - 1, width, q.element_size())
+    capacity = table.shape[1]
+    launch = tuning.decode_attention(tuning.architecture(q.device), rows * heads, capacity, width, q.element_size())
     chunks = launch.tiles["CHUNKS"]
     sums, mixes, arrivals = _shared(q, rows * heads, chunks, 1, arrivals)
     _decode_attention_kernel[(rows * heads, chunks)](
@@ -343,12 +391,12 @@ def decode_attention_triton(
         value_pool,
         slots,
         table,
+        lengths,
         out,
         sums,
         mixes,
         arrivals,
-        length,
-        base,
+        capacity,
         heads,
         LOG2_E / math.sqrt(width),
         *q.stride()[:2],
@@ -356,6 +404,7 @@ def decode_attention_triton(
         *v.stride()[:2],
         *key_pool.stride()[:2],
         *value_pool.stride()[:2],
+        table.stride(0),
         slots.stride(0),
         D=width,
         BLOCK_D=max(16, tuning.power_of_2(width)),
@@ -367,29 +416,30 @@ def decode_attention_triton(
     return out
 
 
-@triton.jit(do_not_specialize=["length", "W", "mask_source"])
+@triton.jit(do_not_specialize=["capacity", "rows", "sources", "table_row"])
 def _cross_decode_attention_kernel(
-    q,  # [B * W, H, D]
-    k,  # [B, S, H, D]; v likewise
-    v,
-    key_mask,  # uint8 [B, S] or None
-    out,  # [B * W, H, D], contiguous
-    sums,  # float32 [B * H * tiles, chunks, 2, W]; this and the next two as above
-    mixes,  # float32 [B * H * tiles, chunks, W, D]
-    arrivals,  # int32 [B * H * tiles]
-    length,  # S
-    W,
+    q,  # [rows, H, D]
+    key_pool,  # [N, H, D]; value_pool likewise
+    value_pool,
+    table,  # int32 [sources, capacity]
+    lengths,  # int32 [sources]
+    cu_rows,  # int32 [sources + 1]
+    out,  # [rows, H, D], contiguous
+    sums,  # float32 [sources * H * tiles, chunks, 2, BLOCK_W]; this and the next two as above
+    mixes,  # float32 [sources * H * tiles, chunks, BLOCK_W, D]
+    arrivals,  # int32 [sources * H * tiles]
+    capacity,
+    rows,
+    sources,
     heads,
     scale,
     q_row,
     q_head,
-    k_source,
-    k_position,
-    k_head,
-    v_source,
-    v_position,
-    v_head,
-    mask_source,
+    keys_slot,
+    keys_head,
+    values_slot,
+    values_head,
+    table_row,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -398,41 +448,51 @@ def _cross_decode_attention_kernel(
 ):
     """One program per source, head and BLOCK_W of its rows; with SPLIT also per chunk of BLOCK keys."""
     place = tl.program_id(0).to(tl.int64)  # the tiles of a source and head side by side: L2 has its keys for the second
-    tiles = tl.cdiv(W, BLOCK_W)
-    pair, first_row = place // tiles, place % tiles * BLOCK_W
+    tiles = tl.num_programs(0) // (sources * heads)
+    pair, tile = place // tiles, place % tiles
     source, head = pair // heads, pair % heads
     chunk = tl.program_id(1)
     dims = tl.arange(0, BLOCK_D)
     w = tl.arange(0, BLOCK_W)
-    there = w < W - first_row
-    row = source * W + first_row + w
+    if (tile == 0) & (chunk == 0):
+        for row in tl.range(tl.load(cu_rows + sources) + source, rows, sources):  # those that have no source
+            tl.store(out + (row * heads + head) * D + dims, tl.zeros((BLOCK_D,), tl.float32), mask=dims < D)
+
+    length = _length(lengths, source, capacity)
+    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
+    first = tl.load(cu_rows + source) + tile * BLOCK_W
+    last = tl.minimum(tl.load(cu_rows + source + 1), rows)
+    if (chunk >= chunks) | (first >= last):
+        return
+    row = first + w
+    there = row < last
     real = there[:, None] & (dims < D)[None, :]
     query = tl.load(q + row[:, None] * q_row + head * q_head + dims[None, :], mask=real, other=0.0)
-    keys = k + source * k_source + head * k_head
-    values = v + source * v_source + head * v_head
-    visible = key_mask
-    if key_mask is not None:
-        visible += source * mask_source
-
-    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
+    keys, values = key_pool + head * keys_head, value_pool + head * values_head
+    table += source * table_row
     at = (row[:, None] * heads + head) * D + dims[None, :]
-    first, last = 0, length
+    begin, end = 0, chunks
     if SPLIT:
-        first = chunk * BLOCK
-        last = first + 1
-    for begin in tl.range(first, last, BLOCK):
-        next_top, next_total, next_mixed = _tile_chunk(
-            query, keys, values, visible, begin, length, scale, k_position, v_position, dims, D, BLOCK
+        begin, end = chunk, chunk + 1
+    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
+    for i in tl.range(begin, end):
+        some_keys, some_values, seen = _gather(
+            keys, values, table, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
         )
+        next_top, next_total, next_mixed = _tile_chunk(query, some_keys, some_values, seen, scale)
         top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
     if SPLIT:
-        chunks = tl.num_programs(1)
-        part = place * chunks
-        arrived = _publish(sums, mixes, arrivals + place, part + chunk, top, total, mixed, w, W, there, dims, D)
-        if arrived == chunks - 1:
-            top, total, mixed = _collect(
-                sums, mixes, arrivals + place, part, chunks, w, W, there, dims, D, BLOCK_W, BLOCK_D
+        arrived = chunk
+        part = place * tl.num_programs(1)
+        if chunks > 1:
+            arrived = _publish(
+                sums, mixes, arrivals + place, part + chunk, top, total, mixed, w, there, dims, BLOCK_W, D
             )
+        if arrived == chunks - 1:
+            if chunks > 1:
+                top, total, mixed = _collect(
+                    sums, mixes, arrivals + place, part, chunks, w, there, dims, BLOCK_W, D, BLOCK_D
+                )
             tl.store(out + at, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real)
     else:
         tl.store(out + at, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real)
@@ -440,64 +500,64 @@ def _cross_decode_attention_kernel(
 
 def cross_decode_attention_triton(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    key_mask: torch.Tensor | None = None,
+    key_pool: torch.Tensor,
+    value_pool: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    cu_rows: torch.Tensor,
+    max_rows: int,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`cross_decode_attention_reference` in one launch.
+    """`cross_decode_attention_reference` in one launch; the host reads nothing that the integer tensors hold.
 
     Args:
-        arrivals: as `decode_attention_triton` takes them, int32 [>= B * H * tiles of W].
+        arrivals: as `decode_attention_triton` takes them, int32 [>= B * H * tiles of max_rows].
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that do not fit, or an input that wants gradients.
     """
-    _check(q, k=k, v=v)
+    _check(q, key_pool=key_pool, value_pool=value_pool)
     rows, heads, width = q.shape
-    if k.dim() != 4 or v.shape != k.shape or k.shape[2:] != q.shape[1:]:
-        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be [B, S, {heads}, {width}]")
-    sources, length = k.shape[:2]
-    if rows % sources if sources else rows:
-        raise ValueError(f"the {rows} rows of q must be a multiple of the {sources} sources")
-    if key_mask is not None:
-        if key_mask.shape != (sources, length) or key_mask.dtype != torch.bool or key_mask.device != q.device:
-            raise ValueError(
-                f"key_mask must be bool {(sources, length)} on {q.device}, "
-                f"not {key_mask.dtype} {tuple(key_mask.shape)} on {key_mask.device}"
-            )
-        if key_mask.stride(1) != 1 and length > 1:
-            raise ValueError(f"a row of key_mask must be contiguous, its stride is {key_mask.stride(1)}")
-        key_mask = key_mask.view(torch.uint8)
+    _check_pools(q, key_pool, value_pool)
+    sources = lengths.numel()
+    _check_integers(q, "table", table, (sources, -1))
+    _check_integers(q, "lengths", lengths, (sources,))
+    _check_integers(q, "cu_rows", cu_rows, (sources + 1,))
+    if max_rows < 0:
+        raise ValueError(f"max_rows is {max_rows}, a source cannot have fewer than 0 rows")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if out.numel() == 0 or length == 0:
+    if out.numel() == 0 or sources == 0 or max_rows == 0:
         return out.zero_()
-    beams = rows // sources
+    capacity = table.shape[1]
     launch = tuning.cross_decode_attention(
-        tuning.architecture(q.device), sources * heads, length, beams, width, q.element_size()
+        tuning.architecture(q.device), sources * heads, capacity, max_rows, width, q.element_size()
     )
-    places, chunks = sources * heads * -(-beams // launch.tiles["BLOCK_W"]), launch.tiles["CHUNKS"]
-    sums, mixes, arrivals = _shared(q, places, chunks, beams, arrivals)
+    block, chunks = launch.tiles["BLOCK_W"], launch.tiles["CHUNKS"]
+    places = sources * heads * -(-max_rows // block)
+    sums, mixes, arrivals = _shared(q, places, chunks, block, arrivals)
     _cross_decode_attention_kernel[(places, chunks)](
         q,
-        k,
-        v,
-        key_mask,
+        key_pool,
+        value_pool,
+        table,
+        lengths,
+        cu_rows,
         out,
         sums,
         mixes,
         arrivals,
-        length,
-        beams,
+        capacity,
+        rows,
+        sources,
         heads,
         LOG2_E / math.sqrt(width),
         *q.stride()[:2],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        0 if key_mask is None else key_mask.stride(0),
+        *key_pool.stride()[:2],
+        *value_pool.stride()[:2],
+        table.stride(0),
         D=width,
         BLOCK_D=max(16, tuning.power_of_2(width)),
-        BLOCK_W=launch.tiles["BLOCK_W"],
+        BLOCK_W=block,
         BLOCK=launch.tiles["BLOCK"],
         SPLIT=chunks > 1,
         num_warps=launch.num_warps,
@@ -523,11 +583,22 @@ def _check(q: torch.Tensor, **others: torch.Tensor) -> None:
             raise ValueError(f"{name} requires a gradient and decoding has none: call it under torch.no_grad()")
 
 
-def _check_integers(q: torch.Tensor, name: str, tensor: torch.Tensor, rows: int, dim: int) -> None:
-    if tensor.dtype not in (torch.int32, torch.int64) or tensor.device != q.device:
-        raise ValueError(f"{name} must be int32 or int64 on {q.device}, not {tensor.dtype} on {tensor.device}")
-    if tensor.dim() != dim or tensor.shape[0] != rows:
-        raise ValueError(f"{name} must have {dim} dimensions and {rows} rows, not the shape {tuple(tensor.shape)}")
+def _check_pools(q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor) -> None:
+    shape = q.shape[1:]
+    if key_pool.dim() != 3 or key_pool.shape != value_pool.shape or key_pool.shape[1:] != shape:
+        raise ValueError(f"pools {tuple(key_pool.shape)} and {tuple(value_pool.shape)} must both be [N, {[*shape]}]")
+
+
+def _check_integers(
+    q: torch.Tensor, name: str, tensor: torch.Tensor, shape: tuple[int, ...], *more: torch.dtype
+) -> None:
+    """A tensor of int32, or of one of `more`, whose rows are contiguous; a -1 in `shape` fits any size."""
+    if tensor.dtype not in (torch.int32, *more) or tensor.device != q.device:
+        raise ValueError(f"{name} must be int32 on {q.device}, not {tensor.dtype} on {tensor.device}")
+    if tensor.dim() != len(shape) or any(n not in (m, -1) for n, m in zip(shape, tensor.shape)):
+        raise ValueError(f"{name} must be {list(shape)} (-1: any), not {list(tensor.shape)}")
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and not more:
+        raise ValueError(f"{name} must be contiguous in its last dimension, its stride is {tensor.stride(-1)}")
 
 
 def _shared(

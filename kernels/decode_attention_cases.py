@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from . import tuning
 from .checks import Case, Check, Variant
@@ -60,53 +61,74 @@ def _counters(arguments: Arguments) -> None:
     arguments["arrivals"] = torch.zeros(50, dtype=torch.int32, device=arguments["q"].device)
 
 
+LAST_NUMBER = 2**31 - 1  # no slot, where a table has none
+
+
+def _without_counters(reference: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The definition, which needs none."""
+
+    def run(*, arrivals: torch.Tensor | None = None, **arguments: Any) -> torch.Tensor:
+        return reference(**arguments)
+
+    return run
+
+
+def _pools(
+    arguments: Arguments, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Keys and values, poisoned where no row of the table that counts leads to."""
+    table, lengths = arguments["table"], arguments["lengths"].clamp(0, arguments["table"].shape[1])
+    counts = torch.arange(table.shape[1]) < lengths[:, None]
+    hidden = torch.ones(shape[0], dtype=torch.bool).index_fill(0, table[counts].long(), False)
+    arguments["table"] = table.where(counts, LAST_NUMBER).to(device)
+    arguments["lengths"] = arguments["lengths"].to(device)
+    for name in ("key_pool", "value_pool"):
+        pool = torch.randn(shape, generator=generator).to(dtype).to(device)
+        arguments[name] = _poison(pool, hidden)
+
+
 # Self-attention
-
-
-def _reference(*, arrivals: torch.Tensor | None = None, **arguments: Any) -> torch.Tensor:
-    """The definition, which needs no counters."""
-    return decode_attention_reference(**arguments)
 
 
 def _row_case(
     name: str,
-    rows: int,
+    lengths: Sequence[int],
     heads: int,
     width: int,
-    length: int,
     *,
-    capacity: int = 0,
-    tabled: bool = True,
+    capacity: int | None = None,
+    scratch: Sequence[int] = (),
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
     written: tuple[str, ...] = ("key_pool", "value_pool"),
 ) -> Case:
-    """Rows after some beam reorders, with room for `capacity` positions (0: two more than there are)."""
+    """Rows of these lengths after some beam reorders, each table as long as the longest or `capacity`.
+
+    Args:
+        scratch: rows that write to one slot; what they write is the same, since any of it may be left.
+    """
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
-        generator = torch.Generator().manual_seed(rows * 1000 + heads * 100 + width + length)
-        room = capacity or length + 3
-        spare = 7 if tabled else 0
-        own = torch.arange(rows * room).view(rows, room)
-        if tabled:
-            own = torch.randperm(rows * room + spare, generator=generator)[: rows * room].view(rows, room)
-        table = own.clone()
-        for t in range(1, length + 1, 1 + length // 4) if tabled and rows else ():
+        rows, columns = len(lengths), max((*lengths, 0)) if capacity is None else capacity
+        generator = torch.Generator().manual_seed(rows * 1000 + heads * 100 + width + sum(lengths))
+        slots = rows * (columns + 1) + 7
+        # The last column of a row's own slots is the one that it writes, poisoned until then.
+        own = torch.randperm(slots, generator=generator)[: slots - 7].view(rows, columns + 1).int()
+        for row in scratch:
+            own[row, -1] = own[scratch[0], -1]
+        table = own[:, :-1].clone()
+        for t in range(1, columns, 1 + columns // 4) if rows else ():
             parents = torch.randint(rows, (rows,), generator=generator)
             table[:, :t] = table[parents][:, :t]
-        hidden = torch.ones(rows * room + spare, dtype=torch.bool)
-        hidden[table[:, :length].flatten()] = False  # the new position's own slot is poisoned too, until it is written
-        table[:, length + 1 :] = 2147480000
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(dtype).to(device)
-
-        arguments = {name: normal(rows, heads, width) for name in ("q", "k", "v")}
-        for name in ("key_pool", "value_pool"):
-            arguments[name] = _poison(normal(rows * room + spare, heads, width), hidden)
-        arguments["slots"] = own.to(device)[:, length]  # a column of a table, as a cache has it
-        arguments["table"] = table.to(device) if tabled else None
-        arguments["length"] = length
+        arguments = {
+            name: torch.randn(rows, heads, width, generator=generator).to(dtype).to(device) for name in ("q", "k", "v")
+        }
+        for row in scratch:
+            arguments["k"][row], arguments["v"][row] = arguments["k"][scratch[0]], arguments["v"][scratch[0]]
+        arguments["slots"] = own.to(device)[:, -1]  # a column of a table, as a cache has it
+        arguments |= {"table": table, "lengths": torch.tensor(lengths, dtype=torch.int32)}
+        _pools(arguments, (slots, heads, width), generator, dtype, device)
         if change:
             change(arguments)
         return arguments
@@ -114,120 +136,107 @@ def _row_case(
     return Case(name, make, core=core, written=written)
 
 
-def _short_table(arguments: Arguments) -> None:
-    arguments["table"] = arguments["table"].int()
-
-
 def _one_history(arguments: Arguments) -> None:
     """Every row descends from the first, the new position apart."""
-    table, length = arguments["table"], arguments["length"]
-    pools = [arguments[name] for name in ("key_pool", "value_pool")]
-    for pool in pools:
-        pool[table[1:, :length].flatten()] = float("nan")
-    table[1:, :length] = table[0, :length]
-    for pool in pools:
-        pool[table[0, :length]] = torch.linspace(-1, 1, pool[0].numel()).view_as(pool[0]).to(pool)
+    table = arguments["table"]
+    for name in ("key_pool", "value_pool"):
+        pool = arguments[name]
+        pool[table[1:].flatten()] = float("nan")
+        pool[table[0]] = torch.linspace(-1, 1, pool[0].numel()).view_as(pool[0]).to(pool)
+    table[1:] = table[0]
 
 
 def _sharp(arguments: Arguments) -> None:
     """Scores of some hundreds, rising: the largest comes last."""
-    slots = arguments["table"][:, : arguments["length"]]
-    scale = torch.linspace(1, 30, slots.shape[1]).to(arguments["q"])
-    arguments["key_pool"][slots.flatten()] = (arguments["q"][:, None] * scale[:, None, None]).flatten(0, 1)
+    slots, q = arguments["table"], arguments["q"]
+    scale = torch.linspace(1, 30, slots.shape[1]).to(q)
+    arguments["key_pool"][slots.flatten()] = (q[: len(slots), None] * scale[:, None, None]).flatten(0, 1)
+
+
+def _wide_table(arguments: Arguments) -> None:
+    """A slice of a table of more rows and columns; the lengths lie in something longer, too."""
+    table, lengths = arguments["table"], arguments["lengths"]
+    arguments["table"] = F.pad(table, (5, 3, 1, 1), value=LAST_NUMBER)[1:-1, 5:-3]
+    arguments["lengths"] = F.pad(lengths, (1, 1), value=LAST_NUMBER)[1:-1]
 
 
 CASES = (
-    _row_case("first token", 3, 2, 16, 0, core=True),
-    _row_case("only one position", 2, 1, 16, 0, capacity=1, core=True),
-    _row_case("beams share slots", 4, 2, 16, 9, core=True),
-    _row_case("no table", 3, 2, 16, 9, tabled=False, core=True),
-    _row_case("two chunks, head 24", 2, 2, 24, 200, core=True),
-    _row_case("two chunks, no table", 2, 1, 16, 130, tabled=False),
-    _row_case("shared chunks, head 24", 3, 2, 24, 300, core=True),
-    _row_case("shared chunks, no table", 2, 1, 16, 290, tabled=False, core=True),
+    _row_case("first token", [0] * 3, 2, 16, core=True),
+    _row_case("first token of a table", [0] * 2, 1, 16, capacity=7, core=True),
+    _row_case("beams share slots", [9] * 4, 2, 16, core=True),
+    _row_case("lengths", [9, 0, 12, 1, 5], 2, 16, core=True),
+    _row_case("lengths around a chunk", [127, 128, 0, 129, 200], 1, 24, core=True),
+    _row_case("lengths, shared chunks", [300, 0, 1, 256, 257, 128, 129, 320], 1, 16, capacity=320, core=True),
+    _row_case("lengths, one program a row", [260 * (i % 3 == 0) + i % 7 for i in range(264)], 1, 16),
+    _row_case("lengths out of range", [-3, 5, 11, LAST_NUMBER, -LAST_NUMBER - 1], 1, 16, capacity=10, core=True),
+    _row_case("lengths out of range, shared chunks", [-3, 5, 999, LAST_NUMBER], 1, 16, capacity=300),
+    _row_case("finished rows share a slot", [9, 0, 12, 0, 12, 0], 2, 16, scratch=(1, 3, 5), core=True),
+    _row_case("two chunks, head 24", [200] * 2, 2, 24, core=True),
+    _row_case("shared chunks, head 24", [300] * 3, 2, 24, core=True),
     _row_case(
         "shared chunks, counters given",
-        3,
+        [290, 17, 130],
         2,
         16,
-        290,
         core=True,
         change=_counters,
         written=("key_pool", "value_pool", "arrivals"),
     ),
-    _row_case("grid longer than the history", 2, 1, 16, 5, capacity=400, core=True),
-    _row_case("grid longer than the history, two chunks", 2, 1, 16, 140, capacity=600),
-    _row_case("first token of a long table", 2, 1, 16, 0, capacity=300),
-    _row_case("three chunks, many rows", 264, 1, 16, 260, change=_sharp),
-    *(_row_case(f"{t} positions", 2, 1, 16, t) for t in (1, 2, 127, 128, 129, 256, 257, 384, 385, 641)),
-    *(_row_case(f"head {d}", 2, 2, d, 33) for d in (8, 17, 31, 32, 48, 64, 80, 96, 100, 127, 128)),
-    _row_case("head 128, shared chunks", 1, 1, 128, 130),
-    _row_case("head 64, shared chunks", 1, 1, 64, 257),
-    _row_case("head 80, no table", 2, 1, 80, 100, tabled=False),
-    _row_case("int32 table", 3, 2, 16, 40, change=_short_table),
-    _row_case("one history", 5, 1, 16, 300, change=_one_history),
-    _row_case("sharp scores", 2, 1, 16, 300, change=_sharp),
-    _row_case("sharp scores, two chunks", 2, 1, 16, 200, change=_sharp),
-    _row_case("fused projection", 3, 2, 16, 9, core=True, change=lambda a: _fused(a, "q", "k", "v")),
-    _row_case("pools in one", 3, 2, 16, 9, change=lambda a: _fused(a, "key_pool", "value_pool")),
-    _row_case("misaligned", 3, 2, 16, 140, change=lambda a: _misaligned(a, "q", "k", "v", "key_pool", "value_pool")),
-    _row_case("heads outermost", 3, 2, 16, 9, change=lambda a: _headed(a, "q", "k", "v", "key_pool", "value_pool")),
-    _row_case("wide table", 3, 2, 16, 9, change=lambda a: a.update(table=a["table"].repeat(1, 3)[:, :12])),
-    _row_case("no rows", 0, 2, 16, 3),
+    _row_case("grid longer than the history", [5] * 2, 1, 16, capacity=400, core=True),
+    _row_case("grid longer than the history, two chunks", [140] * 2, 1, 16, capacity=600),
+    _row_case("first token of a long table", [0] * 2, 1, 16, capacity=300),
+    _row_case("three chunks, many rows", [260] * 264, 1, 16, change=_sharp),
+    *(_row_case(f"{t} positions", [t] * 2, 1, 16) for t in (1, 2, 127, 128, 129, 256, 257, 384, 385, 641)),
+    *(_row_case(f"head {d}", [33, 20], 2, d) for d in (8, 17, 31, 32, 48, 64, 80, 96, 100, 127, 128)),
+    _row_case("head 128, shared chunks", [130], 1, 128),
+    _row_case("head 64, shared chunks", [257], 1, 64),
+    _row_case("int64 slots", [40] * 3, 2, 16, change=lambda a: a.update(slots=a["slots"].long())),
+    _row_case("one history", [300] * 5, 1, 16, change=_one_history),
+    _row_case("sharp scores", [300] * 2, 1, 16, change=_sharp),
+    _row_case("sharp scores, two chunks", [200] * 2, 1, 16, change=_sharp),
+    _row_case("fused projection", [9, 4, 0], 2, 16, core=True, change=lambda a: _fused(a, "q", "k", "v")),
+    _row_case("pools in one", [9] * 3, 2, 16, change=lambda a: _fused(a, "key_pool", "value_pool")),
+    _row_case("misaligned", [140] * 3, 2, 16, change=lambda a: _misaligned(a, "q", "k", "v", "key_pool", "value_pool")),
+    _row_case("heads outermost", [9] * 3, 2, 16, change=lambda a: _headed(a, "q", "k", "v", "key_pool", "value_pool")),
+    _row_case("wide table", [9, 300, 2], 2, 16, change=_wide_table),
+    _row_case("no rows", [], 2, 16, capacity=3),
 )
 
 
 # Cross-attention
 
 
-def _blind_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    key_mask: torch.Tensor | None = None,
-    arrivals: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The definition, where hidden keys and values may be NaN."""
-    if key_mask is not None:
-        k, v = (torch.where(key_mask[..., None, None], t, 0.0) for t in (k, v))
-    return cross_decode_attention_reference(q, k, v, key_mask)
-
-
 def _cross_case(
     name: str,
-    sources: int,
-    beams: int,
+    rows: Sequence[int],
+    lengths: Sequence[int],
     heads: int,
     width: int,
-    length: int,
-    mask: str | None = "random",
     *,
+    capacity: int | None = None,
+    most: int | None = None,
+    behind: int = 0,
+    shuffled: bool = True,
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
     written: tuple[str, ...] = (),
 ) -> Case:
-    """Sources of which a mask shows some keys; the last one has none at all where it is "random"."""
+    """Sources of so many rows and keys each, and so many rows `behind` the last; `most` is given as max_rows."""
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
-        generator = torch.Generator().manual_seed(sources * 1000 + beams * 100 + width + length)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(dtype).to(device)
-
-        arguments = {"q": normal(sources * beams, heads, width)}
-        arguments |= {name: normal(sources, length, heads, width) for name in ("k", "v")}
-        arguments["key_mask"] = None
-        if mask:
-            seen = torch.rand(sources, length, generator=generator) < 0.6
-            if mask == "random":
-                seen[-1] = False
-            elif mask == "last":
-                seen[:], seen[:, -1] = False, True
-            elif mask == "prefix":
-                seen = torch.arange(length) < torch.randint(1, length + 1, (sources, 1), generator=generator)
-            for name in ("k", "v"):
-                arguments[name] = _poison(arguments[name].flatten(0, 1), ~seen.flatten()).view_as(arguments[name])
-            arguments["key_mask"] = seen.to(device)
+        columns = max((*lengths, 0)) if capacity is None else capacity
+        generator = torch.Generator().manual_seed(sum(rows) * 1000 + heads * 100 + width + sum(lengths))
+        cu_rows = torch.tensor([0, *rows]).cumsum(0)
+        slots = len(lengths) * columns + 7
+        order = torch.randperm(slots, generator=generator) if shuffled else torch.arange(slots)
+        arguments = {
+            "q": torch.randn(sum(rows) + behind, heads, width, generator=generator).to(dtype).to(device),
+            "table": order[: slots - 7].view(len(lengths), columns).int(),
+            "lengths": torch.tensor(lengths, dtype=torch.int32),
+            "cu_rows": cu_rows.int().to(device),
+            "max_rows": max((*rows, 0)) if most is None else most,
+        }
+        _pools(arguments, (slots, heads, width), generator, dtype, device)
         if change:
             change(arguments)
         return arguments
@@ -235,74 +244,77 @@ def _cross_case(
     return Case(name, make, core=core, written=written)
 
 
-def _wide_mask(arguments: Arguments) -> None:
-    mask = arguments["key_mask"]
-    arguments["key_mask"] = torch.cat((~mask, mask, ~mask), 1)[:, mask.shape[1] : 2 * mask.shape[1]]
+def _one_source(arguments: Arguments) -> None:
+    """All sources are the first."""
+    arguments["table"][:] = arguments["table"][0]
 
 
-def _positions_first(arguments: Arguments) -> None:
-    for name in ("k", "v"):
-        arguments[name] = arguments[name].transpose(0, 1).contiguous().transpose(0, 1)
-
+FLOATS = ("q", "key_pool", "value_pool")
+MIXED = [4, 0, 1, 33, 17, 4, 0], [20, 9, 0, 5, 40, 1, 0]
 
 CROSS_CASES = (
-    _cross_case("a source without keys", 3, 4, 2, 16, 9, core=True),
-    _cross_case("no mask", 2, 3, 2, 16, 9, None, core=True),
-    _cross_case("empty sources", 2, 3, 2, 16, 0, None, core=True),
-    _cross_case("two chunks, head 24", 2, 3, 2, 24, 200, core=True),
-    _cross_case("two chunks, no mask", 2, 1, 1, 16, 130, None),
-    _cross_case("shared chunks, head 24", 2, 3, 2, 24, 300, core=True),
-    _cross_case("shared chunks, no mask", 2, 1, 1, 16, 290, None, core=True),
-    _cross_case("three chunks, many sources", 264, 2, 1, 16, 260, "prefix"),
-    _cross_case("shared chunks, counters given", 2, 17, 2, 16, 290, core=True, change=_counters, written=("arrivals",)),
-    _cross_case("only the last key", 2, 4, 1, 16, 140, "last", core=True),
-    _cross_case("only the last key, shared chunks", 2, 4, 1, 16, 290, "last", core=True),
-    _cross_case("sources end early", 3, 4, 1, 16, 200, "prefix"),
-    _cross_case("sources end early, shared chunks", 3, 4, 1, 16, 270, "prefix"),
-    _cross_case("nothing seen, shared chunks", 1, 4, 1, 16, 300),
-    *(_cross_case(f"{w} rows", 2, w, 2, 16, 20, core=w == 17) for w in (1, 2, 3, 5, 15, 16, 17, 32)),
-    *(_cross_case(f"{w} rows in tiles", 2, w, 2, 16, 20) for w in (33, 65)),
-    *(_cross_case(f"{w} rows in tiles, shared chunks", 2, w, 1, 16, 260) for w in (33, 65)),
+    _cross_case("a source without keys", [4] * 3, [9, 4, 0], 2, 16, core=True),
+    _cross_case("equal sources", [3] * 2, [9] * 2, 2, 16, core=True),
+    _cross_case("slots in order", [3] * 2, [9] * 2, 2, 16, shuffled=False),
+    _cross_case("only empty sources", [3] * 2, [0] * 2, 2, 16, core=True),
+    _cross_case("only empty sources of a table", [3] * 2, [0] * 2, 2, 16, capacity=300),
+    _cross_case("mixed", *MIXED, 2, 16, core=True),
+    _cross_case("mixed, shared chunks", [4, 0, 1, 33, 17], [300, 9, 257, 128, 0], 1, 16, core=True),
+    _cross_case("mixed, one program a source", [i % 4 for i in range(264)], [37 * (i % 9) for i in range(264)], 1, 16),
+    _cross_case("mixed, many rows expected", *MIXED, 1, 16, most=70),
+    _cross_case("rows behind the last source", [2, 3], [9, 4], 2, 24, behind=5, core=True),
+    _cross_case("rows behind the last source, shared chunks", [2, 0, 17], [300, 4, 129], 2, 16, behind=4, core=True),
+    _cross_case("rows behind, sources without", [0, 0], [9, 4], 2, 16, behind=3, most=4),
+    _cross_case("rows, but no sources", [], [], 2, 16, behind=3, most=4, core=True),
+    _cross_case("lengths out of range", [2] * 4, [-3, 5, 11, LAST_NUMBER], 1, 16, capacity=10, core=True),
+    _cross_case("lengths out of range, shared chunks", [2] * 3, [-3, 5, LAST_NUMBER], 1, 16, capacity=300),
+    _cross_case("two chunks, head 24", [3] * 2, [200, 131], 2, 24, core=True),
+    _cross_case("shared chunks, head 24", [3] * 2, [300, 150], 2, 24, core=True),
+    _cross_case("three chunks, many sources", [2] * 264, [260 - i % 100 for i in range(264)], 1, 16),
+    _cross_case(
+        "shared chunks, counters given", [17] * 2, [290, 100], 2, 16, core=True, change=_counters, written=("arrivals",)
+    ),
+    _cross_case("one key", [4] * 2, [1] * 2, 1, 16, capacity=140),
+    _cross_case("one key, shared chunks", [4] * 2, [1, 258], 1, 16, capacity=290, core=True),
+    _cross_case("nothing seen, shared chunks", [4], [0], 1, 16, capacity=300),
+    *(_cross_case(f"{w} rows", [w] * 2, [20, 11], 2, 16, core=w == 17) for w in (1, 2, 3, 5, 15, 16, 17, 32)),
+    *(_cross_case(f"{w} rows in tiles", [w] * 2, [20, 11], 2, 16) for w in (33, 65)),
+    *(_cross_case(f"{w} rows in tiles, shared chunks", [w] * 2, [260, 130], 1, 16) for w in (33, 65)),
     *(
-        _cross_case(f"{s} keys", 2, 4, 1, 16, s, None)
+        _cross_case(f"{s} keys", [4] * 2, [s] * 2, 1, 16)
         for s in (1, 2, 15, 16, 17, 127, 128, 129, 256, 257, 384, 385, 641)
     ),
-    *(_cross_case(f"head {d}", 2, 4, 2, d, 33) for d in (8, 17, 31, 32, 48, 64, 80, 96, 100, 127, 128)),
-    _cross_case("head 64, shared chunks", 1, 4, 1, 64, 257, "prefix"),
-    _cross_case("head 128, shared chunks", 1, 4, 1, 128, 130, "prefix"),
-    _cross_case("fused projection", 2, 4, 2, 16, 20, change=lambda a: _fused(a, "k", "v"), core=True),
-    _cross_case("misaligned", 2, 4, 2, 16, 140, change=lambda a: _misaligned(a, "q", "k", "v")),
-    _cross_case("heads outermost", 2, 4, 2, 16, 20, change=lambda a: _headed(a, "q")),
-    _cross_case("positions outermost", 2, 4, 2, 16, 20, change=_positions_first),
-    _cross_case("mask of a wider batch", 2, 4, 2, 16, 20, change=_wide_mask),
-    _cross_case("sharp scores", 2, 4, 1, 16, 300, None, change=lambda a: a.update(k=a["k"] * 100)),
-    _cross_case("no rows", 2, 0, 2, 16, 3, None),
+    *(_cross_case(f"head {d}", [4] * 2, [33, 20], 2, d) for d in (8, 17, 31, 32, 48, 64, 80, 96, 100, 127, 128)),
+    _cross_case("head 64, shared chunks", [4], [257], 1, 64),
+    _cross_case("head 128, shared chunks", [4], [130], 1, 128),
+    _cross_case("two requests, one source", [4, 3], [20] * 2, 2, 16, change=_one_source),
+    _cross_case("fused projection", *MIXED, 2, 16, change=lambda a: _fused(a, *FLOATS[1:]), core=True),
+    _cross_case("misaligned", [4, 3], [140, 9], 2, 16, change=lambda a: _misaligned(a, *FLOATS)),
+    _cross_case("heads outermost", [4, 3], [20, 9], 2, 16, change=lambda a: _headed(a, *FLOATS)),
+    _cross_case("wide table", [4, 3, 1], [20, 300, 7], 2, 16, change=_wide_table),
+    _cross_case("sharp scores", [1] * 2, [300] * 2, 1, 16, change=_sharp),
+    _cross_case("no rows", [0] * 2, [3] * 2, 2, 16),
+    _cross_case("no rows of a tile", [0] * 2, [3] * 2, 2, 16, most=4),
 )
 
 
 def _variant(
-    name: str,
-    kernel: Any,
-    launch: tuning.Launch,
-    kind: str,
-    width: int,
-    strides: list[str],
-    optional: dict[str, str | None],
-    *,
-    cross: bool,
+    name: str, kernel: Any, launch: tuning.Launch, kind: str, width: int, strides: list[str], *, cross: bool
 ) -> Variant:
     """One of the two kernels as its launcher calls it on contiguous tensors of the type `kind`."""
     tiles = dict(launch.tiles)
     split = tiles.pop("CHUNKS") > 1
-    pointers = ["q", "k", "v", "out"] + ([] if cross else ["key_pool", "value_pool"])
-    shared = {"sums": "*fp32", "mixes": "*fp32", "arrivals": "*i32"}
-    optional = optional | {name: kind if split else None for name, kind in shared.items()}
-    unaligned = ("length", "W", "mask_source") if cross else ("length", "base", "slots_row")
-    signature = {name: f"*{kind}" for name in pointers} | ({} if cross else {"slots": "*i64"})
+    pointers = ["q", "key_pool", "value_pool", "out"] + ([] if cross else ["k", "v"])
+    integers = ["table", "lengths", "cu_rows" if cross else "slots"]
+    unaligned = ("capacity", "table_row", *(("rows", "sources") if cross else ("slots_row",)))
+    signature = {name: f"*{kind}" for name in pointers} | {name: "*i32" for name in integers}
     signature |= {name: "i32" for name in (*unaligned, "heads", *strides)} | {"scale": "fp32"}
-    signature |= {name: kind for name, kind in optional.items() if kind}
-    constants = {name: None for name, kind in optional.items() if not kind}
-    constants |= tiles | {"D": width, "BLOCK_D": max(16, tuning.power_of_2(width)), "SPLIT": split}
+    constants = tiles | {"D": width, "BLOCK_D": max(16, tuning.power_of_2(width)), "SPLIT": split}
+    shared = {"sums": "*fp32", "mixes": "*fp32", "arrivals": "*i32"}
+    if split:
+        signature |= shared
+    else:
+        constants |= dict.fromkeys(shared)
     if not cross:
         constants["STAGES"] = launch.num_stages
     return Variant(
@@ -318,42 +330,38 @@ def _variant(
     )
 
 
-def _row_variant(name: str, rows: int, heads: int, width: int, table: str | None, kind: str = "bf16") -> Variant:
+POOLS = [f"{t}_{d}" for t in ("keys", "values") for d in ("slot", "head")]
+
+
+def _row_variant(name: str, rows: int, heads: int, width: int, kind: str = "bf16") -> Variant:
     launch = tuning.decode_attention(90, rows * heads, 512, width, 4 if kind == "fp32" else 2)
-    strides = [f"{t}_{d}" for t in "qkv" for d in ("row", "head")]
-    strides += [f"{t}_{d}" for t in ("keys", "values") for d in ("slot", "head")]
-    optional = {"table": table and f"*{table}"}
-    return _variant(name, _decode_attention_kernel, launch, kind, width, strides, optional, cross=False)
+    strides = [f"{t}_{d}" for t in "qkv" for d in ("row", "head")] + POOLS
+    return _variant(name, _decode_attention_kernel, launch, kind, width, strides, cross=False)
 
 
-def _cross_variant(
-    name: str, sources: int, beams: int, heads: int, width: int, masked: bool, kind: str = "bf16"
-) -> Variant:
+def _cross_variant(name: str, sources: int, beams: int, heads: int, width: int, kind: str = "bf16") -> Variant:
     launch = tuning.cross_decode_attention(90, sources * heads, 512, beams, width, 4 if kind == "fp32" else 2)
-    strides = ["q_row", "q_head"] + [f"{t}_{d}" for t in "kv" for d in ("source", "position", "head")]
-    optional = {"key_mask": "*u8" if masked else None}
-    return _variant(name, _cross_decode_attention_kernel, launch, kind, width, strides, optional, cross=True)
+    strides = ["q_row", "q_head", *POOLS]
+    return _variant(name, _cross_decode_attention_kernel, launch, kind, width, strides, cross=True)
 
 
 VARIANTS = (
-    _row_variant("1 row, 16 heads of 64", 1, 16, 64, "i64"),
-    _row_variant("64 rows, 16 heads of 64", 64, 16, 64, "i64"),
-    _row_variant("64 rows, 16 heads of 64, int32 table", 64, 16, 64, "i32"),
-    _row_variant("64 rows, 16 heads of 64, no table", 64, 16, 64, None),
-    _row_variant("64 rows, 16 heads of 64, float32", 64, 16, 64, "i64", "fp32"),
-    _row_variant("1 row, 8 heads of 128", 1, 8, 128, "i64"),
-    _row_variant("64 rows, 8 heads of 128", 64, 8, 128, "i64"),
+    _row_variant("1 row, 16 heads of 64", 1, 16, 64),
+    _row_variant("64 rows, 16 heads of 64", 64, 16, 64),
+    _row_variant("64 rows, 16 heads of 64, float32", 64, 16, 64, "fp32"),
+    _row_variant("1 row, 8 heads of 128", 1, 8, 128),
+    _row_variant("64 rows, 8 heads of 128", 64, 8, 128),
 )
 CROSS_VARIANTS = (
-    _cross_variant("1 source, 4 beams, 16 heads of 64", 1, 4, 16, 64, False),
-    _cross_variant("1 source, 4 beams, 16 heads of 64, mask", 1, 4, 16, 64, True),
-    _cross_variant("64 sources, 4 beams, 16 heads of 64", 64, 4, 16, 64, False),
-    _cross_variant("64 sources, 4 beams, 16 heads of 64, mask", 64, 4, 16, 64, True),
-    _cross_variant("64 sources, 4 beams, 16 heads of 64, float32", 64, 4, 16, 64, False, "fp32"),
-    _cross_variant("64 sources, 17 beams, 16 heads of 64, mask", 64, 17, 16, 64, True),
-    _cross_variant("1 source, 17 beams, 16 heads of 64, mask", 1, 17, 16, 64, True),
-    _cross_variant("64 sources, 4 beams, 8 heads of 128", 64, 4, 8, 128, False),
-    _cross_variant("64 sources, 17 beams, 8 heads of 128, mask", 64, 17, 8, 128, True),
+    _cross_variant("1 source, 4 beams, 16 heads of 64", 1, 4, 16, 64),
+    _cross_variant("1 source, 17 beams, 16 heads of 64", 1, 17, 16, 64),
+    _cross_variant("64 sources, 4 beams, 16 heads of 64", 64, 4, 16, 64),
+    _cross_variant("64 sources, 4 beams, 16 heads of 64, float32", 64, 4, 16, 64, "fp32"),
+    _cross_variant("64 sources, 17 beams, 16 heads of 64", 64, 17, 16, 64),
+    _cross_variant("64 sources, 4 beams, 8 heads of 128", 64, 4, 8, 128),
+    _cross_variant("64 sources, 17 beams, 8 heads of 128", 64, 17, 8, 128),
 )
-CHECK = Check(_reference, decode_attention_triton, CASES, VARIANTS)
-CROSS_CHECK = Check(_blind_reference, cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS)
+CHECK = Check(_without_counters(decode_attention_reference), decode_attention_triton, CASES, VARIANTS)
+CROSS_CHECK = Check(
+    _without_counters(cross_decode_attention_reference), cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS
+)

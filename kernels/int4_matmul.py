@@ -200,14 +200,15 @@ def _int4_matmul_kernel(
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    UNROLL: tl.constexpr,
     WARPS: tl.constexpr,
     ASM: tl.constexpr,
 ):
     """One tile of y^T [BN, BM] over the groups of one split."""
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
-    split = tl.program_id(2)
-    first = split * groups_per_split
+    split = tl.program_id(2).to(tl.int64)
+    first = (split * groups_per_split).to(tl.int32)
     last = tl.minimum(first + groups_per_split, groups)
     DTYPE: tl.constexpr = x.dtype.element_ty
     QUAD: tl.constexpr = GROUP // 32  # words of a thread, of which 4 share a row
@@ -235,7 +236,7 @@ def _int4_matmul_kernel(
     next_scale = tl.load(scale + row + tl.minimum(first, groups - 1))
     if zero is not None:
         next_zero = tl.load(zero + row + tl.minimum(first, groups - 1))
-    for g in range(first, last):
+    for g in tl.range(first, last, loop_unroll_factor=UNROLL):
         k = tl.load(x + g * GROUP, mask=(m < M)[:, None], other=0.0)
         if codebook is not None:
             k = tl.permute(tl.reshape(k, (BM, 4, QUAD, 4, 2)), (0, 2, 3, 1, 4))
@@ -258,7 +259,7 @@ def _int4_matmul_kernel(
         next_scale = tl.load(scale + row + tl.minimum(g + 1, last - 1))
     if bias is not None:
         total += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
-    y += (split * M.to(tl.int64) + m[None, :]) * N + n[:, None]
+    y += (split * M + m[None, :]) * N + n[:, None]
     tl.store(y, total.to(y.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
@@ -325,7 +326,8 @@ def int4_matmul_triton(
         return y
     zero = None if codebook is not None else zero
     arch, groups = tuning.architecture(x.device), columns // group
-    launch = tuning.int4_matmul(arch, rows, features, columns, x.dtype == torch.float32)
+    shape = (tuning.power_of_2(rows), features, columns, group, zero is not None, x.dtype == torch.float32)
+    launch = tuning.int4_matmul(arch, *shape)
     words = packed.view(torch.int32)
     if launch is None:
         weight = torch.empty((features, columns), dtype=x.dtype, device=x.device)
@@ -351,6 +353,7 @@ def int4_matmul_triton(
         GROUP=group,
         BM=bm,
         BN=bn,
+        UNROLL=launch.tiles["UNROLL"],
         WARPS=launch.num_warps,
         ASM=x.dtype != torch.float32 and not INTERPRETED,
         num_warps=launch.num_warps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .int4_matmul import (
     int4_matmul_reference,
     int4_matmul_triton,
 )
-from .tuning import INT4_DENSE_ROWS, INT4_DEQUANTIZE_WORDS, INT4_MERGE_COLUMNS, int4_matmul
+from .tuning import INT4_DENSE_ROWS, INT4_DEQUANTIZE_WORDS, INT4_MERGE_COLUMNS, RULES, power_of_2
 
 # QLoRA's NF4 (Dettmers et al. 2023, appendix E) and the values of 4-bit floats, largest 1.
 NF4 = (
@@ -112,12 +113,17 @@ CASES = (
 
 
 def _variants() -> tuple[Variant, ...]:
-    """The matrices of the family in bfloat16: the kernel and each launch it gets on an H100, by form and group."""
-    found: dict[Any, Variant] = {}
+    """The matrices of the family in bfloat16: the kernel with each launch it gets, by form and group."""
+    found: dict[str, Variant] = {}
 
     def add(features, columns, rows, form="symmetric", group=128, dtype="bf16", aligned=True):
-        launch = int4_matmul(90, rows, features, columns, dtype == "fp32")
-        bm, bn, splits = launch.tiles["BM"], launch.tiles["BN"], launch.tiles["SPLITS"]
+        for arch in (80, 90, 100):
+            add_for(arch, features, columns, rows, form, group, dtype, aligned)
+
+    def add_for(arch, features, columns, rows, form, group, dtype, aligned):
+        shape = (power_of_2(rows), features, columns, group, form == "zero", dtype == "fp32")
+        launch = RULES["int4_matmul"](arch, *shape)
+        splits = launch.tiles["SPLITS"]
         signature = {"x": f"*{dtype}", "words": "*i32", "scale": f"*{dtype}", "y": f"*{dtype}"}
         constants: dict[str, Any] = {"zero": None, "bias": None, "codebook": None}
         if form == "zero":
@@ -129,11 +135,12 @@ def _variants() -> tuple[Variant, ...]:
         else:
             signature["y"] = "*fp32"
         integers = ("M", "N", "groups", "groups_per_split", "stride_x")
-        constants |= {"GROUP": group, "BM": bm, "BN": bn, "WARPS": launch.num_warps, "ASM": dtype != "fp32"}
+        tiles = {name: launch.tiles[name] for name in ("BM", "BN", "UNROLL")}
+        constants |= {"GROUP": group, **tiles, "WARPS": launch.num_warps, "ASM": dtype != "fp32"}
         unaligned = ("M", "groups", "groups_per_split", *(() if aligned else ("N",)))
         split = "-split" if splits > 1 else ""
         variant = Variant(
-            f"{form}-{group}-{dtype}-{bn}x{bm}{split}{'' if aligned else '-unaligned'}",
+            f"{form}-{group}-{dtype}-{tiles['BN']}x{tiles['BM']}{split}{'' if aligned else '-unaligned'}",
             _int4_matmul_kernel,
             {**signature, **{name: "i32" for name in integers}},
             constants,
@@ -141,9 +148,13 @@ def _variants() -> tuple[Variant, ...]:
             launch.num_stages,
             unaligned=unaligned,
             present={} if dtype == "fp32" else {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)},
-            per=("weight", bn * group),
+            per=("weight", tiles["BN"] * group * tiles["UNROLL"]),
+            architectures=(arch,),
+            launch=("int4_matmul", shape),
         )
-        found.setdefault(variant.name, variant)
+        known = found.setdefault(variant.name, variant)
+        if arch not in known.architectures:
+            found[variant.name] = replace(known, architectures=(*known.architectures, arch))
 
     for rows in (1, 16, 17, 64):
         add(50358, 1024, rows, aligned=False)
@@ -154,10 +165,16 @@ def _variants() -> tuple[Variant, ...]:
                 add(50432, 1024, rows, form, group)
         add(1024, 1024, rows, "zero")
         add(1024, 1024, rows, "codebook", 64)
-    for group in (32, 64):
-        for features in (1024, 50432):
-            add(features, 1024, 1, group=group)
-    add(50432, 1024, 1, dtype="fp16")
+        add(1024, 1024, rows, "zero", 64)
+    for features in (1024, 50432):
+        add(features, 1024, 1, group=32)
+        for rows in (1, 17):
+            add(features, 1024, rows, group=64)
+            for group in (64, 128):
+                add(features, 1024, rows, group=group, dtype="fp16")
+    add(1024, 1024, 64, group=64)
+    for form in ("zero", "codebook"):
+        add(1024, 1024, 1, form, 32)
     add(50432, 1024, 1, "codebook", 64, dtype="fp16")
     add(50432, 1024, 1, dtype="fp32")
     return (

@@ -251,7 +251,9 @@ _TYPES = {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "dy_stride
 WIDE = {arch: ("LDG.128", "STG.128") for arch in (80, 90, 100)}
 
 
-def _variant(name: str, kernel: Any, launch: tuning.Launch, dtype: str = "bf16", **constants: Any) -> Variant:
+def _variant(
+    name: str, kernel: Any, launch: tuning.Launch, rule: str = "", dtype: str = "bf16", **constants: Any
+) -> Variant:
     types = {**_TYPES, **dict.fromkeys(_POINTERS, f"*{dtype}")}
     constants = {**launch.tiles, **constants}
     signature = {name: types[name] for name in kernel.arg_names if name not in constants}
@@ -259,12 +261,13 @@ def _variant(name: str, kernel: Any, launch: tuning.Launch, dtype: str = "bf16",
     return Variant(
         name, kernel, signature, constants, launch.num_warps,
         unaligned=("rows", "seed", "drop"), present=WIDE, per=("element", elements),
+        launch=(rule, (constants["COLUMNS"],)) if rule else None,
     )  # fmt: skip
 
 
 def _norm_variants(name: str, columns: int, **constants: Any) -> list[Variant]:
     constants = {"BEFORE": "linear", "AFTER": "linear", "DROPOUT": False, **constants, "COLUMNS": columns}
-    variants = [_variant(name, _norm_kernel, tuning.norm(90, columns), **constants)]
+    variants = [_variant(name, _norm_kernel, tuning.norm(90, columns), "norm", **constants)]
     if columns <= MAX_GRADIENT_COLUMNS:
         launch, backward = tuning.norm_backward(90, columns)[0], dict(constants)
         if not constants["DROPOUT"]:
@@ -285,12 +288,12 @@ _ALONE = {"bias": None, "residual": None}
 LAYER_NORM_GELU_VARIANTS = tuple(_norm_variants("1024", 1024, AFTER="gelu", **_ALONE))
 GELU_LAYER_NORM_VARIANTS = tuple(_norm_variants("1024", 1024, BEFORE="gelu", **_ALONE))
 ACT_VARIANTS = tuple(
-    _variant(f"{columns} {kind}{name}", kernel, launch, COLUMNS=columns, KIND=kind)
+    _variant(f"{columns} {kind}{name}", kernel, launch, rule, COLUMNS=columns, KIND=kind)
     for columns in (1024, 4096)
     for kind in dict.fromkeys(_FUSED.values())
-    for name, kernel, launch in (
-        ("", _bias_gelu_kernel, tuning.bias_gelu(90, columns)),
-        (" backward", _bias_gelu_backward_kernel, tuning.bias_gelu_backward(90, columns)[0]),
+    for name, kernel, launch, rule in (
+        ("", _bias_gelu_kernel, tuning.bias_gelu(90, columns), "bias_gelu"),
+        (" backward", _bias_gelu_backward_kernel, tuning.bias_gelu_backward(90, columns)[0], ""),
     )
     if columns == 4096 or kind == "gelu"
 )

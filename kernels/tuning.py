@@ -1,15 +1,21 @@
 """How kernels are launched: (architecture, shape) -> tiles, warps and stages, as pure functions over committed tables.
 
 Nothing is tuned at run time: the first call is as fast as the thousandth, and a batch does not change the order of a
-sum. `arch` is a compute capability: 80, 86, 89, 90, 100.
+sum. `arch` is a compute capability: 80, 86, 89, 90, 100. A rule is a function of it and of a shape; tuned.py holds the
+launches that measurements prefer to a rule's.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+
+from .tuned import MEASURED
 
 ARCHITECTURES = (80, 86, 89, 90, 100)
 SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}  # that one program may have
@@ -25,6 +31,52 @@ class Launch:
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.tiles.items())), self.num_warps, self.num_stages))
+
+
+Key = tuple[str, tuple[Any, ...]]
+Rule = TypeVar("Rule", bound=Callable[..., "Launch | None"])
+RULES: dict[str, Callable[..., Launch | None]] = {}  # without what was measured
+_measured: dict[Key, Launch] = {key: Launch(*launch) for key, launch in MEASURED.items()}
+_asked: list[Key] | None = None
+
+
+def tunable(rule: Rule) -> Rule:
+    """A rule whose answer a measurement for the same arguments overrules."""
+    name = rule.__name__
+    RULES[name] = rule
+
+    @functools.wraps(rule)
+    def launch(*arguments: Any) -> Launch | None:
+        key = name, arguments
+        if _asked is not None:
+            _asked.append(key)
+        found = _measured.get(key)
+        return rule(*arguments) if found is None else found
+
+    return launch
+
+
+@contextmanager
+def asked() -> Iterator[list[Key]]:
+    """Inside, what tunable rules are asked is recorded; for the tuner."""
+    global _asked
+    before, _asked = _asked, []
+    try:
+        yield _asked
+    finally:
+        _asked = before
+
+
+@contextmanager
+def measured(launches: Mapping[Key, Launch]) -> Iterator[dict[Key, Launch]]:
+    """Inside, these launches overrule what rules say, and more that are put into the table; for the tuner."""
+    before = dict(_measured)
+    _measured.update(launches)
+    try:
+        yield _measured
+    finally:
+        _measured.clear()
+        _measured.update(before)
 
 
 @functools.cache
@@ -43,8 +95,10 @@ def power_of_2(n: int) -> int:
 
 # Decode attention, compiled for 80, 90 and 100 and not measured. A chunk of keys and values is 32 KiB of shared memory,
 # copied there (LDGSTS) all at once: loads to registers were scheduled one by one, each waiting for the one before. An
-# element costs 3.6 (cross) to 6.8 instructions of the 15 that memory leaves time for. With fewer programs than two for
-# each SM every chunk gets its own, from three chunks on: to meet takes about as long as to read one more.
+# element costs 3.7 (cross) to 6.8 instructions of the 15 that memory leaves time for. With fewer programs than two for
+# each SM every chunk gets its own, from three chunks on: to meet takes about as long as to read one more. Tiles of 16
+# and of 32 rows split the keys of a chunk among their four warps alike (1 x 4), so a row's sums are those of either;
+# in float32 those of 32 rows would spill.
 DECODE_PROGRAMS = {80: 216, 86: 168, 89: 256, 90: 264, 100: 296}
 
 
@@ -56,17 +110,20 @@ def _decode_chunks(arch: int, programs: int, keys: int, width: int, itemsize: in
 
 
 def decode_attention(arch: int, pairs: int, keys: int, width: int, itemsize: int) -> Launch:
-    """For `pairs` rows times heads and at most `keys` positions before the new one."""
+    """For `pairs` rows times heads and a table of `keys` positions."""
     block, chunks = _decode_chunks(arch, pairs, keys, width, itemsize)
     return Launch({"BLOCK": block, "CHUNKS": chunks}, num_stages=2)
 
 
-def cross_decode_attention(arch: int, pairs: int, keys: int, beams: int, width: int, itemsize: int) -> Launch:
-    """For `pairs` sources times heads, `keys` positions and `beams` rows of each source."""
-    rows = 16 if beams <= 16 else 32
-    block, chunks = _decode_chunks(arch, pairs * -(-beams // rows), keys, width, itemsize)
-    stages = 3 if chunks == 1 and arch not in (86, 89) else 2  # these have less shared memory
-    return Launch({"BLOCK": block, "BLOCK_W": rows, "CHUNKS": chunks}, num_stages=stages)
+def cross_decode_attention(arch: int, pairs: int, keys: int, rows: int, width: int, itemsize: int) -> Launch:
+    """For `pairs` sources times heads, a table of `keys` positions and at most `rows` rows of each source.
+
+    With 5 stages two chunks are on their way while a third is used, and their slots before them; with 3 one is.
+    """
+    tile = 16 if rows <= 16 or itemsize == 4 else 32
+    block, chunks = _decode_chunks(arch, pairs * -(-rows // tile), keys, width, itemsize)
+    stages = 5 if chunks == 1 and arch not in (86, 89) else 3  # these have less shared memory
+    return Launch({"BLOCK": block, "BLOCK_W": tile, "CHUNKS": chunks}, num_stages=stages)
 
 
 # Attention, compiled for 80, 90 and 100, not measured: the largest tiles that spill nowhere (but for 4 words in dq of
@@ -76,6 +133,7 @@ def cross_decode_attention(arch: int, pairs: int, keys: int, beams: int, width: 
 # the first thing to measure.
 
 
+@tunable
 def attention(arch: int, width: int, itemsize: int, dropout: bool) -> Launch:
     """The forward, for head dim `width`."""
     if itemsize == 4:
@@ -86,6 +144,7 @@ def attention(arch: int, width: int, itemsize: int, dropout: bool) -> Launch:
     return Launch({"BLOCK_M": 64, "BLOCK_N": keys}, num_warps=8 if dropout else 4, num_stages=2)
 
 
+@tunable
 def attention_dq(arch: int, width: int, itemsize: int, dropout: bool) -> Launch:
     """The gradient of the queries."""
     if itemsize == 4:
@@ -95,6 +154,7 @@ def attention_dq(arch: int, width: int, itemsize: int, dropout: bool) -> Launch:
     return Launch({"BLOCK_M": 64, "BLOCK_N": keys}, num_warps=8 if dropout and width > 64 else 4, num_stages=2)
 
 
+@tunable
 def attention_dkv(arch: int, width: int, itemsize: int, dropout: bool) -> Launch:
     """The gradients of the keys and values."""
     queries = 32 if width <= 64 else 16
@@ -110,30 +170,38 @@ INT4_MERGE_COLUMNS, INT4_DEQUANTIZE_WORDS = 128, 128
 INT4_SMS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148}
 
 
-def int4_matmul(arch: int, rows: int, features: int, columns: int, float32: bool) -> Launch | None:
+@tunable
+def int4_matmul(
+    arch: int, rows: int, features: int, columns: int, group: int, zero: bool, float32: bool
+) -> Launch | None:
     """Tiles of W [features, columns] and x [rows, columns], splits of K; None: dequantize. Compiled, not measured.
 
-    BN 128 takes fewer instructions for a weight than 64, but a small matrix has too few such tiles. A split adds a
-    kernel, so it is left at least 1024 columns; it is chosen without looking at up to 64 rows, and above, where there
-    are more tiles of x, there is none: so a row's sum does not change with the batch.
+    BN 128 takes fewer instructions for a weight than 64, but a small matrix has too few such tiles. There, small groups
+    are unrolled, which shares what a turn of the loop costs. A split adds a kernel, so it is left at least 1024
+    columns; it is chosen without looking at up to 64 rows, and above, where there are more tiles of x, there is none:
+    so a row's sum does not change with the batch. Before 90, 64 rows with zero points spill.
     """
     if rows > (INT4_DENSE_ROWS_FLOAT32 if float32 else INT4_DENSE_ROWS):
         return None
     sms, splits = INT4_SMS[arch], 1
     while rows <= 64 and 2 * splits * -(-features // 64) <= sms and columns >= 2048 * splits:
         splits *= 2
-    bm = min(64, max(16, power_of_2(rows)))
+    bm = min(32 if zero and arch < 90 else 64, max(16, power_of_2(rows)))
     if float32:
-        return Launch({"BM": bm, "BN": 64, "SPLITS": splits}, num_warps=4, num_stages=2)
+        return Launch({"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": 1}, num_warps=4, num_stages=2)
     if features < 128 * sms and bm < 64:
-        return Launch({"BM": bm, "BN": 64, "SPLITS": splits}, num_warps=4, num_stages=6)
-    return Launch({"BM": bm, "BN": 128, "SPLITS": splits}, num_warps=8 if bm == 64 else 4, num_stages=3)
+        unroll = 1 if group == 128 else 4
+        tiles = {"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": unroll}
+        return Launch(tiles, num_warps=4, num_stages=6 if unroll == 1 else 3)
+    tiles = {"BM": bm, "BN": 128, "SPLITS": splits, "UNROLL": 1}
+    return Launch(tiles, num_warps=8 if bm == 64 else 4, num_stages=3)
 
 
 # LayerNorm and GELU. Of the compiled kernels, none measured: a row lies in as many warps as give each thread 32
 # elements (four loads of 16 bytes in 16-bit dtypes): one warp at 1024, without shared memory. No variant spills.
 
 
+@tunable
 def norm(arch: int, columns: int) -> Launch:
     """LayerNorm over `columns`: whole rows, several in a tile where they are short."""
     block = max(16, power_of_2(columns))
@@ -147,6 +215,7 @@ def norm_backward(arch: int, columns: int) -> tuple[Launch, int]:
     return launch, 132 * max(1, min(4, 8192 // block))
 
 
+@tunable
 def bias_gelu(arch: int, columns: int) -> Launch:
     """An activation over tiles: four rows of 16 bytes per thread share one piece of the bias."""
     block = min(1024, max(16, power_of_2(columns)))
@@ -157,3 +226,64 @@ def bias_gelu_backward(arch: int, columns: int) -> tuple[Launch, int]:
     """The same backwards, and the most programs along the rows."""
     block = min(1024, max(16, power_of_2(columns)))
     return Launch({"ROWS": 2 * 1024 // block, "BLOCK": block}, num_warps=4), 264
+
+
+# linear_gelu, compiled and not measured. With descriptors 128 x 128 takes 168 registers of 4 warps and 96 KiB, so two
+# programs share an SM, one multiplying under the other's GELU; 128 x 256 with 8 warps leaves room for one. On 80 two
+# programs of 8 warps and 128 registers fit. Rows that are not aligned come in pieces of two bytes, through registers:
+# more than 64 x 64 would spill there. None of the variants does.
+LINEAR_GELU_SMS = {90: 132}
+LINEAR_GELU_COLUMNS = {90: 367}  # at which a separate bias_gelu takes as long as the product: 2 * 790e12 / 4.3e12
+LINEAR_GELU_SHARE = 0.8  # of the speed of cuBLAS that the product is assumed to have where it fills the device
+
+
+@tunable
+def linear_gelu_tiles(arch: int, itemsize: int, aligned: bool) -> Launch:
+    """The launch where one is wanted; `aligned`: the rows of all matrices are a multiple of 16 elements apart."""
+    if itemsize == 4 or not aligned:
+        return Launch({"TMA": 0, "BM": 64, "BN": 64, "BK": 32, "BAND": 8}, num_warps=4, num_stages=3)
+    tma = arch >= 90
+    return Launch({"TMA": tma, "BM": 128, "BN": 128, "BK": 64, "BAND": 8}, num_warps=4 if tma else 8, num_stages=3)
+
+
+def linear_gelu(arch: int, rows: int, features: int, columns: int, itemsize: int) -> Launch | None:
+    """For x [rows, columns] and W [features, columns]; None where torch's product and bias_gelu should be faster.
+
+    Predicted, not measured. In units of cuBLAS' product, bias_gelu takes LINEAR_GELU_COLUMNS / columns and this kernel
+    1 / (LINEAR_GELU_SHARE * fill), where fill is the share of the places for programs (two on each SM) that have one,
+    over all waves. There must be four waves, too, for products and GELUs to get out of step. So 1024 columns need a
+    fill of 92%: 4096 columns of W have it at 3841 rows. Without figures for an architecture, without descriptors and in
+    float32: None.
+    """
+    launch = linear_gelu_tiles(arch, itemsize, features % 16 == 0 and columns % 16 == 0)
+    if arch not in LINEAR_GELU_SMS or not launch.tiles["TMA"]:
+        return None
+    places = 2 * LINEAR_GELU_SMS[arch]
+    tiles = -(-rows // launch.tiles["BM"]) * -(-features // launch.tiles["BN"])
+    waves = -(-tiles // places)
+    enough = waves >= 4 and LINEAR_GELU_SHARE * tiles * (columns + LINEAR_GELU_COLUMNS[arch]) > waves * places * columns
+    return launch if enough else None
+
+
+# Choice of tokens. Of the compiled kernels, none measured: a tile of 2048 scores is 16 in each thread, its four to
+# sixteen loads on their way together. A row is cut into blocks so that its maxima and the scores of the chosen blocks
+# are about as many. Nothing depends on the number of rows.
+
+
+def top_log_probs(arch: int, vocabulary: int, count: int) -> tuple[Launch, Launch]:
+    """The pass over all scores, and that over the maxima of a row."""
+    block = 64 if count <= 16 else 32
+    blocks = max(power_of_2(count), power_of_2(-(-vocabulary // block)))
+    tiles = power_of_2(-(-vocabulary // 2048))
+    first = Launch({"BLOCKS": 2048 // block, "BLOCK": block}, num_warps=4)
+    return first, Launch({"BLOCKS": blocks, "TILES": tiles}, num_warps=4 if blocks <= 1024 else 8)
+
+
+def process(arch: int, width: int) -> Launch:
+    """Over `width` tokens of a row."""
+    return Launch({"BLOCK": min(512, max(128, power_of_2(width))), "BANS": 4096}, num_warps=4)
+
+
+def sample(arch: int, vocabulary: int) -> tuple[Launch, Launch]:
+    """The passes over a row that look for the limits, and the draw."""
+    return Launch({"BLOCK": 4096}, num_warps=16), Launch({"BLOCK": 1024}, num_warps=4)

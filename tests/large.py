@@ -49,15 +49,21 @@ def decode_attention(rows: int, device: torch.device, dtype: torch.dtype) -> Pai
     found = []
     for keys in (pool, pool[-TAIL:].clone()):
         table = torch.arange(len(keys) - TAIL, len(keys), dtype=torch.int32, device=device).view(2, TAIL // 2)
-        slots = table[:, TAIL // 2 - 1].long()
-        found.append(ops.decode_attention(q, q, q, keys, keys.clone(), slots, table, TAIL // 2 - 1))
+        lengths = torch.tensor([TAIL // 2 - 1, 5], dtype=torch.int32, device=device)
+        found.append(ops.decode_attention(q, q, q, keys, keys.clone(), table[:, TAIL // 2 - 1], table, lengths))
     return found[0], found[1]
 
 
 def cross_decode_attention(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
-    keys = _random(rows, HEADS, HEAD_DIM, device=device, dtype=dtype).view(-1, TAIL, HEADS, HEAD_DIM)
-    q = _random(2 * len(keys), HEADS, HEAD_DIM, device=device, dtype=dtype)
-    return ops.cross_decode_attention(q, keys, keys)[-2:], ops.cross_decode_attention(q[-2:], keys[-1:], keys[-1:])
+    pool = _random(rows, HEADS, HEAD_DIM, device=device, dtype=dtype)
+    q = _random(rows, HEADS, HEAD_DIM, device=device, dtype=dtype)  # TAIL rows for each source
+
+    def attend(q: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+        table = torch.arange(len(pool), dtype=torch.int32, device=device).view(-1, TAIL)
+        cu_rows = torch.arange(0, len(q) + 1, TAIL, dtype=torch.int32, device=device)
+        return ops.cross_decode_attention(q, pool, pool, table, torch.full_like(table[:, 0], TAIL), cu_rows, TAIL)
+
+    return attend(q, pool)[-TAIL:], attend(q[-TAIL:], pool[-TAIL:])
 
 
 def int4_matmul(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
@@ -73,8 +79,54 @@ def int4_matmul(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
     return ops.int4_matmul(x, *whole)[:, -TAIL:], ops.int4_matmul(x, packed, scale)
 
 
+def linear_gelu(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
+    """Sums of small integers, which are exact in any order and dtype: a small product may take another kernel."""
+    x = torch.zeros(rows, HIDDEN, device=device, dtype=dtype)
+    x[-TAIL:, ::8] = torch.randint(-1, 2, (min(TAIL, rows), HIDDEN // 8), device=device).to(dtype)
+    weight = torch.randint(-1, 2, (HIDDEN, HIDDEN), device=device).to(dtype)
+    bias = torch.randint(-3, 4, (HIDDEN,), device=device).to(dtype)
+    return ops.linear_gelu(x, weight, bias)[-TAIL:], ops.linear_gelu(x[-TAIL:], weight, bias)
+
+
+def top_log_probs(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
+    scores = _random(rows, HIDDEN, device=device, dtype=dtype)
+    return ops.top_log_probs(scores, 3)[0][-TAIL:], ops.top_log_probs(scores[-TAIL:], 3)[0]
+
+
+def process(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
+    scores = _random(rows, HIDDEN, device=device, dtype=torch.float32)
+    small = scores[-TAIL:].clone()
+    tokens = torch.arange(HIDDEN // 2, device=device).expand(rows, -1)
+    width, penalty = tokens.shape[1], torch.full((rows,), 2.0, device=device)
+    number = torch.full((rows,), width, device=device)
+    for part in (scores, small):
+        n = len(part)
+        ops.process(part, tokens[:n], number[:n], penalty[:n], torch.zeros_like(number[:n]))
+    return scores[-TAIL:], small
+
+
+def sample(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
+    scores = _random(rows, HIDDEN, device=device, dtype=dtype)
+    one, none = torch.ones(rows, device=device), torch.zeros(rows, device=device)
+    number = torch.arange(rows, device=device)
+    options = [torch.zeros_like(number), number, number, one, torch.full_like(number, 5), one, none]
+    tails = [scores[-TAIL:], *(option[-TAIL:] for option in options)]
+    return ops.sample(scores, *options)[1][-TAIL:], ops.sample(*tails)[1]
+
+
 LARGE: dict[str, Callable[[int, torch.device, torch.dtype], Pair]] = {
     function.__name__: function
-    for function in (add_layer_norm, bias_gelu, attention, decode_attention, cross_decode_attention, int4_matmul)
+    for function in (
+        add_layer_norm,
+        bias_gelu,
+        attention,
+        decode_attention,
+        cross_decode_attention,
+        int4_matmul,
+        linear_gelu,
+        top_log_probs,
+        process,
+        sample,
+    )
 }
 ROWS = 2**31 // HIDDEN + 2 * TAIL  # of HIDDEN elements each

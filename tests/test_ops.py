@@ -89,39 +89,59 @@ def test_attention_of_packed_rows(causal, lengths, limited):
         assert close(got[mine], exact_attention(q[mine], k[its], v[its], visible)), row
 
 
-@pytest.mark.parametrize("tabled", [False, True])
-def test_decode_attention_over_slots(tabled):
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [0, 6, 4], [0, 0, 0], [9, -2, 3]])
+def test_decode_attention_over_slots(lengths):
     torch.manual_seed(0)
-    rows, capacity, length = 3, 7, 4
-    keys, values = (torch.randn(rows * capacity, 2, 8) for _ in range(2))
-    own = torch.arange(rows * capacity).view(rows, capacity)
-    table = own.clone()
-    if tabled:
-        table[0, :length], table[2, 1] = own[2, :length], own[1, 1]
-    unused = torch.ones(rows * capacity, dtype=torch.bool)
-    unused[table[:, : length + 1].flatten()] = False
+    rows, columns = 3, 6
+    keys, values = (torch.randn(rows * (columns + 1), 2, 8) for _ in range(2))
+    own = torch.randperm(rows * (columns + 1)).view(rows, columns + 1).int()
+    slots, table = own[:, columns], own[:, :columns].clone()
+    table[0, :3] = own[2, :3]
+    table[2, 1] = own[1, 1]
+    seen = [table[row, : max(length, 0)].tolist() for row, length in enumerate(lengths)]
+    unused = torch.ones(len(keys), dtype=torch.bool)
+    unused[[slot for slots in seen for slot in slots]] = False
     keys[unused], values[unused] = math.nan, math.nan  # slots nobody may read
+    for row, length in enumerate(lengths):
+        table[row, max(length, 0) :] = 2**31 - 1  # no slot
     q, k, v = (torch.randn(rows, 2, 8) for _ in range(3))
     before = keys.clone()
-    got = decode_attention_reference(q, k, v, keys, values, own[:, length], table if tabled else None, length)
+    got = decode_attention_reference(q, k, v, keys, values, slots, table, torch.tensor(lengths, dtype=torch.int32))
     for row in range(rows):
-        seen = table[row, : length + 1]
-        everything = torch.ones(1, length + 1, dtype=torch.bool)
-        assert close(got[row : row + 1], exact_attention(q[row : row + 1], keys[seen], values[seen], everything))
-    changed = (keys != before).flatten(1).any(1) & ~unused
-    assert changed.nonzero().flatten().tolist() == own[:, length].tolist() and torch.equal(keys[own[:, length]], k)
+        past = torch.tensor([*seen[row], int(slots[row])])
+        everything = torch.ones(1, len(past), dtype=torch.bool)
+        assert close(got[row : row + 1], exact_attention(q[row : row + 1], keys[past], values[past], everything))
+    changed = (keys.nan_to_num() != before.nan_to_num()).flatten(1).any(1)
+    assert sorted(changed.nonzero().flatten().tolist()) == sorted(slots.tolist()) and torch.equal(keys[slots], k)
+
+
+def test_rows_that_share_a_slot_to_write_to_see_their_own_key():
+    torch.manual_seed(0)
+    pool, table = torch.randn(6, 2, 8), torch.tensor([[0, 1], [2, 3], [4, 4]], dtype=torch.int32)
+    q, k, v = (torch.randn(3, 2, 8) for _ in range(3))
+    slots, lengths = torch.tensor([5, 5, 5]), torch.tensor([2, 1, 0], dtype=torch.int32)
+    got = decode_attention_reference(q, k, v, pool, pool.clone(), slots, table, lengths)
+    apart = decode_attention_reference(
+        q, k, v, *torch.cat((pool, pool)).expand(2, -1, -1, -1).clone(), torch.arange(6, 9), table, lengths
+    )
+    assert close(got, apart.double()) and torch.equal(got[2], v[2]) and any(torch.equal(pool[5], new) for new in k)
 
 
 def test_cross_attention_serves_all_rows_of_a_source():
     torch.manual_seed(0)
-    q, k, v = torch.randn(6, 2, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
-    mask = torch.tensor([[True, True, True, False, False], [False] * 5])
-    got = cross_decode_attention_reference(q, k, v, mask)
-    for row in range(6):
-        source = row // 3
-        assert close(got[row : row + 1], exact_attention(q[row : row + 1], k[source], v[source], mask[source][None]))
-    assert not got[3:].any()
-    assert not cross_decode_attention_reference(q, k[:, :0], v[:, :0]).any()
+    q, keys, values = torch.randn(8, 2, 8), torch.randn(12, 2, 8), torch.randn(12, 2, 8)
+    table = torch.tensor([[3, 9, 1], [7, 7, 2], [0, 2**31 - 1, -5], [2**31 - 1] * 3], dtype=torch.int32)
+    lengths, cu_rows = (torch.tensor(n, dtype=torch.int32) for n in ([3, 7, 1, 0], [0, 4, 4, 5, 7]))
+    got = cross_decode_attention_reference(q, keys, values, table, lengths, cu_rows, 6)
+    for row in range(7):
+        source = 0 if row < 4 else 2 if row < 5 else 3
+        slots = table[source, : lengths[source]].long()
+        everything = torch.ones(1, len(slots), dtype=torch.bool)
+        assert close(got[row : row + 1], exact_attention(q[row : row + 1], keys[slots], values[slots], everything))
+    assert not got[5:].any()  # no keys, and no source
+    nothing = torch.zeros_like(lengths)
+    assert not cross_decode_attention_reference(q, keys[:0], values[:0], table, nothing, cu_rows, 6).any()
+    assert not cross_decode_attention_reference(q, keys, values, table[:0], nothing[:0], cu_rows[:1], 6).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -213,11 +233,39 @@ def test_arguments_by_name():
     named = {"x": x, "bias": None, "residual": x, "weight": weight, "shift": weight, "eps": 1e-5}
     assert torch.equal(ops.add_layer_norm(**named), ops.add_layer_norm(*named.values()))
     q = torch.randn(2, 1, 8, requires_grad=True)
-    assert "no gradient" in ops.cross_decode_attention.refuses(q=q.detach(), k=q, v=q)
-    assert ops.cross_decode_attention.refuses(q=q.detach(), k=q.detach(), v=q.detach()) is None
+    assert "no gradient" in ops.cross_decode_attention.refuses(q=q.detach(), key_pool=q, value_pool=q)
+    assert ops.cross_decode_attention.refuses(q=q.detach(), key_pool=q.detach(), value_pool=q.detach()) is None
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_calls_that_are_large_on_a_gpu_agree_with_small_ones(name):
     large, small = LARGE[name](3 * 128, torch.device("cpu"), torch.float32)
     assert close(large, small.double()) and float(small.abs().max()) > 0.1
+
+
+def test_activations_behind_a_product_go_to_their_kernels(monkeypatch):
+    """Where kernels would run; recorders stand in for them here."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 8), torch.randn(6, 8), torch.randn(6)
+    called = []
+    for op in (ops.bias_gelu, ops.linear_gelu):
+
+        def kernel(*arguments, op=op):
+            called.append(op.name)
+            return op.reference(*arguments)
+
+        monkeypatch.setitem(vars(op), "triton", kernel)
+        monkeypatch.setitem(vars(op), "_obstacle", lambda *arguments, **named: None)
+    before = ops.set_backend("triton")
+    try:
+        for activation, name in (("gelu", "linear_gelu"), ("gelu_new", "bias_gelu"), (None, None)):
+            called.clear()
+            assert close(
+                ops.linear(x, weight, bias, activation), linear_reference(x, weight, bias, activation).double()
+            )
+            assert called == ([name] if name else [])
+        called.clear()
+        ops.linear(x.requires_grad_(), weight, bias, "gelu").sum().backward()
+        assert called == ["bias_gelu"] and x.grad is not None
+    finally:
+        ops.set_backend(before)

@@ -39,8 +39,6 @@ class Steps:
         if self.cache is None:
             self.cache = self.decoder.body.new_cache(self.rows, FIRST_CAPACITY, like)
         self.known = self.cache.length  # tokens of the prefix that need not be fed
-        if self.source is not None:
-            self.cache.source_mask = self.source[1].mask()
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""

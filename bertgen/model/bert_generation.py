@@ -186,8 +186,6 @@ class BertGenerationEncoder(PretrainedModel):
                 if cache.rows != rows:
                     raise InputError(f"past_key_values hold {cache.rows} rows, the input has {rows}")
                 cache.reserve(past + length)
-                if source is not None:
-                    cache.source_mask = source[1].mask()
                 key_mask = None if mask is None or bool(mask.all()) else mask.bool()
             else:
                 key_len, key_mask = key_limits(mask)

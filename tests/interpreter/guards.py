@@ -12,11 +12,15 @@ PATTERN = 0x5A  # of every byte of a band and of new memory
 
 
 def guarded(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of a tensor, with its strides and what lies between its rows, between two bands; and the whole memory."""
+    """A copy of a tensor, aligned as it is, with its strides and what lies between its rows; and the whole memory.
+
+    Before and behind it lie bands.
+    """
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
-    whole = _pattern(extent + 2 * BAND, tensor.dtype)
-    whole[BAND : BAND + extent] = tensor.as_strided((extent,), (1,))
-    return whole.as_strided(tensor.shape, tensor.stride(), BAND), whole
+    start = BAND + tensor.storage_offset() % 16
+    whole = _pattern(start + extent + BAND, tensor.dtype)
+    whole[start : start + extent] = tensor.as_strided((extent,), (1,))
+    return whole.as_strided(tensor.shape, tensor.stride(), start), whole
 
 
 def damaged(whole: torch.Tensor) -> bool:

@@ -1,0 +1,132 @@
+"""Which launch is fastest, measured: for `bench/ops.py --tune`, which writes kernels/tuned.py.
+
+A rule of kernels/tuning.py proposes a launch; its neighbours (tiles that may change, warps, stages) compete with it.
+A neighbour is compiled for the device first and dropped where it spills, takes too much shared memory or lost its
+tensor-core instructions; then it is called, compared with the definition, and timed by turns with the others. One that
+is not 3% faster than the rule's own launch is not worth an entry. Nothing that fixes the order of a row's sum across
+batches (splits of K, chunks of keys) may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import pprint
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import offline
+from bertgen.kernels.all_cases import CHECKS
+
+from bertgen.kernels import tuning
+
+# Tiles that may change, by rule; warps and stages may always.
+TILES: dict[str, dict[str, tuple[int, ...]]] = {
+    "attention": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128)},
+    "attention_dq": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64)},
+    "attention_dkv": {"BLOCK_M": (16, 32, 64), "BLOCK_N": (64, 128)},
+    "int4_matmul": {"BN": (64, 128), "UNROLL": (1, 2, 4)},
+    "linear_gelu_tiles": {"BM": (64, 128), "BN": (128, 256)},
+    "norm": {"ROWS": (1, 2, 4)},
+    "bias_gelu": {"ROWS": (2, 4, 8)},
+}
+WARPS, STAGES = (1, 2, 4, 8), (1, 2, 3, 4, 6)
+GAIN = 0.97  # of the rule's own time, that an entry must stay below
+Key = tuple[str, tuple[Any, ...]]
+
+
+def neighbours(name: str, launch: tuning.Launch) -> Iterator[tuning.Launch]:
+    """Launches that differ in one or two things from the rule's."""
+    choices = {**TILES.get(name, {}), "num_warps": WARPS, "num_stages": STAGES}
+    now = {**launch.tiles, "num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    for changed in itertools.chain(*(itertools.combinations(choices, n) for n in (1, 2))):
+        for values in itertools.product(*(choices[what] for what in changed)):
+            if all(now[what] != value for what, value in zip(changed, values)):
+                found = now | dict(zip(changed, values))
+                warps, stages = found.pop("num_warps"), found.pop("num_stages")
+                yield tuning.Launch(found, num_warps=warps, num_stages=stages)
+
+
+def usable(key: Key, launches: list[tuning.Launch], processes: int | None = None) -> list[tuning.Launch]:
+    """The launches whose kernels compile as they should, where the variants of a check say which kernel that is."""
+    places = [
+        (op, index)
+        for op, check in CHECKS.items()
+        for index, variant in enumerate(check.variants)
+        if variant.launch == (key[0], key[1][1:]) and key[1][0] in variant.architectures
+    ]
+    if not places or not launches:
+        return launches
+    jobs = [(places, key[1][0], launch) for launch in launches]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return [launch for launch, wrong in zip(launches, pool.map(_problems, jobs)) if not wrong]
+
+
+def _problems(job: tuple[list[tuple[str, int]], int, tuning.Launch]) -> list[str]:
+    places, arch, launch = job
+    for op, index in places:
+        variant = with_launch(CHECKS[op].variants[index], launch)
+        try:
+            wrong = offline.problems(variant, arch, offline.compiled(variant, arch))
+        except Exception as error:  # whatever the compiler says of tiles it cannot do
+            wrong = [f"{type(error).__name__}: {error}"]
+        if wrong:
+            return wrong
+    return []
+
+
+def with_launch(variant: Any, launch: tuning.Launch) -> Any:
+    """A variant with other tiles, warps and stages."""
+    ours = {**launch.tiles, "WARPS": launch.num_warps, "STAGES": launch.num_stages}
+    constants = {name: ours.get(name, value) for name, value in variant.constants.items()}
+    return dataclasses.replace(
+        variant, constants=constants, num_warps=launch.num_warps, num_stages=launch.num_stages, per=None
+    )
+
+
+def tuned(
+    call: Callable[[], Any], right: Callable[[], bool], seconds: Callable[[Callable[[], Any]], float]
+) -> dict[Key, tuning.Launch]:
+    """The launches of one call that are faster than the rules' own.
+
+    Args:
+        call: what is made faster. right: whether its answer is accepted. seconds: its time, by a fair clock.
+    """
+    with tuning.asked() as keys:
+        call()
+    found: dict[Key, tuning.Launch] = {}
+    for key in dict.fromkeys(keys):
+        name, arguments = key
+        own = tuning.RULES[name](*arguments)
+        if own is None:
+            continue
+        times = {own: seconds(call)}
+        for launch in usable(key, list(dict.fromkeys(neighbours(name, own)))):
+            with tuning.measured({key: launch}):
+                try:
+                    if right():
+                        times[launch] = seconds(call)
+                except Exception:  # it does not launch on this device
+                    continue
+        # The clock again, by turns, for those that may be the best.
+        leaders = sorted(times, key=times.__getitem__)[:4]
+        for launch in {*leaders, own}:
+            with tuning.measured({key: launch}):
+                times[launch] = min(times[launch], *(seconds(call) for _ in range(3)))
+        best = min(leaders, key=times.__getitem__)
+        if times[best] < GAIN * times[own]:
+            found[key] = best
+    return found
+
+
+def source(found: dict[Key, tuning.Launch], device: str, commit: str) -> str:
+    """The text of kernels/tuned.py."""
+    table = {key: (launch.tiles, launch.num_warps, launch.num_stages) for key, launch in sorted(found.items(), key=str)}
+    return (
+        '"""Launches that were measured: (rule of tuning.py, its arguments) -> tiles, warps, stages.\n\n'
+        f"`bench/ops.py --tune` writes this file. {f'Measured on {device}, commit {commit}.' if found else 'Empty.'}\n"
+        '"""\n\nfrom typing import Any\n\n'
+        "MEASURED: dict[tuple[str, tuple[Any, ...]], tuple[dict[str, int], int, int]] = "
+        f"{pprint.pformat(table, width=110, sort_dicts=False)}\n"
+    )
