@@ -118,11 +118,12 @@ def decode_attention(arch: int, pairs: int, keys: int, width: int, itemsize: int
 def cross_decode_attention(arch: int, pairs: int, keys: int, rows: int, width: int, itemsize: int) -> Launch:
     """For `pairs` sources times heads, a table of `keys` positions and at most `rows` rows of each source.
 
-    With 5 stages two chunks are on their way while a third is used, and their slots before them; with 3 one is.
+    With 5 stages two chunks are on their way while a third is used, and their slots before them; with 3 one is. A
+    program that has but one chunk needs 2.
     """
     tile = 16 if rows <= 16 or itemsize == 4 else 32
     block, chunks = _decode_chunks(arch, pairs * -(-rows // tile), keys, width, itemsize)
-    stages = 5 if chunks == 1 and arch not in (86, 89) else 3  # these have less shared memory
+    stages = 2 if chunks > 1 else 3 if arch in (86, 89) else 5  # these have less shared memory
     return Launch({"BLOCK": block, "BLOCK_W": tile, "CHUNKS": chunks}, num_stages=stages)
 
 
