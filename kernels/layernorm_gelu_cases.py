@@ -164,7 +164,8 @@ NORM_ACT_CASES = (
     _act_case("rows apart", 5, 72, _strided, norm=True, core=True),
     _act_case("many tiles of rows", 70, 40, norm=True),
     *(_act_case(name, 5, 64, fill, norm=True) for name, fill in EDGES),
-    *(_act_case(a, 6, 60, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
+    # So many elements that plain torch is not exact by luck: its largest error is what ours is measured by.
+    *(_act_case(a, 6, 1000, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
 )
 
 
