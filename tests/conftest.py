@@ -20,6 +20,14 @@ def pytest_configure(config):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Tests that run many others in a process of their own say how many."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "count":
+                terminalreporter.write_line(value)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Folder of a tiny trained model with its tokenizer; tests/checkpoints.py says what it knows."""

@@ -35,10 +35,11 @@ def interpreted(path: str, kernel: str = "", core: bool = True) -> int:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
 @pytest.mark.parametrize("kernel", CHECKS)
-def test_the_core_cases_of_a_kernel(kernel):
+def test_the_core_cases_of_a_kernel(kernel, record_property):
     cases = [case for case in CHECKS[kernel].cases if case.core]
     expected = sum(2 if case.gradients else 1 for case in cases) * 2  # float32 and float16
     assert cases and interpreted("test_cases.py", kernel) == expected
+    record_property("count", f"{kernel}: {expected} core tests in the interpreter")
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
@@ -54,19 +55,21 @@ def test_whole_models_in_the_interpreter():
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kernel", CHECKS)
-def test_all_cases_of_a_kernel(kernel):
-    interpreted("test_cases.py", kernel, core=False)
+def test_all_cases_of_a_kernel(kernel, record_property):
+    passed = interpreted("test_cases.py", kernel, core=False)
+    record_property("count", f"{kernel}: {passed} tests in the interpreter")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_every_variant_compiles_as_the_table_says():
+def test_every_variant_compiles_as_the_table_says(record_property):
     """No spills, wide loads and tensor cores where they belong, and registers and instructions as in the table."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "bench/offline.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     wrong = [line for line in done.stdout.splitlines() if "<--" in line]
     assert done.returncode == 0, "\n".join(wrong) + done.stdout[-500:] + done.stderr[-2000:]
+    record_property("count", done.stdout.splitlines()[-1])
 
 
 # What the compiler's output is read for
