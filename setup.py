@@ -33,7 +33,7 @@ def without(reason):
     return {}
 
 
-def extension():
+def extension_arguments():
     """The arguments of `setup` that build bertgen._C."""
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
         return without("BERTGEN_WITHOUT_EXT=1")
@@ -48,6 +48,8 @@ def extension():
                 super().build_extensions()
             except Exception as error:  # whatever a compiler and its search can fail with
                 without(f"it does not compile: {error}")
+                for extension in self.extensions:
+                    extension.optional = True  # what was not built need not be copied
 
     module = CppExtension(
         "bertgen._C",
@@ -59,7 +61,6 @@ def extension():
         ],
         extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"],
         py_limited_api=True,
-        optional=not REQUIRED,
     )
     return {
         "ext_modules": [module],
@@ -68,5 +69,5 @@ def extension():
     }
 
 
-arguments = extension()
+arguments = extension_arguments()
 setup(**{**arguments, "cmdclass": {"build_py": BuildPy, **arguments.get("cmdclass", {})}})

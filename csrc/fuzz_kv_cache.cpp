@@ -102,12 +102,12 @@ class User {
  private:
   void admit(Bytes& bytes) {
     const Limits& limits = cache_.limits();
-    const bool wild = bytes.below(16) == 0;
-    const int64_t rows = wild ? odd(bytes) : 1 + bytes.below(limits.rows);
-    const int64_t positions = wild ? odd(bytes) : 1 + bytes.below(limits.positions);
+    const int64_t rows = bytes.below(16) == 0 ? odd(bytes) : 1 + bytes.below(limits.rows);
+    const int64_t positions = bytes.below(16) == 0 ? odd(bytes) : 1 + bytes.below(limits.positions);
     const uint64_t key = bytes.below(6);
-    // One length to a key, but for the wild.
-    const int64_t length = wild ? odd(bytes) : key * 7 % (limits.source_positions + 1);
+    // One length to a key, mostly.
+    const int64_t shift = bytes.below(16) == 0 ? 1 : 0;
+    const int64_t length = bytes.below(16) == 0 ? odd(bytes) : (key * 7 + shift) % (limits.source_positions + 1);
     Admission admission{-1, -1, -1, -1};
     const Status status = cache_.admit(rows, positions, key, length, &admission);
     if (status != kOk) {
@@ -127,7 +127,7 @@ class User {
     requests_.push_back({admission, key, length, std::vector<Row>(rows)});
     for (Row& row : requests_.back().rows) row.positions = positions;
     // A thread that shares a source must not write its table while others may read it.
-    if (admission.is_new) EXPECT(cache_.fill_source(admission.request, shared_.sources.data()) == kOk);
+    if (admission.is_new || alone_) EXPECT(cache_.fill_source(admission.request, shared_.sources.data()) == kOk);
   }
 
   void step(Bytes& bytes) {
@@ -151,7 +151,7 @@ class User {
       }
     }
     if (alone_ && bytes.below(16) == 0 && !rows.empty()) {  // among threads the row might be another's
-      const int32_t wrong[] = {rows[0], -1, static_cast<int32_t>(cache_.limits().rows), INT32_MAX};
+      const int32_t wrong[] = {rows[0], -1, static_cast<int32_t>(cache_.limits().rows), free_row()};
       rows.push_back(wrong[bytes.below(4)]);
       positions.push_back(0);
       good = false;
@@ -165,7 +165,28 @@ class User {
     for (size_t i = 0; i < held.size(); ++i) take(rows[i], *held[i], positions[i], slots[i]);
   }
 
+  // A row that nobody has, or a number that is none.
+  int32_t free_row() const {
+    int64_t row = 0;
+    for (bool taken = true; taken;) {
+      taken = false;
+      for (const Request& request : requests_) {
+        const int64_t first = request.admission.first_row, end = first + static_cast<int64_t>(request.rows.size());
+        if (first <= row && row < end) {
+          row = end;
+          taken = true;
+        }
+      }
+    }
+    return static_cast<int32_t>(row);
+  }
+
   void extend(Bytes& bytes) {
+    if (alone_ && bytes.below(16) == 0) {
+      EXPECT(cache_.extend(free_row(), 1, shared_.own.data()) == kUnknownRow);
+      EXPECT(cache_.finish_row(free_row()) == kUnknownRow);
+      EXPECT(cache_.fill_source(odd(bytes), shared_.sources.data()) == kUnknownRequest || !requests_.empty());
+    }
     if (requests_.empty()) return;
     Request& request = requests_[bytes.below(requests_.size())];
     const int64_t index = bytes.below(request.rows.size()), number = request.admission.first_row + index;
@@ -198,7 +219,7 @@ class User {
 
   void release(Bytes& bytes) {
     if (requests_.empty()) {
-      EXPECT(cache_.release(odd(bytes)) != kOk || !alone_);
+      if (alone_) EXPECT(cache_.release(odd(bytes)) == kUnknownRequest);
       return;
     }
     const int64_t index = bytes.below(requests_.size());

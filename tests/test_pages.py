@@ -334,7 +334,13 @@ def test_more_pages_than_fit_in_the_pool_are_not_used(backend):
 
 def test_statuses_are_those_of_the_header():
     text = (ROOT / "csrc/kv_cache.h").read_text(encoding="utf-8")
-    for kinds, pattern in ((Status, r"^  k(\w+) = (-?\d+),", ), (Violation, r"^  k(\w+) = (-?\d+),")):
+    for kinds, pattern in (
+        (
+            Status,
+            r"^  k(\w+) = (-?\d+),",
+        ),
+        (Violation, r"^  k(\w+) = (-?\d+),"),
+    ):
         body = re.search(rf"enum {kinds.__name__} : int64_t {{(.*?)^}};", text, re.MULTILINE | re.DOTALL).group(1)
         found = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper(): int(n) for name, n in re.findall(pattern, body, re.M)}
         assert found == {kind.name: int(kind) for kind in kinds}
