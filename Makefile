@@ -10,7 +10,9 @@ PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
-FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
+FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
+FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
+FUZZ_ATTENTION := csrc/fuzz_decode_attention.cpp csrc/decode_attention_cpu.cpp
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
@@ -35,10 +37,11 @@ test-long: $(VENV)/.tools ## the test suite and the long tests
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
 	$(BIN)/python -m pytest -m long tests/test_kernels.py $(PARALLEL) $(ARGS)
 
-fuzz: $(VENV)/.tools ## the allocator of slots: a million operations against its twin, millions under the sanitizers
+fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
 	mkdir -p build
-	$(FUZZ) -fsanitize=address,undefined -o build/fuzz-address && build/fuzz-address 10000000 $(SEED) 1
-	$(FUZZ) -fsanitize=thread -o build/fuzz-thread && build/fuzz-thread 1000000 $(SEED) 8
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
+	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ATTENTION) -o build/fuzz-attention && build/fuzz-attention 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(BIN)/python -m pytest tests/test_pages.py -k BothKinds $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing

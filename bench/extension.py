@@ -1,6 +1,6 @@
 """The C++ extension on this machine's CPU: attention of one decode step, and the allocator.
 
-    python bench/extension.py [--threads 2] [--rounds 15]
+    python bench/extension.py [--threads 2] [--rounds 15] [--rows 1 4 16 64]
 
 Attention, 12 heads of 64, float32: the operator; `F.scaled_dot_product_attention` on keys and values that lie gathered
 already, [R, H, T, D] dense; and the same after transformers' way to keep them (the new position concatenated to all
@@ -133,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     extension.require()
@@ -140,12 +141,13 @@ def main() -> None:
     print(f"{options.threads} threads, a copy moves {limit / 1e9:.1f} GB/s")
     print(f"{'':16}{'rows':>5}{'keys':>6}{'ours us':>10}{'sdpa us':>10}{'transf.':>10}   x sdpa x tr.  GB/s  / copy")
     with torch.inference_mode():
-        for rows in (1, 4, 16, 64):
+        for rows in options.rows:
             for length in (32, 128, 512):
                 print(self_attention(rows, length, options.rounds, limit), flush=True)
-        for rows, beams in ((1, 1), (4, 4), (16, 1), (16, 4), (64, 4)):
-            for length in (32, 128, 512):
-                print(cross_attention(rows, beams, length, options.rounds, limit), flush=True)
+        for rows in options.rows:
+            for beams in sorted({1, min(4, rows)}):
+                for length in (32, 128, 512):
+                    print(cross_attention(rows, beams, length, options.rounds, limit), flush=True)
     for rows in (64, 1024):
         allocator(rows, options.rounds)
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 
 import torch
 
 from .errors import BackendError
+
+_loading = threading.Lock()
 
 
 def available() -> bool:
@@ -36,9 +39,14 @@ def require() -> None:
         raise BackendError(f"the C++ extension is needed here, but {reason}")
 
 
-@functools.cache
 def absence() -> str | None:
     """Why the extension cannot be used; None where it can, and is loaded."""
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> str | None:
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
         return "BERTGEN_WITHOUT_EXT=1 says to do without"
     try:

@@ -106,9 +106,11 @@ std::tuple<int64_t, int64_t> cache_step(int64_t handle, const Tensor& rows, cons
                                         const Tensor& slots) {
   const std::shared_ptr<KvCache> cache = cache_of(handle);
   const int64_t n = rows.dim() == 1 ? rows.size(0) : -1;
+  const int32_t* row_data = dense<int32_t>(rows, {n}, "rows");
+  const int32_t* position_data = dense<int32_t>(positions, {n}, "positions");
+  int32_t* slot_data = dense<int32_t>(slots, {n}, "slots");
   int64_t where = 0;
-  const Status status = cache->step(dense<int32_t>(rows, {n}, "rows"), dense<int32_t>(positions, {n}, "positions"), n,
-                                    own_table(*cache, own), dense<int32_t>(slots, {n}, "slots"), &where);
+  const Status status = cache->step(row_data, position_data, n, own_table(*cache, own), slot_data, &where);
   return {status, where};
 }
 

@@ -177,7 +177,7 @@ void attend_anywhere(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
 __attribute__((target("avx2,fma"))) void attend_avx2(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +15,10 @@ from bertgen.kernels.checks import difference
 
 from bertgen import extension
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+CSRC = Path(__file__).parents[1] / "csrc"
+STRICT = ["-std=c++17", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+
+needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
 
 WIDTHS = [1, 2, 7, 8, 9, 16, 24, 33, 63, 64, 65, 80, 127, 128, 200]
 
@@ -94,12 +102,14 @@ def check(case):
     assert difference(case.call(), *expected) is None
 
 
+@needs_extension
 @pytest.mark.parametrize("width", WIDTHS)
 def test_head_dimensions(width):
     check(Self([0, 1, 5, 8, 40], 3, width))
     check(Cross([1, 3, 2], [4, 17, 0], 3, width))
 
 
+@needs_extension
 @pytest.mark.parametrize("rows", [0, 1, 5, 64])
 @pytest.mark.parametrize("heads", [1, 12])
 def test_numbers_of_rows(rows, heads):
@@ -107,16 +117,19 @@ def test_numbers_of_rows(rows, heads):
     check(Cross([1 + row % 4 for row in range(rows)], [(5 * row) % 29 for row in range(rows)], heads, 64))
 
 
+@needs_extension
 @pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 9, 15, 16, 17, 512])
 def test_lengths(length):
     check(Self([length] * 2, 2, 64))
     check(Cross([2, 1], [length, 3], 2, 64))
 
 
+@needs_extension
 def test_many_rows_of_one_source():
     check(Cross([300, 0, 5], [130, 9, 0], 3, 64))
 
 
+@needs_extension
 @pytest.mark.parametrize("heads", [1, 2, 5, 12])
 def test_threads_do_not_change_a_bit(heads):
     mine, cross = Self([600, 3, 77], heads, 64), Cross([4, 1], [600, 20], heads, 64)
@@ -131,6 +144,7 @@ def test_threads_do_not_change_a_bit(heads):
     assert all(torch.equal(a, results[0][0]) and torch.equal(b, results[0][1]) for a, b in results)
 
 
+@needs_extension
 def test_the_other_rows_do_not_change_a_bit():
     case = Self([40, 7, 300, 0], 12, 64)
     whole = case.call()
@@ -140,6 +154,7 @@ def test_the_other_rows_do_not_change_a_bit():
         assert torch.equal(case.call(**alone), whole[one])
 
 
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_what_is_written(dtype):
     case = Self([3, 0, 9], 4, 64, poison=5.0)
@@ -149,12 +164,14 @@ def test_what_is_written(dtype):
     assert torch.equal(case.key_pool, keys) and torch.equal(case.value_pool, values)
 
 
+@needs_extension
 def test_rows_may_share_a_slot_that_nobody_reads():
     case = Self([3, 1, 9], 4, 64)
     expected = case.expected(torch.float32), case.expected(torch.float64)
     assert difference(case.call(slots=case.slots[:1].expand(3).contiguous()), *expected) is None
 
 
+@needs_extension
 def test_strides():
     """Slices of a fused projection; heads before rows; rows that are all the same."""
     case = Self([3, 0, 9], 4, 64)
@@ -171,12 +188,14 @@ def test_strides():
     assert not fused.is_contiguous() and torch.equal(cross.call(q=fused), cross.call())
 
 
+@needs_extension
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 30.0, 1e3])
 def test_scores_of_all_sizes(scale):
     """At 1e3 the scores reach 1e7: one key has all the weight."""
     check(Self([1, 40, 300], 2, 64, scale=scale))
 
 
+@needs_extension
 def test_what_is_not_finite_is_where_torch_has_it():
     case = Self([5, 5, 5, 5], 2, 64, poison=0.0)
     case.key_pool[case.table[0, 2].item(), 0, 3] = math.nan
@@ -186,6 +205,7 @@ def test_what_is_not_finite_is_where_torch_has_it():
     check(case)
 
 
+@needs_extension
 def test_what_does_not_fit_is_refused_and_touches_nothing():
     case, cross = Self([3, 0, 9], 4, 64, poison=5.0), Cross([2, 1], [5, 6], 4, 64)
     pools = case.key_pool.clone(), case.value_pool.clone()
@@ -223,13 +243,48 @@ def test_what_does_not_fit_is_refused_and_touches_nothing():
     assert torch.equal(case.key_pool, pools[0]) and torch.equal(case.value_pool, pools[1])
 
 
+@needs_extension
 def test_no_sources():
     assert Cross([], [], 2, 64).call().shape == (0, 2, 64)
 
 
+@needs_extension
 def test_operators_are_as_torch_wants_them():
     case, cross = Self([3, 0, 9], 4, 64, poison=5.0), Cross([2, 1], [5, 6], 4, 64, poison=5.0)
     arguments = (case.q, case.k, case.v, case.key_pool, case.value_pool, case.slots, case.table, case.lengths)
     torch.library.opcheck(torch.ops.bertgen_C.decode_attention.default, arguments)
     arguments = (cross.q, cross.key_pool, cross.value_pool, cross.table, cross.lengths, cross.cu_rows)
     torch.library.opcheck(torch.ops.bertgen_C.cross_decode_attention.default, arguments)
+
+
+# C++ alone
+
+
+def compiler():
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    return found or pytest.skip("no C++ compiler")
+
+
+@pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
+def test_fuzz(target, tmp_path):
+    """csrc/fuzz_decode_attention.cpp under the sanitizers, for this machine and for one without AVX2."""
+    sources = [CSRC / name for name in ("fuzz_decode_attention.cpp", "decode_attention_cpu.cpp")]
+    flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]
+    built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([tmp_path / "fuzz", "300", "5"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.long
+@needs_extension
+def test_the_binding_compiles_without_a_warning():
+    from torch.utils.cpp_extension import include_paths
+
+    includes = [word for path in (*include_paths(), sysconfig.get_path("include")) for word in ("-isystem", path)]
+    macros = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+    command = [compiler(), *STRICT, *macros, *includes, "-fsyntax-only", CSRC / "binding.cpp"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
