@@ -53,7 +53,7 @@ def attempt(call):
 SIZES = [
     (7, 11, 40, 6, 10, 3, 2),  # pages that do not divide anything
     (4, 8, 32, 4, 16, 1, 1),  # never short of anything
-    (5, 9, 17, 8, 8, 16, 16),  # one page and a slot
+    (5, 9, 49, 8, 33, 16, 16),  # pages larger than a row, and a slot
     (6, 10, 60, 0, 0, 4, 16),  # no sources
 ]
 
@@ -67,22 +67,14 @@ class BothKinds(RuleBasedStateMachine):
         self.pages = [Pages(*limits, page=page, source_page=source_page, backend=name) for name in ("cpp", "python")]
         self.rows, self.positions = sizes[0], sizes[1]
         self.flying, self.released = {}, []
-        self.next = {}  # row -> lowest position it may take
+        self.next, self.end = {}, {}  # row -> lowest position it may take, and the first that it may not
 
     def both(self, call):
         first, second = (attempt(lambda pages=pages: call(pages)) for pages in self.pages)
         assert first == second
         return first
 
-    @rule(
-        rows=st.integers(1, 3) | st.integers(-1, 9),
-        positions=st.integers(1, 8) | st.integers(-1, 12),
-        key=st.integers(0, 3) | st.sampled_from([-1, 2**64 - 1, 2**63]),
-        length=st.integers(1, 4) | st.integers(-1, 9),
-    )
     def admit(self, rows, positions, key, length):
-        length = length if self.pages[0].limits.source_slots else 0
-        # One length per key most of the time; a second one must be refused while the first is in flight.
         admission = self.both(lambda pages: pages.admit(rows, positions, key, length))
         if admission is None or isinstance(admission, tuple):
             return
@@ -90,16 +82,33 @@ class BothKinds(RuleBasedStateMachine):
         assert admission.request not in self.released
         self.flying[admission.request] = admission
         self.next.update(dict.fromkeys(admission.rows, 0))
+        self.end.update(dict.fromkeys(admission.rows, positions))
+
+    @rule(data=st.data(), key=st.integers(0, 3))
+    def admit_one(self, data, key):
+        limits = self.pages[0].limits
+        rows = data.draw(st.integers(1, 3))
+        positions = data.draw(st.integers(limits.positions // 2, limits.positions))
+        self.admit(rows, positions, key, min(2 * key + 1, limits.source_positions))
+
+    @rule(
+        rows=st.integers(-1, 9),
+        positions=st.integers(-1, 12),
+        key=st.integers(0, 3) | st.sampled_from([-1, 2**64 - 1, 2**63]),
+        length=st.integers(-1, 9),
+    )
+    def admit_any(self, rows, positions, key, length):
+        self.admit(rows, positions, key, length)
 
     @precondition(lambda self: self.next)
-    @rule(data=st.data())
-    def step_all(self, data):
-        """As a decode step does: all rows that can go on, here and there one that skips."""
-        rows = data.draw(st.permutations(sorted(self.next)))
-        skips = data.draw(st.lists(st.sampled_from([0] * 6 + [1, 5]), min_size=len(rows), max_size=len(rows)))
-        self.step_these(rows, [self.next[row] + skip for row, skip in zip(rows, skips)])
-        for row in rows:  # one by one, where the whole was refused for one of them
-            self.step_these([row], [self.next[row]])
+    @rule(data=st.data(), steps=st.integers(1, 5))
+    def step_all(self, data, steps):
+        """As decode steps do: all rows that can go on, here and there one that skips."""
+        for _ in range(steps):
+            rows = data.draw(st.permutations([row for row in sorted(self.next) if self.next[row] < self.end[row]]))
+            skips = data.draw(st.lists(st.sampled_from([0] * 9 + [1, 4]), min_size=len(rows), max_size=len(rows)))
+            positions = [min(self.next[row] + skip, self.end[row] - 1) for row, skip in zip(rows, skips)]
+            assert isinstance(self.step_these(rows, positions), list)
 
     @rule(rows=st.lists(st.integers(-1, 7), max_size=4), positions=st.lists(st.integers(-1, 12), min_size=4))
     def step_any(self, rows, positions):
@@ -111,16 +120,22 @@ class BothKinds(RuleBasedStateMachine):
             for row, position, slot in zip(rows, positions, slots):
                 assert self.next[row] <= position and self.pages[0].own[row, position] == slot
                 self.next[row] = position + 1
+        return slots
 
-    @rule(row=st.integers(-1, 7), count=st.integers(-1, 6))
-    def extend(self, row, count):
+    @precondition(lambda self: self.next)
+    @rule(data=st.data(), count=st.integers(-1, 6))
+    def extend(self, data, count):
+        row = data.draw(st.sampled_from([*sorted(self.next), 7]))
         entries = self.both(lambda pages: pages.extend(row, count).tolist())
         if isinstance(entries, list):
             self.next[row] += count
 
-    @rule(row=st.integers(-1, 7))
-    def finish(self, row):
-        self.both(lambda pages: pages.finish(row))
+    @precondition(lambda self: self.next)
+    @rule(data=st.data())
+    def finish(self, data):
+        row = data.draw(st.sampled_from([*sorted(self.next), 7]))
+        if self.both(lambda pages: pages.finish(row)) is None:
+            self.end[row] = 0
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
