@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+CXX ?= g++
+SEED ?= 1
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
+FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
+FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
+FUZZ_ATTENTION := csrc/fuzz_decode_attention.cpp csrc/decode_attention_cpu.cpp
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels fuzz gpu lint format dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +36,13 @@ test-long: $(VENV)/.tools ## the test suite and the long tests
 
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
 	$(BIN)/python -m pytest -m long tests/test_kernels.py $(PARALLEL) $(ARGS)
+
+fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
+	mkdir -p build
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
+	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ATTENTION) -o build/fuzz-attention && build/fuzz-attention 20000 $(SEED)
+	BERTGEN_OPERATIONS=1000000 $(BIN)/python -m pytest tests/test_pages.py -k BothKinds $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
@@ -53,12 +65,14 @@ clean: ## remove what was built and the caches, not the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS)
+# torch comes first: the C++ extension is built against the one that is there.
+$(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	@echo "Installing bertgen into $(VENV); the first time takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable .
+	$(INSTALL) "setuptools>=77" torch
+	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.package
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --no-build-isolation --editable ".[test]"
 	@touch $@

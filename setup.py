@@ -1,9 +1,18 @@
-"""Everything declarative is in pyproject.toml; this file only says where the sources of bertgen.kernels lie."""
+"""What pyproject.toml cannot declare: where the sources of bertgen.kernels lie, and the C++ extension.
 
+The extension needs torch and a compiler here and now, so it is built where `--no-build-isolation` lets the build see
+the torch that is installed. Without either bertgen is pure Python and says so. BERTGEN_REQUIRE_EXT=1 makes that an
+error, BERTGEN_WITHOUT_EXT=1 builds none.
+"""
+
+import os
+import sys
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+
+REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
 
 
 class BuildPy(build_py):
@@ -16,4 +25,49 @@ class BuildPy(build_py):
         return modules
 
 
-setup(cmdclass={"build_py": BuildPy})
+def without(reason):
+    """Say that there will be no extension, or stop where one is required."""
+    if REQUIRED:
+        sys.exit(f"bertgen: BERTGEN_REQUIRE_EXT=1, but {reason}")
+    sys.stderr.write(f"bertgen: installing without the C++ extension: {reason}\n")
+    return {}
+
+
+def extension_arguments():
+    """The arguments of `setup` that build bertgen._C."""
+    if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
+        return without("BERTGEN_WITHOUT_EXT=1")
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError as error:
+        return without(f"{error} (in a build of its own pip hides torch: install torch, then --no-build-isolation)")
+
+    class BuildExt(BuildExtension):
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except Exception as error:  # whatever a compiler and its search can fail with
+                without(f"it does not compile: {error}")
+                for extension in self.extensions:
+                    extension.optional = True  # what was not built need not be copied
+
+    module = CppExtension(
+        "bertgen._C",
+        [f"csrc/{name}.cpp" for name in ("binding", "decode_attention_cpu", "kv_cache")],
+        depends=[f"csrc/{name}.h" for name in ("decode_attention_cpu", "kv_cache")],
+        define_macros=[
+            ("TORCH_STABLE_ONLY", None),
+            ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # 2.10, and every later one
+        ],
+        extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"],
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildExt.with_options(use_ninja=False)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+arguments = extension_arguments()
+setup(**{**arguments, "cmdclass": {"build_py": BuildPy, **arguments.get("cmdclass", {})}})

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import RobertaConfig as RobertaConfig
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
+    from .errors import CapacityError as CapacityError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
@@ -51,6 +52,7 @@ _PUBLIC = {
     "errors": (
         "BackendError",
         "BertgenError",
+        "CapacityError",
         "CheckpointError",
         "ConfigError",
         "InputError",

@@ -450,7 +450,7 @@ def _info(args: argparse.Namespace) -> int:
 
     import torch
 
-    from . import ops
+    from . import extension, ops
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found: dict[str, Any] = {
@@ -459,6 +459,7 @@ def _info(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
+        "extension": {"C++": extension.absence() or "loaded"},
         "ops": dict(ops.explain("cuda" if gpus else "cpu")),
     }
     if args.model:

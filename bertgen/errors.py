@@ -13,6 +13,10 @@ class InputError(BertgenError, ValueError):
     """Text, ids, masks or lengths that the model cannot take; the message names the value and the limit."""
 
 
+class CapacityError(InputError):
+    """A request that can never run, because it alone is larger than what there is; the message names both sizes."""
+
+
 class CheckpointError(BertgenError, OSError):
     """A file of a model or tokenizer is missing, corrupt or unsafe."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bertgen import extension
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,6 +34,12 @@ def test_generation_beside_transformers(tmp_path):
 def test_tokenizer_beside_transformers(tmp_path):
     (tmp_path / "texts.tsv").write_text("Where is the station?\tx\nI have lost my key.\ty\n" * 50)
     assert "100 sentences" in run("tokenizer.py", "--input", tmp_path / "texts.tsv", "--repeats", 1)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+def test_the_extension_beside_torch():
+    assert "allocator, 1024 rows" in run("extension.py", "--rounds", 1, "--threads", 1, "--rows", 1, 4)
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 import bertgen
 
 ROOT = Path(__file__).parents[1]
+COMPILER = os.environ.get("CXX", "g++")
 
 
 def dotted(path):
@@ -44,7 +45,7 @@ def python(code, *, cwd, interpreter=sys.executable, **environment):
     return run(interpreter, "-c", textwrap.dedent(code), cwd=cwd, **environment).strip()
 
 
-FOLDERS = [".ci", "bench", "bertgen", "docs", "kernels", "tests"]
+FOLDERS = [".ci", "bench", "bertgen", "csrc", "docs", "kernels", "tests"]
 FILES = [".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"]
 FILES += ["README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", "setup.py"]
 
@@ -54,7 +55,7 @@ def checkout(tmp_path_factory):
     """A copy of the tree without what else may lie in it; building there leaves the real one alone."""
     copy = tmp_path_factory.mktemp("checkout") / "bertgen"
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for file in FILES:
         shutil.copy(ROOT / file, copy)
     return copy
@@ -62,9 +63,12 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distributions(checkout, tmp_path_factory):
-    """The sdist, and the wheel that is built from the sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=checkout)
+    """The sdist, and the wheel without the extension that is built from the sdist."""
+    return build(checkout, tmp_path_factory.mktemp("dist"), BERTGEN_WITHOUT_EXT="1")
+
+
+def build(source, out, **environment):
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=source, **environment)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
 
@@ -104,6 +108,34 @@ def test_wheel_holds_the_package_and_nothing_else(checkout, distributions):
     package = {f"bertgen/{name}" for name in files_under(checkout / "bertgen")}
     assert held == package | {f"bertgen/kernels/{name}" for name in files_under(checkout / "kernels")}
     assert {"bertgen/py.typed", "bertgen/kernels/attention.py", "bertgen/demo/model.safetensors"} < held
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")
+def test_wheel_with_the_extension(checkout, distributions, tmp_path):
+    """One file more, under a tag for every Python from 3.10 on."""
+    _, wheel = build(checkout, tmp_path, BERTGEN_REQUIRE_EXT="1")
+    assert "-cp310-abi3-" in wheel.name and distributions[1].name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as new, zipfile.ZipFile(distributions[1]) as old:
+        more = {name for name in set(new.namelist()) ^ set(old.namelist()) if ".dist-info/" not in name}
+        new.extractall(tmp_path / "site")
+    assert len(more) == 1 and more.pop().startswith("bertgen/_C.abi3.")
+    code = "from bertgen import extension; extension.require()\nimport bertgen; print(bertgen.__file__)"
+    assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")) == str(tmp_path / "site/bertgen/__init__.py")
+
+
+@pytest.mark.long
+def test_without_a_compiler_there_is_no_extension_and_the_build_says_so(checkout, tmp_path):
+    source = shutil.copytree(checkout, tmp_path / "source")
+    command = [sys.executable, "setup.py", "build", "--build-lib", str(tmp_path / "out")]
+    for required, code in (("0", 0), ("1", 1)):
+        compilers = {"CXX": "no-such-compiler", "CC": "no-such-compiler"}
+        environment = {**os.environ, **compilers, "BERTGEN_REQUIRE_EXT": required}
+        done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        said = "but it does not compile" if code else "installing without the C++ extension: it does not compile"
+        assert said in done.stderr
+    assert not list((tmp_path / "out").rglob("_C*"))
 
 
 def test_wheel_metadata(distributions):
@@ -159,8 +191,9 @@ def test_editable_install(mode, checkout, tmp_path):
     libraries = Path(sysconfig.get_path("purelib", vars=paths)) / "libraries.pth"
     libraries.write_text(sysconfig.get_path("purelib") + "\n")
     option = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
-    pip = [sys.executable, "-m", "pip", "--python", interpreter]
-    run(*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", *option, "--editable", source, cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-index", "--no-deps"]
+    options = ["--no-build-isolation", *option, "--editable"]
+    run(*pip, *options, source, cwd=tmp_path, BERTGEN_WITHOUT_EXT="1")
     for folder in (tmp_path, source):
         package, kernel = python(IMPORT_EVERYTHING, cwd=folder, interpreter=interpreter).splitlines()
         assert Path(package).resolve() == source / "bertgen/__init__.py"

@@ -1,0 +1,66 @@
+"""The C++ extension: whether it is here, and why not.
+
+Its operators are `torch.ops.bertgen_C.*`, defined in csrc/binding.cpp. Nothing is loaded before it is asked for.
+BERTGEN_WITHOUT_EXT=1 does as if it had not been built; BERTGEN_REQUIRE_EXT=1 makes its absence an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+
+import torch
+
+from .errors import BackendError
+
+_loading = threading.Lock()
+
+
+def available() -> bool:
+    """Whether the extension can be used; loads it.
+
+    Raises:
+        BackendError: it cannot, and BERTGEN_REQUIRE_EXT=1.
+    """
+    if os.environ.get("BERTGEN_REQUIRE_EXT") == "1":
+        require()
+    return absence() is None
+
+
+def require() -> None:
+    """Load the extension.
+
+    Raises:
+        BackendError: it cannot be used; says why.
+    """
+    if reason := absence():
+        raise BackendError(f"the C++ extension is needed here, but {reason}")
+
+
+def absence() -> str | None:
+    """Why the extension cannot be used; None where it can, and is loaded."""
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> str | None:
+    if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
+        return "BERTGEN_WITHOUT_EXT=1 says to do without"
+    try:
+        importlib.import_module("._C", __package__)
+    except ModuleNotFoundError:
+        return (
+            "it was not built: that takes a C++ compiler, torch installed before, and pip install --no-build-isolation"
+        )
+    except ImportError as error:
+        return f"it does not load: {error}"
+    for name in ("decode_attention", "cross_decode_attention"):
+        torch.library.register_fake(f"bertgen_C::{name}", _like_the_query)
+    return None
+
+
+def _like_the_query(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return q.new_empty(q.shape)

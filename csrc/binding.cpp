@@ -1,0 +1,285 @@
+// torch.ops.bertgen_C: the cache behind int64 handles and int32 tensors of the caller, and the CPU kernels. Only
+// PyTorch's stable ABI is used, so that one binary serves every torch from 2.10 on. bertgen/pages.py and
+// bertgen/extension.py are what the rest of the package sees.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "decode_attention_cpu.h"
+#include "kv_cache.h"
+
+namespace bertgen {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Tensors
+
+template <class T>
+ScalarType type_of();
+template <>
+ScalarType type_of<float>() { return ScalarType::Float; }
+template <>
+ScalarType type_of<int32_t>() { return ScalarType::Int; }
+template <>
+ScalarType type_of<int64_t>() { return ScalarType::Long; }
+
+void check_type(const Tensor& tensor, ScalarType type, int64_t dims, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " is not on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has dtype number ", static_cast<int>(tensor.scalar_type()),
+                  ", not ", static_cast<int>(type));
+  STD_TORCH_CHECK(tensor.dim() == dims, name, " has ", tensor.dim(), " dimensions, not ", dims);
+}
+
+void check_size(const Tensor& tensor, int64_t dim, int64_t size, const char* name) {
+  STD_TORCH_CHECK(tensor.size(dim) == size, name, " has size ", tensor.size(dim), " in dimension ", dim, ", not ",
+                  size);
+}
+
+// The elements of a dense tensor with these sizes.
+template <class T>
+T* dense(const Tensor& tensor, const std::vector<int64_t>& sizes, const char* name) {
+  check_type(tensor, type_of<T>(), static_cast<int64_t>(sizes.size()), name);
+  for (size_t d = 0; d < sizes.size(); ++d) check_size(tensor, static_cast<int64_t>(d), sizes[d], name);
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous");
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// The cache
+
+std::mutex registry_mutex;
+std::map<int64_t, std::shared_ptr<KvCache>> registry;
+int64_t next_handle = 0;
+
+std::shared_ptr<KvCache> cache_of(int64_t handle) {
+  std::lock_guard<std::mutex> lock(registry_mutex);
+  const auto found = registry.find(handle);
+  STD_TORCH_CHECK(found != registry.end(), "no cache has the handle ", handle);
+  return found->second;
+}
+
+int32_t* own_table(const KvCache& cache, const Tensor& own) {
+  return dense<int32_t>(own, {cache.limits().rows, cache.limits().positions}, "own");
+}
+
+int32_t* source_table(const KvCache& cache, const Tensor& table) {
+  return dense<int32_t>(table, {cache.limits().rows, cache.limits().source_positions}, "the table of sources");
+}
+
+// A handle, or a negative status.
+int64_t cache_create(int64_t rows, int64_t positions, int64_t slots, int64_t page, int64_t source_positions,
+                     int64_t source_slots, int64_t source_page) {
+  Status status;
+  std::shared_ptr<KvCache> cache =
+      KvCache::create({rows, positions, slots, page, source_positions, source_slots, source_page}, &status);
+  if (cache == nullptr) return status;
+  std::lock_guard<std::mutex> lock(registry_mutex);
+  registry.emplace(next_handle, std::move(cache));
+  return next_handle++;
+}
+
+void cache_destroy(int64_t handle) {
+  std::lock_guard<std::mutex> lock(registry_mutex);
+  registry.erase(handle);
+}
+
+// (request or a negative status, first row, source or -1, whether the source is new)
+std::tuple<int64_t, int64_t, int64_t, int64_t> cache_admit(int64_t handle, int64_t rows, int64_t positions,
+                                                           int64_t source_key, int64_t source_length) {
+  Admission admission{};
+  const Status status =
+      cache_of(handle)->admit(rows, positions, static_cast<uint64_t>(source_key), source_length, &admission);
+  return {status == kOk ? admission.request : status, admission.first_row, admission.source, admission.is_new};
+}
+
+// (status, index of the row it is about)
+std::tuple<int64_t, int64_t> cache_step(int64_t handle, const Tensor& rows, const Tensor& positions, const Tensor& own,
+                                        const Tensor& slots) {
+  const std::shared_ptr<KvCache> cache = cache_of(handle);
+  const int64_t n = rows.dim() == 1 ? rows.size(0) : -1;
+  const int32_t* row_data = dense<int32_t>(rows, {n}, "rows");
+  const int32_t* position_data = dense<int32_t>(positions, {n}, "positions");
+  int32_t* slot_data = dense<int32_t>(slots, {n}, "slots");
+  int64_t where = 0;
+  const Status status = cache->step(row_data, position_data, n, own_table(*cache, own), slot_data, &where);
+  return {status, where};
+}
+
+int64_t cache_extend(int64_t handle, int64_t row, int64_t count, const Tensor& own) {
+  const std::shared_ptr<KvCache> cache = cache_of(handle);
+  return cache->extend(row, count, own_table(*cache, own));
+}
+
+int64_t cache_fill_source(int64_t handle, int64_t request, const Tensor& table) {
+  const std::shared_ptr<KvCache> cache = cache_of(handle);
+  return cache->fill_source(request, source_table(*cache, table));
+}
+
+int64_t cache_finish_row(int64_t handle, int64_t row) { return cache_of(handle)->finish_row(row); }
+
+int64_t cache_release(int64_t handle, int64_t request) { return cache_of(handle)->release(request); }
+
+std::vector<int64_t> cache_statistics(int64_t handle) {
+  const Statistics s = cache_of(handle)->statistics();
+  return {s.pages,        s.pages_used,        s.pages_reserved,    s.pages_peak,
+          s.source_pages, s.source_pages_used, s.source_pages_peak, s.rows,
+          s.rows_used,    s.rows_peak,         s.requests,          s.sources};
+}
+
+int64_t cache_check(int64_t handle, const Tensor& own, const Tensor& table) {
+  const std::shared_ptr<KvCache> cache = cache_of(handle);
+  return cache->check(own_table(*cache, own), source_table(*cache, table));
+}
+
+// Attention
+
+Shape shape_of(const Tensor& q) {
+  check_type(q, ScalarType::Float, 3, "q");
+  STD_TORCH_CHECK(q.size(2) > 0, "the head dimension is 0");
+  return {q.size(0), q.size(1), q.size(2)};
+}
+
+Heads heads_of(const Tensor& tensor, const Shape& shape, const char* name) {
+  check_type(tensor, ScalarType::Float, 3, name);
+  check_size(tensor, 0, shape.rows, name);
+  check_size(tensor, 1, shape.heads, name);
+  check_size(tensor, 2, shape.width, name);
+  STD_TORCH_CHECK(tensor.stride(2) == 1 || shape.width == 1, "the last dimension of ", name, " is not contiguous");
+  return {static_cast<const float*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1)};
+}
+
+float* pool_of(const Tensor& pool, const Shape& shape, int64_t slots, const char* name) {
+  return dense<float>(pool, {slots, shape.heads, shape.width}, name);
+}
+
+// lengths[r] entries of row r of a table [rows, width] are slots.
+void check_table(const int32_t* table, int64_t width, const int32_t* lengths, int64_t rows, int64_t slots) {
+  for (int64_t r = 0; r < rows; ++r) {
+    STD_TORCH_CHECK(lengths[r] >= 0 && lengths[r] <= width, "lengths[", r, "] is ", lengths[r], ", the table holds ",
+                    width);
+    const int32_t* entries = table + r * width;
+    bool bad = false;
+    for (int32_t t = 0; t < lengths[r]; ++t) bad |= entries[t] < 0 || entries[t] >= slots;
+    for (int32_t t = 0; bad && t < lengths[r]; ++t) {
+      STD_TORCH_CHECK(entries[t] >= 0 && entries[t] < slots, "table[", r, ", ", t, "] is slot ", entries[t],
+                      ", the pool has ", slots);
+    }
+  }
+}
+
+template <class T>
+std::vector<int64_t> checked_slots(const Tensor& tensor, int64_t rows, int64_t slots) {
+  const T* given = dense<T>(tensor, {rows}, "slots");
+  for (int64_t r = 0; r < rows; ++r) {
+    STD_TORCH_CHECK(given[r] >= 0 && given[r] < slots, "slots[", r, "] is slot ", given[r], ", the pool has ", slots);
+  }
+  return std::vector<int64_t>(given, given + rows);
+}
+
+Threads threads() {
+  const int64_t count = torch::stable::get_num_threads();
+  return {count, [count](const std::function<void()>& worker) {
+            torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) { worker(); });
+          }};
+}
+
+Tensor decode_attention_op(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_pool,
+                           const Tensor& value_pool, const Tensor& slots, const Tensor& table, const Tensor& lengths) {
+  const Shape shape = shape_of(q);
+  const Heads queries = heads_of(q, shape, "q"), keys = heads_of(k, shape, "k"), values = heads_of(v, shape, "v");
+  const int64_t pool = key_pool.dim() == 3 ? key_pool.size(0) : -1, width = table.dim() == 2 ? table.size(1) : -1;
+  float* key_data = pool_of(key_pool, shape, pool, "key_pool");
+  float* value_data = pool_of(value_pool, shape, pool, "value_pool");
+  const int32_t* entries = dense<int32_t>(table, {shape.rows, width}, "table");
+  const int32_t* counts = dense<int32_t>(lengths, {shape.rows}, "lengths");
+  const std::vector<int64_t> written = slots.scalar_type() == ScalarType::Int
+                                           ? checked_slots<int32_t>(slots, shape.rows, pool)
+                                           : checked_slots<int64_t>(slots, shape.rows, pool);
+  check_table(entries, width, counts, shape.rows, pool);
+  Tensor out = torch::stable::new_empty(q, {shape.rows, shape.heads, shape.width});
+  decode_attention(shape, queries, keys, values, key_data, value_data, written.data(), entries, width, counts,
+                   static_cast<float*>(out.data_ptr()), threads());
+  return out;
+}
+
+Tensor cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const Tensor& value_pool,
+                                 const Tensor& table, const Tensor& lengths, const Tensor& cu_rows) {
+  const Shape shape = shape_of(q);
+  const Heads queries = heads_of(q, shape, "q");
+  const int64_t pool = key_pool.dim() == 3 ? key_pool.size(0) : -1, width = table.dim() == 2 ? table.size(1) : -1;
+  const int64_t sources = table.dim() == 2 ? table.size(0) : -1;
+  const float* key_data = pool_of(key_pool, shape, pool, "key_pool");
+  const float* value_data = pool_of(value_pool, shape, pool, "value_pool");
+  const int32_t* entries = dense<int32_t>(table, {sources, width}, "table");
+  const int32_t* counts = dense<int32_t>(lengths, {sources}, "lengths");
+  const int32_t* starts = dense<int32_t>(cu_rows, {sources + 1}, "cu_rows");
+  STD_TORCH_CHECK(starts[0] == 0 && starts[sources] == shape.rows, "cu_rows goes from ", starts[0], " to ",
+                  starts[sources], ", not from 0 to ", shape.rows);
+  for (int64_t b = 0; b < sources; ++b) {
+    STD_TORCH_CHECK(starts[b] <= starts[b + 1], "cu_rows[", b + 1, "] is ", starts[b + 1], ", less than ", starts[b],
+                    " before it");
+  }
+  check_table(entries, width, counts, sources, pool);
+  Tensor out = torch::stable::new_empty(q, {shape.rows, shape.heads, shape.width});
+  cross_decode_attention(shape, queries, key_data, value_data, entries, width, counts, starts, sources,
+                         static_cast<float*>(out.data_ptr()), threads());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(bertgen_C, m) {
+  m.def(
+      "cache_create(int rows, int positions, int slots, int page, int source_positions, int source_slots, "
+      "int source_page) -> int");
+  m.def("cache_destroy(int cache) -> ()");
+  m.def("cache_admit(int cache, int rows, int positions, int source_key, int source_length) -> (int, int, int, int)");
+  m.def("cache_step(int cache, Tensor rows, Tensor positions, Tensor(a!) own, Tensor(b!) slots) -> (int, int)");
+  m.def("cache_extend(int cache, int row, int count, Tensor(a!) own) -> int");
+  m.def("cache_fill_source(int cache, int request, Tensor(a!) table) -> int");
+  m.def("cache_finish_row(int cache, int row) -> int");
+  m.def("cache_release(int cache, int request) -> int");
+  m.def("cache_statistics(int cache) -> int[]");
+  m.def("cache_check(int cache, Tensor own, Tensor table) -> int");
+  m.def(
+      "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) key_pool, Tensor(b!) value_pool, Tensor slots, "
+      "Tensor table, Tensor lengths) -> Tensor");
+  m.def(
+      "cross_decode_attention(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, "
+      "Tensor cu_rows) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // of integers alone: no device to dispatch on
+  m.impl("cache_create", TORCH_BOX(&cache_create));
+  m.impl("cache_destroy", TORCH_BOX(&cache_destroy));
+  m.impl("cache_admit", TORCH_BOX(&cache_admit));
+  m.impl("cache_finish_row", TORCH_BOX(&cache_finish_row));
+  m.impl("cache_release", TORCH_BOX(&cache_release));
+  m.impl("cache_statistics", TORCH_BOX(&cache_statistics));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) {
+  m.impl("cache_step", TORCH_BOX(&cache_step));
+  m.impl("cache_extend", TORCH_BOX(&cache_extend));
+  m.impl("cache_fill_source", TORCH_BOX(&cache_fill_source));
+  m.impl("cache_check", TORCH_BOX(&cache_check));
+  m.impl("decode_attention", TORCH_BOX(&decode_attention_op));
+  m.impl("cross_decode_attention", TORCH_BOX(&cross_decode_attention_op));
+}
+
+}  // namespace bertgen
+
+// `import bertgen._C` is what loads the operators; the module itself is empty.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
