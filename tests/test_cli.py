@@ -18,6 +18,7 @@ from checkpoints import FIRST, sentence, translation
 
 import bertgen
 from bertgen import Generator, cli, jobs
+from bertgen.cli import console
 
 ROOT = Path(__file__).parents[1]
 
@@ -225,7 +226,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     """Nothing of it where stderr is no terminal, with --quiet, or where the work is short."""
     (tmp_path / "in.txt").write_text("one two\n" * 200)
     arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--overwrite", "--batch-tokens", 300)
-    monkeypatch.setattr(cli, "PATIENCE", 0.0)
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
     assert "%" not in bertgen_run(*arguments)[2]
     shown = {}
 
@@ -234,15 +235,15 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         if self.bar:
             shown.update(done=done, total=self.total, note=self.bar.tasks[0].fields["note"])
 
-    update = cli._Progress.update
-    monkeypatch.setattr(cli._Progress, "update", watch)
+    update = console.Progress.update
+    monkeypatch.setattr(console.Progress, "update", watch)
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
     bertgen_run(*arguments)
     assert shown["done"] == shown["total"] == 1600
     assert re.fullmatch(r"200 lines, [\d.]+ lines/s, \d+ tokens/s, 0:00:00 left", shown["note"])
     shown.clear()
     assert bertgen_run(*arguments, "--quiet") == (0, "", "") and not shown
-    monkeypatch.setattr(cli, "PATIENCE", 100.0)
+    monkeypatch.setattr(console, "PATIENCE", 100.0)
     bertgen_run(*arguments)
     assert not shown
 

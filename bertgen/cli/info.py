@@ -1,0 +1,129 @@
+"""`bertgen info`: versions, devices, backends, a model's shape."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from importlib import metadata
+from typing import Any
+
+from .. import __version__
+from ..errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to tell besides the versions."""
+    parser.add_argument("--model", metavar="PATH", help='describe this model, too: folder or hub id, or "demo"')
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        metavar="OP",
+        help="run the kernels of these operators (none named: of all) and compare them with their definitions",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables, and return the exit code."""
+    import platform
+
+    import torch
+
+    from .. import extension, ops
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found: dict[str, Any] = {
+        "versions": {"bertgen": __version__, "python": platform.python_version(), **_library_versions()},
+        "devices": {
+            "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            **{f"cuda:{i}": name for i, name in enumerate(gpus)},
+        },
+        "extension": {"C++": extension.absence() or "loaded"},
+        "ops": dict(ops.explain("cuda" if gpus else "cpu")),
+    }
+    if args.model:
+        found["model"] = _describe(args.model)
+    failed = False
+    if args.check is not None:
+        found["check"], failed = _check(args.check, "cuda" if gpus else "cpu")
+    if args.json:
+        print(json.dumps(found))
+        return int(failed)
+    for title, rows in found.items():
+        print(title)
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            print(f"  {name:<{width}}  {'none' if value is None else value}")
+    return int(failed)
+
+
+def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
+    """For each operator what came of the short run of its cases, and whether one failed."""
+    import torch
+
+    from ..kernels.all_cases import CHECKS
+    from ..kernels.checks import trial
+    from ..kernels.language import HAS_TRITON, INTERPRETED
+
+    for name in names:
+        if name not in CHECKS:
+            raise ConfigError(f"--check {name}: there are checks of {', '.join(CHECKS)}")
+    if not HAS_TRITON or (device == "cpu" and not INTERPRETED):
+        return {"none": "no kernel runs here, only definitions: nothing to compare"}, False
+    dtypes = [torch.float32, torch.float16] + [torch.bfloat16] * (device == "cuda")  # Triton's interpreter has no last
+    found, failed = {}, False
+    for name, check in CHECKS.items():
+        if names and name not in names:
+            continue
+        trials = [(case, dtype) for case in check.cases if case.core for dtype in dtypes]
+        wrong = []
+        for case, dtype in trials:
+            try:
+                problem = trial(check, case, dtype, torch.device(device))
+            except Exception as error:  # a kernel that does not even run is what this looks for
+                problem = f"{type(error).__name__}: {error}"
+            if problem is not None:
+                wrong.append(f"{case.name}, {str(dtype)[6:]}: {problem}")
+        failed |= bool(wrong)
+        found[name] = f"{len(trials)} cases, " + (f"{len(wrong)} wrong, such as {wrong[0]}" if wrong else "none wrong")
+    return found, failed
+
+
+def _library_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in ("torch", "triton", "numpy", "sentencepiece", "safetensors", "huggingface_hub", "transformers"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _describe(path_or_id: str) -> dict[str, Any]:
+    """Shape, size and vocabulary of a model, from its configuration: the weights are not read."""
+    import torch
+
+    from ..config import EncoderDecoderConfig
+    from ..hub import local_directory
+    from ..model import EncoderDecoderModel
+    from ..tokenizer import AutoTokenizer
+
+    config = EncoderDecoderConfig.from_pretrained(path_or_id)
+    with torch.device("meta"):
+        model = EncoderDecoderModel(config)
+    rows: dict[str, Any] = {}
+    for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):
+        rows[name] = (
+            f"{half.num_hidden_layers} layers, hidden {half.hidden_size}, {half.num_attention_heads} heads, "
+            f"{half.max_tokens} positions, vocabulary {half.vocab_size}"
+        )
+    rows["encoder and decoder"] = "share their weights" if config.tie_encoder_decoder else "have weights of their own"
+    rows["parameters"] = model.num_parameters()
+    rows["dtype"] = config.extra.get("dtype") or config.extra.get("torch_dtype")
+    directory = local_directory(path_or_id)
+    if directory is not None:
+        weights = [path for suffix in ("safetensors", "bin") for path in directory.glob(f"*.{suffix}")]
+        rows["bytes on disk"] = sum(path.stat().st_size for path in weights)
+    rows["tokenizer"] = f"{len(AutoTokenizer.from_pretrained(path_or_id))} tokens"
+    return rows

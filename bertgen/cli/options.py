@@ -1,0 +1,80 @@
+"""Arguments that several commands take: of the model, of generation."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..generator import Generator
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Where the model is and how it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=True, metavar="PATH", help='folder or hub id, or "demo"')
+    group.add_argument("--tokenizer", metavar="PATH", help="folder or hub id (default: where the model is)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, or a GPU's number; -1 is the CPU (default: cpu)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="of the weights (default: the checkpoint's, on a CPU float32)",
+    )
+    group.add_argument("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: by device)")
+    group.add_argument("--truncate", action="store_true", help="cut texts that are too long instead of refusing them")
+
+
+# Options of GenerationConfig: flag -> (type, help).
+_GENERATION: dict[str, tuple[Any, str]] = {
+    "num-beams": (int, "width of the beam search; 1 is greedy"),
+    "num-beam-groups": (int, "beams in so many groups, which look for different outputs"),
+    "diversity-penalty": (float, "of a token that an earlier group chose in the same step"),
+    "max-new-tokens": (int, "longest output, in tokens"),
+    "max-length": (int, "the same with the start token counted"),
+    "min-length": (int, "shortest output, the start token counted"),
+    "min-new-tokens": (int, "the same without the start token"),
+    "length-penalty": (float, "exponent of the length that divides a beam's log-probability"),
+    "early-stopping": (str, "true, false or never: when a beam search gives up looking for better outputs"),
+    "no-repeat-ngram-size": (int, "no n-gram of this size occurs twice"),
+    "encoder-no-repeat-ngram-size": (int, "no n-gram of this size is copied from the input"),
+    "repetition-penalty": (float, "above 1: tokens that occurred become less likely"),
+    "temperature": (float, "of sampling"),
+    "top-k": (int, "sample among the K best tokens"),
+    "top-p": (float, "sample among the best tokens that have this probability together"),
+    "min-p": (float, "sample among the tokens with at least this share of the best one's probability"),
+    "typical-p": (float, "sample among the tokens nearest to the expected surprise, of this probability together"),
+}
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """The options of generation that have a flag."""
+    group = parser.add_argument_group("generation", "What is not given is as the model's generation_config.json says.")
+    for flag, (kind, help) in _GENERATION.items():
+        choices = ("true", "false", "never") if flag == "early-stopping" else None
+        metavar = None if choices else {int: "N", float: "X"}[kind]
+        group.add_argument(f"--{flag}", type=kind, choices=choices, metavar=metavar, help=help)
+    group.add_argument("--do-sample", action="store_true", default=None, help="draw tokens instead of taking the best")
+    group.add_argument("--seed", type=int, metavar="N", help="of sampling")
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """The generation options that were given."""
+    names = [flag.replace("-", "_") for flag in _GENERATION] + ["do_sample", "seed"]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if given.get("early_stopping") in ("true", "false"):
+        given["early_stopping"] = given["early_stopping"] == "true"
+    return given
+
+
+def make_generator(args: argparse.Namespace) -> Generator:
+    """The Generator that the arguments of `add_model` describe."""
+    from ..generator import Generator
+
+    return Generator(
+        args.model,
+        args.tokenizer,
+        device=args.device,
+        dtype=args.dtype,
+        max_batch_tokens=args.batch_tokens,
+        truncation=args.truncate,
+    )
