@@ -1,87 +1,276 @@
-"""Cache: keys and values of past tokens, written in place, reordered by table.
+"""Cache: keys and values of past tokens and of sources, written in place, reordered by table.
 
-Self-attention: row r owns slots r * capacity + t of a pool [rows * capacity, heads, head_dim] per layer and writes
-position t there. `seen[r, t]` says in which slot position t of row r's history lies: a beam reorder gathers rows of
-that table; keys and values never move. Cross-attention: a pool [tokens, heads, head_dim] per layer of all the tokens
-of the sources, shared by all rows of a source; one table says where the tokens of each source are.
+Slots of the pools belong to rows and sources by the books of `Pages`. Here are the pools, and for the rows that are
+running the tables on the device by which attention finds its keys. Position t of a row is written to a slot of the
+row's own and never moves; `table[r, t]` says in which slot position t of row r's history lies, so a beam reorder
+gathers rows of that table. The keys of a source exist once, for all rows that attend to it.
+
+The running rows have an order, in which they come in every call: `join` puts rows behind, `select` keeps some.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from . import ops
 from .packing import Packing
+from .pages import Admission, Pages
+
+
+class Pools:
+    """Keys and values [slots, heads, head_dim] of each layer, zeros where nothing was written; they grow as needed.
+
+    Args:
+        limit: slots they never outgrow.
+        full: make all of them now.
+
+    Attributes:
+        keys, values: a tensor per layer.
+    """
+
+    def __init__(self, layers: int, like: torch.Tensor, limit: int, full: bool):
+        # Zeros, not empty memory: a NaN in a slot nobody wrote would come through a mask as 0 * NaN.
+        self.limit = limit
+        self.keys, self.values = ([like.new_zeros((0, *like.shape)) for _ in range(layers)] for _ in "kv")
+        if full:
+            self.hold(limit)
+
+    def hold(self, slots: int) -> None:
+        """Make room for so many slots; a half more each time, so that a slot is seldom copied."""
+        held = len(self.keys[0]) if self.keys else slots
+        if slots <= held:
+            return
+        size = min(max(slots, held + held // 2), self.limit)
+        for pools in (self.keys, self.values):
+            for layer, pool in enumerate(pools):
+                pools[layer] = pool.new_zeros((size, *pool.shape[1:]))
+                pools[layer][:held] = pool
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(pool.numel() * pool.element_size() for pool in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the cross keys of each source are, as `ops.cross_decode_attention` takes it, and which rows see them.
+class Sources:
+    """The sources of the running rows, as `ops.cross_decode_attention` takes them: one for each request."""
 
-    Attributes:
-        packing: which tokens of the padded sources they are.
-        beams: rows of each source.
-    """
-
-    packing: Packing
     table: torch.Tensor
     lengths: torch.Tensor
     cu_rows: torch.Tensor
-    beams: int
+    max_rows: int
 
-    @classmethod
-    def of(cls, packing: Packing, rows: int) -> Source:
-        """Of sources that so many rows, the same number for each, attend to."""
-        sources, cu = packing.shape[0], packing.cu
-        beams = rows // max(sources, 1)
-        table = cu[:-1, None] + torch.arange(packing.longest, dtype=torch.int32, device=cu.device)
-        cu_rows = torch.arange(sources + 1, dtype=torch.int32, device=cu.device) * beams
-        return cls(packing, table, cu.diff(), cu_rows, beams)
+    def mask(self) -> torch.Tensor:
+        """bool [requests, longest], where the table holds slots."""
+        return torch.arange(self.table.shape[1], device=self.table.device) < self.lengths[:, None]
+
+    def cu_keys(self) -> torch.Tensor:
+        """int32 [requests + 1], where each source begins when they are packed."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 class Cache:
-    """Keys and values of one batch. Every row has the same number of positions.
+    """Keys and values of the rows of some requests.
 
     Args:
         layers, heads, head_dim: of the decoder.
-        rows: sequences decoded together; the rows of a source (its beams) are adjacent.
-        capacity: positions to make room for; `reserve` adds more.
         dtype, device: of keys and values.
+        rows: sequences decoded together, at most.
+        positions: of the longest sequence.
+        slots: positions of all rows together; by default as many as `rows` such sequences can have.
+        source_positions, source_slots: the same of the sources; 0 without any.
+        full: take the memory of all slots at once, and not as they are used.
 
     Attributes:
-        length: positions held per row.
-        lengths: the same on the device, int32 [rows].
+        pages: which slots belong to whom.
+        length: positions of the longest running row.
+        lengths: positions of each, int32 [R] on the device.
+        has_cross: the keys of the sources are here.
     """
 
     def __init__(
-        self, layers: int, rows: int, capacity: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        rows: int,
+        positions: int,
+        slots: int | None = None,
+        source_positions: int = 0,
+        source_slots: int = 0,
+        full: bool = False,
     ):
-        self.rows, self.capacity, self.length = rows, capacity, 0
-        # Zeros, not empty memory: a NaN in a slot nobody wrote would come through the mask as 0 * NaN.
-        shape = (layers, rows * capacity, heads, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._own = _identity(rows, capacity, device)
-        self._seen: torch.Tensor | None = None  # None while every row has seen just its own slots
-        self._cross: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
-        self._source: Source | None = None
+        page = Pages.PAGE
+        slots = rows * -(-positions // page) * page if slots is None else slots
+        self.pages = Pages(rows, positions, slots, source_positions, source_slots)
+        like = torch.empty(heads, head_dim, dtype=dtype, device=device)
+        self.pools = Pools(layers, like, slots, full)
+        self.cross_pools = Pools(layers, like, source_slots, full)
+        self.device, self.has_cross, self.length = device, False, 0
+        self._on_host = device.type == "cpu"
+        # Of each running row: its number, the request and source it belongs to. On the host, as the books are.
+        self._rows = torch.empty(0, dtype=torch.int32)
+        self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64)
+        self._source_lengths = torch.zeros(rows, dtype=torch.int32)
+        self._positions = torch.empty(0, dtype=torch.int32)
+        self.lengths = self._positions.to(device)
+        self._tables = [torch.zeros(rows, positions, dtype=torch.int32, device=device) for _ in range(2)]
+        self._table = self._tables[0][:0]
+        self._new = torch.empty(0, dtype=torch.int32, device=device)  # slots of the positions that are being written
+        self._source: Sources | None = None
+        self._filling = torch.empty(0, dtype=torch.int64, device=device)  # slots of sources that are being written
+        self._packing: Packing | None = None
+
+    @classmethod
+    def of_batch(
+        cls,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        rows: int,
+        positions: int,
+        source: Packing | None = None,
+    ) -> Cache:
+        """A cache with `rows` rows running, and so many of them for each row of `source` as there are to share."""
+        page, lengths = Pages.PAGE, [] if source is None else source.cu.diff().tolist()
+        cache = cls(
+            layers, heads, head_dim, dtype, device, rows=rows, positions=positions,
+            source_positions=max(1, *lengths) if lengths else 0, source_slots=sum(-(-n // page) * page for n in lengths),
+        )  # fmt: skip
+        count = len(lengths) or 1
+        admitted = [cache.admit(rows // count, positions, i, n) for i, n in enumerate(lengths or [0]) if rows]
+        cache.join([one for one in admitted if one is not None])
+        if source is not None:
+            cache.begin_sources([one for one in admitted if one is not None])
+            cache._packing = source
+        return cache
+
+    @property
+    def rows(self) -> int:
+        """Rows that are running."""
+        return len(self._rows)
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """Positions held per row."""
+        """Positions of the longest running row."""
         return self.length
 
     def __len__(self) -> int:
-        return self._keys.shape[0]
+        return len(self.pools.keys)
 
-    def reserve(self, positions: int) -> None:
-        """Make room for so many positions per row; what is held stays."""
-        if positions <= self.capacity:
+    @property
+    def bytes(self) -> int:
+        """Memory of keys and values."""
+        return self.pools.bytes + self.cross_pools.bytes
+
+    # -- who is running
+
+    def admit(self, rows: int, positions: int, source: int = 0, source_length: int = 0) -> Admission | None:
+        """Let a request in, as `Pages.admit` does; None where it does not fit now."""
+        admission = self.pages.admit(rows, positions, source, source_length)
+        if admission is not None and admission.source is not None:
+            self._source_lengths[admission.source] = source_length
+        return admission
+
+    def join(self, admissions: Sequence[Admission]) -> None:
+        """The rows of requests that were admitted run from now on, behind the others, without a position."""
+        rows = torch.tensor([row for one in admissions for row in one.rows], dtype=torch.int32)
+        counts = torch.tensor([len(one.rows) for one in admissions])
+        requests = torch.tensor([one.request for one in admissions])
+        sources = torch.tensor([-1 if one.source is None else one.source for one in admissions])
+        self._rows = torch.cat((self._rows, rows))
+        self._requests = torch.cat((self._requests, requests.repeat_interleave(counts)))
+        self._sources = torch.cat((self._sources, sources.repeat_interleave(counts)))
+        self._run(torch.cat((self._positions, torch.zeros_like(rows))))
+        self._table = self._tables[0][: len(self._rows)]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Only these running rows (int64 [n], by their places) go on, in this order; rows of a request stay adjacent.
+
+        A request none of whose rows goes on is released.
+        """
+        places = rows.cpu()
+        before = dict.fromkeys(self._requests.tolist())
+        stays = torch.zeros(self.rows, dtype=torch.bool)
+        stays[places] = True
+        kept = set(self._requests[places].tolist())
+        for request in before:
+            if request not in kept:
+                self.pages.release(request)
+        for row, request in zip(self._rows[~stays].tolist(), self._requests[~stays].tolist()):
+            if request in kept:
+                self.pages.finish(row)
+        self._rows, self._requests, self._sources = self._rows[places], self._requests[places], self._sources[places]
+        self._reorder(rows.to(self.device))
+        self._run(self._positions[places])
+
+    def clear(self) -> None:
+        """Nothing runs any more, and nothing that was admitted is kept."""
+        self.select(torch.empty(0, dtype=torch.int64))
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row r continues the history of row `rows[r]` (int64 [R]) of the same request; its slots stay its own."""
+        self._reorder(rows)
+
+    reorder_cache = reorder
+
+    def _reorder(self, rows: torch.Tensor) -> None:
+        """Rows of the table, from one buffer into the other: duplicates make it unsafe in place."""
+        spare = self._tables[1][: len(rows)]
+        torch.index_select(self._table, 0, rows, out=spare)
+        self._tables.reverse()
+        self._table = spare
+
+    def _run(self, positions: torch.Tensor) -> None:
+        """Take note of who is running, and where."""
+        self._positions = positions
+        self.lengths = positions if self._on_host else positions.to(self.device)
+        self.length = int(positions.max()) if len(positions) else 0
+        if not len(positions) or self.pages.limits.source_positions == 0:
+            self._source = None
             return
-        capacity = max(positions, 2 * self.capacity)
-        self._resize(torch.arange(self.rows, device=self._own.device), capacity)
+        requests, counts = torch.unique_consecutive(self._requests, return_counts=True)
+        ends = counts.cumsum(0)
+        sources = self._sources[ends - counts]
+        lengths = self._source_lengths[sources.clamp(min=0)].where(sources >= 0, 0)  # a source may be empty
+        sources = sources.clamp(min=0)
+        table = self.pages.sources[:, : int(lengths.max())].index_select(0, sources)
+        cu_rows = torch.nn.functional.pad(ends.int(), (1, 0))
+        self._source = Sources(*(t.to(self.device) for t in (table, lengths, cu_rows)), int(counts.max()))
+
+    # -- positions
+
+    def begin(self, count: int) -> None:
+        """Give each running row slots for its next positions, which the layers of one forward will write.
+
+        Raises:
+            InputError: a row would have more positions than it was admitted with.
+        """
+        if count == 1:
+            slots = torch.empty_like(self._rows)
+            self.pages.step(self._rows, self._positions, slots)
+            self._hold(slots)
+            self._new = slots if self._on_host else slots.to(self.device)
+            self._table.scatter_(1, self.lengths[:, None].long(), self._new[:, None])
+            return
+        start, end = self.length, self.length + count  # only rows of one length take several positions
+        slots = torch.stack([self.pages.extend(row, count)[start:end] for row in self._rows.tolist()])
+        self._hold(slots)
+        self._new = slots.to(self.device)
+        self._table[:, start:end] = self._new
+
+    def _hold(self, slots: torch.Tensor) -> None:
+        if slots.numel():
+            self.pools.hold(int(slots.max()) + 1)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
@@ -90,16 +279,16 @@ class Cache:
 
         Args:
             layer: which layer.
-            q, k, v: [rows * T, heads, head_dim], T new positions per row, rows after one another.
-            key_mask: bool [rows, positions so far + T], False hides a key; None where all are seen.
+            q, k, v: [R * T, heads, head_dim], the T positions that `begin` was told of, rows after one another.
+            key_mask: bool [R, positions so far + T], False hides a key; None where all are seen.
 
         Returns:
-            [rows * T, heads, head_dim]. The positions count once `advance(T)` was called, after the last layer.
+            [R * T, heads, head_dim]. The positions count once `advance(T)` was called, after the last layer.
         """
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
-            slots, table = self._own[:, start], self._own if self._seen is None else self._seen
-            return ops.decode_attention(q, k, v, self._keys[layer], self._values[layer], slots, table, self.lengths)
+            pools = self.pools.keys[layer], self.pools.values[layer]
+            return ops.decode_attention(q, k, v, *pools, self._new.flatten(), self._table, self.lengths)
         keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
@@ -109,97 +298,62 @@ class Cache:
         )
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new positions [rows * T, heads, head_dim] of one layer, without attending.
+        """Append new positions [R * T, heads, head_dim] of one layer, without attending.
 
         Returns:
-            All keys and values of each row so far, [rows, positions so far + T, heads, head_dim].
+            All keys and values of each row so far, [R, positions so far + T, heads, head_dim].
         """
-        end = self.length + k.shape[0] // self.rows
-        slots = self._own[:, self.length : end].flatten().long()
-        pairs = ((self._keys[layer], k), (self._values[layer], v))
-        for pool, new in pairs:
-            pool.index_copy_(0, slots, new)
+        end, slots = self.length + k.shape[0] // self.rows, self._new.flatten().long()
+        self.pools.keys[layer].index_copy_(0, slots, k)
+        self.pools.values[layer].index_copy_(0, slots, v)
         if self.length == 0:
             return k.unflatten(0, (self.rows, -1)), v.unflatten(0, (self.rows, -1))
-        history = (self._own if self._seen is None else self._seen)[:, :end]
-        return self._keys[layer][history], self._values[layer][history]
+        history = self._table[:, :end].long()
+        return self.pools.keys[layer][history], self.pools.values[layer][history]
 
-    def advance(self, positions: int) -> None:
+    def advance(self, count: int) -> None:
         """Count the positions that the layers of one forward wrote."""
-        self.length += positions
-        self.lengths += positions
+        self.length += count
+        self._positions += count
+        if not self._on_host:
+            self.lengths += count
 
-    def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor, source: Packing) -> None:
-        """Keep the keys and values [tokens, heads, head_dim] of the encoder's states for one layer.
+    # -- sources
 
-        Args:
-            source: which tokens of the padded sources these are, the same for all layers.
-        """
-        if self._source is None or self._source.packing is not source:
-            self._source = Source.of(source, self.rows)
-        self._cross[layer] = (keys, values)
+    def begin_sources(self, admissions: Sequence[Admission]) -> None:
+        """The keys of the sources of these requests come next, one source behind the other."""
+        sources = [one.source for one in admissions if one.source is not None]
+        slots = [self.pages.sources[source, : int(self._source_lengths[source])] for source in sources]
+        self._filling = torch.cat(slots or [self._rows[:0]]).long().to(self.device)
+        if len(self._filling):
+            self.cross_pools.hold(max(int(part.max()) + 1 for part in slots if len(part)))
 
-    @property
-    def has_cross(self) -> bool:
-        """Whether the encoder's keys and values are here."""
-        return bool(self._cross) and self._cross[0] is not None
+    def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the keys and values [tokens, heads, head_dim] of one layer for the sources of `begin_sources`."""
+        self.cross_pools.keys[layer].index_copy_(0, self._filling, keys)
+        self.cross_pools.values[layer].index_copy_(0, self._filling, values)
+        self.has_cross = True
 
     def cross(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keys and values of a layer, padded [sources, length, heads, head_dim], and the mask of real ones or None."""
-        keys, values, source = self._known(layer)
-        return source.packing.unpack(keys), source.packing.unpack(values), source.packing.mask()
+        assert self._packing is not None, "only the sources of a batch have a padded form"
+        keys, values = self._packed(layer)
+        return self._packing.unpack(keys), self._packing.unpack(values), self._packing.mask()
 
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """Attend from q [rows * T, heads, head_dim] to the source of each row."""
-        keys, values, source = self._known(layer)
-        new, tokens = q.shape[0] // self.rows, source.packing
+        """Attend from q [R * T, heads, head_dim] to the source of each row."""
+        source, new = self._source, q.shape[0] // self.rows
+        assert source is not None and self.has_cross, "cross-attention before set_cross"
         if new == 1:
-            return ops.cross_decode_attention(
-                q, keys, values, source.table, source.lengths, source.cu_rows, source.beams
-            )
-        return ops.attention(q, keys, values, source.cu_rows * new, tokens.cu, source.beams * new, tokens.longest)
+            pools = self.cross_pools.keys[layer], self.cross_pools.values[layer]
+            return ops.cross_decode_attention(q, *pools, source.table, source.lengths, source.cu_rows, source.max_rows)
+        longest = source.table.shape[1]
+        return ops.attention(
+            q, *self._packed(layer), source.cu_rows * new, source.cu_keys(), source.max_rows * new, longest
+        )
 
-    def _known(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, Source]:
-        pair = self._cross[layer]
-        assert pair is not None and self._source is not None, "cross-attention before set_cross"
-        return *pair, self._source
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Row r continues the history of row `rows[r]` (int64 [rows]) of the same source; its slots stay its own."""
-        seen = (self._own if self._seen is None else self._seen)[rows]
-        seen[:, self.length :] = self._own[:, self.length :]
-        self._seen = seen
-
-    reorder_cache = reorder
-
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
-        """Keep only these rows (int64) and these sources: the others are finished."""
-        self._resize(rows, self.capacity)
-        if self._source is None:
-            return
-        all_, mask = self._source.packing, self._source.packing.mask()
-        kept = Packing.of_mask(None if mask is None else mask[sources], len(sources), all_.shape[1], sources.device)
-        numbers = torch.arange(int(all_.cu[-1]), device=sources.device)  # of the tokens, as they were packed
-        index = kept.pack(all_.unpack(numbers)[sources])
-        self._cross = [None if pair is None else (pair[0][index], pair[1][index]) for pair in self._cross]
-        self._source = Source.of(kept, self.rows)
-
-    def _resize(self, rows: torch.Tensor, capacity: int) -> None:
-        """Move the histories of `rows` into new pools of `capacity` positions a row."""
-        history = (self._own if self._seen is None else self._seen)[rows, : self.length].flatten()
-        layers, _, heads, width = self._keys.shape
-        pools = []
-        for pool in (self._keys, self._values):
-            new = pool.new_zeros(layers, rows.numel() * capacity, heads, width)
-            new.view(layers, rows.numel(), capacity, heads, width)[:, :, : self.length] = pool[:, history].view(
-                layers, rows.numel(), self.length, heads, width
-            )
-            pools.append(new)
-        self._keys, self._values = pools
-        self.rows, self.capacity, self._seen = rows.numel(), capacity, None
-        self.lengths = self.lengths[rows]
-        self._own = _identity(self.rows, capacity, self._own.device)
-
-
-def _identity(rows: int, capacity: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(rows * capacity, dtype=torch.int32, device=device).view(rows, capacity)
+    def _packed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [tokens, heads, head_dim] of a layer, the source of one request behind the other."""
+        assert self._source is not None
+        slots = self._source.table[self._source.mask()].long()
+        return self.cross_pools.keys[layer][slots], self.cross_pools.values[layer][slots]

@@ -193,7 +193,7 @@ class Attention(nn.Module):
             states, source = context.source
             k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
             if cache is not None:
-                cache.set_cross(self.index, k, v, source)
+                cache.set_cross(self.index, k, v)
             elif context.attentions is None:
                 return ops.attention(q, k, v, rows.cu, source.cu, rows.longest, source.longest, dropout=self._dropout)
         if context.attentions is None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import library
+from . import extension, library
 from .errors import BackendError
 from .kernels.attention import attention_reference, attention_triton, masked_attention_reference
 from .kernels.decode_attention import (
@@ -49,7 +49,7 @@ from .kernels.select import select_reference, warp_reference
 from .kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
 
 Function = Callable[..., Any]
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "triton", "cpp")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Op:
     Attributes:
         triton: the kernel's launcher, for CUDA tensors (and for CPU tensors where Triton interprets).
         refuses: why the kernel does not take these arguments, None where it does.
+        cpp: the function of the C++ extension, for CPU tensors; cpp_refuses: why it does not take these arguments.
         cpu, cuda: what else runs there, and when.
     """
 
@@ -67,13 +68,15 @@ class Op:
     reference: Function
     triton: Function | None = None
     refuses: Callable[..., str | None] = lambda *arguments, **named: None
+    cpp: Function | None = None
+    cpp_refuses: Callable[..., str | None] = lambda *arguments, **named: None
     cpu: str | None = None
     cuda: str | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not arguments:
             arguments = (named.pop(self._first),)
-        if torch.compiler.is_compiling() and self.has_kernel(arguments[0]):
+        if torch.compiler.is_compiling() and (self.has_kernel(arguments[0]) or self.cpp is not None):
             # One node of the graph. Dropout would be drawn anew on the way back, so it is traced instead.
             if named.get("dropout"):
                 return self.reference(*arguments, **named)
@@ -88,18 +91,21 @@ class Op:
 
     def run(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """Call the backend that suits the arguments."""
-        if not self.has_kernel(first):
+        if self.has_kernel(first):
+            kernel, name, reason = self.triton, "triton", self._obstacle(first, *rest, **named)
+        elif self.cpp is not None and _backend in ("auto", "cpp"):
+            kernel, name, reason = self.cpp, "cpp", self._cpp_obstacle(first, *rest, **named)
+        else:
             return self.reference(first, *rest, **named)
-        reason = self._obstacle(first, *rest, **named)
         if reason is None:
-            return self.triton(first, *rest, **named)
-        if _backend == "triton":
-            raise BackendError(f"{self.name}: the triton kernel was asked for, but {reason}")
+            return kernel(first, *rest, **named)
+        if _backend == name:
+            raise BackendError(f"{self.name}: the {name} kernel was asked for, but {reason}")
         return self.reference(first, *rest, **named)
 
     def has_kernel(self, first: torch.Tensor) -> bool:
         """Whether a call on such a tensor goes to the kernel, unless that refuses."""
-        if self.triton is None or _backend == "reference":
+        if self.triton is None or _backend in ("reference", "cpp"):
             return False
         return _backend == "triton" or first.device.type == "cuda"
 
@@ -109,6 +115,11 @@ class Op:
         if first.device.type != "cuda" and not INTERPRETED:
             return f"the tensors are on {first.device} and not on a CUDA device"
         return self.refuses(first, *rest, **named)
+
+    def _cpp_obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+        if first.device.type != "cpu":
+            return f"the tensors are on {first.device} and not on a CPU"
+        return extension.absence() or self.cpp_refuses(first, *rest, **named)
 
 
 def _known(name: str) -> str:
@@ -124,8 +135,9 @@ def set_backend(name: str) -> str:
     """Choose how operators with a kernel run, in this process.
 
     Args:
-        name: "auto" takes the kernel on CUDA devices wherever it takes the arguments; "reference" never; "triton"
-            always, and raises BackendError where it cannot.
+        name: "auto" takes the kernel on CUDA devices, and the C++ function on CPUs, wherever it takes the arguments;
+            "reference" neither; "triton" and "cpp" that one wherever there is one, and raise BackendError where it
+            cannot.
 
     Returns:
         The name that held before.
@@ -152,6 +164,35 @@ def _decode_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
     return _wants_gradients(q, *rest, *named.values()) or _heads_refuse(q)
 
 
+def _decode_cpp_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    tensors = [t for t in (q, *rest, *named.values()) if isinstance(t, torch.Tensor)]
+    for t in tensors:
+        if t.is_floating_point() and t.dtype != torch.float32:
+            return f"{t.dtype} is not float32"
+    return _wants_gradients(*tensors)
+
+
+def _decode_attention_cpp(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor,
+    slots: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    heads, books = map(_dense_heads, (q, k, v)), (t.contiguous() for t in (slots, table, lengths))
+    return torch.ops.bertgen_C.decode_attention.default(*heads, key_pool, value_pool, *books)
+
+
+def _cross_decode_attention_cpp(
+    q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
+    cu_rows: torch.Tensor, max_rows: int,
+) -> torch.Tensor:  # fmt: skip
+    books = (t.contiguous() for t in (table, lengths, cu_rows))
+    return torch.ops.bertgen_C.cross_decode_attention.default(_dense_heads(q), key_pool, value_pool, *books)
+
+
+def _dense_heads(x: torch.Tensor) -> torch.Tensor:
+    """[R, H, D] whose last dimension is contiguous."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
 def _int4_refuses(x: torch.Tensor, *rest: Any, **named: Any) -> str | None:
     return _wants_gradients(x, *rest, *named.values()) or _dtype_refuses(x)
 
@@ -176,11 +217,11 @@ attention = Op(
 masked_attention = Op("masked_attention", "a padded batch under any mask, with its weights", masked_attention_reference)
 decode_attention = Op(
     "decode_attention", "one query per row over slot-table keys", decode_attention_reference,
-    decode_attention_triton, _decode_refuses,
+    decode_attention_triton, _decode_refuses, _decode_attention_cpp, _decode_cpp_refuses,
 )  # fmt: skip
 cross_decode_attention = Op(
     "cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference,
-    cross_decode_attention_triton, _decode_refuses,
+    cross_decode_attention_triton, _decode_refuses, _cross_decode_attention_cpp, _decode_cpp_refuses,
 )  # fmt: skip
 add_layer_norm = Op(
     "add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference,
@@ -337,7 +378,12 @@ def explain(device: str = "cpu") -> list[tuple[str, str]]:
 def _explained(op: Op, device: str) -> str:
     if _backend == "reference":
         return "reference: BERTGEN_BACKEND or set_backend asks for it"
-    if op.triton is None:
+    if op.cpp is not None and device == "cpu" and _backend in ("auto", "cpp"):
+        reason = extension.absence()
+        return (
+            "cpp in float32, else reference" if reason is None else f"reference: the C++ extension is absent: {reason}"
+        )
+    if op.triton is None or _backend == "cpp":
         return (op.cpu if device == "cpu" else op.cuda) or "reference: plain torch, there is no kernel"
     if not HAS_TRITON:
         return "reference: plain torch, triton is not installed"

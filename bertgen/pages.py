@@ -57,6 +57,8 @@ class Pages:
         BackendError: "cpp" without the extension.
     """
 
+    PAGE = 16
+
     def __init__(
         self,
         rows: int,
@@ -65,8 +67,8 @@ class Pages:
         source_positions: int = 0,
         source_slots: int = 0,
         *,
-        page: int = 16,
-        source_page: int = 16,
+        page: int = PAGE,
+        source_page: int = PAGE,
         backend: str = "auto",
     ):
         if backend not in ("auto", "cpp", "python"):

@@ -1,4 +1,3 @@
 """Generation: from the arguments of `generate` to a search, and what the search drives."""
 
 from .mixin import GenerationMixin as GenerationMixin
-from .steps import FIRST_CAPACITY as FIRST_CAPACITY

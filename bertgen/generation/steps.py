@@ -12,8 +12,6 @@ from ..layers import AttentionContext, Attentions
 from ..packing import Packing
 from .prompt import Prompt
 
-FIRST_CAPACITY = 64  # positions a cache begins with; it doubles when they are full
-
 
 class Steps:
     """The decoder as `search.decode` drives it: tokens of all rows in, logits of all rows out.
@@ -37,7 +35,9 @@ class Steps:
 
     def _prepare(self, like: torch.Tensor) -> None:
         if self.cache is None:
-            self.cache = self.decoder.body.new_cache(self.rows, FIRST_CAPACITY, like)
+            source = None if self.source is None else self.source[1]
+            columns = like.shape[1] if self.embeds is None else self.embeds.shape[1]
+            self.cache = self.decoder.body.new_cache(self.rows, columns, like.device, source)
         self.known = self.cache.length  # tokens of the prefix that need not be fed
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Steps:
         embeds = None if embeds is None else embeds[:, self.known :]
         self.known, past = 0, self.cache.length
         length = (ids if embeds is None else embeds).shape[1]
-        self.cache.reserve(past + length)
+        self.cache.begin(length)
         hidden = self._run(ids, embeds, length, past, causal=True)
         self.cache.advance(length)
         self.source = None  # its keys and values are in the cache now
@@ -100,7 +100,7 @@ class Steps:
 
     def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
         """Go on with these rows, of these sources, only."""
-        self.cache.select(rows, sources)
+        self.cache.select(rows)
         self._keep(rows)
 
     def _keep(self, rows: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from ..cache import Cache
 from ..config import BertGenerationConfig, GenerationConfig
 from ..errors import ConfigError, InputError
-from ..generation import FIRST_CAPACITY, GenerationMixin
+from ..generation import GenerationMixin
 from ..heads import LMHead
 from ..inputs import (
     check_dense_mask,
@@ -182,10 +182,12 @@ class BertGenerationEncoder(PretrainedModel):
             if encoder_hidden_states is not None and not (past_key_values and past_key_values.has_cross):
                 source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
             if past_key_values is not None or (either(use_cache, config.use_cache) and not self._recomputes()):
-                cache = past_key_values or self.new_cache(rows, max(FIRST_CAPACITY, length), given)
+                cache = past_key_values
+                if cache is None:
+                    cache = self.new_cache(rows, length, device, None if source is None else source[1])
                 if cache.rows != rows:
                     raise InputError(f"past_key_values hold {cache.rows} rows, the input has {rows}")
-                cache.reserve(past + length)
+                cache.begin(length)
                 key_mask = None if mask is None or bool(mask.all()) else mask.bool()
             else:
                 key_len, key_mask = key_limits(mask)
@@ -215,12 +217,12 @@ class BertGenerationEncoder(PretrainedModel):
             cross_attentions=tuple(attentions.cross) if attentions is not None and attentions.cross else None,
         )
 
-    def new_cache(self, rows: int, capacity: int, like: torch.Tensor) -> Cache:
-        """An empty cache for so many rows and positions, on the device of `like`."""
+    def new_cache(self, rows: int, columns: int, device: torch.device, source: Packing | None) -> Cache:
+        """A cache whose rows begin with so many columns, padding among them, and attend to `source` if there is one."""
         config = self.config
-        return Cache(
-            config.num_hidden_layers, rows, capacity, config.num_attention_heads, config.head_dim,
-            self.dtype, like.device,
+        return Cache.of_batch(
+            config.num_hidden_layers, config.num_attention_heads, config.head_dim, self.dtype, device,
+            rows=rows, positions=columns + config.max_tokens, source=source,
         )  # fmt: skip
 
     def _recomputes(self) -> bool:
