@@ -145,7 +145,8 @@ class Cache:
         page, lengths = Pages.PAGE, [] if source is None else source.cu.diff().tolist()
         cache = cls(
             layers, heads, head_dim, dtype, device, rows=rows, positions=positions,
-            source_positions=max(1, *lengths) if lengths else 0, source_slots=sum(-(-n // page) * page for n in lengths),
+            source_positions=max(1, *lengths) if lengths else 0,
+            source_slots=sum(-(-n // page) * page for n in lengths),
         )  # fmt: skip
         count = len(lengths) or 1
         admitted = [cache.admit(rows // count, positions, i, n) for i, n in enumerate(lengths or [0]) if rows]
@@ -238,14 +239,15 @@ class Cache:
         if not len(positions) or self.pages.limits.source_positions == 0:
             self._source = None
             return
-        requests, counts = torch.unique_consecutive(self._requests, return_counts=True)
+        _, counts = torch.unique_consecutive(self._requests, return_counts=True)
         ends = counts.cumsum(0)
         sources = self._sources[ends - counts]
         lengths = self._source_lengths[sources.clamp(min=0)].where(sources >= 0, 0)  # a source may be empty
         sources = sources.clamp(min=0)
         table = self.pages.sources[:, : int(lengths.max())].index_select(0, sources)
         cu_rows = torch.nn.functional.pad(ends.int(), (1, 0))
-        self._source = Sources(*(t.to(self.device) for t in (table, lengths, cu_rows)), int(counts.max()))
+        table, lengths, cu_rows = (t.to(self.device) for t in (table, lengths, cu_rows))
+        self._source = Sources(table, lengths, cu_rows, int(counts.max()))
 
     # -- positions
 

@@ -45,7 +45,7 @@ from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, on
 from .kernels.linear_gelu import linear_gelu_reference, linear_gelu_refuses, linear_gelu_triton
 from .kernels.process import process_reference, process_triton
 from .kernels.sample import sample_reference, sample_triton
-from .kernels.select import select_reference, warp_reference
+from .kernels.select import perturb_reference, select_reference, warp_reference
 from .kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
 
 Function = Callable[..., Any]
@@ -253,6 +253,7 @@ sample = Op(
     "sample", "a token of each row, by its own limits and random numbers", sample_reference,
     sample_triton, _scores_refuse,
 )  # fmt: skip
+perturb = Op("perturb", "scores and Gumbel noise, by key", perturb_reference)
 _linear = Op(
     "linear",
     "x W^T + b, with an activation as epilogue",
@@ -266,7 +267,7 @@ OPS = {
     for op in (
         _linear, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm, bias_gelu,
         layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, warp, select,
-        process, top_log_probs, sample,
+        process, top_log_probs, sample, perturb,
     )
 }  # fmt: skip
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from .best import best_reference
+from .sample import _blocks, gumbel_reference, philox_reference
+
 TOP_H_TOKENS = 100  # top-h looks at so many of the best tokens
 
 
@@ -96,7 +99,23 @@ def select_reference(
     """
     if sample:
         return torch.multinomial(scores.softmax(-1), count, generator=generator)
-    return scores.argmax(-1, keepdim=True) if count == 1 else scores.topk(count).indices
+    return best_reference(scores, 1)[1] if count == 1 else scores.topk(count).indices
+
+
+def perturb_reference(
+    scores: torch.Tensor, seed: torch.Tensor, request: torch.Tensor, step: torch.Tensor
+) -> torch.Tensor:
+    """Scores float32 [R, V] behind Gumbel noise: the largest so many are draws by softmax(scores), none of them twice.
+
+    Args:
+        seed, request, step: int64 [R], the keys of the noise, as `sample_reference` has them.
+    """
+    vocabulary = scores.shape[1]
+    row, block = _blocks(scores > -torch.inf).nonzero(as_tuple=True)
+    bits = philox_reference(seed[row], block, step[row], request[row])
+    noise = scores.new_zeros(len(scores), -(-vocabulary // 4), 4)
+    noise[row, block] = gumbel_reference(bits, scores.dtype)
+    return scores + noise.flatten(1)[:, :vocabulary]
 
 
 def _below_best(scores: torch.Tensor, count: int) -> torch.Tensor:

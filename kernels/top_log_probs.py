@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 
 from . import tuning
+from .best import best_reference
 from .language import tl, triton
 from .scores import (
     FLOATS,
@@ -60,7 +61,7 @@ def top_log_probs_reference(
     _check_top(scores, count, offsets, group)
     rows, vocabulary = scores.shape
     scores = scores.to(compute_dtype(scores))
-    best, index = _best(scores, min(count, vocabulary))
+    best, index = best_reference(scores, min(count, vocabulary))
     values = scores.log_softmax(-1).gather(1, index)
     if offsets is not None:
         values = values + offsets[:, None]
@@ -71,21 +72,6 @@ def top_log_probs_reference(
         values, order = values[:, :count].contiguous(), order[:, :count]
         index = index.unflatten(0, (-1, group)).flatten(1).gather(1, order)
     return values, index
-
-
-def _best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest scores of each row and where they are; of equal ones, the lower index first."""
-    if count == 1:
-        index = scores.argmax(-1, keepdim=True)
-        return scores.gather(1, index), index
-    best, index = scores.topk(count)
-    # topk has its own order of equal scores (and of nan, which equals nothing): those rows are sorted.
-    tied = ((scores >= best[:, -1:]).sum(-1) != count) | (best[:, 1:] == best[:, :-1]).any(-1)
-    some = tied.nonzero().squeeze(1)
-    if len(some):
-        index[some] = scores[some].sort(dim=-1, descending=True, stable=True).indices[:, :count]
-        best = scores.gather(1, index)
-    return best, index
 
 
 def _check_top(scores: torch.Tensor, count: int, offsets: torch.Tensor | None, group: int) -> None:

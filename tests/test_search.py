@@ -35,7 +35,7 @@ class Table:
         assert torch.equal(self.sources, self.sources[rows]), "a beam goes on from one of its own source"
         self.history = self.history[rows]
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
+    def select(self, rows: torch.Tensor) -> None:
         self.history, self.sources = self.history[rows], self.sources[rows]
 
 

@@ -98,8 +98,8 @@ class Steps:
         """Row r goes on from where row rows[r], of the same source, is."""
         self.cache.reorder(rows)
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
-        """Go on with these rows, of these sources, only."""
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only."""
         self.cache.select(rows)
         self._keep(rows)
 
@@ -131,7 +131,7 @@ class Reruns(Steps):
         """Row r goes on from where row rows[r], of the same source, is."""
         self.fed = self.fed[rows]
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> None:
+    def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""
         self.fed = self.fed[rows]
         self._keep(rows)

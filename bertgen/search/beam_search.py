@@ -1,0 +1,341 @@
+"""Beam search: that of transformers 5, stated on tensors [sources, beams] (length penalty of Wu et al. 2016, arXiv
+1609.08144). Diverse groups of beams (Vijayakumar et al. 2016, arXiv 1610.02424) are so many sources each with its share
+of the beams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..config import GenerationConfig
+from ..outputs import GenerateOutput
+from ..processors import Processors
+from ..stopping import Criteria
+from .draws import Draws, Keys
+from .histories import done, keeps_rows, process, recorded, widened
+
+DEAD = -1.0e9  # added to the score of a hypothesis that may not go on
+MOST_BEAMS, MOST_CANDIDATES = 16, 64  # of `ops.top_log_probs`
+
+
+class BeamSearch:
+    """Keep the best open hypotheses per source and group of beams, and the best finished ones beside them.
+
+    Below, "a source" is one group of a source: its beams see those of other groups only by the diversity penalty.
+
+    Args:
+        options: settled.
+        scored: ignored; beams are scored in any case.
+
+    Attributes:
+        owners: of each source, without its groups, as given to `join`.
+        tokens: int64 [sources * beams, T], what the decoder is fed next.
+        parents: int64 [sources * beams], the row whose history each row continues.
+        width: rows of a source with all its groups, which leave as one.
+    """
+
+    # What is known of each source; `lengths`, of the open hypotheses, is on the host.
+    STATE = (
+        "open", "open_scores", "open_rows", "closed", "closed_scores", "closed_rows", "closed_lengths", "is_closed",
+        "improvable", "over", "active", "seeds", "numbers",
+    )  # fmt: skip
+
+    open: torch.Tensor
+    open_scores: torch.Tensor
+    open_rows: torch.Tensor
+    closed: torch.Tensor
+    closed_scores: torch.Tensor
+    closed_rows: torch.Tensor
+    closed_lengths: torch.Tensor
+    is_closed: torch.Tensor
+    improvable: torch.Tensor
+    over: torch.Tensor
+    active: torch.Tensor
+    seeds: torch.Tensor
+    numbers: torch.Tensor
+    lengths: torch.Tensor
+    tokens: torch.Tensor
+
+    def __init__(
+        self, options: GenerationConfig, processors: Processors, criteria: Criteria, draws: Draws, scored: bool = False
+    ):
+        self.options, self.processors, self.criteria, self.draws = options, processors, criteria, draws
+        self.groups, self.beams = options.num_beam_groups, options.num_beams // options.num_beam_groups
+        self.width = options.num_beams
+        ends = options.end_tokens
+        self.candidates = max(2, 1 + len(ends)) * self.beams
+        # Behind the last token of a shorter hypothesis: the pad id, and the end id where the pad id is 0 or unset.
+        self.fill = options.pad_token_id or (ends[0] if ends else 0)
+        self.keeps_rows = self.groups > 1 or keeps_rows(options, processors, criteria)
+        # Nobody looks at all scores: the best of each row are enough.
+        self.plain = not (processors or options.do_sample or options.output_scores or self.groups > 1)
+        self.plain &= self.beams <= MOST_BEAMS and self.candidates <= MOST_CANDIDATES
+        self.traced = bool(options.return_dict_in_generate)  # from which row each token came
+        self.owners: list[Any] = []
+        self.parents: torch.Tensor | None = None
+        self.scores: list[torch.Tensor] = []
+        self.logits: list[torch.Tensor] = []
+        self._left: dict[Any, tuple[torch.Tensor, ...]] = {}  # what was found for sources that have left
+
+    def join(
+        self,
+        prefix: torch.Tensor,
+        owners: Sequence[Any],
+        seeds: torch.Tensor | None = None,
+        numbers: torch.Tensor | None = None,
+    ) -> None:
+        """Sources join, behind those that are here.
+
+        Args:
+            prefix: int64 [n, P]; P is 1 where others are here.
+            owners: of each source.
+            seeds, numbers: int64 [n] on the device of the prefix, for draws by key.
+        """
+        device, (count, self.prefix) = prefix.device, prefix.shape
+        sources, beams = count * self.groups, self.beams
+        nothing = torch.zeros(count, dtype=torch.int64, device=device)
+        first = prefix.repeat_interleave(self.groups, 0)[:, None].expand(-1, beams, -1)
+        hypotheses = widened(first, self.prefix + 1, self.fill).contiguous()
+        traces = torch.full(
+            hypotheses.shape if self.traced else (sources, beams, 0), -1, dtype=torch.int32, device=device
+        )
+        scores = torch.full((sources, beams), DEAD, device=device)
+        fresh = dict(
+            open=hypotheses,
+            open_scores=scores.index_fill(1, nothing[:1], 0.0),
+            open_rows=traces,
+            closed=hypotheses,
+            closed_scores=scores,
+            closed_rows=traces,
+            closed_lengths=torch.full((sources, beams), self.prefix, device=device),
+            is_closed=torch.zeros(sources, beams, dtype=torch.bool, device=device),
+            improvable=torch.ones(sources, dtype=torch.bool, device=device),
+            over=torch.zeros(sources, dtype=torch.bool, device=device),
+            active=torch.arange(sources, device=device) + len(self.owners) * self.groups,
+            seeds=(nothing if seeds is None else seeds).repeat_interleave(self.groups),
+            numbers=(nothing if numbers is None else numbers).repeat_interleave(self.groups),
+            lengths=torch.full((sources,), self.prefix),
+            tokens=prefix.repeat_interleave(self.width, 0),
+        )
+        if self.owners:
+            width = max(self.open.shape[2], hypotheses.shape[2])
+            self._widen(width)
+            for name in ("open", "closed"):
+                fresh[name] = widened(fresh[name], width, self.fill)
+            if self.traced:
+                fresh["open_rows"] = fresh["closed_rows"] = widened(traces, width, -1)
+            fresh = {name: torch.cat((getattr(self, name), new)) for name, new in fresh.items()}
+        vars(self).update(fresh)
+        self.end = prefix.new_tensor(self.options.end_tokens)
+        self.owners += owners
+
+    def _widen(self, width: int) -> None:
+        """Make room for histories of so many positions."""
+        if self.open.shape[2] < width:
+            self.open, self.closed = (widened(x, width, self.fill) for x in (self.open, self.closed))
+            if self.traced:
+                self.open_rows, self.closed_rows = (widened(x, width, -1) for x in (self.open_rows, self.closed_rows))
+
+    def advance(self, logits: torch.Tensor) -> bool:
+        """Extend the hypotheses by one token from logits [sources * beams, V]; False when no source can improve."""
+        beams, options, device = self.beams, self.options, logits.device
+        self._widen(int(self.lengths.max()) + 1)
+        before = self.lengths.to(device)
+        total, beam, token, extended, ends, best = self._extensions(logits.float(), before)
+        self.lengths = self.lengths + 1
+        generated = before[:, None] + 1 - self.prefix
+        rows = self.open_rows
+        if self.traced:
+            rows = rows.gather(1, _over(beam, rows))
+            came_from = (beam + self.active[:, None] * beams).int()[..., None]
+            rows.scatter_(2, (generated - 1)[..., None].expand(came_from.shape), came_from)
+
+        # Open hypotheses: the best that did not end.
+        self.open_scores = (total + ends * DEAD).gather(1, best)
+        self.open = extended.gather(1, _over(best, extended))
+        self.open_rows = rows.gather(1, _over(best, rows)) if self.traced else rows
+        parent = beam.gather(1, best) + torch.arange(beam.shape[0], device=device)[:, None] * beams
+        self.parents, self.tokens = parent.flatten(), token.gather(1, best).view(-1, 1)
+
+        # Finished hypotheses: those of the first `beams` candidates that ended, among the finished so far.
+        score = total / _power(generated, options.length_penalty)
+        full = self.is_closed.all(1, keepdim=True) if options.early_stopping is True else torch.zeros_like(ends[:, :1])
+        closes = ends & (torch.arange(ends.shape[1], device=device) < beams)
+        score = score + full * DEAD + ~self.improvable[:, None] * DEAD + ~closes * DEAD
+        self.closed_scores, best = torch.cat((self.closed_scores, score), 1).topk(beams)
+        self.is_closed = torch.cat((self.is_closed, closes), 1).gather(1, best)
+        grown = (generated + self.prefix).expand_as(token)
+        self.closed_lengths = torch.cat((self.closed_lengths, grown), 1).gather(1, best)
+        self.closed = _pick(self.closed, extended, best)
+        if self.traced:
+            self.closed_rows = _pick(self.closed_rows, rows, best)
+
+        # A source is worth going on with while its best open hypothesis could still beat its worst finished one.
+        horizon = generated
+        if options.early_stopping == "never" and options.length_penalty > 0.0:
+            horizon = torch.full_like(generated, options.max_length - self.prefix)
+        hope = self.open_scores[:, :1] / _power(horizon, options.length_penalty)
+        worst = torch.where(self.is_closed, self.closed_scores.amin(1, keepdim=True), DEAD)
+        self.improvable = self.improvable & (hope > worst).any(1)
+        self.over = ~self._goes_on() | ends.all(1)
+        if self.keeps_rows:  # as many steps as transformers takes, which goes on until the last source has enough
+            return bool((self.improvable & ~self._full().all()).any()) and not bool(ends.all())
+        return not bool(self.over.all())
+
+    def _extensions(self, logits: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        """The best one-token extensions of each source, its candidates.
+
+        Returns:
+            Log-probability, beam and token, each [sources, candidates]; the extended hypotheses [.., width]; whether
+            each of them ends here; and which of them go on, int64 [sources, beams].
+        """
+        options, vocabulary = self.options, logits.shape[1]
+        if options.output_logits:
+            self.logits.append(logits)
+        scores = logits
+        if not self.plain:
+            scores = logits.log_softmax(-1)
+            if self.processors:
+                beams = self.lengths.repeat_interleave(self.beams)
+                scores = process(self.processors, self.open.flatten(0, 1), beams, scores)
+            if options.diversity_penalty:
+                scores = scores.clone(memory_format=torch.contiguous_format)  # what follows changes it in place
+        if options.output_scores:
+            self.scores.append(scores)
+        scores = scores.reshape(-1, self.groups, self.beams, vocabulary)
+        chosen = scores.new_zeros(scores.shape[0], vocabulary) if options.diversity_penalty else None
+        parts = []
+        for group in range(self.groups):
+            mine = slice(group, None, self.groups)  # this group of every source
+            if chosen is not None:
+                scores[:, group] -= options.diversity_penalty * chosen[:, None]
+            keys = Keys(self.seeds[mine], self.numbers[mine], lengths[mine])
+            total, beam, token = self._best(scores[:, group], self.open_scores[mine], keys)
+            extended = self.open[mine].gather(1, _over(beam, self.open))
+            extended.scatter_(2, lengths[mine, None, None].expand(*token.shape, 1), token[..., None])
+            ends = self._ends(token, extended, self.lengths[mine])
+            best = (total + ends * DEAD).topk(self.beams).indices
+            if chosen is not None:
+                counts = self._goes_on()[mine, None].to(chosen.dtype)
+                chosen.scatter_add_(1, token.gather(1, best), counts.expand(-1, self.beams))
+            ends = ends | (lengths[mine, None] + 1 >= options.max_length)
+            parts.append((total, beam, token, extended, ends, best))
+        if self.groups == 1:
+            return list(parts[0])
+        return [torch.stack(pieces, 1).flatten(0, 1) for pieces in zip(*parts)]
+
+    def _best(
+        self, scores: torch.Tensor, open_scores: torch.Tensor, keys: Keys
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probability, beam and token, each [n, candidates], for scores [n, beams, V] of the next token."""
+        vocabulary = scores.shape[-1]
+        if self.plain:
+            count = min(self.candidates, self.beams * vocabulary)
+            total, index = ops.top_log_probs(scores.flatten(0, 1), count, open_scores.flatten(), self.beams)
+        else:
+            all_ = (scores + open_scores[:, :, None]).flatten(1)
+            index = self.draws.choose(all_, self.candidates, bool(self.options.do_sample), keys)
+            total = all_.gather(1, index)
+        return total, index // vocabulary, index % vocabulary
+
+    def _ends(self, token: torch.Tensor, extended: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """bool [n, candidates]: which hypotheses [n, candidates, width] end whatever the length, `token` their last."""
+        ends = torch.isin(token, self.end)
+        if self.criteria:
+            lengths = (lengths + 1).repeat_interleave(token.shape[1])
+            stopped = done(self.criteria, extended.flatten(0, 1), lengths, recorded(self.scores, self.options))
+            ends = ends | stopped.view(ends.shape)
+        return ends
+
+    def _full(self) -> torch.Tensor:
+        """bool [sources]: as many finished hypotheses as `early_stopping` is content with."""
+        return self.is_closed.all(1) & (self.options.early_stopping is True)
+
+    def _goes_on(self) -> torch.Tensor:
+        return self.improvable & ~self._full()
+
+    def ended(self) -> torch.Tensor:
+        """int64, the places of the sources, without their groups, that are done; on the host."""
+        return self.over.view(-1, self.groups).all(1).nonzero().squeeze(1).cpu()
+
+    def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
+        """For some sources: their outputs, best first and without the prefix, and their scores."""
+        sequences, scores, lengths, _ = self._found(places)
+        return [
+            ([row[self.prefix : n] for row, n in zip(rows, ends)], totals)
+            for rows, totals, ends in zip(sequences.tolist(), scores.tolist(), lengths.tolist())
+        ]
+
+    def _found(self, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Sequences [n, outputs, width], scores and lengths [n, outputs] and traces, best first, of all groups."""
+        some = self._members(places).to(self.tokens.device)
+        state = (self.closed, self.closed_scores, self.closed_lengths, self.closed_rows)
+        sequences, scores, lengths, rows = (x[some].unflatten(0, (-1, self.groups)).flatten(1, 2) for x in state)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.options.num_return_sequences]
+        sequences, rows = (x.gather(1, _over(best, x)) for x in (sequences, rows))
+        return sequences, scores.gather(1, best), lengths.gather(1, best), rows
+
+    def _members(self, places: torch.Tensor) -> torch.Tensor:
+        """The groups of the sources at these places."""
+        return (places[:, None] * self.groups + torch.arange(self.groups)).flatten()
+
+    def keep(self, places: torch.Tensor) -> torch.Tensor:
+        """Only the sources at these places (int64, on the host) stay; returns their rows, for the decoder."""
+        members = self._members(places)
+        rows = (members[:, None] * self.beams + torch.arange(self.beams)).flatten()
+        for name in self.STATE:
+            setattr(self, name, getattr(self, name)[members.to(self.tokens.device)])
+        self.lengths = self.lengths[members]
+        self.tokens, self.parents = self.tokens[rows.to(self.tokens.device)], None
+        self.owners = [self.owners[place] for place in places.tolist()]
+        return rows
+
+    def thinned(self) -> torch.Tensor | None:
+        """Rows to go on with once half of the sources are done; None to go on with all."""
+        if self.keeps_rows or 2 * int((~self.over).sum()) > self.over.numel():
+            return None
+        self._leave(self.ended())
+        return self.keep((~self.over).nonzero().squeeze(1).cpu())
+
+    def _leave(self, places: torch.Tensor) -> None:
+        found = self._found(places)
+        for i, place in enumerate(places.tolist()):
+            self._left[self.owners[place]] = tuple(x[i] for x in found)
+
+    def output(self) -> GenerateOutput:
+        """The `num_return_sequences` best of each source, all its groups together, best first."""
+        self._leave(torch.arange(len(self.owners)))
+        found = [self._left[owner] for owner in sorted(self._left)]
+        lengths = torch.cat([lengths for _, _, lengths, _ in found])
+        width = int(lengths.max())
+        sequences = torch.cat([widened(rows, width, self.fill)[:, :width] for rows, _, _, _ in found])
+        traces = None
+        if self.traced:
+            traces = torch.cat([widened(rows, width - self.prefix, -1)[:, : width - self.prefix] for *_, rows in found])
+        return GenerateOutput(
+            sequences=sequences,
+            sequences_scores=torch.cat([scores for _, scores, _, _ in found]),
+            scores=recorded(self.scores, self.options),
+            logits=tuple(self.logits) if self.options.output_logits else None,
+            beam_indices=traces,
+        )
+
+
+def _power(length: torch.Tensor, exponent: float) -> torch.Tensor:
+    """length ** exponent in float64, rounded to float32."""
+    return (length.double() ** exponent).float()
+
+
+def _over(index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Index [B, n] for gathering whole rows of `like` [B, m, L]."""
+    return index[..., None].expand(*index.shape, like.shape[-1])
+
+
+def _pick(first: torch.Tensor, second: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows [B, k] of two tensors [B, m, L] and [B, n, L] laid one behind the other."""
+    joined = torch.cat((first, second), 1)
+    return joined.gather(1, _over(index, joined))

@@ -1,0 +1,74 @@
+"""What searches do with histories of different lengths."""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import GenerationConfig
+from ..processors import Processors
+from ..stopping import Criteria, Scores
+
+CHUNK = 64  # positions by which the room for histories grows
+
+
+def cohorts(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
+    """Each length that occurs in lengths int64 [n] (on the host), with its places; None for all of them."""
+    if len(lengths) == 0:
+        return []
+    first = int(lengths[0])
+    if bool((lengths == first).all()):
+        return [(first, None)]
+    return [(length, (lengths == length).nonzero().squeeze(1)) for length in lengths.unique().tolist()]
+
+
+def process(
+    processors: Processors, histories: torch.Tensor, lengths: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    """Scores [n, V] of the next tokens behind histories [n, L] of some lengths [n], processed."""
+    groups = cohorts(lengths)
+    if len(groups) == 1:
+        return processors(histories[:, : groups[0][0]], scores)
+    changed = torch.empty_like(scores)
+    for length, places in groups:
+        assert places is not None
+        places = places.to(scores.device)
+        changed[places] = processors(histories[places, :length], scores[places])
+    return changed
+
+
+def done(criteria: Criteria, histories: torch.Tensor, lengths: torch.Tensor, scores: Scores) -> torch.Tensor:
+    """bool [n], which of the histories [n, L] of some lengths [n] are done."""
+    groups = cohorts(lengths)
+    if len(groups) == 1:
+        return criteria(histories[:, : groups[0][0]], scores)
+    found = torch.zeros(len(histories), dtype=torch.bool, device=histories.device)
+    for length, places in groups:
+        assert places is not None
+        places = places.to(histories.device)
+        found[places] = criteria(histories[places, :length], scores)
+    return found
+
+
+def widened(histories: torch.Tensor, width: int, fill: int) -> torch.Tensor:
+    """Histories [.., L] with room for at least `width` positions, filled behind."""
+    if histories.shape[-1] >= width:
+        return histories
+    return torch.nn.functional.pad(histories, (0, -(-width // CHUNK) * CHUNK - histories.shape[-1]), value=fill)
+
+
+def recorded(scores: list[torch.Tensor], options: GenerationConfig) -> Scores:
+    """The scores of all steps, where they are returned."""
+    return tuple(scores) if options.output_scores else None
+
+
+def keeps_rows(options: GenerationConfig, processors: Processors, criteria: Criteria) -> bool:
+    """Whether rows stay when they are done: because the random numbers of others, what is returned or what a caller's
+    function sees would change."""
+    returns_rows = options.return_dict_in_generate and (
+        options.use_cache
+        or options.output_scores
+        or options.output_logits
+        or options.output_attentions
+        or options.output_hidden_states
+    )
+    return bool(options.do_sample or returns_rows or processors.by_row or criteria.by_row)
