@@ -1,43 +1,38 @@
 """Text in, text out: `Generator`.
 
-Texts are encoded together, sorted by length, cut into batches by tokens, generated, decoded, and answered under the
-index they came with.
+Texts become ids, go through the engine, longest first, and come back as texts under the index they came with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from . import search
-from .config import GenerationConfig
-from .errors import BackendError, ConfigError, InputError
+from .config import EngineConfig, GenerationConfig
+from .engine import Engine, EngineStatistics, Request, Ticket
+from .errors import BertgenError, ConfigError, InputError
 from .framing import source_frame
 from .model import EncoderDecoderModel
-from .outputs import GenerateOutput
 from .pretrained import resolve_device
 from .tokenizer import AutoTokenizer, Tokenizer
 
-# By kind of device: tokens of a batch by default, and bytes its cache may take should every output be of full length.
-BATCH_TOKENS = {"cpu": 16384, "cuda": 65536}
-CACHE_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}
 LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
 LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
-SCORED_POSITIONS = 4096  # positions whose logits over the whole vocabulary are held at a time
 
-# What the model is asked to return, whatever its configuration says.
-RETURNED = dict(
-    return_dict_in_generate=True,
-    output_scores=False,
-    output_logits=False,
-    output_attentions=False,
-    output_hidden_states=False,
-)
+# What `model.generate` returns besides tokens.
+RETURNED = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What a request brings along, as `model.generate` has it.
+CALLED = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 
 HUB_OPTIONS = frozenset(("revision", "cache_dir", "token", "local_files_only"))
 
@@ -55,7 +50,7 @@ class Output:
             the probability is the model's own, whatever the penalties and limits they were chosen under.
         alternatives: under `num_return_sequences` the other outputs, best first under beams.
         truncated: the text was longer than the limit and its end was not read.
-        error: why the text could not be used, where `stream(return_errors=True)` met such a one.
+        error: why there is no output, where `stream(return_errors=True)` met such a text.
     """
 
     index: int
@@ -64,7 +59,7 @@ class Output:
     score: float | None = None
     alternatives: tuple[Output, ...] = ()
     truncated: bool = False
-    error: InputError | None = None
+    error: BertgenError | None = None
 
 
 @dataclass(frozen=True)
@@ -78,25 +73,16 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Call:
-    """The checked options of one call: those for `model.generate`, all of them settled, and the Generator's own."""
+    """The checked options of one call: those of generation, settled, what else its requests have, and the rest."""
 
-    options: dict[str, Any]
     settled: GenerationConfig
-    seed: int | None
+    seed: int
     scores: bool
+    called: dict[str, Any]
     truncation: bool
     clean_up: bool | None
     max_batch_size: int | None
     return_errors: bool
-
-    @property
-    def width(self) -> int:
-        """Rows a source takes in the decoder."""
-        return max(self.settled.num_beams, self.settled.num_return_sequences)
-
-    def cost(self, length: int) -> int:
-        """Tokens a source of `length` tokens takes in a batch: its own and, for each row, those of a likely output."""
-        return length + self.width * min(self.settled.max_length - 1, 2 * length + 16)
 
 
 class Generator:
@@ -108,17 +94,19 @@ class Generator:
         device: "cpu", "cuda", "cuda:1" or a CUDA index; None leaves a model where it is and loads one to the CPU.
         dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
             takes the checkpoint's wherever it runs.
-        max_batch_tokens: tokens of a batch, padding included, for each source and each beam of its likely output. By
-            default 16384 on a CPU and 65536 on a GPU. A batch that does not fit into memory is halved.
         max_input_length: longest text in tokens; by default what the encoder has positions for.
         truncation: cut longer texts instead of refusing them.
         add_special_tokens: put the tokenizer's special tokens around a text; None does where the encoder is a BERT or
             RoBERTa, and not where it is a bert-generation encoder (its models were trained without).
+        engine: limits of what runs at a time (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`,
+            `encode_tokens`, `refill`. Where the memory does not suffice for them, fewer rows run.
         hub: `revision`, `cache_dir`, `token`, `local_files_only` for a model that is loaded.
 
     Raises:
         CheckpointError, ConfigError, BackendError: as `EncoderDecoderModel.from_pretrained`.
         ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits.
+
+    A Generator may be used from several threads, and as a context manager, whose end frees the memory of the engine.
     """
 
     def __init__(
@@ -128,10 +116,14 @@ class Generator:
         *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
-        max_batch_tokens: int | None = None,
         max_input_length: int | None = None,
         truncation: bool = False,
         add_special_tokens: bool | None = None,
+        engine: EngineConfig | None = None,
+        max_rows: int | None = None,
+        cache_bytes: int | None = None,
+        encode_tokens: int | None = None,
+        refill: float | None = None,
         **hub: Any,
     ):
         if unknown := hub.keys() - HUB_OPTIONS:
@@ -160,9 +152,15 @@ class Generator:
         self.max_input_length = positions if max_input_length is None else _count("max_input_length", max_input_length)
         if self.max_input_length > positions:
             raise ConfigError(f"max_input_length {max_input_length} is more than the encoder's {positions} positions")
-        if max_batch_tokens is None:
-            max_batch_tokens = BATCH_TOKENS["cuda" if self.model.device.type == "cuda" else "cpu"]
-        self.max_batch_tokens = _count("max_batch_tokens", max_batch_tokens)
+        limits: dict[str, Any] = dict(
+            max_rows=max_rows, cache_bytes=cache_bytes, encode_tokens=encode_tokens, refill=refill
+        )
+        given = {name: value for name, value in limits.items() if value is not None}
+        if engine is not None and given:
+            raise ConfigError(f"engine, or {', '.join(given)}: not both")
+        self.engine = Engine(self.model, engine or EngineConfig(**given))
+        self._wake = threading.Event()
+        self._worker: threading.Thread | None = None
         self.truncation = truncation
         self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
         if add_special_tokens:
@@ -179,32 +177,41 @@ class Generator:
         truncation: bool | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         max_batch_size: int | None = None,
+        progress: bool | Callable[[int, int], Any] = False,
         **options: Any,
     ) -> list[Output]:
         """Generate for all texts; the outputs come in the order of the texts.
 
         A text without tokens (nothing, or only spaces) is answered by an empty output, without asking the model.
-        Sampling with a seed gives the same outputs for the same texts, options, device and batch limits, and leaves
-        torch's own random state alone. Whether another text stands in the batch does change the draws.
+        A draw depends on the seed, the index of the text and the step, and on nothing else: not on what other texts
+        there are, nor on limits.
 
         Args:
             texts: all are checked before the first is generated.
-            seed: of sampling; None draws from torch's default generator.
-            scores: score greedy and sampled outputs too, which takes one more forward pass.
+            seed: of sampling; None draws one from torch's default generator.
+            scores: score greedy and sampled outputs too.
             truncation: as the constructor's, for this call.
             clean_up_tokenization_spaces: take spaces before punctuation out; None as the tokenizer is set.
-            max_batch_size: texts in a batch at most, besides the limit of tokens.
-            options: `generation_config` or options of `GenerationConfig`, over the model's own. Where none of them
-                sets a maximum length, outputs end with the decoder's positions. `max_time` counts for each batch.
+            max_batch_size: as many texts at a time, and no more before all of them are done.
+            progress: True shows a bar on stderr; a function is called with how many texts are done, of how many.
+            options: `generation_config` or options of `GenerationConfig`, over the model's own; and `logits_processor`,
+                `stopping_criteria`, `prefix_allowed_tokens_fn` as of `model.generate`, which see one text at a time
+                (and its index, where they are told of a source). Where nothing sets a maximum length, outputs end with
+                the decoder's positions. `max_time` counts for each text from when its turn has come.
 
         Raises:
             InputError: a text is no str, no valid Unicode or too long: its index, the value and the limit.
+            CapacityError: a text with its beams needs more rows or cache than there are.
             ConfigError, UnsupportedError: bad options.
             BackendError: a single text does not fit into memory.
         """
-        texts = _texts(texts)
+        texts = list(_texts(texts))
         call = self._call(seed, scores, truncation, clean_up_tokenization_spaces, max_batch_size, False, options)
-        answers = dict(self._answers([list(texts)], call))
+        answers: dict[int, Output] = {}
+        with _shown(progress, len(texts)) as show:
+            for index, output in self._answers([texts], call):
+                answers[index] = output
+                show(len(answers), len(texts))
         return [answers[index] for index in range(len(answers))]
 
     def stream(
@@ -218,20 +225,92 @@ class Generator:
         max_batch_size: int | None = None,
         return_errors: bool = False,
         lookahead: int = LOOKAHEAD,
+        first: int = 0,
         **options: Any,
     ) -> Iterator[tuple[int, Output]]:
-        """Generate for the texts of any iterable, however long; yields (index, output) as each batch is done.
+        """Generate for the texts of any iterable, however long; yields (index, output) as each is done.
 
         Arguments and errors as `generate`, and:
             return_errors: answer a text that cannot be used by an empty output with its `error`, instead of raising.
-            lookahead: texts to read before the first answer; they are sorted by length into batches, and all of them
-                are answered before the next is read.
+            lookahead: texts to read before the first answer; the longest are begun first, and all of them are answered
+                before the next is read.
+            first: index of the first text.
         """
         texts, lookahead = _texts(texts), _count("lookahead", lookahead)
         call = self._call(
             seed, scores, truncation, clean_up_tokenization_spaces, max_batch_size, return_errors, options
         )
-        return self._answers(_windows(texts, lookahead), call)
+        return self._answers(_windows(texts, lookahead), call, first)
+
+    def submit(
+        self,
+        text: str,
+        *,
+        seed: int | None = None,
+        scores: bool = False,
+        truncation: bool | None = None,
+        clean_up_tokenization_spaces: bool | None = None,
+        on_tokens: Callable[[list[int]], Any] | None = None,
+        **options: Any,
+    ) -> Future[Output]:
+        """Generate for one text in the background, together with whatever else is in the engine.
+
+        Arguments and errors as `generate`; what concerns the text itself is raised here. And:
+            on_tokens: is called with the newest token of each output as it is chosen, by the thread that works; not
+                with beams, which change their past. What it raises is the future's error.
+
+        Returns:
+            A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done.
+        """
+        call = self._call(seed, scores, truncation, clean_up_tokenization_spaces, None, False, options)
+        beams = call.settled.num_beams
+        if on_tokens is not None and beams > 1:
+            raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
+        future: Future[Output] = Future()
+        (found,) = self._encode([text], 0, call)
+        if isinstance(found, Output):
+            future.set_result(found)
+            return future
+
+        def answer(ticket: Ticket) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if ticket.error is not None:
+                future.set_exception(ticket.error)
+            else:
+                future.set_result(self._output(ticket, found, call))
+
+        tickets = self.engine.submit([self._request(found, call, on_tokens)], answer)
+        engine = self.engine
+        future.add_done_callback(lambda future: engine.cancel(tickets) if future.cancelled() else None)
+        if self._worker is None or not self._worker.is_alive():
+            self._worker = threading.Thread(
+                target=_work, args=(engine, self._wake, weakref.ref(self)), name="bertgen", daemon=True
+            )
+            weakref.finalize(self, self._wake.set)
+            self._worker.start()
+        self._wake.set()
+        return future
+
+    def warm_up(self) -> None:
+        """Take the memory, choose and compile the kernels now and not at the first text."""
+        call = self._call(None, False, None, None, None, False, dict(max_new_tokens=2, num_beams=1, do_sample=False))
+        list(self._generated([_Source(0, [0] * 2, False)], call))
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What the engine has done so far, and what it holds."""
+        return self.engine.statistics
+
+    def close(self) -> None:
+        """Drop what is not done and free the memory of the engine; a later call takes it again."""
+        self.engine.clear()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _call(
         self,
@@ -246,32 +325,42 @@ class Generator:
         for name in RETURNED:
             if name in options:
                 raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
-        for name in ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"):
-            if name in options:
-                raise ConfigError(f"{name} is for model.generate; a Generator chooses which texts make up a batch")
+        if "streamer" in options:
+            raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError(f"seed must be an integer, got {seed!r}")
+        called = {name: options.pop(name) for name in CALLED if name in options}
         levels = GenerationConfig.of_call(
             {k: v for k, v in options.items() if k != "generation_config"},
             options.get("generation_config"),
             self.model.generation_config,
         )
+        positions = self.model.config.decoder.max_tokens
         if levels.max_length is None and levels.max_new_tokens is None:
-            options = {**options, "max_length": self.model.config.decoder.max_tokens}
-            levels.max_length = options["max_length"]
+            levels.max_length = positions
+        levels.return_dict_in_generate = None
+        settled = search.settle(levels)
+        if settled.decoder_start_token_id is None:
+            raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
+        if settled.max_length - 1 > positions:
+            raise InputError(
+                f"max_length {settled.max_length} needs {settled.max_length - 1} decoder positions, the model has "
+                f"{positions}"
+            )
+        if settled.do_sample and seed is None:
+            seed = int(torch.randint(2**62, (1,)))
         return _Call(
-            options={**options, **RETURNED, "use_cache": False, "tokenizer": self.tokenizer},
-            settled=search.settle(levels),
-            seed=seed,
+            settled=settled,
+            seed=seed or 0,
             scores=scores,
+            called=called,
             truncation=self.truncation if truncation is None else truncation,
             clean_up=clean_up,
             max_batch_size=None if max_batch_size is None else _count("max_batch_size", max_batch_size),
             return_errors=return_errors,
         )
 
-    def _answers(self, windows: Iterable[list[str]], call: _Call) -> Iterator[tuple[int, Output]]:
-        first = 0
+    def _answers(self, windows: Iterable[list[str]], call: _Call, first: int = 0) -> Iterator[tuple[int, Output]]:
         for window in windows:
             sources = []
             for found in self._encode(window, first, call):
@@ -279,7 +368,10 @@ class Generator:
                     yield found.index, found
                 else:
                     sources.append(found)
-            yield from self._batches(sources, call)
+            sources.sort(key=lambda source: len(source.ids), reverse=True)
+            size = call.max_batch_size or len(sources) or 1
+            for start in range(0, len(sources), size):
+                yield from self._generated(sources[start : start + size], call)
             first += len(window)
 
     def _encode(self, texts: list[str], first: int, call: _Call) -> list[_Source | Output]:
@@ -306,96 +398,67 @@ class Generator:
                 found.append(_Source(index, framed, length > limit) if row else Output(index, ""))
         return found
 
-    def _batches(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
-        """Generate for the sources, longest first; a batch that does not fit into memory is halved."""
-        sources = sorted(sources, key=lambda source: len(source.ids), reverse=True)
-        limit, most, start = self.max_batch_tokens, self._most_sources(call), 0
-        while start < len(sources):
-            cost = call.cost(len(sources[start].ids))
-            batch = sources[start : start + min(most, max(1, limit // cost))]
-            outputs = self._attempt(batch, call)
-            if outputs is not None:
-                yield from ((output.index, output) for output in outputs)
-                start += len(batch)
-            elif len(batch) > 1:
-                limit = cost * (len(batch) // 2)
-            else:
-                raise BackendError(
-                    f"out of memory on {self.model.device} with text {batch[0].index} alone: {len(batch[0].ids)} "
-                    f"tokens, num_beams {call.settled.num_beams}, max_length {call.settled.max_length}"
-                )
-
-    def _most_sources(self, call: _Call) -> int:
-        """Sources of a batch whose cache fits into memory even if every output is as long as it may be."""
-        config = self.model.config.decoder
-        position = 2 * config.num_hidden_layers * config.hidden_size * self.model.dtype.itemsize
-        room = CACHE_BYTES["cuda" if self.model.device.type == "cuda" else "cpu"]
-        most = max(1, room // max(1, position * call.settled.max_length * call.width))
-        return min(most, call.max_batch_size or most)
-
-    def _attempt(self, batch: list[_Source], call: _Call) -> list[Output] | None:
-        """Outputs of a batch; None where the memory does not suffice."""
+    def _generated(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
+        """Outputs of sources, as they are done; drives the engine meanwhile."""
+        finished: deque[Ticket] = deque()
+        tickets = self.engine.submit([self._request(source, call) for source in sources], finished.append)
+        waiting = dict(zip(tickets, sources, strict=True))
         try:
-            return self._generate(batch, call)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        # Here and not above: while an exception is handled its traceback keeps the tensors of the attempt alive.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+            while waiting:
+                with self.engine.lock:
+                    if not finished:
+                        self.engine.step()
+                while finished:
+                    ticket = finished.popleft()
+                    source = waiting.pop(ticket)
+                    yield source.index, self._output(ticket, source, call)
+        finally:
+            self.engine.cancel(waiting)
 
-    def _generate(self, batch: list[_Source], call: _Call) -> list[Output]:
-        ids, mask = self._padded([source.ids for source in batch])
-        generator = None
-        if call.seed is not None and call.settled.do_sample:
-            # A seed of the batch's own, so that its draws do not depend on what was generated before.
-            seed = random.Random(f"{call.seed}/{batch[0].index}").getrandbits(63)
-            generator = torch.Generator(self.model.device).manual_seed(seed)
-        found = self.model.generate(input_ids=ids, attention_mask=mask, generator=generator, **call.options)
-        assert isinstance(found, GenerateOutput)
-        rows = _cut(found, call.settled)
-        scores = [None] * len(rows) if found.sequences_scores is None else found.sequences_scores.tolist()
-        if call.scores and found.sequences_scores is None:
-            scores = self._scores(ids, mask, rows, call.settled)
+    def _request(self, source: _Source, call: _Call, on_tokens: Callable[[list[int]], Any] | None = None) -> Request:
+        return Request(
+            source.ids, call.settled, seed=call.seed, number=source.index, scored=call.scores,
+            tokenizer=self.tokenizer, on_tokens=on_tokens, **call.called,
+        )  # fmt: skip
+
+    def _output(self, ticket: Ticket, source: _Source, call: _Call) -> Output:
+        """What a ticket holds, as texts."""
+        if ticket.error is not None:
+            if call.return_errors and isinstance(ticket.error, BertgenError):
+                return Output(source.index, "", truncated=source.truncated, error=ticket.error)
+            raise ticket.error
+        rows, scores = ticket.outputs or [], ticket.scores or []
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=call.clean_up)
-        count, outputs = call.settled.num_return_sequences, []
-        for place, source in enumerate(batch):
-            candidates = [
-                Output(source.index, texts[row], tuple(rows[row]), scores[row], truncated=source.truncated)
-                for row in range(place * count, (place + 1) * count)
-            ]
-            best = candidates[0]
-            outputs.append(
-                Output(best.index, best.text, best.token_ids, best.score, tuple(candidates[1:]), source.truncated)
-            )
-        return outputs
+        best, *others = (
+            Output(source.index, text, tuple(row), score, truncated=source.truncated)
+            for text, row, score in zip(texts, rows, scores, strict=True)
+        )
+        return replace(best, alternatives=tuple(others))
 
-    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows as ids int64 [B, L], filled up on the right, and their mask."""
-        longest, fill, device = max(map(len, rows)), self.tokenizer.pad_token_id or 0, self.model.device
-        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-        lengths = torch.tensor([[len(row)] for row in rows], device=device)
-        return ids, torch.arange(longest, device=device) < lengths
 
-    @torch.no_grad()
-    def _scores(
-        self, ids: torch.Tensor, mask: torch.Tensor, rows: list[list[int]], settled: GenerationConfig
-    ) -> list[float]:
-        """The model's log-probability / length ** length_penalty of each row; those of a source are adjacent."""
-        scores: list[float] = []
-        step = max(1, SCORED_POSITIONS // max(map(len, rows)))
-        for start in range(0, len(rows), step):
-            targets, held = self._padded(rows[start : start + step])
-            sources = torch.arange(start, start + len(targets), device=ids.device) * len(ids) // len(rows)
-            inputs = targets.roll(1, 1)
-            inputs[:, 0] = settled.decoder_start_token_id
-            # Inputs and not labels: a pad id that was drawn has been attended to, padding behind the end is not.
-            found = self.model(ids[sources], mask[sources], decoder_input_ids=inputs, use_cache=False)
-            gained = found.logits.float().log_softmax(-1).gather(2, targets[:, :, None]).squeeze(2)
-            total = gained.masked_fill(~held, 0.0).sum(1, dtype=torch.float64)
-            scores += (total / held.sum(1) ** settled.length_penalty).tolist()
-        return scores
+def _work(engine: Engine, wake: threading.Event, owner: weakref.ref[Generator]) -> None:
+    """Drive the engine while there is anything to do, and the Generator is there."""
+    while True:
+        wake.wait()
+        wake.clear()
+        while engine.busy and owner() is not None:
+            engine.step()
+        if owner() is None:
+            return
+
+
+@contextlib.contextmanager
+def _shown(progress: bool | Callable[[int, int], Any], total: int) -> Iterator[Callable[[int, int], Any]]:
+    """What is called with how much is done."""
+    if progress is not True:
+        yield progress or (lambda done, total: None)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, total: bar.update(task, completed=done)
 
 
 def _count(name: str, value: Any) -> int:
@@ -433,23 +496,3 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
             window, characters = [], 0
     if window:
         yield window
-
-
-def _cut(found: GenerateOutput, settled: GenerationConfig) -> list[list[int]]:
-    """The rows without their start token and without what fills them up behind their last token."""
-    rows, ends = found.sequences[:, 1:].tolist(), settled.end_tokens
-    if found.beam_indices is not None:
-        lengths = (found.beam_indices >= 0).sum(1).tolist()
-        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
-    cut = []
-    for row in rows:
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        if settled.stop_strings is not None and length == len(row):  # a text that stopped has no end token
-            length -= next((i for i, token in enumerate(reversed(row)) if token != settled.pad_token_id), 0)
-        cut.append(row[:length])
-    return cut
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

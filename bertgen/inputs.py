@@ -114,6 +114,14 @@ def positions_of(
     return torch.arange(past + first, past + first + length, device=device).expand(rows, length)
 
 
+def next_positions(ids: torch.Tensor, lengths: torch.Tensor, config: BertGenerationConfig) -> torch.Tensor:
+    """Row of the position table for one more token, ids int64 [R], behind lengths [R] others each: int64 [R]."""
+    first = config.first_position
+    if not first:
+        return lengths.long()
+    return (lengths + 1) * (ids != first - 1) + (first - 1)
+
+
 def pack_source(states: torch.Tensor, mask: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, Packing]:
     """Encoder states [B, S, hidden] and their mask -> packed states and their rows."""
     if states.dim() != 3 or states.shape[0] != rows:

@@ -191,7 +191,7 @@ class Attention(nn.Module):
         rows, cache = context.tokens, context.cache
         if context.source is not None:
             states, source = context.source
-            k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
+            k, v = self.source_pair(states)
             if cache is not None:
                 cache.set_cross(self.index, k, v)
             elif context.attentions is None:
@@ -206,6 +206,11 @@ class Attention(nn.Module):
         width = rows.shape[0] // k.shape[0]  # rows of a source
         k, v, mask = (None if t is None else t.repeat_interleave(width, 0) for t in (k, v, mask))
         return self._attend_densely(q, k, v, None if mask is None else mask[:, None, None], context, "cross")
+
+    def source_pair(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [T, heads, head_dim] of encoder states [T, hidden]."""
+        k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
+        return k, v
 
     def _attend_densely(
         self,

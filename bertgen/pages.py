@@ -113,24 +113,32 @@ class Pages:
             return admission
         if answer in _LATER:
             return None
-        limits, need = self.limits, rows * -(-positions // self.limits.page)
-        if positions > limits.positions:
-            raise CapacityError(f"a request of {positions} positions; a row holds {limits.positions}")
-        if answer == Status.ROWS_NEVER:
-            raise CapacityError(f"a request of {rows} rows; there are {limits.rows}")
-        if answer == Status.PAGES_NEVER:
-            raise CapacityError(
-                f"a request of {rows} rows of {positions} positions takes {need} pages of {limits.page} slots; "
-                f"there are {limits.slots // limits.page}"
-            )
-        if answer == Status.SOURCE_NEVER:
-            most = min(limits.source_positions, limits.source_slots // limits.source_page * limits.source_page)
-            raise CapacityError(f"a source of {source_length} positions; there is room for {most}")
+        self.require(rows, positions, source_length)
         if answer == Status.SOURCE_DIFFERS:
             raise InputError(f"source {source_key} is in flight with another length than {source_length}")
         raise InputError(
             f"a request of {rows} rows, {positions} positions, source {source_length}; the least are 1, 1, 0"
         )
+
+    def require(self, rows: int, positions: int, source_length: int = 0) -> None:
+        """Raise what `admit` would raise for a request that would not fit if it were alone.
+
+        Raises:
+            CapacityError: names what it asks for, and what there is.
+        """
+        limits, need = self.limits, rows * -(-positions // self.limits.page)
+        if positions > limits.positions:
+            raise CapacityError(f"a request of {positions} positions; a row holds {limits.positions}")
+        if rows > limits.rows:
+            raise CapacityError(f"a request of {rows} rows; there are {limits.rows}")
+        if need > limits.slots // limits.page:
+            raise CapacityError(
+                f"a request of {rows} rows of {positions} positions takes {need} pages of {limits.page} slots; "
+                f"there are {limits.slots // limits.page}"
+            )
+        most = min(limits.source_positions, limits.source_slots // limits.source_page * limits.source_page)
+        if source_length > most:
+            raise CapacityError(f"a source of {source_length} positions; there is room for {most}")
 
     def step(self, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Give each of some rows a slot for its next position.

@@ -17,8 +17,9 @@ import torch
 from checkpoints import FIRST, sentence, translation
 
 import bertgen
-from bertgen import Generator, cli, jobs
+from bertgen import Generator, cli, extension, jobs
 from bertgen.cli import console
+from bertgen.engine import Engine
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,7 +145,7 @@ def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
     stream = Generator.stream
     monkeypatch.setattr(Generator, "stream", lambda self, *a, **o: given.append((self, o)) or stream(self, *a, **o))
     flags = "--num-beams 4 --max-new-tokens 9 --min-length 3 --length-penalty 0.6 --early-stopping true --n-best 2 "
-    flags += "--no-repeat-ngram-size 3 --repetition-penalty 1.2 --scores --batch-tokens 77 --truncate --dtype float16"
+    flags += "--no-repeat-ngram-size 3 --repetition-penalty 1.2 --scores --max-rows 77 --truncate --dtype float16"
     assert bertgen_run("one", *flags.split())[0] == 0
     generator, options = given[0]
     for name in ("lookahead", "return_errors"):
@@ -153,7 +154,7 @@ def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
         num_beams=4, max_new_tokens=9, min_length=3, length_penalty=0.6, early_stopping=True, num_return_sequences=2,
         no_repeat_ngram_size=3, repetition_penalty=1.2, scores=True,
     )  # fmt: skip
-    assert (generator.max_batch_tokens, generator.truncation, generator.model.dtype) == (77, True, torch.float16)
+    assert (generator.engine.config.max_rows, generator.truncation, generator.model.dtype) == (77, True, torch.float16)
     bertgen_run("one", *"--do-sample --seed 5 --temperature 2 --top-k 5 --top-p 0.9 --max-length 7".split())
     sampled = dict(do_sample=True, seed=5, temperature=2.0, top_k=5, top_p=0.9, max_length=7)
     assert sampled.items() <= given[1][1].items()
@@ -225,7 +226,7 @@ def test_failed_lines_are_recorded_and_told(bertgen_run, tmp_path):
 def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     """Nothing of it where stderr is no terminal, with --quiet, or where the work is short."""
     (tmp_path / "in.txt").write_text("one two\n" * 200)
-    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--overwrite", "--batch-tokens", 300)
+    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--overwrite", "--max-rows", 300)
     monkeypatch.setattr(console, "PATIENCE", 0.0)
     assert "%" not in bertgen_run(*arguments)[2]
     shown = {}
@@ -261,7 +262,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["one", "--n-best", "2"], 2, "greedy search has one output"),
         (["one", "--n-best", "0"], 2, "num_return_sequences must be an integer from 1"),
         (["one", "--num-beams", "0"], 2, "num_beams must be an integer from 1"),
-        (["one", "--batch-tokens", "0"], 2, "max_batch_tokens must be an integer of at least 1, got 0"),
+        (["one", "--max-rows", "0"], 2, "max_rows must be an integer of at least 1, got 0"),
         (["one", "--column", "2"], 2, "column=2 is for the format tsv"),
         (["one", "two " * 50], 2, "arguments, line 2: 50 tokens, the limit is 48"),
         (["one", "two \udcff"], 2, "arguments, line 2: not UTF-8"),
@@ -309,7 +310,7 @@ def test_interruption(bertgen_run, tmp_path, monkeypatch, error, code, said):
 
 def test_processes(tiny_checkpoint, tmp_path):
     """What only a process of its own shows: a signal in the middle of a job, a reader that goes away, a full stdout."""
-    run = ("run", "--model", tiny_checkpoint, "--batch-tokens", 500)
+    run = ("run", "--model", tiny_checkpoint, "--max-rows", 500)
     (tmp_path / "in.txt").write_text("one two three\n" * 100_000)
     job = start(*run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", stdout=subprocess.PIPE)
     with open(tmp_path / "in.txt", "rb") as lines, open("/dev/full", "wb") as full:
@@ -385,17 +386,16 @@ def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, 
     model.generation_config.num_beams = 3
     model.save_pretrained(tmp_path / "beams")
     widths = []
-    generate = type(model).generate
+    submit = Engine.submit
 
-    def record(self, *a, **o):
-        found = generate(self, *a, **o)
-        widths.append(found.sequences_scores is not None)
-        return found
+    def record(self, requests, on_done):
+        widths.extend(request.rows for request in requests)
+        return submit(self, requests, on_done)
 
-    monkeypatch.setattr(type(model), "generate", record)
+    monkeypatch.setattr(Engine, "submit", record)
     data = ["--tokenizer", str(tiny_checkpoint), "--data", str(tmp_path / "test.tsv")]
     assert cli.main(["evaluate", "--model", str(tmp_path / "beams"), *data]) == 0
-    assert widths and all(widths)
+    assert set(widths) == {3}
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,9 @@ def test_info(tiny_checkpoint, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["bertgen"] == bertgen.__version__ and found["versions"]["torch"] == torch.__version__
     assert f"{torch.get_num_threads()} threads" in found["devices"]["cpu"]
-    assert found["ops"]["decode_attention"].startswith("reference: ")
+    assert found["ops"]["attention"].startswith("reference: ")
+    expected = "cpp in float32" if extension.available() else "reference: no C++ extension"
+    assert found["ops"]["decode_attention"].startswith(expected)
     model = bertgen.EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     assert found["model"]["parameters"] == model.num_parameters()
     assert found["model"]["encoder"] == "2 layers, hidden 48, 4 heads, 48 positions, vocabulary 64"

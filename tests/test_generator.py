@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import threading
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from checkpoints import FIRST, MAX_LENGTH, POSITIONS, sentence, translation
 from bertgen import (
     BackendError,
     BertGenerationTokenizer,
+    CapacityError,
     ConfigError,
     EncoderDecoderModel,
     GenerationConfig,
@@ -19,9 +21,7 @@ from bertgen import (
     InputError,
     UnsupportedError,
 )
-from bertgen import (
-    generator as generator_module,
-)
+from bertgen.generator import _windows
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def texts():
 
 @pytest.fixture
 def batches(generator, monkeypatch):
-    """Shapes of the batches the model is given."""
-    shapes, generate = [], generator.model.generate
+    """Shapes of the batches that are encoded, longest source counted."""
+    shapes, encoded = [], generator.model.encoded
 
-    def record(**options):
-        shapes.append(tuple(options["input_ids"].shape))
-        return generate(**options)
+    def record(ids, mask):
+        shapes.append(tuple(ids.shape))
+        return encoded(ids, mask)
 
-    monkeypatch.setattr(generator.model, "generate", record)
+    monkeypatch.setattr(generator.model, "encoded", record)
     return shapes
 
 
@@ -71,9 +71,9 @@ def alone(generator, text, **options):
     ],
     ids=lambda options: "-".join(options) or "greedy",
 )
-@pytest.mark.parametrize("max_batch_tokens", [None, 300])
-def test_equals_generate_one_by_one(tiny_checkpoint, texts, options, max_batch_tokens):
-    generator = Generator(tiny_checkpoint, max_batch_tokens=max_batch_tokens)
+@pytest.mark.parametrize("limits", [{}, {"max_rows": 7, "encode_tokens": 30, "refill": 0}], ids=["wide", "narrow"])
+def test_equals_generate_one_by_one(tiny_checkpoint, texts, options, limits):
+    generator = Generator(tiny_checkpoint, **limits)
     for text, output in zip(texts[:16], generator.generate(texts[:16], **options), strict=True):
         rows, scores = alone(generator, text, **options)
         found = (output, *output.alternatives)
@@ -102,31 +102,35 @@ def test_answers_come_in_the_order_of_the_texts(generator, texts, batches):
     assert [output for _, output in sorted(streamed, key=lambda pair: pair[0])] == outputs
 
 
-def test_batches_are_cut_by_tokens(tiny_checkpoint, texts, batches, generator):
-    """Rows x (longest source + width x likely target) stays below the limit, and no batch could take one more."""
-    for limit, width in ((400, 1), (1500, 4)):
-        batches.clear()
-        small = Generator(generator.model, generator.tokenizer, max_batch_tokens=limit)
-        small.generate(texts, num_beams=width)
-        assert len(batches) > 2 and sum(rows for rows, _ in batches) == len(texts)
-        lengths = sorted((len(row) for row in generator.tokenizer.encode_batch(texts)), reverse=True)
-        for rows, longest in batches:
-            cost = longest + width * min(MAX_LENGTH - 1, 2 * longest + 16)
-            assert longest == lengths[0], "longest first"
-            assert (rows * cost <= limit and (rows + 1) * cost > limit) or rows == len(lengths)
-            lengths = lengths[rows:]
+def test_sources_are_encoded_by_tokens(generator, texts, batches):
+    """Longest first; a batch has at most so many tokens, and could not take one source more."""
+    small = Generator(generator.model, generator.tokenizer, encode_tokens=40)
+    small.generate(texts)
+    lengths = sorted({len(row) for row in generator.tokenizer.encode_batch(texts)}, reverse=True)
+    assert len(batches) > 2 and [longest for _, longest in batches] == sorted((n for _, n in batches), reverse=True)
+    assert batches[0][1] == lengths[0] and all(rows <= 40 for rows, _ in batches)
+    batches.clear()
+    assert len(Generator(generator.model, generator.tokenizer, encode_tokens=1).generate(["one", "two"])) == len(
+        batches
+    )
 
 
-def test_a_text_above_the_limit_of_tokens_is_a_batch_of_its_own(generator, batches):
-    small = Generator(generator.model, generator.tokenizer, max_batch_tokens=1)
-    assert len(small.generate(["one", "two"])) == len(batches) == 2
+def test_equal_texts_are_encoded_once(generator, batches):
+    outputs = generator.generate(["one two"] * 9 + ["three"])
+    assert sum(rows for rows, _ in batches) == 2 and len({output.text for output in outputs[:9]}) == 1
 
 
-def test_cache_of_full_length_outputs_bounds_a_batch(generator, texts, batches, monkeypatch):
-    position = 2 * 2 * 48 * 4  # bytes: keys and values, layers, hidden, float32
-    monkeypatch.setitem(generator_module.CACHE_BYTES, "cpu", 3 * position * MAX_LENGTH * 4 + 1)
-    generator.generate(texts[:7], num_beams=4)
-    assert [rows for rows, _ in batches] == [3, 3, 1]
+def test_a_request_larger_than_the_engine_is_refused(generator):
+    small = Generator(generator.model, generator.tokenizer, max_rows=3)
+    assert small.generate(["one"], num_beams=3)[0].text == "eins"
+    with pytest.raises(CapacityError, match="a request of 4 rows; max_rows is 3"):
+        small.generate(["one"], num_beams=4)
+    tiny = Generator(generator.model, generator.tokenizer, cache_bytes=2 * 2 * 48 * 4 * 16)  # one page
+    with pytest.raises(
+        CapacityError, match="a request of 1 rows of 39 positions takes 3 pages of 16 slots; there are 1"
+    ):
+        tiny.generate(["one"])
+    assert tiny.generate(["one"], max_new_tokens=16)[0].text == "eins"
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n \t"])
@@ -219,8 +223,8 @@ def test_stream_reads_a_bounded_number_of_texts(generator):
 
 
 def test_stream_bounds_characters_too(generator, monkeypatch):
-    monkeypatch.setattr(generator_module, "LOOKAHEAD_CHARACTERS", 30)
-    windows = generator_module._windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
+    monkeypatch.setattr("bertgen.generator.LOOKAHEAD_CHARACTERS", 30)
+    windows = _windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
     assert [[len(text) for text in window] for window in windows] == [[20, 20], [0, 70], [1]]
 
 
@@ -255,16 +259,28 @@ def test_sampling_without_seed_uses_torch(generator, texts):
     assert generator.generate(texts, **options) == first
 
 
-def test_batches_draw_different_numbers(generator):
-    """With one seed for all batches equal texts would get equal draws."""
-    outputs = generator.generate(["white"] * 30, seed=1, do_sample=True, temperature=3.0, max_batch_size=1)
+def test_texts_draw_different_numbers(generator):
+    """With one seed for all, equal texts do not get equal draws."""
+    outputs = generator.generate(["white"] * 30, seed=1, do_sample=True, temperature=3.0)
     assert len({output.token_ids for output in outputs}) > 3
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_draw_depends_on_seed_and_index_alone(generator, texts, beams):
+    """Not on what other texts there are, nor on how many run at a time."""
+    options = dict(seed=5, do_sample=True, temperature=2.0, num_beams=beams, num_return_sequences=2)
+    outputs = generator.generate(texts[:12], **options)
+    few = Generator(generator.model, generator.tokenizer, max_rows=5, refill=0)
+    assert [one.token_ids for one in few.generate(texts[:12], **options)] == [one.token_ids for one in outputs]
+    for index in (0, 7):
+        ((_, alone_),) = generator.stream([texts[index]], first=index, **options)
+        assert alone_.token_ids == outputs[index].token_ids and alone_.index == index
+        assert alone_.alternatives[0].token_ids == outputs[index].alternatives[0].token_ids
+
+
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "num_return_sequences": 3, "temperature": 3.0, "seed": 1}])
-def test_scores_of_greedy_and_sampled_outputs(generator, texts, options, monkeypatch):
+def test_scores_of_greedy_and_sampled_outputs(generator, texts, options):
     """The model's own log-probability over length ** length_penalty, counted token by token."""
-    monkeypatch.setattr(generator_module, "SCORED_POSITIONS", 60)  # several slices
     for penalty in (1.0, 0.6):
         outputs = generator.generate(texts[:10], scores=True, length_penalty=penalty, **options)
         for text, output in zip(texts[:10], outputs, strict=True):
@@ -327,10 +343,8 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     model.generation_config.output_scores = model.generation_config.output_attentions = True
     model.generation_config.return_dict_in_generate = True
-    found, generate = [], model.generate
-    monkeypatch.setattr(model, "generate", lambda **options: found.append(generate(**options)) or found[-1])
-    Generator(model, BertGenerationTokenizer.from_pretrained(tiny_checkpoint)).generate(texts[:3])
-    assert list(found[0]) == ["sequences"]
+    outputs = Generator(model, BertGenerationTokenizer.from_pretrained(tiny_checkpoint)).generate(texts[:3])
+    assert all(output.score is None and output.text for output in outputs)
 
 
 @pytest.mark.parametrize(
@@ -343,9 +357,9 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
         ({"return_dict_in_generate": True}, ConfigError, "return_dict_in_generate is for model.generate"),
         ({"output_scores": True}, ConfigError, "scores=True"),
         ({"output_attentions": False}, ConfigError, "output_attentions is for model.generate"),
-        ({"logits_processor": []}, ConfigError, "logits_processor is for model.generate"),
-        ({"stopping_criteria": []}, ConfigError, "stopping_criteria is for model.generate"),
-        ({"prefix_allowed_tokens_fn": print}, ConfigError, "prefix_allowed_tokens_fn is for model.generate"),
+        ({"logits_processor": [3]}, ConfigError, "logits_processor must be a list of callables"),
+        ({"stopping_criteria": print}, ConfigError, "stopping_criteria must be a list of callables"),
+        ({"suppress_tokens": [10**6]}, ConfigError, "suppress_tokens holds 1000000"),
         ({"streamer": None}, ConfigError, "streamer is for model.generate"),
         ({"seed": 1.5}, ConfigError, "seed must be an integer, got 1.5"),
         ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer of at least 1, got 0"),
@@ -355,55 +369,175 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
 )
 def test_bad_options(generator, options, error, message):
     with pytest.raises(error, match=message):
-        generator.generate([], **options)
+        generator.generate(["one"], **options)
 
 
 # memory
 
 
-def test_batch_that_does_not_fit_is_halved(generator, monkeypatch):
-    """Every text is answered, later batches stay small, and the failed attempt's tensors are gone at the next."""
-    texts = ["one two three"] * 39 + [""]
-    expected, generate = generator.generate(texts), generator.model.generate
-    sizes, held = [], []
+def limited(generator, monkeypatch, fits, error=torch.OutOfMemoryError, message="CUDA out of memory"):
+    """The decoder fails wherever more rows run than fit; returns how many ran in each attempt."""
+    head, sizes, held = type(generator.model.decoder.head).forward, [], []
 
-    def limited(**options):
-        rows = len(options["input_ids"])
+    def forward(self, hidden):
         assert all(reference() is None for reference in held), "memory of a failed attempt is still held"
-        sizes.append(rows)
-        if rows > 6:
+        sizes.append(len(hidden))
+        if len(hidden) > fits:
             big = torch.zeros(10)
             held.append(weakref.ref(big))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**options)
+            raise error(message)
+        return head(self, hidden)
 
-    monkeypatch.setattr(generator.model, "generate", limited)
+    monkeypatch.setattr(type(generator.model.decoder.head), "forward", forward)
+    return sizes
+
+
+def test_rows_that_do_not_fit_are_halved(generator, monkeypatch):
+    """Every text is answered as before, and the failed attempt's tensors are gone at the next."""
+    texts = ["one two three"] * 19 + ["two", ""] + ["three one"] * 19
+    expected, before = generator.generate(texts), generator.statistics.restarts
+    sizes = limited(generator, monkeypatch, 6)
     assert generator.generate(texts) == expected
-    assert sizes == [39, 19, 9, 4, *[4] * 8, 3] and len(held) == 3
+    assert sizes[:3] == [39, 19, 9] and max(sizes[3:]) == 4 and generator.statistics.restarts == before + 3
+    sizes.clear()
+    generator.generate(texts)
+    assert sizes[0] == 39, "an idle engine tries again"
 
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [(torch.OutOfMemoryError, "CUDA out of memory"), (RuntimeError, "DefaultCPUAllocator: can't allocate memory")],
 )
 def test_one_text_that_does_not_fit(generator, monkeypatch, error):
-    def fail(**_):
-        raise error
-
-    monkeypatch.setattr(generator.model, "generate", fail)
+    limited(generator, monkeypatch, 2, *error)
     with pytest.raises(
-        BackendError, match=r"out of memory on cpu with text 0 alone: 1 tokens, num_beams 3, max_length"
+        BackendError, match=r"out of memory on cpu with one request alone: 1 tokens, num_beams 3, max_length"
     ):
         generator.generate(["one", ""], num_beams=3)
+    outputs = dict(generator.stream(["one", "two"], num_beams=3, return_errors=True))
+    assert [type(output.error) for output in outputs.values()] == [BackendError] * 2
+    monkeypatch.undo()
+    assert generator.generate(["one"], num_beams=3)[0].text == "eins"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(generator, monkeypatch):
-    def fail(**_):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(generator.model, "generate", fail)
+    limited(generator, monkeypatch, 0, RuntimeError, "a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         generator.generate(["one", "two"])
+    monkeypatch.undo()
+    assert [output.text for output in generator.generate(["one", "two"])] == ["eins", "zwei"]
+
+
+# in the background
+
+
+def test_submitted_texts_share_the_engine(generator, texts):
+    expected = generator.generate(texts)
+    futures = [generator.submit(text) for text in texts]
+    assert [future.result(60).text for future in futures] == [output.text for output in expected]
+    assert generator.submit("").result(1).text == ""
+    assert not generator.engine.busy
+    with pytest.raises(InputError, match="must be a str"):
+        generator.submit(3)
+
+
+def test_threads_get_their_own_answers(generator, texts):
+    expected = [output.text for output in generator.generate(texts)]
+    found = {}
+
+    def work(i):
+        found[i] = [output.text for output in generator.generate(texts[i:] + texts[:i])]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    futures = [generator.submit(text, num_beams=2) for text in texts[:5]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == {i: expected[i:] + expected[:i] for i in range(6)}
+    beams = generator.generate(texts[:5], num_beams=2)
+    assert [future.result(60).token_ids for future in futures] == [output.token_ids for output in beams]
+
+
+def test_tokens_as_they_are_chosen(generator):
+    got = []
+    output = generator.submit("one two three", on_tokens=got.append).result(60)
+    assert [token for (token,) in got] == list(output.token_ids)
+    with pytest.raises(ConfigError, match="on_tokens cannot be used with num_beams 2"):
+        generator.submit("one", num_beams=2, on_tokens=print)
+
+    def fail(tokens):
+        raise LookupError("not mine")
+
+    other = generator.submit("two")
+    with pytest.raises(LookupError, match="not mine"):
+        generator.submit("one", on_tokens=fail).result(60)
+    assert other.result(60).text == "zwei"
+
+
+def test_a_cancelled_text_leaves(generator):
+    started, go = threading.Event(), threading.Event()
+
+    def wait(tokens):
+        started.set()
+        go.wait(60)
+
+    slow = generator.submit("one two three", on_tokens=wait, min_new_tokens=20, max_new_tokens=30)
+    assert started.wait(60)
+    waiting = generator.submit("two")
+    assert waiting.cancel()
+    go.set()
+    assert len(slow.result(60).token_ids) >= 20 and waiting.cancelled()
+    assert not generator.engine.busy and generator.statistics.pages_used == 0
+
+
+def test_a_stream_that_is_left_takes_its_texts_along(generator, texts):
+    stream = generator.stream(texts, num_beams=2)
+    next(stream)
+    stream.close()
+    assert not generator.engine.busy and generator.statistics.pages_used == 0
+
+
+def test_the_end_of_the_context_frees_the_memory(tiny_checkpoint):
+    with Generator(tiny_checkpoint) as generator:
+        generator.warm_up()
+        assert generator.generate(["one"])[0].text == "eins" and generator.engine.cache.bytes > 0
+        slow = generator.submit("one", on_tokens=lambda tokens: generator.close())
+        with pytest.raises(BackendError, match="cleared before this was done"):
+            slow.result(60)
+    assert generator.engine._cache is None
+    assert generator.generate(["one"])[0].text == "eins", "a later call takes it again"
+
+
+def test_what_a_request_brings_along_sees_that_request(generator, texts):
+    """Custom rules see one text at a time, and the index of the text where they are told of a source."""
+    rows, told = set(), set()
+
+    def look(history, scores):
+        rows.add(len(history))
+        return scores
+
+    def allowed(index, tokens):
+        told.add(index)
+        return range(5, generator.model.config.decoder.vocab_size) if len(tokens) < 4 else [1]
+
+    outputs = generator.generate(texts[:5], logits_processor=[look], prefix_allowed_tokens_fn=allowed)
+    assert rows == {1} and told == set(range(5)) and {len(output.token_ids) for output in outputs} == {4}
+
+    def fail(history, scores):
+        raise ZeroDivisionError("my own")
+
+    with pytest.raises(ZeroDivisionError, match="my own"):
+        generator.generate(["one"], logits_processor=[fail])
+    assert generator.generate(["one"])[0].text == "eins"
+
+
+def test_progress(generator, texts, capsys):
+    seen = []
+    generator.generate(texts[:4], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 4) for i in range(1, 5)]
+    generator.generate(texts[:2], progress=True)
+    assert capsys.readouterr().out == ""
 
 
 # construction
@@ -430,12 +564,12 @@ def test_model_object_is_put_into_evaluation_mode(tiny_checkpoint):
     "options, message",
     [
         ({"tokenizer": None}, "a model object needs a tokenizer"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens must be an integer of at least 1, got 0"),
-        ({"max_batch_tokens": True}, "max_batch_tokens must be an integer of at least 1, got True"),
+        ({"max_rows": 0}, "max_rows must be an integer of at least 1, got 0"),
+        ({"encode_tokens": True}, "encode_tokens must be an integer of at least 1, got True"),
         ({"max_input_length": 49}, "max_input_length 49 is more than the encoder's 48 positions"),
         ({"revision": "main"}, "no options of the hub"),
         ({"dtype": "float16"}, "a torch.dtype or none"),
-        ({"max_batch_token": 9}, "Generator has no option 'max_batch_token'"),
+        ({"max_row": 9}, "Generator has no option 'max_row'"),
     ],
 )
 def test_bad_construction(generator, options, message):

@@ -349,10 +349,10 @@ def test_job_that_is_left_leaves_nothing(generator, folder):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("the input's disk failed")])
 def test_error_on_the_way_leaves_nothing_and_is_itself(generator, folder, monkeypatch, error):
-    def fail(**_):
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr(generator.model, "generate", fail)
+    monkeypatch.setattr(generator.model, "encoded", fail)
     with pytest.raises(error if isinstance(error, type) else OSError) as raised:
         run(generator, folder, b"one\n")
     assert not isinstance(raised.value, OutputError)

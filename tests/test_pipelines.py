@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bertgen import BackendError, ConfigError, Generator, InputError, UnsupportedError, pipeline
+from bertgen.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +19,14 @@ def generator(tiny_checkpoint):
 
 @pytest.fixture
 def batches(generator, monkeypatch):
-    """The shape of every batch that the model generates for."""
-    seen, generate = [], generator.model.generate
+    """How many texts the engine is given at a time."""
+    seen, submit = [], Engine.submit
 
-    def watched(input_ids, **options):
-        seen.append(tuple(input_ids.shape))
-        return generate(input_ids=input_ids, **options)
+    def watched(self, requests, on_done):
+        seen.append(len(requests))
+        return submit(self, requests, on_done)
 
-    monkeypatch.setattr(generator.model, "generate", watched)
+    monkeypatch.setattr(Engine, "submit", watched)
     return seen
 
 
@@ -44,7 +45,7 @@ def test_pipeline_options_of_construction_and_call(generator, batches):
     pipe = pipeline(model=generator.model, tokenizer=generator.tokenizer, num_beams=4, batch_size=2)
     assert len(pipe("white", num_return_sequences=2)) == 2 and len(batches) == 1
     pipe(["one"] * 5)
-    assert [rows for rows, _ in batches[1:]] == [2, 2, 1]
+    assert batches[1:] == [2, 2, 1]
     with pytest.raises(ConfigError, match="greedy"):
         pipe("white", num_beams=1, num_return_sequences=2)
     with pytest.raises(ConfigError, match="device_map"):

@@ -20,7 +20,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "float16", "bfloat16"),
         help="of the weights (default: the checkpoint's, on a CPU float32)",
     )
-    group.add_argument("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: by device)")
+    group.add_argument("--max-rows", type=int, metavar="N", help="sequences decoded together (default: by device)")
     group.add_argument("--truncate", action="store_true", help="cut texts that are too long instead of refusing them")
 
 
@@ -75,6 +75,6 @@ def make_generator(args: argparse.Namespace) -> Generator:
         args.tokenizer,
         device=args.device,
         dtype=args.dtype,
-        max_batch_tokens=args.batch_tokens,
+        max_rows=args.max_rows,
         truncation=args.truncate,
     )

@@ -2,6 +2,7 @@
 
 from .base import read_json as read_json
 from .base import write_json as write_json
+from .engine import EngineConfig as EngineConfig
 from .generation import GenerationConfig as GenerationConfig
 from .model import BertConfig as BertConfig
 from .model import BertGenerationConfig as BertGenerationConfig

@@ -239,7 +239,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
         What `forward` computes its loss from, without the padded [B, T, vocab] tensor: for training loops.
         """
-        tokens, states = self._encoded(input_ids, attention_mask)
+        tokens, states = self.encoded(input_ids, attention_mask)
         logits, rows = self._teacher_forced(labels, (states, tokens))
         targets = rows.pack(labels)
         held = targets != -100
@@ -251,7 +251,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             return states
         return ops.linear(states, self.enc_to_dec_proj.weight, self.enc_to_dec_proj.bias)
 
-    def _encoded(
+    def encoded(
         self,
         ids: torch.Tensor,
         mask: torch.Tensor | None,

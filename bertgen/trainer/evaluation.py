@@ -32,6 +32,6 @@ def dev_bleu(
     """
     chosen = dict(list(references(corpus.pairs).items())[:sentences])
     longest = int(corpus.targets.lengths.max()) + 1  # the start token counts
-    generator = Generator(model, tokenizer, max_batch_tokens=batch_tokens)
+    generator = Generator(model, tokenizer, encode_tokens=batch_tokens)
     outputs = generator.generate(list(chosen), num_beams=1, do_sample=False, max_length=longest)
     return bleu([output.text for output in outputs], list(chosen.values())).value
