@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import processors, search, stopping
+from .. import prepacked, processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, InputError
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
@@ -88,7 +88,8 @@ class GenerationMixin:
         criteria = stopping.build(settled, tokenizer, stopping_criteria)
         searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
         steps = (Steps if decoder.config.is_decoder else Reruns)(decoder, prompt, settled)
-        found = search.decode(steps, searching, streamer)
+        with prepacked.of_call(self, settled.max_length - prompt.prefix.shape[1]):
+            found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:
             return found.sequences
         cache = steps.cache if settled.use_cache else None
