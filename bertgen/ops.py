@@ -235,7 +235,7 @@ def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
     """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
-    if onednn_takes(x, weight):
+    if _backend != "reference" and onednn_takes(x, weight):
         packed = prepacked.packing(weight, x.numel() // x.shape[-1])
         if packed is not None:
             return linear_packed(x, packed, bias, activation)

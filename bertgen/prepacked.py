@@ -130,10 +130,15 @@ def packing(weight: torch.Tensor, rows: int) -> torch.Tensor | None:
     return stack[-1].packing(weight) if stack and rows in PACKED_ROWS else None
 
 
-def of_call(model: Any, steps: int) -> Prepacked:
-    """What a call that decodes up to `steps` tokens enters: the cache it runs in, renewed, or one of its own."""
+def renew(model: Any) -> None:
+    """Renew the cache this thread runs in, if there is one: what `generate` does before its first product."""
     if _active.stack:
         _active.stack[-1].renew(model)
+
+
+def of_call(steps: int) -> Prepacked:
+    """What a call that decodes up to `steps` tokens enters: the cache this thread runs in, or one of its own."""
+    if _active.stack:
         return _active.stack[-1]
     return Prepacked(None if steps >= 2 * PATIENCE else False, PATIENCE)
 
