@@ -23,7 +23,7 @@ import torch
 
 from .kernels.linear import PACKED_ROWS, can_pack, pack_weight, packed_bytes
 
-PATIENCE = 8  # products with a weight before `generate` packs it: about as many as win back what packing costs
+PATIENCE = 16  # products with a weight before `generate` packs it: about as many as win back what packing costs
 
 
 @dataclass
