@@ -39,7 +39,8 @@ class _Entry:
 class Prepacked:
     """A cache of packed weights. Inside of `with` it is this thread's; it may be entered by several at once.
 
-    Do not leave a generator's `yield` inside of the `with`: the caller would decode with it.
+    Do not leave a generator's `yield` inside of the `with`: the caller would decode with it. What it holds besides
+    `bytes` are the weights themselves: once they are no longer the model's, until `renew` or `clear`.
 
     Args:
         enabled: False holds nothing; None asks the variable BERTGEN_PREPACK, of which 0 means no.

@@ -72,7 +72,7 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor | None:
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-    except RuntimeError:  # it does without an order for this weight, or out of memory: the weight as it lies will do
+    except (RuntimeError, MemoryError):  # the weight as it lies will do
         return None
 
 
