@@ -34,6 +34,7 @@ from .layers import AttentionContext
 from .model import EncoderDecoderModel
 from .packing import Packing
 from .pages import Admission
+from .prepacked import Prepacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,7 @@ class EngineStatistics:
         restarts: times that memory did not suffice and what was running began again.
         running, waiting: rows that are decoded now, requests that wait.
         pages, pages_used: of the cache.
+        cache_bytes, prepacked_bytes: memory of keys and values, and of packed weights.
     """
 
     encode: float = 0.0
@@ -132,6 +134,8 @@ class EngineStatistics:
     waiting: int = 0
     pages: int = 0
     pages_used: int = 0
+    cache_bytes: int = 0
+    prepacked_bytes: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -210,6 +214,7 @@ class Engine:
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
         self.lock = threading.RLock()
+        self.prepacked = Prepacked(self.config.prepack)
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Ticket, Admission] = {}
         self._lanes: list[_Lane] = []
@@ -278,6 +283,7 @@ class Engine:
         """Give the memory back; what is not done fails."""
         with self.lock:
             self._restart()
+            self.prepacked.clear()
             dropped, self._waiting = self._waiting, deque()
             for ticket in dropped:
                 self._finish(ticket, error=BackendError("the engine was cleared before this was done"))
@@ -294,7 +300,7 @@ class Engine:
             pages = self.cache.pages.statistics()
             return replace(
                 self._counts, running=self.cache.rows, waiting=len(self._waiting), pages=pages.pages,
-                pages_used=pages.pages_used,
+                pages_used=pages.pages_used, cache_bytes=self.cache.bytes, prepacked_bytes=self.prepacked.bytes,
             )  # fmt: skip
 
     def step(self) -> None:
@@ -334,7 +340,8 @@ class Engine:
         if not self._lanes:
             return
         began = time.perf_counter()
-        search.step(self._decoder, [lane.search for lane in self._lanes])
+        with self.prepacked:
+            search.step(self._decoder, [lane.search for lane in self._lanes])
         self._counts.steps += 1
         self._counts.row_steps += self.cache.rows
         chosen = time.perf_counter()
@@ -350,6 +357,8 @@ class Engine:
     def _admit(self) -> None:
         """Let in what waits, first come first served, as far as rows and the cache go."""
         free = self._rows - self.cache.rows
+        if self._waiting and not self._running:
+            self.prepacked.renew(self.model)
         if not self._waiting or (self._running and free < self.config.refill * self._rows):
             return
         entering: list[tuple[Ticket, Admission]] = []

@@ -23,6 +23,7 @@ class EngineConfig:
     cache_bytes: int | None = None
     encode_tokens: int | None = None
     refill: float = 0.125
+    prepack: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "cache_bytes", "encode_tokens"):
@@ -40,4 +41,5 @@ class EngineConfig:
             self.cache_bytes or (16 << 30 if gpu else 4 << 30),
             self.encode_tokens or (65536 if gpu else 4096),
             self.refill,
+            self.prepack,
         )
