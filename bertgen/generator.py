@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
-from . import search
+from . import likelihood, search
 from .config import GenerationConfig
 from .errors import BackendError, ConfigError, InputError
-from .framing import source_frame
+from .framing import encode_sources, source_frame
+from .likelihood import Likelihood, Scorer
+from .memory import attempt
 from .model import EncoderDecoderModel
 from .outputs import GenerateOutput
+from .packing import padded
 from .pretrained import resolve_device
 from .tokenizer import AutoTokenizer, Tokenizer
 
@@ -28,7 +31,6 @@ BATCH_TOKENS = {"cpu": 16384, "cuda": 65536}
 CACHE_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}
 LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
 LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
-SCORED_POSITIONS = 4096  # positions whose logits over the whole vocabulary are held at a time
 
 # What the model is asked to return, whatever its configuration says.
 RETURNED = dict(
@@ -233,6 +235,54 @@ class Generator:
         )
         return self._answers(_windows(texts, lookahead), call)
 
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str | Sequence[int]],
+        *,
+        length_penalty: float | None = None,
+        truncation: bool | None = None,
+    ) -> list[Likelihood]:
+        """Log-probabilities that the model gives to one target for each source, in the order of the sources.
+
+        Args:
+            sources: texts, as for `generate`; a source that occurs more than once is encoded once.
+            targets: a text gets the end token behind it, as in training; ids, such as `Output.token_ids`, stay as
+                they are.
+            length_penalty: of `Likelihood.score`; None takes the model's, as `generate` does.
+            truncation: of sources, as the constructor's, for this call. Targets are never cut.
+
+        Raises:
+            InputError: not as many targets as sources; a source without tokens; a text or ids that cannot be used or
+                are too long: the index, the value and the limit.
+            ConfigError: bad options. BackendError: a single pair does not fit into memory.
+        """
+        sources, targets = list(_texts(sources)), list(_texts(targets))
+        if len(sources) != len(targets):
+            raise InputError(f"{len(sources)} sources and {len(targets)} targets: each source needs one")
+        scorer = Scorer(self, length_penalty, truncation, return_errors=False)
+        found = dict(scorer.answers([list(zip(sources, targets, strict=True))]))
+        return [found[index] for index in range(len(found))]
+
+    def stream_scores(
+        self,
+        pairs: Iterable[tuple[str, str | Sequence[int]]],
+        *,
+        length_penalty: float | None = None,
+        truncation: bool | None = None,
+        return_errors: bool = False,
+        lookahead: int = LOOKAHEAD,
+    ) -> Iterator[tuple[int, Likelihood]]:
+        """Score the pairs (source, target) of any iterable, however long; yields (index, likelihood) by batches.
+
+        Arguments and errors as `score`, and:
+            return_errors: answer a pair that cannot be used by a Likelihood with its `error`, instead of raising.
+            lookahead: pairs to read before the first answer; all of them are answered before the next is read.
+        """
+        pairs, lookahead = _texts(pairs), _count("lookahead", lookahead)
+        scorer = Scorer(self, length_penalty, truncation, return_errors)
+        return scorer.answers(_windows(pairs, lookahead))
+
     def _call(
         self,
         seed: int | None,
@@ -284,26 +334,22 @@ class Generator:
 
     def _encode(self, texts: list[str], first: int, call: _Call) -> list[_Source | Output]:
         """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
-        problems = [_problem(text) for text in texts]
-        known = [text if problem is None else "" for text, problem in zip(texts, problems, strict=True)]
-        rows = self.tokenizer.encode_batch(known, add_special_tokens=False)
-        before, behind = self.frame
-        limit, vocabulary = self.max_input_length - len(before) - len(behind), self.model.config.encoder.vocab_size
-        beyond = len(self.tokenizer) > vocabulary  # added tokens without a row in the embedding
+        rows = encode_sources(
+            texts,
+            self.tokenizer,
+            self.frame,
+            limit=self.max_input_length,
+            vocabulary=self.model.config.encoder.vocab_size,
+            truncation=call.truncation,
+        )
         found: list[_Source | Output] = []
-        for index, (row, problem) in enumerate(zip(rows, problems, strict=True), first):
-            length = len(row)
-            if beyond and row and max(row) >= vocabulary:
-                problem = f"the tokenizer gives id {max(row)}, the model has a vocabulary of {vocabulary}"
-            if length > limit and not call.truncation:
-                problem = f"{length} tokens, the limit is {limit} (truncation cuts longer texts)"
-            if problem is not None:
+        for index, row in enumerate(rows, first):
+            if row.problem is not None:
                 if not call.return_errors:
-                    raise InputError(f"text {index}: {problem}")
-                found.append(Output(index, "", error=InputError(problem)))
+                    raise InputError(f"text {index}: {row.problem}")
+                found.append(Output(index, "", error=InputError(row.problem)))
             else:
-                framed = [*before, *row[:limit], *behind]
-                found.append(_Source(index, framed, length > limit) if row else Output(index, ""))
+                found.append(_Source(index, row.ids, row.truncated) if row.ids else Output(index, ""))
         return found
 
     def _batches(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
@@ -335,15 +381,7 @@ class Generator:
 
     def _attempt(self, batch: list[_Source], call: _Call) -> list[Output] | None:
         """Outputs of a batch; None where the memory does not suffice."""
-        try:
-            return self._generate(batch, call)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        # Here and not above: while an exception is handled its traceback keeps the tensors of the attempt alive.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+        return attempt(lambda: self._generate(batch, call), self.model.device)
 
     def _generate(self, batch: list[_Source], call: _Call) -> list[Output]:
         ids, mask = self._padded([source.ids for source in batch])
@@ -357,7 +395,7 @@ class Generator:
         rows = _cut(found, call.settled)
         scores = [None] * len(rows) if found.sequences_scores is None else found.sequences_scores.tolist()
         if call.scores and found.sequences_scores is None:
-            scores = self._scores(ids, mask, rows, call.settled)
+            scores = self._scores([source.ids for source in batch], rows, call.settled)
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=call.clean_up)
         count, outputs = call.settled.num_return_sequences, []
         for place, source in enumerate(batch):
@@ -373,29 +411,13 @@ class Generator:
 
     def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows as ids int64 [B, L], filled up on the right, and their mask."""
-        longest, fill, device = max(map(len, rows)), self.tokenizer.pad_token_id or 0, self.model.device
-        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-        lengths = torch.tensor([[len(row)] for row in rows], device=device)
-        return ids, torch.arange(longest, device=device) < lengths
+        return padded(rows, self.tokenizer.pad_token_id or 0, self.model.device)
 
-    @torch.no_grad()
-    def _scores(
-        self, ids: torch.Tensor, mask: torch.Tensor, rows: list[list[int]], settled: GenerationConfig
-    ) -> list[float]:
+    def _scores(self, sources: list[list[int]], rows: list[list[int]], settled: GenerationConfig) -> list[float]:
         """The model's log-probability / length ** length_penalty of each row; those of a source are adjacent."""
-        scores: list[float] = []
-        step = max(1, SCORED_POSITIONS // max(map(len, rows)))
-        for start in range(0, len(rows), step):
-            targets, held = self._padded(rows[start : start + step])
-            sources = torch.arange(start, start + len(targets), device=ids.device) * len(ids) // len(rows)
-            inputs = targets.roll(1, 1)
-            inputs[:, 0] = settled.decoder_start_token_id
-            # Inputs and not labels: a pad id that was drawn has been attended to, padding behind the end is not.
-            found = self.model(ids[sources], mask[sources], decoder_input_ids=inputs, use_cache=False)
-            gained = found.logits.float().log_softmax(-1).gather(2, targets[:, :, None]).squeeze(2)
-            total = gained.masked_fill(~held, 0.0).sum(1, dtype=torch.float64)
-            scores += (total / held.sum(1) ** settled.length_penalty).tolist()
-        return scores
+        shares = [len(rows) // len(sources)] * len(sources)
+        found = likelihood.log_probs(self.model, sources, rows, shares, settled.decoder_start_token_id)
+        return [likelihood.normalized(row, settled.length_penalty) for row in found]
 
 
 def _count(name: str, value: Any) -> int:
@@ -410,24 +432,13 @@ def _texts(texts: Any) -> Any:
     return texts
 
 
-def _problem(text: Any) -> str | None:
-    """What is wrong with a text as such; None where it can be encoded."""
-    if not isinstance(text, str):
-        return f"must be a str, got {type(text).__name__}"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"no valid Unicode: lone surrogate U+{ord(text[error.start]):04X} at position {error.start}"
-    return None
-
-
-def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Cut an iterable into lists of `size` texts, or of fewer where they are very long."""
-    window: list[str] = []
+def _windows(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut an iterable of texts, or of tuples of them, into lists of `size`, or of fewer where they are very long."""
+    window: list[Any] = []
     characters = 0
     for text in texts:
         window.append(text)
-        characters += len(text) if isinstance(text, str) else 0
+        characters += sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))
         if len(window) >= size or characters >= LOOKAHEAD_CHARACTERS:
             yield window
             window, characters = [], 0
@@ -448,8 +459,3 @@ def _cut(found: GenerateOutput, settled: GenerationConfig) -> list[list[int]]:
             length -= next((i for i, token in enumerate(reversed(row)) if token != settled.pad_token_id), 0)
         cut.append(row[:length])
     return cut
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

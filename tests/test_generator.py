@@ -18,6 +18,7 @@ from bertgen import (
     Generator,
     InputError,
     UnsupportedError,
+    likelihood,
 )
 from bertgen import (
     generator as generator_module,
@@ -222,6 +223,8 @@ def test_stream_bounds_characters_too(generator, monkeypatch):
     monkeypatch.setattr(generator_module, "LOOKAHEAD_CHARACTERS", 30)
     windows = generator_module._windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
     assert [[len(text) for text in window] for window in windows] == [[20, 20], [0, 70], [1]]
+    pairs = [("x" * 9, "y" * 9), ("x" * 9, "y" * 9), ("x" * 9, [1] * 99), ("x", "y")]
+    assert [len(window) for window in generator_module._windows(iter(pairs), 3)] == [2, 2]
 
 
 def test_stream_checks_options_when_called(generator):
@@ -264,7 +267,7 @@ def test_batches_draw_different_numbers(generator):
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "num_return_sequences": 3, "temperature": 3.0, "seed": 1}])
 def test_scores_of_greedy_and_sampled_outputs(generator, texts, options, monkeypatch):
     """The model's own log-probability over length ** length_penalty, counted token by token."""
-    monkeypatch.setattr(generator_module, "SCORED_POSITIONS", 60)  # several slices
+    monkeypatch.setattr(likelihood, "HELD_LOGITS", 20 * 64)  # several slices
     for penalty in (1.0, 0.6):
         outputs = generator.generate(texts[:10], scores=True, length_penalty=penalty, **options)
         for text, output in zip(texts[:10], outputs, strict=True):

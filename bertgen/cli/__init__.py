@@ -1,4 +1,4 @@
-"""The command `bertgen`: run, evaluate, train, info. Results go to stdout, all else to stderr.
+"""The command `bertgen`: run, score, evaluate, compare, train, convert, info. Results go to stdout, all else to stderr.
 
 torch and what needs it are imported inside the commands, so that `bertgen --help` comes at once.
 """
@@ -26,6 +26,10 @@ COMMANDS = {
         "generate for texts, for lines of stdin, or for a file",
         'examples:\n  bertgen run --model demo "Where is the station?"\n'
         "  bertgen run --model demo --input in.jsonl --output out.jsonl --field en --output-field de --num-beams 4",
+    ),
+    "score": (
+        "log-probabilities that a model gives to given targets",
+        "example:\n  bertgen score --model demo --data pairs.tsv --output scores.txt",
     ),
     "evaluate": (
         "BLEU, chrF and speed of a model on pairs of source and reference",
