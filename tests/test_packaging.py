@@ -318,6 +318,9 @@ def test_unknown_name():
 # Who imports whom
 
 
+ABOUT_TRANSFORMERS = ("bertgen.comparison", "bertgen.conversion")  # and only when called: see above
+
+
 def ladder():
     """Module -> rung, read from CONTRIBUTING.md; a module imports only modules of higher numbers."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -344,7 +347,8 @@ def test_ladder(name):
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for imported in imported_names(path, package):
         top, module, *_ = [*imported.split("."), ""]
-        assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
+        if name not in ABOUT_TRANSFORMERS:
+            assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
         assert top != "kernels", "the kernels are imported as bertgen.kernels"
         if top == "bertgen" and module not in (own, "__version__"):
             assert module in rungs, f"{imported}: import from the module, not from the package"

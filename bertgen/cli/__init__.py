@@ -35,6 +35,10 @@ COMMANDS = {
         "BLEU, chrF and speed of a model on pairs of source and reference",
         "example:\n  bertgen evaluate --model demo --data test.tsv --num-beams 4",
     ),
+    "compare": (
+        "the outputs of a model here and in transformers, token for token, and the time they take",
+        "example:\n  bertgen compare --model demo --input texts.txt --num-beams 4",
+    ),
     "train": (
         "train a model on pairs of source and target, from scratch or from a checkpoint",
         "example:\n  bertgen train --train train.tsv --dev dev.tsv --output model --epochs 10",
