@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from .config import GenerationConfig
-from .errors import BackendError, CheckpointError, InputError, UnsupportedError
+from .errors import CheckpointError, InputError, UnsupportedError
 from .framing import encode_sources
 from .generator import Generator
 from .hub import local_directory
 from .packing import padded
-
-TOKENS_OFFSET = 1  # the start token, which transformers returns as well
+from .peers import load_transformers, quiet
 
 
 @dataclass(frozen=True)
@@ -138,27 +137,15 @@ def compare(
 
 def _load(path_or_id: str | os.PathLike, generator: Generator) -> tuple[Any, tuple[str, ...]]:
     """The model in transformers, and the weights that it did not find."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise BackendError(
-            f"a comparison needs transformers, which cannot be imported ({error}): pip install 'bertgen[transformers]'"
-        ) from error
+    transformers = load_transformers("a comparison")
     own = generator.model
-    place = local_directory(path_or_id) or path_or_id
-    former, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        model, found = transformers.EncoderDecoderModel.from_pretrained(
-            place, dtype=own.dtype, output_loading_info=True
-        )
+        with quiet(transformers):
+            model, found = transformers.EncoderDecoderModel.from_pretrained(
+                local_directory(path_or_id) or path_or_id, dtype=own.dtype, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {path_or_id}: {error}") from error
-    finally:
-        transformers.logging.set_verbosity(former)
-        if bars:
-            transformers.logging.enable_progress_bar()
     missing, known = sorted(found["missing_keys"]), own.state_dict()
     model.load_state_dict({name: known[name] for name in missing if name in known}, strict=False)
     return model.eval().to(own.device), tuple(missing)
@@ -178,7 +165,7 @@ def _generate(
             warnings.simplefilter("ignore")
             rows = model.generate(ids, attention_mask=mask.long(), **options).tolist()
         for i, row in zip(batch, rows, strict=True):
-            tokens = row[TOKENS_OFFSET:]
+            tokens = row[1:]  # without the start token
             length = next((k + 1 for k, token in enumerate(tokens) if token in config.end_tokens), len(tokens))
             found[i] = tuple(tokens[:length])
     return found

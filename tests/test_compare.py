@@ -141,7 +141,8 @@ def test_demo(bertgen_compare):
 def test_without_transformers(bertgen_compare, generator, tiny_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     code, out, err = bertgen_compare(["one"])
-    assert (code, out) == (2, "") and "a comparison needs transformers" in err and "pip install" in err
+    assert (code, out) == (2, "") and "a comparison needs a package that cannot be imported" in err
+    assert err.endswith("pip install 'bertgen[transformers]'\n")
     with pytest.raises(BackendError):
         comparison.compare(generator, tiny_checkpoint, ["one"])
 

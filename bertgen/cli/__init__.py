@@ -43,6 +43,10 @@ COMMANDS = {
         "train a model on pairs of source and target, from scratch or from a checkpoint",
         "example:\n  bertgen train --train train.tsv --dev dev.tsv --output model --epochs 10",
     ),
+    "convert": (
+        "the same model in other forms: a checkpoint of today, BART, CTranslate2",
+        "example:\n  bertgen convert --model demo --to bart --output demo-bart",
+    ),
     "info": (
         "versions, devices, which backend each operator takes and why; a model's shape",
         "example:\n  bertgen info --model demo",
