@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .generator import Generator as Generator
     from .generator import Output as Output
+    from .likelihood import Likelihood as Likelihood
     from .model import BertGenerationDecoder as BertGenerationDecoder
     from .model import BertGenerationEncoder as BertGenerationEncoder
     from .model import BertLMHeadModel as BertLMHeadModel
@@ -60,6 +61,7 @@ _PUBLIC = {
         "UnsupportedError",
     ),
     "generator": ("Generator", "Output"),
+    "likelihood": ("Likelihood",),
     "model": (
         "BertGenerationDecoder",
         "BertGenerationEncoder",

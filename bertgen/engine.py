@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from . import processors, search, stopping
 from .cache import Cache
@@ -31,8 +30,9 @@ from .config import EngineConfig, GenerationConfig
 from .errors import BackendError, CapacityError
 from .inputs import next_positions
 from .layers import AttentionContext
+from .memory import is_out_of_memory
 from .model import EncoderDecoderModel
-from .packing import Packing
+from .packing import Packing, padded
 from .pages import Admission
 from .prepacked import Prepacked
 
@@ -403,14 +403,12 @@ class Engine:
                     break
                 last += 1
             some = entering[first:last]
-            ids = pad_sequence([torch.tensor(ticket.request.ids) for ticket, _ in some], batch_first=True)
-            lengths = torch.tensor([len(t.request.ids) for t, _ in some])
-            mask = torch.arange(ids.shape[1]) < lengths[:, None]
-            _, states = self.model.encoded(ids.to(self.model.device), mask.to(self.model.device))
+            sources = [list(ticket.request.ids) for ticket, _ in some]
+            _, states = self.model.encoded(*padded(sources, 0, self.model.device))
             self.cache.begin_sources([admission for _, admission in some])
             for index, layer in enumerate(self.model.decoder.body.encoder.layer):
                 self.cache.set_cross(index, *layer.crossattention.source_pair(states))
-            self._counts.encoded += int(lengths.sum())
+            self._counts.encoded += sum(map(len, sources))
             first = last
 
     def _join(self, entering: list[tuple[Ticket, Admission]]) -> None:
@@ -604,9 +602,3 @@ def _all_blamed(ticket: Ticket, functions: Any) -> Any:
 def _ticket(owner: Any) -> Ticket:
     """The ticket of a row: its owner, or (ticket, which row)."""
     return owner[0] if isinstance(owner, tuple) else owner
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed."""
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

@@ -21,7 +21,8 @@ from . import search
 from .config import EngineConfig, GenerationConfig
 from .engine import Engine, EngineStatistics, Request, Ticket
 from .errors import BertgenError, ConfigError, InputError
-from .framing import source_frame
+from .framing import encode_sources, source_frame
+from .likelihood import Likelihood, Scorer
 from .model import EncoderDecoderModel
 from .pretrained import resolve_device
 from .tokenizer import AutoTokenizer, Tokenizer
@@ -164,6 +165,7 @@ class Generator:
         if engine is not None and given:
             raise ConfigError(f"engine, or {', '.join(given)}: not both")
         self.engine = Engine(self.model, engine or EngineConfig(**given))
+        self.encode_tokens = self.engine.config.encode_tokens
         self._wake = threading.Event()
         self._worker: threading.Thread | None = None
         self.truncation = truncation
@@ -317,6 +319,54 @@ class Generator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str | Sequence[int]],
+        *,
+        length_penalty: float | None = None,
+        truncation: bool | None = None,
+    ) -> list[Likelihood]:
+        """Log-probabilities that the model gives to one target for each source, in the order of the sources.
+
+        Args:
+            sources: texts, as for `generate`; a source that occurs more than once is encoded once.
+            targets: a text gets the end token behind it, as in training; ids, such as `Output.token_ids`, stay as
+                they are.
+            length_penalty: of `Likelihood.score`; None takes the model's, as `generate` does.
+            truncation: of sources, as the constructor's, for this call. Targets are never cut.
+
+        Raises:
+            InputError: not as many targets as sources; a source without tokens; a text or ids that cannot be used or
+                are too long: the index, the value and the limit.
+            ConfigError: bad options. BackendError: a single pair does not fit into memory.
+        """
+        sources, targets = list(_texts(sources)), list(_texts(targets))
+        if len(sources) != len(targets):
+            raise InputError(f"{len(sources)} sources and {len(targets)} targets: each source needs one")
+        scorer = Scorer(self, length_penalty, truncation, return_errors=False)
+        found = dict(scorer.answers([list(zip(sources, targets, strict=True))]))
+        return [found[index] for index in range(len(found))]
+
+    def stream_scores(
+        self,
+        pairs: Iterable[tuple[str, str | Sequence[int]]],
+        *,
+        length_penalty: float | None = None,
+        truncation: bool | None = None,
+        return_errors: bool = False,
+        lookahead: int = LOOKAHEAD,
+    ) -> Iterator[tuple[int, Likelihood]]:
+        """Score the pairs (source, target) of any iterable, however long; yields (index, likelihood) by batches.
+
+        Arguments and errors as `score`, and:
+            return_errors: answer a pair that cannot be used by a Likelihood with its `error`, instead of raising.
+            lookahead: pairs to read before the first answer; all of them are answered before the next is read.
+        """
+        pairs, lookahead = _texts(pairs), _count("lookahead", lookahead)
+        scorer = Scorer(self, length_penalty, truncation, return_errors)
+        return scorer.answers(_windows(pairs, lookahead))
+
     def _call(
         self,
         seed: int | None,
@@ -381,26 +431,22 @@ class Generator:
 
     def _encode(self, texts: list[str], first: int, call: _Call) -> list[_Source | Output]:
         """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
-        problems = [_problem(text) for text in texts]
-        known = [text if problem is None else "" for text, problem in zip(texts, problems, strict=True)]
-        rows = self.tokenizer.encode_batch(known, add_special_tokens=False)
-        before, behind = self.frame
-        limit, vocabulary = self.max_input_length - len(before) - len(behind), self.model.config.encoder.vocab_size
-        beyond = len(self.tokenizer) > vocabulary  # added tokens without a row in the embedding
+        rows = encode_sources(
+            texts,
+            self.tokenizer,
+            self.frame,
+            limit=self.max_input_length,
+            vocabulary=self.model.config.encoder.vocab_size,
+            truncation=call.truncation,
+        )
         found: list[_Source | Output] = []
-        for index, (row, problem) in enumerate(zip(rows, problems, strict=True), first):
-            length = len(row)
-            if beyond and row and max(row) >= vocabulary:
-                problem = f"the tokenizer gives id {max(row)}, the model has a vocabulary of {vocabulary}"
-            if length > limit and not call.truncation:
-                problem = f"{length} tokens, the limit is {limit} (truncation cuts longer texts)"
-            if problem is not None:
+        for index, row in enumerate(rows, first):
+            if row.problem is not None:
                 if not call.return_errors:
-                    raise InputError(f"text {index}: {problem}")
-                found.append(Output(index, "", error=InputError(problem)))
+                    raise InputError(f"text {index}: {row.problem}")
+                found.append(Output(index, "", error=InputError(row.problem)))
             else:
-                framed = [*before, *row[:limit], *behind]
-                found.append(_Source(index, framed, length > limit) if row else Output(index, ""))
+                found.append(_Source(index, row.ids, row.truncated) if row.ids else Output(index, ""))
         return found
 
     def _generated(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
@@ -478,24 +524,13 @@ def _texts(texts: Any) -> Any:
     return texts
 
 
-def _problem(text: Any) -> str | None:
-    """What is wrong with a text as such; None where it can be encoded."""
-    if not isinstance(text, str):
-        return f"must be a str, got {type(text).__name__}"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"no valid Unicode: lone surrogate U+{ord(text[error.start]):04X} at position {error.start}"
-    return None
-
-
-def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Cut an iterable into lists of `size` texts, or of fewer where they are very long."""
-    window: list[str] = []
+def _windows(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut an iterable of texts, or of tuples of them, into lists of `size`, or of fewer where they are very long."""
+    window: list[Any] = []
     characters = 0
     for text in texts:
         window.append(text)
-        characters += len(text) if isinstance(text, str) else 0
+        characters += sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))
         if len(window) >= size or characters >= LOOKAHEAD_CHARACTERS:
             yield window
             window, characters = [], 0

@@ -32,6 +32,8 @@ class AttentionContext:
         mask: bool or additive, broadcasts to [B, heads, new, past + new]: a mask that takes the place of `causal`,
             `key_len` and `key_mask`. No token may have been dropped in `tokens`.
         attentions: collects the weights [B, heads, T, S] of every layer's self-attention and cross-attention.
+        askers: where the rows of `tokens` that share a row of `source` begin as one row, and the longest such row (as
+            in a `Packing`); None where each row has a source of its own.
     """
 
     tokens: Packing
@@ -42,6 +44,7 @@ class AttentionContext:
     source: tuple[torch.Tensor, Packing] | None = None
     mask: torch.Tensor | None = None
     attentions: Attentions | None = None
+    askers: tuple[torch.Tensor, int] | None = None
 
 
 @dataclass
@@ -195,7 +198,8 @@ class Attention(nn.Module):
             if cache is not None:
                 cache.set_cross(self.index, k, v)
             elif context.attentions is None:
-                return ops.attention(q, k, v, rows.cu, source.cu, rows.longest, source.longest, dropout=self._dropout)
+                cu, longest = (rows.cu, rows.longest) if context.askers is None else context.askers
+                return ops.attention(q, k, v, cu, source.cu, longest, source.longest, dropout=self._dropout)
         if context.attentions is None:
             assert cache is not None
             return cache.attend_cross(self.index, q)

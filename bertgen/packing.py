@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,11 @@ class Packing:
         cu = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         return cls(cu, int(lengths.max()), (rows, length), mask.flatten().nonzero().squeeze(1))
 
+    def joined(self, counts: list[int]) -> tuple[torch.Tensor, int]:
+        """`cu` and `longest` of the same tokens as longer rows: the first counts[0] as one, and so on."""
+        cu = self.cu[torch.tensor([0, *itertools.accumulate(counts)], device=self.cu.device)]
+        return cu, int((cu[1:] - cu[:-1]).max())
+
     def mask(self) -> torch.Tensor | None:
         """bool [B, L], True at real tokens; None where all are."""
         if self.index is None:
@@ -58,3 +64,11 @@ class Packing:
             rows, length = self.shape
             x = x.new_zeros(rows * length, *x.shape[1:]).index_copy(0, self.index, x)
         return x.view(*self.shape, *x.shape[1:])
+
+
+def padded(rows: list[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as int64 [B, L], filled up on the right, and where they are real, bool [B, L]."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) < lengths

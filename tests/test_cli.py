@@ -67,7 +67,8 @@ def test_help_and_version_need_no_torch():
         sys.exit(main(sys.argv[1:]))
     """
     code = "\n".join(line[8:] for line in code.splitlines())
-    for arguments in (["--help"], ["run", "--help"], ["evaluate", "--help"], ["info", "--help"], ["--version"]):
+    commands = ("run", "score", "evaluate", "compare", "convert", "info")
+    for arguments in (["--help"], *([command, "--help"] for command in commands), ["--version"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         if arguments == ["--version"]:

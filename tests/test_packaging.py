@@ -248,7 +248,7 @@ def test_importing_every_module_of_the_tree_does_nothing(checkout):
         + """
     assert not seen, seen
     assert not torch.cuda.is_initialized()
-    late = {"huggingface_hub", "matplotlib", "rich", "sacrebleu", "transformers"} & set(sys.modules)
+    late = {"ctranslate2", "huggingface_hub", "matplotlib", "rich", "sacrebleu", "transformers"} & set(sys.modules)
     assert not late, late
     """,
         cwd=checkout,
@@ -344,7 +344,8 @@ def test_ladder(name):
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for imported in imported_names(path, package):
         top, module, *_ = [*imported.split("."), ""]
-        assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
+        if name != "bertgen.peers":
+            assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
         assert top != "kernels", "the kernels are imported as bertgen.kernels"
         if top == "bertgen" and module not in (own, "__version__"):
             assert module in rungs, f"{imported}: import from the module, not from the package"

@@ -1,4 +1,4 @@
-"""The command `bertgen`: run, evaluate, train, info. Results go to stdout, all else to stderr.
+"""The command `bertgen`: run, score, evaluate, compare, train, convert, info. Results go to stdout, all else to stderr.
 
 torch and what needs it are imported inside the commands, so that `bertgen --help` comes at once.
 """
@@ -27,13 +27,25 @@ COMMANDS = {
         'examples:\n  bertgen run --model demo "Where is the station?"\n'
         "  bertgen run --model demo --input in.jsonl --output out.jsonl --field en --output-field de --num-beams 4",
     ),
+    "score": (
+        "log-probabilities that a model gives to given targets",
+        "example:\n  bertgen score --model demo --data pairs.tsv --output scores.txt",
+    ),
     "evaluate": (
         "BLEU, chrF and speed of a model on pairs of source and reference",
         "example:\n  bertgen evaluate --model demo --data test.tsv --num-beams 4",
     ),
+    "compare": (
+        "the outputs of a model here and in transformers, token for token, and the time they take",
+        "example:\n  bertgen compare --model demo --input texts.txt --num-beams 4",
+    ),
     "train": (
         "train a model on pairs of source and target, from scratch or from a checkpoint",
         "example:\n  bertgen train --train train.tsv --dev dev.tsv --output model --epochs 10",
+    ),
+    "convert": (
+        "the same model in other forms: a checkpoint of today, BART, CTranslate2",
+        "example:\n  bertgen convert --model demo --to bart --output demo-bart",
     ),
     "info": (
         "versions, devices, which backend each operator takes and why; a model's shape",

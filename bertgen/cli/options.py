@@ -21,6 +21,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="of the weights (default: the checkpoint's, on a CPU float32)",
     )
     group.add_argument("--max-rows", type=int, metavar="N", help="sequences decoded together (default: by device)")
+    group.add_argument(
+        "--encode-tokens", type=int, metavar="N", help="source tokens encoded together (default: by device)"
+    )
     group.add_argument("--truncate", action="store_true", help="cut texts that are too long instead of refusing them")
 
 
@@ -76,5 +79,6 @@ def make_generator(args: argparse.Namespace) -> Generator:
         device=args.device,
         dtype=args.dtype,
         max_rows=args.max_rows,
+        encode_tokens=args.encode_tokens,
         truncation=args.truncate,
     )

@@ -245,6 +245,25 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         held = targets != -100
         return (logits, targets) if bool(held.all()) else (logits[held], targets[held])
 
+    def target_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        decoder_input_ids: torch.Tensor,
+        read: torch.Tensor,
+        shares: list[int] | None = None,
+    ) -> tuple[torch.Tensor, Packing]:
+        """Packed states [N, hidden] of the decoder, before its head, at the positions that are `read`, and their rows.
+
+        Args:
+            input_ids: int64 [S, L]; attention_mask: [S, L].
+            decoder_input_ids: int64 [B, T]; every token is attended to, whatever its id.
+            read: bool [B, T], True and then False in each row.
+            shares: how many rows, one behind the other, each source has; None where each has one.
+        """
+        tokens, states = self.encoded(input_ids, attention_mask)
+        return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
+
     def bridged(self, states: torch.Tensor) -> torch.Tensor:
         """Encoder states [.., encoder hidden] as the decoder's cross-attention reads them."""
         if not hasattr(self, "enc_to_dec_proj"):
@@ -284,20 +303,46 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         config = self.config.decoder
         check_labels(labels, (source[1].shape[0], labels.shape[-1], config.vocab_size))
         ids = self.prepare_decoder_input_ids_from_labels(labels)
-        shape = ids.shape[0], ids.shape[1]
-        mask = ids != self.config.pad_token_id if mask is None else check_mask(mask, *shape, "decoder_attention_mask")
+        if mask is None:
+            mask = ids != config.pad_token_id
+        else:
+            mask = check_mask(mask, ids.shape[0], ids.shape[1], "decoder_attention_mask").bool()
         read = (labels != -100).flip(1).cumsum(1).flip(1) > 0
+        hidden, rows = self._decoded(ids, read, source, mask, positions, types, layers, attentions)
+        return self.decoder.head(hidden), rows
+
+    def _decoded(
+        self,
+        ids: torch.Tensor,
+        read: torch.Tensor,
+        source: tuple[torch.Tensor, Packing],
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        types: torch.Tensor | None = None,
+        layers: list[torch.Tensor] | None = None,
+        attentions: Attentions | None = None,
+        shares: list[int] | None = None,
+    ) -> tuple[torch.Tensor, Packing]:
+        """Packed states [T, hidden] of the decoder fed with ids [B, L], at the positions that are `read`.
+
+        Args:
+            mask: bool [B, L], False hides a position that is read from those behind it; None hides none.
+            shares: how many rows, one behind the other, each source has; None where each has one.
+            positions, types, layers, attentions: as in `_teacher_forced`.
+        """
+        config, shape = self.config.decoder, (ids.shape[0], ids.shape[1])
         rows = Packing.of_mask(read, *shape, ids.device)
         positions = positions_of(positions, ids, *shape, 0, config, ids.device)
         types = check_types(types, shape, config)
         longest = rows.longest if attentions is None else shape[1]
-        key_len, key_mask = key_limits((mask.bool() | ~read)[:, :longest])
-        context = AttentionContext(rows, True, key_len, key_mask, source=source, attentions=attentions)
+        key_len, key_mask = key_limits(None if mask is None else (mask | ~read)[:, :longest])
+        askers = None if shares is None else rows.joined(shares)
+        context = AttentionContext(rows, True, key_len, key_mask, source=source, askers=askers, attentions=attentions)
         hidden = self.decoder.body.packed(
             rows.pack(ids), rows.pack(positions), context, states=layers,
             types=None if types is None else rows.pack(types),
         )  # fmt: skip
-        return self.decoder.head(hidden), rows
+        return hidden, rows
 
     def _teacher_forced_output(
         self,

@@ -1,0 +1,93 @@
+"""`bertgen compare`: the same model here and in transformers, on a file of texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+from ..errors import ConfigError, InputError
+from .codes import FAILED_LINES
+from .console import say
+from .options import add_generation, add_model, generation, make_generator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the texts, and what counts as a difference."""
+    add_model(parser)
+    add_generation(parser)
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--input", required=True, metavar="FILE", help="a text per line")
+    group.add_argument(
+        "--margin",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="tokens whose log-probabilities are as near as this are a matter of rounding (default: 0.0001)",
+    )
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts for transformers (default: 32)")
+    group.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what differs, and return the exit code: 1 where something does by more than the margin."""
+    if not args.margin >= 0:
+        raise ConfigError(f"--margin must be at least 0, got {args.margin}")
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {args.batch_size}")
+    from ..comparison import compare
+    from ..files import open_input
+
+    with open_input(args.input) as file:
+        texts = [_text(line, number, args.input) for number, line in enumerate(file, 1)]
+    generator = make_generator(args)
+    try:
+        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args))
+    except InputError as error:
+        raise InputError(re.sub(r"^text (\d+)", lambda m: f"{args.input}, line {int(m[1]) + 1}", str(error))) from error
+    if found.missing:
+        say(
+            f"transformers does not find {len(found.missing)} weights of this checkpoint, such as {found.missing[0]}: "
+            "it was given bertgen's"
+        )
+    beyond = [one for one in found.differences if not one.margin <= args.margin]
+    pieces = generator.tokenizer.convert_ids_to_tokens
+    rows: list[dict[str, Any]] = [
+        {
+            "line": one.index + 1,
+            "position": one.position,
+            "tokens": one.tokens,
+            "pieces": [None if token is None else pieces(token) for token in one.tokens],
+            "texts": one.texts,
+            "margin": None if one.margin == float("inf") else one.margin,
+        }
+        for one in found.differences
+    ]
+    if args.json:
+        speeds = {
+            name: {"seconds": speed.seconds, "tokens": speed.tokens, "tokens_per_second": speed.tokens_per_second}
+            for name, speed in (("bertgen", found.ours), ("transformers", found.theirs))
+        }
+        equal = found.texts - len(rows)
+        result = {"texts": found.texts, "equal": equal, "beyond_margin": len(beyond), "margin": args.margin}
+        print(json.dumps({**result, **speeds, "differences": rows}, ensure_ascii=False))
+        return FAILED_LINES if beyond else 0
+    for row in rows:
+        margin = "one ended there" if row["margin"] is None else f"margin {row['margin']:.2g}"
+        print(f"line {row['line']}, token {row['position'] + 1}: {row['pieces'][0]} and {row['pieces'][1]}, {margin}")
+        print(f"  bertgen       {row['texts'][0]}\n  transformers  {row['texts'][1]}")
+    print(
+        f"{found.texts} texts: {found.texts - len(rows)} outputs equal token for token, {len(rows)} not, "
+        f"{len(beyond)} by more than {args.margin:g}"
+    )
+    for name, speed in (("bertgen", found.ours), ("transformers", found.theirs)):
+        print(f"{name:<13} {speed.seconds:.2f} s, {speed.tokens} tokens, {speed.tokens_per_second:.0f} tokens/s")
+    return FAILED_LINES if beyond else 0
+
+
+def _text(line: bytes, number: int, name: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}, line {number}: not UTF-8: {error.reason} at byte {error.start}") from error
