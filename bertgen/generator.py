@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from . import search
 from .config import GenerationConfig
-from .errors import BackendError, ConfigError, InputError
+from .errors import BackendError, BertgenError, ConfigError, InputError
 from .framing import source_frame
 from .model import EncoderDecoderModel
 from .outputs import GenerateOutput
@@ -56,6 +56,7 @@ class Output:
         alternatives: under `num_return_sequences` the other outputs, best first under beams.
         truncated: the text was longer than the limit and its end was not read.
         error: why the text could not be used, where `stream(return_errors=True)` met such a one.
+        input_tokens: of the text, special tokens included, as the model read them.
     """
 
     index: int
@@ -64,7 +65,8 @@ class Output:
     score: float | None = None
     alternatives: tuple[Output, ...] = ()
     truncated: bool = False
-    error: InputError | None = None
+    error: BertgenError | None = None
+    input_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,20 +220,23 @@ class Generator:
         max_batch_size: int | None = None,
         return_errors: bool = False,
         lookahead: int = LOOKAHEAD,
+        first: int = 0,
         **options: Any,
     ) -> Iterator[tuple[int, Output]]:
         """Generate for the texts of any iterable, however long; yields (index, output) as each batch is done.
 
         Arguments and errors as `generate`, and:
-            return_errors: answer a text that cannot be used by an empty output with its `error`, instead of raising.
+            return_errors: answer a text that cannot be used, or that does not fit into memory by itself, by an empty
+                output with its `error`, instead of raising.
             lookahead: texts to read before the first answer; they are sorted by length into batches, and all of them
                 are answered before the next is read.
+            first: number of the first text, from which the indices of outputs and messages, and seeds, count.
         """
         texts, lookahead = _texts(texts), _count("lookahead", lookahead)
         call = self._call(
             seed, scores, truncation, clean_up_tokenization_spaces, max_batch_size, return_errors, options
         )
-        return self._answers(_windows(texts, lookahead), call)
+        return self._answers(_windows(texts, lookahead), call, first)
 
     def _call(
         self,
@@ -270,8 +275,7 @@ class Generator:
             return_errors=return_errors,
         )
 
-    def _answers(self, windows: Iterable[list[str]], call: _Call) -> Iterator[tuple[int, Output]]:
-        first = 0
+    def _answers(self, windows: Iterable[list[str]], call: _Call, first: int = 0) -> Iterator[tuple[int, Output]]:
         for window in windows:
             sources = []
             for found in self._encode(window, first, call):
@@ -320,10 +324,14 @@ class Generator:
             elif len(batch) > 1:
                 limit = cost * (len(batch) // 2)
             else:
-                raise BackendError(
+                problem = (
                     f"out of memory on {self.model.device} with text {batch[0].index} alone: {len(batch[0].ids)} "
                     f"tokens, num_beams {call.settled.num_beams}, max_length {call.settled.max_length}"
                 )
+                if not call.return_errors:
+                    raise BackendError(problem)
+                yield batch[0].index, Output(batch[0].index, "", error=BackendError(problem))
+                start += 1
 
     def _most_sources(self, call: _Call) -> int:
         """Sources of a batch whose cache fits into memory even if every output is as long as it may be."""
@@ -366,9 +374,7 @@ class Generator:
                 for row in range(place * count, (place + 1) * count)
             ]
             best = candidates[0]
-            outputs.append(
-                Output(best.index, best.text, best.token_ids, best.score, tuple(candidates[1:]), source.truncated)
-            )
+            outputs.append(replace(best, alternatives=tuple(candidates[1:]), input_tokens=len(source.ids)))
         return outputs
 
     def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
