@@ -1,6 +1,7 @@
 """Generator and pipeline on a tiny trained model; the oracle is `model.generate`, one text at a time."""
 
 import copy
+import dataclasses
 import itertools
 import random
 import weakref
@@ -395,6 +396,45 @@ def test_one_text_that_does_not_fit(generator, monkeypatch, error):
         BackendError, match=r"out of memory on cpu with text 0 alone: 1 tokens, num_beams 3, max_length"
     ):
         generator.generate(["one", ""], num_beams=3)
+
+
+def test_texts_that_do_not_fit_are_answered_by_their_errors(generator, monkeypatch):
+    """With `return_errors`; the others are answered as if these were not there."""
+    texts = ["one", "one two three four", "two", "three three three three", "three"]
+    expected, generate = generator.generate(texts), generator.model.generate
+
+    def limited(**options):
+        if options["input_ids"].shape[1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**options)
+
+    monkeypatch.setattr(generator.model, "generate", limited)
+    found = dict(generator.stream(texts, return_errors=True, first=100))
+    assert list(found) == [101, 103, 100, 102, 104]
+    for index in (0, 2, 4):
+        assert found[100 + index] == dataclasses.replace(expected[index], index=100 + index)
+    for index in (101, 103):
+        assert isinstance(found[index].error, BackendError) and found[index].text == ""
+        assert str(found[index].error).startswith(f"out of memory on cpu with text {index} alone: 4 tokens, num_beams")
+
+
+def test_stream_counts_from_first(generator, texts):
+    """Windows with the numbers of their texts draw as the whole does."""
+    options = dict(do_sample=True, temperature=3.0, seed=1)
+    whole = dict(generator.stream(texts, lookahead=15, **options))
+    parts = {}
+    for first in range(0, len(texts), 15):
+        parts |= dict(generator.stream(texts[first : first + 15], first=first, **options))
+    assert parts == whole and sorted(whole) == list(range(len(texts)))
+    assert dict(generator.stream(texts[15:30], **options)).keys() == set(range(15))
+    with pytest.raises(InputError, match="text 7: 60 tokens"):
+        list(generator.stream(["one", "one " * 60], first=6))
+
+
+def test_outputs_know_the_tokens_of_their_texts(generator):
+    texts = ["one two three", "", "white " * 60]
+    found = generator.generate(texts, truncation=True, num_beams=2, num_return_sequences=2)
+    assert [output.input_tokens for output in found] == [3, 0, POSITIONS]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(generator, monkeypatch):

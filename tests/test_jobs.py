@@ -8,11 +8,15 @@ import os
 import random
 import resource
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import sentence
 
 from bertgen import BertgenError, ConfigError, Generator, InputError, OutputError, UnsupportedError
+from bertgen.generator import Output
 from bertgen.jobs import NewFile, follow_file, follow_lines, run_file
 
 
@@ -133,8 +137,8 @@ def test_ends_of_lines_are_no_content(generator, folder):
 
 
 def test_odd_characters_and_long_lines_stay_one_line(generator, folder):
-    """NUL, characters that Python takes for line ends, and a line of 2 MB."""
-    content = b"one\x00two\none\x0btwo\x0c\xc2\x85\xe2\x80\xa8\n" + b"one " * 500_000 + b"\ntwo\n"
+    """NUL, characters that Python takes for line ends, and a line of 10 MB."""
+    content = b"one\x00two\none\x0btwo\x0c\xc2\x85\xe2\x80\xa8\n" + b"one " * 2_500_000 + b"\ntwo\n"
     report, written = run(generator, folder, content, truncation=True)
     assert written.count(b"\n") == report.lines == 4 and written.endswith(b"\nzwei\n")
     assert report.truncated == 1 and report.messages == [f"{folder / 'in.txt'}, line 3: cut to 48 tokens"]
@@ -204,6 +208,32 @@ def test_bad_line_behind_the_first_windows(generator, folder):
     assert (folder / "out.txt.part").read_bytes() == b"eins\n" * 20
     report, written = run(generator, folder, content, window=10)
     assert written == b"eins\n" * 25 + b"\n" and report.failed == 1
+
+
+def test_line_that_does_not_fit_into_memory(generator, folder, monkeypatch):
+    content, generate = b"one\n" + b"three " * 9 + b"\ntwo\n", generator.model.generate
+
+    def limited(**options):
+        if options["input_ids"].shape[1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**options)
+
+    monkeypatch.setattr(generator.model, "generate", limited)
+    report, written = run(generator, folder, content)
+    assert written == b"eins\n\nzwei\n" and report.failed == 1
+    assert "line 2: out of memory on cpu with text 1 alone" in report.messages[0]
+    with pytest.raises(InputError, match="line 2: out of memory on cpu"):
+        run(generator, folder, content, strict=True, overwrite=True)
+
+
+@pytest.mark.parametrize("answers", [[0], [0, 1, 1], [0, 2]], ids=["missing", "doubled", "of another"])
+def test_no_output_lacks_a_line(generator, folder, monkeypatch, answers):
+    """Whatever a generator does."""
+    wrong = lambda texts, **_: ((i, Output(i, "x")) for i in answers if texts)  # noqa: E731
+    monkeypatch.setattr(generator, "stream", wrong)
+    with pytest.raises((RuntimeError, IndexError)):
+        run(generator, folder, b"one\ntwo\n")
+    assert names(folder) == ["in.txt"]
 
 
 def test_report_names_the_first_bad_lines(generator, folder):
@@ -303,12 +333,26 @@ def test_output_that_cannot_be_made(generator, folder, name, message):
     assert issubclass(OutputError, BertgenError) and issubclass(OutputError, OSError)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission(generator, folder):
-    (folder / "in.txt").write_text("one\n")
-    (folder / "closed").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        run_file(generator, folder / "in.txt", folder / "closed" / "out.txt")
+@pytest.fixture
+def nobody():
+    """A folder that all may enter and none may write to, and a process without root's rights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "in.txt").write_text("one\n")
+        path.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        yield path
+        os.seteuid(user)
+        path.chmod(0o700)
+
+
+def test_folder_without_permission(generator, nobody):
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="out.txt cannot be written: Permission denied"):
+            run_file(generator, nobody / "in.txt", nobody / "out.txt", overwrite=overwrite)
+    assert names(nobody) == ["in.txt"]
 
 
 @pytest.mark.parametrize("lines", [1, 20_000], ids=["at the end", "in the middle"])

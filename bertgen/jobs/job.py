@@ -150,7 +150,7 @@ def _durable(
         try:
             report.restore(saved)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{part.job} is damaged ({error!r}); restart throws it away and starts over") from error
+            raise part.damaged(error) from error
     yield report
     for window in work.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
         yield from work.answer(window, first + report.lines, part.write, report)

@@ -99,6 +99,10 @@ class PartFile:
             os.lseek(self._handle, self._bytes, os.SEEK_SET)
         return self._saved["report"] if self._saved and self._saved["report"] else None
 
+    def damaged(self, error: Exception) -> ConfigError:
+        """What to raise where OUT.job says what it cannot have been told."""
+        return ConfigError(f"{self.job} is damaged ({error!r}); {_START_OVER}")
+
     def write(self, record: bytes) -> None:
         """Append to the records; they count from the next commit on."""
         self._buffer += record
@@ -178,7 +182,7 @@ class PartFile:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"{self.job} is damaged ({error!r}); {_START_OVER}") from error
+            raise self.damaged(error) from error
 
     def _take_up(self, size: int) -> None:
         """Check that task and records are those of OUT.job."""

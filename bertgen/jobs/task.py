@@ -35,8 +35,9 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         options: of `Generator.stream`.
     """
     model, device = generator.model, generator.model.device
+    others = (*_OF_STREAM, "generation_config", "num_return_sequences")  # the last is `n_best` of the records
     settled = GenerationConfig.of_call(
-        {name: value for name, value in options.items() if name not in (*_OF_STREAM, "generation_config")},
+        {name: value for name, value in options.items() if name not in others},
         options.get("generation_config"),
         model.generation_config,
     )
