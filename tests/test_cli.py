@@ -228,6 +228,51 @@ def test_failed_lines_are_recorded_and_told(bertgen_run, tmp_path):
     assert "28 lines, 25 failed, 1 truncated" in lines[21]
 
 
+def test_shards_and_statistics(bertgen_run, tiny_checkpoint, tmp_path):
+    texts = ["one two", "", "three " * 60, "four", "five six seven", "eight", "nine"]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    run = ("--input", tmp_path / "in.txt", "--window", 2)
+    assert bertgen_run(*run, "--output", tmp_path / "whole.txt")[0] == 1
+    found = []
+    for i in range(3):
+        shard = ("--output", tmp_path / f"out-{i}.txt", "--num-shards", 3, "--shard-index", i)
+        code, out, err = bertgen_run(*run, *shard, "--stats", "-")
+        found.append(json.loads(out))
+        assert code == (i == 1) and ("in.txt, line 3: 60 tokens, the limit is 48" in err) == (i == 1)
+    assert b"".join((tmp_path / f"out-{i}.txt").read_bytes() for i in range(3)) == (tmp_path / "whole.txt").read_bytes()
+    generator = Generator(tiny_checkpoint)
+    outputs = generator.generate([text if len(text) < 99 else "" for text in texts])
+    ends = (0, 2, 4, 7)
+    for i, stats in enumerate(found):
+        part = outputs[ends[i] : ends[i + 1]]
+        assert (stats["lines"], stats["failed"], stats["windows"]) == (len(part), i == 1, 2 if i == 2 else 1)
+        assert stats["tokens_in"] == sum(output.input_tokens for output in part) > 0
+        assert stats["tokens_out"] == sum(len(output.token_ids) for output in part) > 0
+        assert (stats["first_line"], stats["resumed_at"], stats["device"]) == (ends[i] + 1, None, "cpu")
+        assert stats["seconds"] == stats["seconds_total"] > 0 and 1e7 < stats["peak_memory"] < 1e11
+        assert stats["versions"]["bertgen"] == bertgen.__version__
+
+
+def test_progress_of_a_job_that_was_resumed_is_that_of_this_run(bertgen_run, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("one two\n" * 200)
+    run = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--window", 20)
+    count, seen = JobReport.count, []
+
+    def interrupt(report, *rest):
+        count(report, *rest)
+        if report.lines == 150:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobReport, "count", interrupt)
+        assert bertgen_run(*run)[0] == 130
+    update = console.Progress.update
+    monkeypatch.setattr(console.Progress, "update", lambda bar, *a: seen.append((bar.total, *a)) or update(bar, *a))
+    assert bertgen_run(*run)[0] == 0
+    total, done, lines, tokens = seen[-1]
+    assert (total, done, lines) == (480, 480, 60) and 60 < tokens < 60 * 6 and seen[0][1:3] == (8, 1)
+
+
 def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     """Nothing of it where stderr is no terminal, with --quiet, or where the work is short."""
     (tmp_path / "in.txt").write_text("one two\n" * 200)

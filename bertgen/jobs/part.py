@@ -170,8 +170,8 @@ class PartFile:
             for name, kind in (("task", dict), ("bytes", int), ("digest", str), ("report", dict), ("complete", bool)):
                 if not isinstance(saved[name], kind):
                     raise ValueError(f"{name} is {saved[name]!r}")
-            if saved["bytes"] < 0:
-                raise ValueError(f"bytes is {saved['bytes']}")
+            if saved["bytes"] < 0 or (saved["bytes"] and not saved["report"]):
+                raise ValueError(f"bytes is {saved['bytes']}, report is {saved['report']}")
             return saved
         except FileNotFoundError:
             if size:
@@ -229,7 +229,6 @@ class PartFile:
     def _remove(self) -> None:
         """Leave nothing, in an order that a later run understands wherever this one is stopped."""
         with reported(self.path):
-            os.ftruncate(self._handle, 0)
             self._let_go()
             self.part.unlink(missing_ok=True)
             for path in self.names[2:]:
