@@ -169,6 +169,7 @@ BAD_LINES = [
     ("in.jsonl", b'{"text":"one"}\n' + b"[" * 100_000 + b'\n{"text":"two"}\n', "not JSON: maximum recursion"),
     ("in.jsonl", b'{"text":"one"}\n["text"]\n{"text":"two"}\n', r"not a JSON object: \[\"text\"\]"),
     ("in.jsonl", b'{"text":"one"}\n{"text":"x","a":NaN}\n{"text":"two"}\n', "not JSON: NaN is no JSON"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"x","a":1e999}\n{"text":"two"}\n', "not JSON: 1e999 is too large"),
     ("in.jsonl", b'{"text":"one"}\n{"txt":"x"}\n{"text":"two"}\n', "no field 'text'; there are 'txt'"),
     ("in.jsonl", b'{"text":"one"}\n{}\n{"text":"two"}\n', "no field 'text'; there are none"),
     ("in.jsonl", b'{"text":"one"}\n{"text":null}\n{"text":"two"}\n', "field 'text' must be a string, got null"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,13 @@ def _json_object(line: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise ValueError(f"{number[:40]} is too large for a number")
+        return value
+
     try:
-        values = json.loads(_decode(line), parse_constant=refuse)
+        values = json.loads(_decode(line), parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
