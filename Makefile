@@ -16,7 +16,7 @@ FUZZ_ATTENTION := csrc/fuzz_decode_attention.cpp csrc/decode_attention_cpu.cpp
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels fuzz gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels fuzz soak gpu lint format dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations o
 	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ATTENTION) -o build/fuzz-attention && build/fuzz-attention 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(BIN)/python -m pytest tests/test_pages.py -k BothKinds $(ARGS)
+
+soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times each, then resumed
+	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(BIN)/python -m pytest tests/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)

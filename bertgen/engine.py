@@ -8,7 +8,7 @@ Requests with equal options share one search, whatever their lengths; requests o
 batch by searches of their own.
 
 An engine may be used from several threads. Whoever waits for results drives it: each call of `step` takes the lock and
-brings all requests one token further, whosever they are.
+brings all requests one token further, whosever they are. Nobody waits for a step to submit or to cancel.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Ticket:
         outputs: tokens of each output behind the start token, best first; None until it is done.
         scores: log-probability / length ** length_penalty of each; None where it was not asked for.
         error: why it failed.
+        cancelled: it is to be forgotten.
         on_done: is called with the ticket when it is done or has failed; not when it was cancelled.
     """
 
@@ -94,6 +95,7 @@ class Ticket:
     outputs: list[list[int]] | None = None
     scores: list[float | None] | None = None
     error: Exception | None = None
+    cancelled: bool = False
     told: int = 0  # steps that on_tokens knows of
     parts: dict[int, tuple[list[int], float | None]] = field(default_factory=dict)  # rows that have ended
 
@@ -213,7 +215,9 @@ class Engine:
     def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # of whoever drives
+        self._door = threading.Lock()  # of what comes in meanwhile
+        self._incoming: list[Ticket] = []
         self.prepacked = Prepacked(self.config.prepack)
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Ticket, Admission] = {}
@@ -242,10 +246,11 @@ class Engine:
     @property
     def cache(self) -> Cache:
         """Keys and values; made when they are first asked for."""
-        if self._cache is None:
-            self._cache = self._new_cache()
-            self._decoder = _Decoder(self.model, self._cache)
-        return self._cache
+        with self._door:
+            if self._cache is None:
+                self._cache = self._new_cache()
+                self._decoder = _Decoder(self.model, self._cache)
+            return self._cache
 
     def submit(self, requests: Iterable[Request], on_done: Callable[[Ticket], Any]) -> list[Ticket]:
         """Line up requests; all of them are there before the next step.
@@ -257,50 +262,65 @@ class Engine:
             CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
                 model, say ids outside its vocabulary.
         """
-        with self.lock:
-            tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
-            lane: _Lane | None = None
-            for ticket in tickets:
-                request = ticket.request
-                if lane is None or not lane.takes(request):  # tells of options that the model cannot take
-                    lane = _Lane(ticket, self.model.device, self.model.config.decoder.vocab_size)
-                if request.rows > self.config.max_rows:
-                    raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
-                self.cache.pages.require(request.rows, request.options.max_length - 1, len(request.ids))
-            self._waiting.extend(tickets)
-            return tickets
+        tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
+        lane: _Lane | None = None
+        for ticket in tickets:
+            request = ticket.request
+            if lane is None or not lane.takes(request):  # tells of options that the model cannot take
+                lane = _Lane(ticket, self.model.device, self.model.config.decoder.vocab_size)
+            if request.rows > self.config.max_rows:
+                raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
+            self.cache.pages.require(request.rows, request.options.max_length - 1, len(request.ids))
+        with self._door:
+            self._incoming += tickets
+        return tickets
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
-        """Forget requests, wherever they are; those that are done stay so."""
-        with self.lock:
-            gone = {ticket for ticket in tickets if not ticket.done}
-            self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
-            if not gone.isdisjoint(self._running):
-                with torch.inference_mode():
-                    self._leave(gone)
+        """Forget requests, wherever they are, now or after the step that is being done; what is done stays so."""
+        for ticket in tickets:
+            ticket.cancelled = not ticket.done
+        if self.lock.acquire(blocking=False):
+            try:
+                self._sort_out()
+            finally:
+                self.lock.release()
 
     def clear(self) -> None:
         """Give the memory back; what is not done fails."""
         with self.lock:
             self._restart()
             self.prepacked.clear()
+            self._sort_out()
             dropped, self._waiting = self._waiting, deque()
             for ticket in dropped:
                 self._finish(ticket, error=BackendError("the engine was cleared before this was done"))
 
+    def _sort_out(self) -> None:
+        """Line up what has come in, and forget what was cancelled."""
+        with self._door:
+            self._waiting.extend(self._incoming)
+            self._incoming = []
+        if any(ticket.cancelled for ticket in self._waiting):
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        gone = {ticket for ticket in self._running if ticket.cancelled}
+        if gone:
+            with torch.inference_mode():
+                self._leave(gone)
+
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._waiting or self._running)
+        return bool(self._incoming or self._waiting or self._running)
 
     @property
     def statistics(self) -> EngineStatistics:
         """What it has done so far, and what it holds."""
         with self.lock:
             pages = self.cache.pages.statistics()
+            waiting = len(self._waiting) + len(self._incoming)
             return replace(
-                self._counts, running=self.cache.rows, waiting=len(self._waiting), pages=pages.pages,
-                pages_used=pages.pages_used, cache_bytes=self.cache.bytes, prepacked_bytes=self.prepacked.bytes,
+                self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
+                cache_bytes=self.cache.bytes, prepacked_bytes=self.prepacked.bytes,
             )  # fmt: skip
 
     def step(self) -> None:
@@ -336,6 +356,7 @@ class Engine:
 
     def _step(self) -> None:
         start = time.perf_counter()
+        self._sort_out()
         self._admit()
         if not self._lanes:
             return
@@ -547,7 +568,7 @@ class Engine:
     def _back_off(self) -> None:
         running = [*self._running]
         self._counts.restarts += 1
-        self._rows = max(1, min(self._rows, self.cache.rows or self._rows) // 2)
+        self._rows = max(1, min(self._rows, sum(ticket.request.rows for ticket in running)) // 2)
         self._restart()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -556,9 +577,10 @@ class Engine:
             self._waiting.remove(ticket)
             options = ticket.request.options
             problem = (
-                f"out of memory on {self.model.device} with one request alone: {len(ticket.request.ids)} tokens, "
-                f"num_beams {options.num_beams}, max_length {options.max_length}"
+                f"out of memory on {self.model.device} with request {ticket.request.number} alone: "
+                f"{len(ticket.request.ids)} tokens, num_beams {options.num_beams}, max_length {options.max_length}"
             )
+            self._rows = self.config.max_rows  # the others are not to blame
             self._finish(ticket, error=BackendError(problem))
 
     def _fail_all(self, error: Exception) -> None:

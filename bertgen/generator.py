@@ -52,6 +52,7 @@ class Output:
         alternatives: under `num_return_sequences` the other outputs, best first under beams.
         truncated: the text was longer than the limit and its end was not read.
         error: why there is no output, where `stream(return_errors=True)` met such a text.
+        input_tokens: of the text, special tokens included, as the model read them.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Output:
     alternatives: tuple[Output, ...] = ()
     truncated: bool = False
     error: BertgenError | None = None
+    input_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ class Generator:
         """Generate for the texts of any iterable, however long; yields (index, output) as each is done.
 
         Arguments and errors as `generate`, and:
-            return_errors: answer a text that cannot be used by an empty output with its `error`, instead of raising.
+            return_errors: answer a text that cannot be used, or that does not fit into memory by itself, by an empty
+                output with its `error`, instead of raising.
             lookahead: texts to read before the first answer; the longest are begun first, and all of them are answered
                 before the next is read.
             first: index of the first text.
@@ -484,7 +487,7 @@ class Generator:
             Output(source.index, text, tuple(row), score, truncated=source.truncated)
             for text, row, score in zip(texts, rows, scores, strict=True)
         )
-        return replace(best, alternatives=tuple(others))
+        return replace(best, alternatives=tuple(others), input_tokens=len(source.ids))
 
 
 def _work(engine: Engine, wake: threading.Event, owner: weakref.ref[Generator]) -> None:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from .errors import ConfigError, InputError
 from .generator import LOOKAHEAD, Generator
-from .jobs import MESSAGES, JobReport
+from .jobs.formats import decoded, dumped, parsed
+from .jobs.report import MESSAGES, JobReport
 from .likelihood import Likelihood
 
 ADDED = ("log_prob", "score", "tokens", "token_log_probs", "error")
@@ -36,7 +37,7 @@ def score_lines(
     tokens: bool = False,
     length_penalty: float | None = None,
     truncation: bool | None = None,
-    on_error: str = "stop",
+    strict: bool = False,
     lookahead: int = LOOKAHEAD,
 ) -> abc.Generator[JobReport, None, None]:
     """Score the pair of each line and write the records in order; yields the report, brought up to date, at every line.
@@ -55,15 +56,13 @@ def score_lines(
         source_field, target_field: JSONL: default "source" and "target".
         tokens: write what each token gets.
         length_penalty, truncation, lookahead: as `Generator.stream_scores`.
-        on_error: "stop" raises at a line that cannot be used; "record" writes an empty record (JSON: the line's
-            fields, if it has any, and "error") and goes on.
+        strict: raise at a line that cannot be used, instead of writing an empty record (JSON: the line's fields, if it
+            has any, and "error") and going on.
 
     Raises:
-        ConfigError: bad options. InputError: a line that cannot be used.
+        ConfigError: bad options. InputError: a line that cannot be used, where that is strict.
     """
     form = _make_format(format, source_column, target_column, source_field, target_field)
-    if on_error not in ("stop", "record"):
-        raise ConfigError(f"on_error must be 'stop' or 'record', got {on_error!r}")
     report, start = JobReport(), time.monotonic()
     waiting: dict[int, _Line] = {}
     answers: dict[int, Likelihood] = {}
@@ -76,7 +75,7 @@ def score_lines(
             try:
                 fields, problem = form.fields(content), None
             except InputError as error:
-                if on_error == "stop":
+                if strict:
                     raise InputError(f"{name}, line {index + 1}: {error}") from error
                 fields, problem = form.readable(content), error
             waiting[index] = _Line(fields, len(raw), problem)
@@ -87,14 +86,14 @@ def score_lines(
             return b"" if answer.error else f"{answer.total if length_penalty is None else answer.score:.6f}".encode()
         values = dict(line.fields)
         if answer.error is not None:
-            return _dump({**values, "error": str(answer.error)})
+            return dumped({**values, "error": str(answer.error)})
         values["log_prob"] = answer.total
         if length_penalty is not None:
             values["score"] = answer.score
         if tokens:
             values["tokens"] = generator.tokenizer.convert_ids_to_tokens(list(answer.token_ids))
             values["token_log_probs"] = list(answer.log_probs)
-        return _dump(values)
+        return dumped(values)
 
     stream = generator.stream_scores(
         pairs(), length_penalty=length_penalty, truncation=truncation, return_errors=True, lookahead=lookahead
@@ -108,7 +107,7 @@ def score_lines(
         message = None
         if answer.error is not None:
             message = f"{name}, line {index + 1}: {answer.error}"
-            if on_error == "stop":
+            if strict:
                 raise InputError(message)
             report.failed += 1
         else:
@@ -153,7 +152,7 @@ class _Tsv:
     names: tuple[str, str] = ("source", "target")
 
     def fields(self, line: bytes) -> dict[str, Any]:
-        cells = _decode(line).split("\t")
+        cells = decoded(line).split("\t")
         if len(cells) < max(self.columns):
             raise InputError(f"{len(cells)} tab-separated columns, {max(self.columns)} needed")
         return {name: cells[column - 1].strip() for name, column in zip(self.names, self.columns, strict=True)}
@@ -167,7 +166,7 @@ class _JsonLines:
     names: tuple[str, str]
 
     def fields(self, line: bytes) -> dict[str, Any]:
-        values = _json_object(line)
+        values = parsed(line)
         for name in self.names:
             if name not in values:
                 raise InputError(f"no field {name!r}; there are {', '.join(map(repr, values)) or 'none'}")
@@ -180,7 +179,7 @@ class _JsonLines:
 
     def readable(self, line: bytes) -> dict[str, Any]:
         with contextlib.suppress(InputError):
-            return _json_object(line)
+            return parsed(line)
         return {}
 
 
@@ -206,31 +205,3 @@ def _make_format(
     if format == "tsv":
         return _Tsv((source_column or 1, target_column or 2))
     return _JsonLines((source_field or "source", target_field or "target"))
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    text = _decode(line)
-    try:
-        values = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"not a JSON object: {text[:80]}")
-    return values
-
-
-def _dump(values: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
-        return json.dumps(values).encode()

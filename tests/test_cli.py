@@ -17,9 +17,10 @@ import torch
 from checkpoints import FIRST, sentence, translation
 
 import bertgen
-from bertgen import Generator, cli, extension, jobs
+from bertgen import Generator, cli, extension
 from bertgen.cli import console
 from bertgen.engine import Engine
+from bertgen.jobs import JobReport
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,9 +130,9 @@ def test_stdin_of_other_formats(bertgen_run, stdin):
 def test_terminal_gets_a_hint_and_an_answer_to_each_line(bertgen_run, stdin, monkeypatch):
     stdin(b"one\ntwo\n", terminal=True)
     sizes, stream = [], Generator.stream
-    monkeypatch.setattr(Generator, "stream", lambda *a, **o: sizes.append(o["lookahead"]) or stream(*a, **o))
+    monkeypatch.setattr(Generator, "stream", lambda *a, **o: sizes.append(a[1]) or stream(*a, **o))
     code, out, err = bertgen_run()
-    assert (code, out, sizes) == (0, "eins\nzwei\n", [1])
+    assert (code, out, sizes) == (0, "eins\nzwei\n", [[], ["one"], ["two"]])
     assert err == "bertgen: type a text and press Enter; Ctrl-D ends\n"
 
 
@@ -144,13 +145,18 @@ def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
     """Every flag, as the option of that name; those not given are left to the model."""
     given = []
     stream = Generator.stream
-    monkeypatch.setattr(Generator, "stream", lambda self, *a, **o: given.append((self, o)) or stream(self, *a, **o))
+
+    def record(self, texts, **options):
+        if texts:  # the first call only checks the options
+            assert (options.pop("first"), options.pop("lookahead"), options.pop("return_errors")) == (0, 1, True)
+            given.append((self, options))
+        return stream(self, texts, return_errors=True, **options)
+
+    monkeypatch.setattr(Generator, "stream", record)
     flags = "--num-beams 4 --max-new-tokens 9 --min-length 3 --length-penalty 0.6 --early-stopping true --n-best 2 "
     flags += "--no-repeat-ngram-size 3 --repetition-penalty 1.2 --scores --max-rows 77 --truncate --dtype float16"
     assert bertgen_run("one", *flags.split())[0] == 0
     generator, options = given[0]
-    for name in ("lookahead", "return_errors"):
-        options.pop(name)
     assert options == dict(
         num_beams=4, max_new_tokens=9, min_length=3, length_penalty=0.6, early_stopping=True, num_return_sequences=2,
         no_repeat_ngram_size=3, repetition_penalty=1.2, scores=True,
@@ -166,7 +172,7 @@ def test_options_reach_the_generator(bertgen_run, tiny_checkpoint, monkeypatch):
     )
     assert grouped.items() <= given.pop()[1].items()
     bertgen_run("one")
-    assert set(given[2][1]) == {"lookahead", "return_errors", "num_return_sequences", "scores"}
+    assert set(given[2][1]) == {"num_return_sequences", "scores"}
     for word, value in (("false", False), ("never", "never")):
         bertgen_run("one", "--num-beams", 2, "--early-stopping", word)
         assert given[-1][1]["early_stopping"] == value
@@ -209,11 +215,11 @@ def test_file_to_file(bertgen_run, tmp_path):
 def test_failed_lines_are_recorded_and_told(bertgen_run, tmp_path):
     (tmp_path / "in.txt").write_bytes(b"one\n" + b"\xff\n" * 25 + b"two\n" + b"three " * 60 + b"\n")
     arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    code, out, err = bertgen_run(*arguments)
+    code, out, err = bertgen_run(*arguments, "--strict")
     assert (code, out) == (2, "")
     assert err.startswith("bertgen: error: ") and "in.txt, line 2: not UTF-8" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out.txt").exists()
-    code, _, err = bertgen_run(*arguments, "--on-error", "record", "--truncate")
+    code, _, err = bertgen_run(*arguments, "--truncate")
     assert code == 1 and (tmp_path / "out.txt").read_text().startswith("eins\n" + "\n" * 25 + "zwei\ndrei ")
     lines = err.splitlines()
     assert (
@@ -222,6 +228,51 @@ def test_failed_lines_are_recorded_and_told(bertgen_run, tmp_path):
         and lines[20] == "bertgen: ... and 6 more such lines"
     )
     assert "28 lines, 25 failed, 1 truncated" in lines[21]
+
+
+def test_shards_and_statistics(bertgen_run, tiny_checkpoint, tmp_path):
+    texts = ["one two", "", "three " * 60, "four", "five six seven", "eight", "nine"]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    run = ("--input", tmp_path / "in.txt", "--window", 2)
+    assert bertgen_run(*run, "--output", tmp_path / "whole.txt")[0] == 1
+    found = []
+    for i in range(3):
+        shard = ("--output", tmp_path / f"out-{i}.txt", "--num-shards", 3, "--shard-index", i)
+        code, out, err = bertgen_run(*run, *shard, "--stats", "-")
+        found.append(json.loads(out))
+        assert code == (i == 1) and ("in.txt, line 3: 60 tokens, the limit is 48" in err) == (i == 1)
+    assert b"".join((tmp_path / f"out-{i}.txt").read_bytes() for i in range(3)) == (tmp_path / "whole.txt").read_bytes()
+    generator = Generator(tiny_checkpoint)
+    outputs = generator.generate([text if len(text) < 99 else "" for text in texts])
+    ends = (0, 2, 4, 7)
+    for i, stats in enumerate(found):
+        part = outputs[ends[i] : ends[i + 1]]
+        assert (stats["lines"], stats["failed"], stats["windows"]) == (len(part), i == 1, 2 if i == 2 else 1)
+        assert stats["tokens_in"] == sum(output.input_tokens for output in part) > 0
+        assert stats["tokens_out"] == sum(len(output.token_ids) for output in part) > 0
+        assert (stats["first_line"], stats["resumed_at"], stats["device"]) == (ends[i] + 1, None, "cpu")
+        assert stats["seconds"] == stats["seconds_total"] > 0 and 1e7 < stats["peak_memory"] < 1e11
+        assert stats["versions"]["bertgen"] == bertgen.__version__
+
+
+def test_progress_of_a_job_that_was_resumed_is_that_of_this_run(bertgen_run, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("one two\n" * 200)
+    run = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--window", 20)
+    count, seen = JobReport.count, []
+
+    def interrupt(report, *rest):
+        count(report, *rest)
+        if report.lines == 150:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobReport, "count", interrupt)
+        assert bertgen_run(*run)[0] == 130
+    update = console.Progress.update
+    monkeypatch.setattr(console.Progress, "update", lambda bar, *a: seen.append((bar.total, *a)) or update(bar, *a))
+    assert bertgen_run(*run)[0] == 0
+    total, done, lines, tokens = seen[-1]
+    assert (total, done, lines) == (480, 480, 60) and 60 < tokens < 60 * 6 and seen[0][1:3] == (8, 1)
 
 
 def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
@@ -265,8 +316,16 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["one", "--num-beams", "0"], 2, "num_beams must be an integer from 1"),
         (["one", "--max-rows", "0"], 2, "max_rows must be an integer of at least 1, got 0"),
         (["one", "--column", "2"], 2, "column=2 is for the format tsv"),
-        (["one", "two " * 50], 2, "arguments, line 2: 50 tokens, the limit is 48"),
-        (["one", "two \udcff"], 2, "arguments, line 2: not UTF-8"),
+        (["one", "two " * 50, "--strict"], 2, "arguments, line 2: 50 tokens, the limit is 48"),
+        (["one", "two \udcff", "--strict"], 2, "arguments, line 2: not UTF-8"),
+        (["one", "--window", "0"], 2, "window must be an integer from 1"),
+        (["one", "--restart"], 2, "--restart needs --output"),
+        (["one", "--num-shards", "2", "--shard-index", "0"], 2, "--num-shards needs --output"),
+        (["one", "--num-shards", "2"], 2, "--num-shards and --shard-index go together"),
+        (["--input", "x", "--output", "y", "--shard-index", "0"], 2, "--num-shards and --shard-index go together"),
+        (["one", "--stats", "-"], 2, "--stats - needs --output"),
+        (["--input", "x", "--output", "y", "--stats", "./x"], 2, "--stats ./x is the input or the output"),
+        (["--input", "x", "--output", "y", "--stats", "./y"], 2, "--stats ./y is the input or the output"),
         (["--input", "/no/such/file"], 2, "/no/such/file cannot be read: No such file or directory"),
         (["--input", __file__, "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
         (["--input", __file__, "--output", "/dev/full", "--truncate"], 3, "/dev/full cannot be written: No space left"),
@@ -303,17 +362,38 @@ def test_device_that_is_not_there(bertgen_run):
 )
 def test_interruption(bertgen_run, tmp_path, monkeypatch, error, code, said):
     (tmp_path / "in.txt").write_text("one\n" * 30)
-    monkeypatch.setattr(jobs.NewFile, "write", lambda *_: (_ for _ in ()).throw(error))
-    found = bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert found == (code, "", f"bertgen: {said}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--window", 10)
+    count = JobReport.count
+
+    def interrupt(report, *rest):
+        count(report, *rest)
+        if report.lines == 25:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobReport, "count", interrupt)
+        kept = "bertgen: 20 lines are done and kept; the same command goes on from there\n"
+        assert bertgen_run(*arguments) == (code, "", f"{kept}bertgen: {said}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt.job", "out.txt.part"]
+    code, _, err = bertgen_run(*arguments, "--stats", tmp_path / "stats.json")
+    resuming, summary = err.splitlines()
+    assert code == 0 and resuming == f"bertgen: resuming at line 21 of {tmp_path}/in.txt"
+    assert summary.startswith(f"bertgen: {tmp_path}/out.txt: 30 lines, 0 failed, 0 truncated; ")
+    assert (tmp_path / "out.txt").read_text() == "eins\n" * 30
+    found = json.loads((tmp_path / "stats.json").read_text())
+    assert (found["lines"], found["windows"], found["resumed_at"], found["first_line"]) == (30, 3, 21, 1)
+    assert (
+        found["lines_per_second"] == pytest.approx(10 / found["seconds"]) and found["seconds_total"] > found["seconds"]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt", "stats.json"]
 
 
 def test_processes(tiny_checkpoint, tmp_path):
     """What only a process of its own shows: a signal in the middle of a job, a reader that goes away, a full stdout."""
     run = ("run", "--model", tiny_checkpoint, "--max-rows", 500)
     (tmp_path / "in.txt").write_text("one two three\n" * 100_000)
-    job = start(*run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", stdout=subprocess.PIPE)
+    files = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--window", 500)
+    job = start(*run, *files, stdout=subprocess.PIPE)
     with open(tmp_path / "in.txt", "rb") as lines, open("/dev/full", "wb") as full:
         head = start(*run, "--task", "text2text-generation", stdin=lines, stdout=subprocess.PIPE)
         info = start("info", stdout=full)
@@ -327,13 +407,17 @@ def test_processes(tiny_checkpoint, tmp_path):
     assert info.returncode == 3
 
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*")) and time.monotonic() < deadline:
+    part = tmp_path / "out.txt.part"
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)
-    assert len(list(tmp_path.glob(".*"))) == 1, "the job is under way"
     job.send_signal(signal.SIGTERM)
-    assert job.communicate(timeout=30) == (b"", b"bertgen: terminated\n") and job.returncode == 143
-    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    out, err = job.communicate(timeout=30)
+    assert (job.returncode, out) == (143, b"")
+    assert re.fullmatch(
+        rb"bertgen: \d+00 lines are done and kept; the same command goes on from there\nbertgen: terminated\n", err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt.job", "out.txt.part"]
 
 
 # evaluate

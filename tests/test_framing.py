@@ -31,14 +31,14 @@ def bert2bert(tmp_path_factory):
 
 def encoded(generator, monkeypatch, texts, **options) -> list[list[int]]:
     """What the model is asked to continue."""
-    rows, generate = [], generator.model.generate
+    rows, encode = [], generator.model.encoded
 
-    def watched(input_ids, attention_mask, **more):
+    def watched(input_ids, attention_mask):
         rows.extend(ids[mask].tolist() for ids, mask in zip(input_ids, attention_mask))
-        return generate(input_ids=input_ids, attention_mask=attention_mask, **more)
+        return encode(input_ids, attention_mask)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generator.model, "generate", watched)
+        patch.setattr(generator.model, "encoded", watched)
         generator.generate(texts, max_new_tokens=2, **options)
     return sorted(rows, key=len)
 

@@ -1,6 +1,7 @@
 """Generator and pipeline on a tiny trained model; the oracle is `model.generate`, one text at a time."""
 
 import copy
+import dataclasses
 import itertools
 import random
 import threading
@@ -413,13 +414,54 @@ def test_rows_that_do_not_fit_are_halved(generator, monkeypatch):
 def test_one_text_that_does_not_fit(generator, monkeypatch, error):
     limited(generator, monkeypatch, 2, *error)
     with pytest.raises(
-        BackendError, match=r"out of memory on cpu with one request alone: 1 tokens, num_beams 3, max_length"
+        BackendError, match=r"out of memory on cpu with request 0 alone: 1 tokens, num_beams 3, max_length"
     ):
         generator.generate(["one", ""], num_beams=3)
     outputs = dict(generator.stream(["one", "two"], num_beams=3, return_errors=True))
     assert [type(output.error) for output in outputs.values()] == [BackendError] * 2
     monkeypatch.undo()
     assert generator.generate(["one"], num_beams=3)[0].text == "eins"
+
+
+def test_texts_that_do_not_fit_are_answered_by_their_errors(generator, monkeypatch):
+    """With `return_errors`; the others are answered as if these were not there."""
+    texts = ["one", "one two three four", "two", "three three three three", "three"]
+    expected, encoded = generator.generate(texts), generator.model.encoded
+
+    def limited(ids, mask):
+        if ids.shape[1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encoded(ids, mask)
+
+    monkeypatch.setattr(generator.model, "encoded", limited)
+    found = dict(generator.stream(texts, return_errors=True, first=100))
+    assert sorted(found) == [100, 101, 102, 103, 104]
+    for index in (0, 2, 4):
+        assert found[100 + index] == dataclasses.replace(expected[index], index=100 + index)
+    for index in (101, 103):
+        assert isinstance(found[index].error, BackendError) and found[index].text == ""
+        assert str(found[index].error).startswith(
+            f"out of memory on cpu with request {index} alone: 4 tokens, num_beams"
+        )
+
+
+def test_stream_counts_from_first(generator, texts):
+    """Windows with the numbers of their texts draw as the whole does."""
+    options = dict(do_sample=True, temperature=3.0, seed=1)
+    whole = dict(generator.stream(texts, lookahead=15, **options))
+    parts = {}
+    for first in range(0, len(texts), 15):
+        parts |= dict(generator.stream(texts[first : first + 15], first=first, **options))
+    assert parts == whole and sorted(whole) == list(range(len(texts)))
+    assert dict(generator.stream(texts[15:30], **options)).keys() == set(range(15))
+    with pytest.raises(InputError, match="text 7: 60 tokens"):
+        list(generator.stream(["one", "one " * 60], first=6))
+
+
+def test_outputs_know_the_tokens_of_their_texts(generator):
+    texts = ["one two three", "", "white " * 60]
+    found = generator.generate(texts, truncation=True, num_beams=2, num_return_sequences=2)
+    assert [output.input_tokens for output in found] == [3, 0, POSITIONS]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(generator, monkeypatch):

@@ -1,15 +1,22 @@
-"""Files in, files out: one record per line, in order, and nothing under the output's name unless it is whole."""
+"""Files in, files out: one record per line, in order, and nothing under the output's name unless it is whole.
+
+What happens to a job that is killed, and resumed, is in test_resume.py.
+"""
 
 import json
 import os
 import random
 import resource
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import sentence
 
 from bertgen import BertgenError, ConfigError, Generator, InputError, OutputError, UnsupportedError
+from bertgen.generator import Output
 from bertgen.jobs import NewFile, follow_file, follow_lines, run_file
 
 
@@ -23,6 +30,10 @@ def folder(tmp_path):
     """A folder that holds no temporary file when the test is over."""
     yield tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def run(generator, folder, content, name="in.txt", **options):
@@ -40,7 +51,7 @@ def test_a_thousand_json_lines_come_out_in_order(generator, folder):
     r = random.Random(3)
     rows = [{"id": i, "text": sentence(r), "more": {"ü": [i, None, 1.5]}} for i in range(1000)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    report, written = run(generator, folder, content, "in.jsonl", lookahead=300, max_new_tokens=12)
+    report, written = run(generator, folder, content, "in.jsonl", window=300, max_new_tokens=12)
     out = [json.loads(line) for line in written.splitlines()]
     assert [{name: row[name] for name in ("id", "text", "more")} for row in out] == rows
     answers = generator.generate([row["text"] for row in rows], max_new_tokens=12)
@@ -126,8 +137,8 @@ def test_ends_of_lines_are_no_content(generator, folder):
 
 
 def test_odd_characters_and_long_lines_stay_one_line(generator, folder):
-    """NUL, characters that Python takes for line ends, and a line of 2 MB."""
-    content = b"one\x00two\none\x0btwo\x0c\xc2\x85\xe2\x80\xa8\n" + b"one " * 500_000 + b"\ntwo\n"
+    """NUL, characters that Python takes for line ends, and a line of 10 MB."""
+    content = b"one\x00two\none\x0btwo\x0c\xc2\x85\xe2\x80\xa8\n" + b"one " * 2_500_000 + b"\ntwo\n"
     report, written = run(generator, folder, content, truncation=True)
     assert written.count(b"\n") == report.lines == 4 and written.endswith(b"\nzwei\n")
     assert report.truncated == 1 and report.messages == [f"{folder / 'in.txt'}, line 3: cut to 48 tokens"]
@@ -158,6 +169,7 @@ BAD_LINES = [
     ("in.jsonl", b'{"text":"one"}\n' + b"[" * 100_000 + b'\n{"text":"two"}\n', "not JSON: maximum recursion"),
     ("in.jsonl", b'{"text":"one"}\n["text"]\n{"text":"two"}\n', r"not a JSON object: \[\"text\"\]"),
     ("in.jsonl", b'{"text":"one"}\n{"text":"x","a":NaN}\n{"text":"two"}\n', "not JSON: NaN is no JSON"),
+    ("in.jsonl", b'{"text":"one"}\n{"text":"x","a":1e999}\n{"text":"two"}\n', "not JSON: 1e999 is too large"),
     ("in.jsonl", b'{"text":"one"}\n{"txt":"x"}\n{"text":"two"}\n', "no field 'text'; there are 'txt'"),
     ("in.jsonl", b'{"text":"one"}\n{}\n{"text":"two"}\n', "no field 'text'; there are none"),
     ("in.jsonl", b'{"text":"one"}\n{"text":null}\n{"text":"two"}\n', "field 'text' must be a string, got null"),
@@ -169,13 +181,13 @@ BAD_LINES = [
 
 @pytest.mark.parametrize("name, content, problem", BAD_LINES, ids=[f"{n}-{p[:24]}" for n, _, p in BAD_LINES])
 def test_bad_line(generator, folder, name, content, problem):
-    """By default it ends the job, and nothing is written; on_error="record" keeps its place."""
+    """It keeps its place; with `strict` it ends the job, and nothing is written."""
     options = {"column": 2} if name == "in.tsv" else {}
     with pytest.raises(InputError, match=f"in.*{name[2:]}, line 2: {problem}"):
-        run(generator, folder, content, name, **options)
+        run(generator, folder, content, name, strict=True, **options)
     assert [path.name for path in folder.iterdir()] == [name]
 
-    report, written = run(generator, folder, content, name, on_error="record", **options)
+    report, written = run(generator, folder, content, name, **options)
     lines = written.split(b"\n")
     assert (report.lines, report.failed, len(report.messages)) == (3, 1, 1) and len(lines) == 4
     assert b"eins" in lines[0] and b"zwei" in lines[2]
@@ -190,16 +202,43 @@ def test_bad_line(generator, folder, name, content, problem):
         assert lines[1] == (content.split(b"\n")[1] + b"\t" if name == "in.tsv" else b"")
 
 
-def test_bad_line_behind_the_lookahead(generator, folder):
+def test_bad_line_behind_the_first_windows(generator, folder):
     content = b"one\n" * 25 + b"\xff\n"
     with pytest.raises(InputError, match="line 26: not UTF-8"):
-        run(generator, folder, content, lookahead=10)
-    report, written = run(generator, folder, content, lookahead=10, on_error="record")
+        run(generator, folder, content, window=10, strict=True)
+    assert (folder / "out.txt.part").read_bytes() == b"eins\n" * 20
+    report, written = run(generator, folder, content, window=10)
     assert written == b"eins\n" * 25 + b"\n" and report.failed == 1
 
 
+def test_line_that_does_not_fit_into_memory(generator, folder, monkeypatch):
+    content, encoded = b"one\n" + b"three " * 9 + b"\ntwo\n", generator.model.encoded
+
+    def limited(ids, mask):
+        if ids.shape[1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encoded(ids, mask)
+
+    monkeypatch.setattr(generator.model, "encoded", limited)
+    report, written = run(generator, folder, content)
+    assert written == b"eins\n\nzwei\n" and report.failed == 1
+    assert "line 2: out of memory on cpu with request 1 alone" in report.messages[0]
+    with pytest.raises(InputError, match="line 2: out of memory on cpu"):
+        run(generator, folder, content, strict=True, overwrite=True)
+
+
+@pytest.mark.parametrize("answers", [[0], [0, 1, 1], [0, 2]], ids=["missing", "doubled", "of another"])
+def test_no_output_lacks_a_line(generator, folder, monkeypatch, answers):
+    """Whatever a generator does."""
+    wrong = lambda texts, **_: ((i, Output(i, "x")) for i in answers if texts)  # noqa: E731
+    monkeypatch.setattr(generator, "stream", wrong)
+    with pytest.raises((RuntimeError, IndexError)):
+        run(generator, folder, b"one\ntwo\n")
+    assert names(folder) == ["in.txt"]
+
+
 def test_report_names_the_first_bad_lines(generator, folder):
-    report, written = run(generator, folder, b"\xff\n" * 50, on_error="record", n_best=2, scores=True, num_beams=2)
+    report, written = run(generator, folder, b"\xff\n" * 50, n_best=2, scores=True, num_beams=2)
     assert (report.failed, len(report.messages)) == (50, 20) and "line 20:" in report.messages[-1]
     assert written == b"\t\t\t\n" * 50
 
@@ -215,7 +254,10 @@ def test_report_names_the_first_bad_lines(generator, folder):
         ("in.tsv", {"field": "x"}, ConfigError, "field='x' is for the format jsonl, not for tsv"),
         ("in.tsv", {"output_field": "x"}, ConfigError, "output_field='x' is for the format jsonl"),
         ("in.tsv", {"column": 0}, ConfigError, "column must be at least 1, got 0"),
-        ("in.txt", {"on_error": "skip"}, ConfigError, "on_error must be 'stop' or 'record', got 'skip'"),
+        ("in.txt", {"window": 0}, ConfigError, "window must be an integer from 1"),
+        ("in.txt", {"num_shards": 0}, ConfigError, "num_shards must be an integer from 1"),
+        ("in.txt", {"num_shards": 2, "shard_index": 2}, ConfigError, "shard_index must be under num_shards=2, got 2"),
+        ("in.txt", {"shard_index": -1}, ConfigError, "shard_index must be an integer from 0"),
         ("in.txt", {"n_best": 0}, ConfigError, "num_return_sequences must be an integer from 1"),
         ("in.txt", {"n_best": 2}, ConfigError, "greedy search has one output"),
         ("in.txt", {"num_beans": 2}, ConfigError, "num_beans"),
@@ -244,7 +286,7 @@ def test_existing_output_stays_unless_told_otherwise(generator, folder):
     with pytest.raises(ConfigError, match=r"out.txt is there already; overwrite replaces it"):
         run(generator, folder, b"one\n")
     with pytest.raises(InputError):
-        run(generator, folder, b"one\n\xff\n", overwrite=True)
+        run(generator, folder, b"one\n\xff\n", overwrite=True, strict=True)
     assert (folder / "out.txt").read_text() == "precious"
     assert run(generator, folder, b"one\n", overwrite=True)[1] == b"eins\n"
 
@@ -292,12 +334,26 @@ def test_output_that_cannot_be_made(generator, folder, name, message):
     assert issubclass(OutputError, BertgenError) and issubclass(OutputError, OSError)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission(generator, folder):
-    (folder / "in.txt").write_text("one\n")
-    (folder / "closed").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        run_file(generator, folder / "in.txt", folder / "closed" / "out.txt")
+@pytest.fixture
+def nobody():
+    """A folder that all may enter and none may write to, and a process without root's rights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "in.txt").write_text("one\n")
+        path.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        yield path
+        os.seteuid(user)
+        path.chmod(0o700)
+
+
+def test_folder_without_permission(generator, nobody):
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="out.txt cannot be written: Permission denied"):
+            run_file(generator, nobody / "in.txt", nobody / "out.txt", overwrite=overwrite)
+    assert names(nobody) == ["in.txt"]
 
 
 @pytest.mark.parametrize("lines", [1, 20_000], ids=["at the end", "in the middle"])
@@ -332,19 +388,19 @@ def test_file_that_may_not_grow(folder, size, lines):
 def test_output_appears_only_when_whole(generator, folder):
     (folder / "in.txt").write_bytes(b"one\n" * 50)
     seen = []
-    for report in follow_file(generator, folder / "in.txt", folder / "out.txt", lookahead=10):
-        assert not (folder / "out.txt").exists()
+    for report in follow_file(generator, folder / "in.txt", folder / "out.txt", window=10):
+        assert (folder / "out.txt").exists() == (len(seen) == 51)
         seen.append(report.lines)
-    assert seen == [*range(1, 51), 50] and (folder / "out.txt").read_bytes() == b"eins\n" * 50
+    assert seen == [*range(51), 50] and (folder / "out.txt").read_bytes() == b"eins\n" * 50
 
 
-def test_job_that_is_left_leaves_nothing(generator, folder):
+def test_job_that_is_left_before_its_first_window_ends_leaves_nothing(generator, folder):
     (folder / "in.txt").write_bytes(b"one\n" * 50)
-    reports = follow_file(generator, folder / "in.txt", folder / "out.txt", lookahead=10)
-    assert next(reports).lines == 1
-    assert len(list(folder.iterdir())) == 2, "the temporary file is beside the output"
+    reports = follow_file(generator, folder / "in.txt", folder / "out.txt", window=10)
+    assert [next(reports).lines for _ in range(2)] == [0, 1]
+    assert names(folder) == ["in.txt", "out.txt.job", "out.txt.part"]
     reports.close()
-    assert [path.name for path in folder.iterdir()] == ["in.txt"]
+    assert names(folder) == ["in.txt"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("the input's disk failed")])
@@ -369,20 +425,19 @@ def test_memory_is_bounded(generator):
             read += 1
             yield b"one\n" if read % 3 else b"\xff\n"
 
-    reports = follow_lines(generator, lines(), written.append, name="x", lookahead=10, on_error="record")
+    reports = follow_lines(generator, lines(), written.append, name="x", window=10)
     for report in reports:
         assert read - report.lines < 10
         if report.lines == 95:
             break
     assert read == 100 and report.failed <= 33
-    waiting = reports.gi_frame.f_locals["waiting"], reports.gi_frame.f_locals["answers"]
-    assert all(len(table) <= 10 for table in waiting) and len(written) >= 90
+    assert len(written) >= 90
     assert written[:3] == [b"eins\n", b"eins\n", b"\n"]
 
 
 def test_sampled_job_is_reproducible(generator, folder):
     content = b"white black dog\n" * 40
-    options = dict(do_sample=True, temperature=3.0, overwrite=True, lookahead=15)
+    options = dict(do_sample=True, temperature=3.0, overwrite=True, window=15)
     first = run(generator, folder, content, seed=1, **options)[1]
     assert run(generator, folder, content, seed=1, **options)[1] == first
     assert run(generator, folder, content, seed=2, **options)[1] != first

@@ -340,26 +340,26 @@ def test_command_with_tokens_and_fields(bertgen_score, generator):
 
 def test_command_meets_bad_lines(bertgen_score, tmp_path):
     content = b"one\teins\n\xff\teins\nthree\n" + b"one " * 60 + b"\teins\ntwo\tzwei\n"
-    code, out, err = bertgen_score(content)
+    code, out, err = bertgen_score(content, "--strict")
     assert (code, out) == (2, "") and "data.tsv, line 2: not UTF-8" in err
-    code, out, err = bertgen_score(content, "--on-error", "record")
+    code, out, err = bertgen_score(content)
     first, *bad, last = out.splitlines()
     assert code == 1 and bad == ["", "", ""] and float(first) > -1 and float(last) > -1
     for said in ("line 2: not UTF-8", "line 3: 1 tab-separated columns, 2 needed", "line 4: source: 60 tokens"):
         assert said in err
-    code, out, err = bertgen_score(content, "--on-error", "record", "--truncate", "--quiet", "--tokens")
+    code, out, err = bertgen_score(content, "--truncate", "--quiet", "--tokens")
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (1, "") and ["error" in row for row in rows] == [False, True, True, False, False]
 
     lines = [b'{"source": "one"}', b'{"source": 1, "target": "eins"}', b"[]", b'{"a": NaN}']
     lines += [b'{"source": "one", "target": "eins", "log_prob": 1}', b'{"source": "one", "target": "eins"}']
-    code, out, err = bertgen_score(b"\n".join(lines), "--on-error", "record", suffix="jsonl")
+    code, out, err = bertgen_score(b"\n".join(lines), suffix="jsonl")
     rows = [json.loads(line) for line in out.splitlines()]
     said = ["no field 'target'", "field 'source' must be a string, got 1", "not a JSON object", "NaN is no JSON"]
     for row, message in zip(rows, [*said, "field 'log_prob' is there already"]):
         assert message in row["error"]
     assert rows[0]["source"] == "one" and "error" not in rows[-1] and code == 1
-    code, out, err = bertgen_score(content, "--output", tmp_path / "out.txt")
+    code, out, err = bertgen_score(content, "--strict", "--output", tmp_path / "out.txt")
     assert code == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "data.tsv"]
 
 

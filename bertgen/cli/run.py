@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .codes import FAILED_LINES
@@ -37,27 +40,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jsonl  the line's fields and one more: the output, or a list of outputs",
     )
     group.add_argument("--input", metavar="FILE", help="lines to read")
-    group.add_argument("--output", metavar="FILE", help="appears when all of it is written (default: stdout)")
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="appears when all of it is written (default: stdout); until then FILE.part and FILE.job hold what is "
+        "done, and the same command goes on from there",
+    )
     group.add_argument("--format", choices=("text", "tsv", "jsonl"), help="(default: by suffix, else text)")
     group.add_argument("--column", type=int, metavar="N", help="tsv: column of the text, from 1 (default: 1)")
     group.add_argument("--field", metavar="NAME", help="jsonl: field of the text (default: text)")
     group.add_argument("--output-field", metavar="NAME", help="jsonl: field of the output (default: output)")
     group.add_argument(
-        "--on-error",
-        choices=("stop", "record"),
-        default="stop",
-        help="a line that cannot be used: stop (default), or record it as failed and go on",
+        "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
     )
     group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+    group.add_argument("--restart", action="store_true", help="throw away what an earlier run has done")
+    group.add_argument("--window", type=int, metavar="N", help="lines between two commits (default: 4096)")
+    group.add_argument("--num-shards", type=int, metavar="N", help="cut the input into N ranges of lines")
+    group.add_argument("--shard-index", type=int, metavar="I", help="and do only this one, from 0")
+    group.add_argument("--stats", metavar="FILE", help="write statistics as JSON at the end; - is stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and return the exit code."""
-    if args.text and (args.input or args.format):
-        raise ConfigError("texts as arguments, or lines with --input and --format: not both")
-    if args.output and not args.input:
-        raise ConfigError("--output needs --input; what goes to stdout can be redirected")
-    from ..jobs import follow_file, follow_lines
+    _check(args)
+    from ..jobs import follow_file, follow_lines, statistics
     from ..pipelines import check_task
 
     check_task(args.task)
@@ -69,29 +76,90 @@ def run(args: argparse.Namespace) -> int:
         column=args.column,
         field=args.field,
         output_field=args.output_field,
-        on_error=args.on_error,
+        strict=args.strict,
     )
+    if args.window is not None:
+        options["window"] = args.window
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_second_interrupt_ends())
         if args.output:
-            reports = follow_file(
-                generator, args.input, args.output, format=args.format, overwrite=args.overwrite, **options
-            )
+            if args.num_shards is not None:
+                options.update(num_shards=args.num_shards, shard_index=args.shard_index)
+            options.update(format=args.format, overwrite=args.overwrite, restart=args.restart)
+            reports = follow_file(generator, args.input, args.output, **options)
         else:
             name, lines, format = _lines(args, stack)
-            interactive = name == "stdin" and sys.stdin.isatty()
-            if interactive:
+            if name == "stdin" and sys.stdin.isatty():
                 say("type a text and press Enter; Ctrl-D ends")
-                options["lookahead"] = 1
+                options["window"] = 1
             reports = follow_lines(generator, lines, _write_stdout, name=name, format=format, **options)
-        total = os.path.getsize(args.input) if args.input and os.path.isfile(args.input) else None
-        shown = not args.quiet and (bool(args.output) or not sys.stdout.isatty())
-        progress = stack.enter_context(Progress(total, shown))
-        stack.enter_context(contextlib.closing(reports))
-        for report in reports:
-            progress.update(report.bytes, report.lines, report.tokens)
+        report = _followed(reports, args)
+    if args.stats:
+        _write_statistics(args.stats, statistics(report, generator))
     if not args.quiet:
         _summarize(report, args.output)
     return FAILED_LINES if report.failed else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.text and (args.input or args.format):
+        raise ConfigError("texts as arguments, or lines with --input and --format: not both")
+    if args.output and not args.input:
+        raise ConfigError("--output needs --input; what goes to stdout can be redirected")
+    if (args.num_shards is None) != (args.shard_index is None):
+        raise ConfigError("--num-shards and --shard-index go together")
+    if not args.output:
+        for flag, given in (("--num-shards", args.num_shards is not None), ("--restart", args.restart)):
+            if given:
+                raise ConfigError(f"{flag} needs --output")
+        if args.stats == "-":
+            raise ConfigError("--stats - needs --output: records go to stdout")
+    if args.stats and args.stats != "-":
+        for path in filter(None, (args.input, args.output)):
+            if os.path.realpath(path) == os.path.realpath(args.stats):
+                raise ConfigError(f"--stats {args.stats} is the input or the output")
+
+
+def _followed(reports: Generator[JobReport, None, None], args: argparse.Namespace) -> JobReport:
+    """The last report, after showing the others."""
+    report = None
+    try:
+        with contextlib.closing(reports):
+            report = next(reports)
+            if report.before and not args.quiet:
+                say(f"resuming at line {report.first_line + report.lines + 1} of {args.input}")
+            total, done = report.total_bytes, report.bytes
+            if total is None and args.input and os.path.isfile(args.input):
+                total = os.path.getsize(args.input)
+            shown = not args.quiet and (bool(args.output) or not sys.stdout.isatty())
+            with Progress(None if total is None else total - done, shown) as progress:
+                for report in reports:
+                    run = report.this_run
+                    progress.update(run.bytes, run.lines, run.tokens)
+            return report
+    except BaseException:
+        if report and report.committed and not args.quiet:
+            say(f"{report.committed} lines are done and kept; the same command goes on from there")
+        raise
+
+
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """The first Ctrl-C stops in good order, a second one at once, as for a program without a handler."""
+    former = signal.getsignal(signal.SIGINT)
+    if former is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes], str]:
@@ -116,6 +184,16 @@ def _write_stdout(record: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def _write_statistics(path: str, found: dict[str, Any]) -> None:
+    from ..jobs import NewFile
+
+    if path == "-":
+        print(json.dumps(found))
+        return
+    with NewFile(path, overwrite=True) as file:
+        file.write(json.dumps(found, indent=2).encode() + b"\n")
+
+
 def _summarize(report: JobReport, output: str | None) -> None:
     for message in report.messages:
         say(message)
@@ -123,8 +201,9 @@ def _summarize(report: JobReport, output: str | None) -> None:
     if report.failed + report.truncated > told:
         say(f"... and {report.failed + report.truncated - told} more such lines")
     if output:
-        seconds = max(report.seconds, 1e-9)
+        run = report.this_run
+        seconds = max(run.seconds, 1e-9)
         say(
             f"{output}: {report.lines} lines, {report.failed} failed, {report.truncated} truncated; {seconds:.1f} s, "
-            f"{report.lines / seconds:.1f} lines/s, {report.tokens / seconds:.0f} tokens/s"
+            f"{run.lines / seconds:.1f} lines/s, {run.tokens / seconds:.0f} tokens/s"
         )

@@ -40,10 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="log-probability / length ** X: in tsv instead of it, in jsonl as score beside it",
     )
     group.add_argument(
-        "--on-error",
-        choices=("stop", "record"),
-        default="stop",
-        help="a line that cannot be used: stop (default), or record it as failed and go on",
+        "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
     )
     group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
@@ -67,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         target_field=args.target_field,
         tokens=args.tokens,
         length_penalty=args.length_penalty,
-        on_error=args.on_error,
+        strict=args.strict,
     )
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(open_input(args.data))

@@ -1,0 +1,14 @@
+"""Jobs: a file of texts in, a file of outputs out, one record for each line, in the order of the lines.
+
+Lines end with LF or CRLF; records end with LF, and the last one like the last line. A byte-order mark is dropped. The
+output appears under its name when all of it is on the disk, and not before; a job that ended early goes on where it was
+when it is called again.
+"""
+
+from .formats import FORMAT_OF_SUFFIX as FORMAT_OF_SUFFIX
+from .job import follow_file as follow_file
+from .job import follow_lines as follow_lines
+from .job import run_file as run_file
+from .newfile import NewFile as NewFile
+from .report import JobReport as JobReport
+from .report import statistics as statistics

@@ -1,0 +1,164 @@
+"""A job: from its options to its report."""
+
+from __future__ import annotations
+
+import os
+from collections import abc, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..config.base import check_integer
+from ..errors import ConfigError
+from ..files import open_input
+from ..generator import Generator
+from .formats import format_of
+from .newfile import NewFile
+from .part import PartFile
+from .report import JobReport
+from .source import Source, is_regular
+from .task import task_of
+from .work import Work
+
+
+def run_file(generator: Generator, input: str | os.PathLike, output: str | os.PathLike, **options: Any) -> JobReport:
+    """Generate for every line of a file into another; arguments and errors as `follow_file`, whose end it waits for."""
+    return deque(follow_file(generator, input, output, **options), maxlen=1).pop()
+
+
+def follow_file(
+    generator: Generator,
+    input: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    num_shards: int = 1,
+    shard_index: int = 0,
+    **options: Any,
+) -> abc.Generator[JobReport, None, None]:
+    """Generate for every line of a file into another; yields the report before the first line and at every line.
+
+    Memory holds one window of lines, however long the file. After each window its records are made to last, in OUT.part
+    beside the output OUT (`PartFile`). If the job fails or is left or killed before its end, the same call goes on
+    behind the last such window, and the output is what it would have been, byte for byte; only where it samples
+    without a seed, or with `max_time`, there is no such thing. Nothing appears under the output's name before the end.
+
+    Input or output may be a pipe or a device: a device is written to directly, and nothing is resumed.
+
+    Args:
+        generator: does the work.
+        input, output: paths, of different files.
+        format: "text", "tsv" or "jsonl"; by default what the suffixes .txt, .tsv, .jsonl and .ndjson say, else "text".
+        overwrite: replace a file that is there already.
+        restart: throw away what an earlier run has done.
+        num_shards, shard_index: answer only lines [lines * index // shards, lines * (index + 1) // shards), from 0;
+            the outputs of all shards, one behind the other, are that of the whole.
+        options: those of `follow_lines`, except `name` and `first`.
+
+    Raises:
+        ConfigError: bad options; the output is there already, it is the input, or another process writes it; what an
+            earlier run has done was of other lines, options, weights or versions (the message says which).
+        InputError: the input cannot be read, has changed meanwhile, or one of its lines cannot be used (file, line,
+            reason) and the job is `strict`.
+        OutputError: the output cannot be written, the disk is full.
+    """
+    format = format_of(input, output) if format is None else format
+    if check_integer(0, shard_index, "shard_index") >= check_integer(1, num_shards, "num_shards"):
+        raise ConfigError(f"shard_index must be under num_shards={num_shards}, got {shard_index}")
+    part = PartFile(output, overwrite, restart)
+    if Path(os.path.realpath(input)) in part.names:
+        raise ConfigError(f"{output} is the input, or grows there; it needs a name of its own")
+    work = Work.of(generator, name=str(input), format=format, **options)
+    with open_input(input) as file:
+        if is_regular(file) and (part.target.is_file() or not part.target.exists()):
+            with part:
+                yield from _durable(work, Source(file, str(input)), part, num_shards, shard_index)
+        elif num_shards > 1:
+            raise ConfigError(f"shards are of files: {input} or {output} is none")
+        else:
+            with NewFile(output, overwrite) as new:
+                yield from _direct(work, file, new.write, 0)
+
+
+def follow_lines(
+    generator: Generator,
+    lines: Iterable[bytes],
+    write: Callable[[bytes], Any],
+    *,
+    name: str,
+    format: str = "text",
+    first: int = 0,
+    **options: Any,
+) -> abc.Generator[JobReport, None, None]:
+    """Generate for lines and write their records in order; yields the report before the first line and at every line.
+
+    A record has `n_best` outputs, best first. In text format they are separated by tabs; in TSV they are columns behind
+    those of the line; in JSONL `output_field` joins the fields of the line, a string or with `n_best` above 1 a list,
+    and with `scores` so does `<output_field>_score`. In text and TSV a score stands in a column before its output, and
+    white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty.
+
+    A line that cannot be used gets empty outputs; in JSONL the line's fields, if it has any, and "error".
+
+    Args:
+        generator: does the work.
+        lines: each with its line end, as a file opened in binary mode gives them.
+        write: takes the bytes of one record.
+        name: of the input, for messages.
+        format: "text", "tsv" or "jsonl".
+        first: number of the first line, from 0; messages and the seeds of sampling count from there.
+        options: of `Generator.generate`, and
+            column: TSV: which column is the text, from 1 (default 1).
+            field: JSONL: which field is the text (default "text"). output_field: the new one (default "output").
+            n_best: outputs per line.
+            scores: write the scores, too.
+            strict: raise at a line that cannot be used.
+            window: lines read before the first is answered; all of them are answered before the next is read.
+
+    Raises:
+        ConfigError: bad options. InputError: a line that cannot be used, with `strict`.
+    """
+    work = Work.of(generator, name=name, format=format, **options)
+    yield from _direct(work, lines, write, first)
+
+
+def _direct(
+    work: Work, lines: Iterable[bytes], write: Callable[[bytes], Any], first: int
+) -> abc.Generator[JobReport, None, None]:
+    report = JobReport(first_line=first)
+    yield report
+    for window in work.windows(lines):
+        yield from work.answer(window, first, write, report)
+        first += len(window)
+    yield report
+
+
+def _durable(
+    work: Work, source: Source, part: PartFile, num_shards: int, shard_index: int
+) -> abc.Generator[JobReport, None, None]:
+    first, end = source.shard(num_shards, shard_index)
+    start, stop = source.offset(first), source.offset(end)
+    task = {
+        "input": f"{source.bytes} bytes, {source.digest}",
+        "shard": f"{shard_index} of {num_shards}",
+        **task_of(work.generator, work.records, work.window, work.options),
+    }
+    saved = part.begin(task)
+    report = JobReport(first_line=first, total_lines=end - first, total_bytes=stop - start, committed=0)
+    if saved is not None:
+        try:
+            report.restore(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            raise part.damaged(error) from error
+    yield report
+    for window in work.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
+        yield from work.answer(window, first + report.lines, part.write, report)
+        source.check()
+        part.commit(report.saved(), complete=report.lines == report.total_lines)
+        report.committed = report.lines
+    if report.total_lines == 0:
+        part.commit(report.saved(), complete=True)
+    source.check()
+    part.finish()
+    yield report

@@ -1,0 +1,73 @@
+"""The input of a job: a file whose content is known before its first line is answered."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
+from typing import BinaryIO
+
+from ..errors import InputError
+
+_CHUNK = 1 << 20  # bytes that are read at a time
+
+
+class Source:
+    """Digest, size and lines of a file; `file` is read once to find them.
+
+    Args:
+        file: opened in binary mode; a regular file.
+        name: for messages.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._file, self._name = file, name
+        self._state = self._stat()
+        digest, ends, chunk = hashlib.sha256(), 0, b"\n"
+        self._ends_before: list[int] = []  # line ends before each chunk
+        while read := file.read(_CHUNK):
+            chunk = read
+            digest.update(chunk)
+            self._ends_before.append(ends)
+            ends += chunk.count(b"\n")
+        self.bytes = file.tell()
+        self.lines = ends + (not chunk.endswith(b"\n"))
+        self.digest = digest.hexdigest()
+
+    def shard(self, count: int, index: int) -> tuple[int, int]:
+        """Numbers of the first line of shard `index` of `count`, and of the first one behind it; from 0."""
+        return self.lines * index // count, self.lines * (index + 1) // count
+
+    def offset(self, line: int) -> int:
+        """Bytes before a line, numbered from 0; the file's size behind the last."""
+        if line == 0 or line >= self.lines:
+            return 0 if line == 0 else self.bytes
+        # The chunk that holds the end of the line before.
+        chunk = bisect_right(self._ends_before, line - 1) - 1
+        self._file.seek(chunk * _CHUNK)
+        content, place = self._file.read(_CHUNK), 0
+        for _ in range(line - self._ends_before[chunk]):
+            place = content.index(b"\n", place) + 1
+        return chunk * _CHUNK + place
+
+    def read(self, offset: int, count: int) -> Iterator[bytes]:
+        """The next `count` lines from there on, with their ends."""
+        self._file.seek(offset)
+        return islice(self._file, count)
+
+    def check(self) -> None:
+        """Raise InputError if the file has changed since it was opened."""
+        if self._stat() != self._state:
+            raise InputError(f"{self._name} has changed while it was read")
+
+    def _stat(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
+def is_regular(file: BinaryIO) -> bool:
+    """Whether an open file can be read twice: no pipe, no device."""
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)

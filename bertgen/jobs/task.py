@@ -1,0 +1,93 @@
+"""What the records of a job depend on: the same task gives the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, extension, ops
+from ..config import GenerationConfig
+from ..generator import Generator
+from ..model import EncoderDecoderModel
+from ..tokenizer import Tokenizer
+from .formats import LineFormat
+
+_OF_STREAM = ("seed", "scores", "truncation", "clean_up_tokenization_spaces", "max_batch_size")
+
+
+def task_of(generator: Generator, records: LineFormat, window: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What a generator's outputs depend on besides the lines, each under its name, as a JSON object.
+
+    Weights and tokenizer stand there with their digests and not with their paths and times: those of a folder that was
+    copied to another machine are others, and those of weights that were changed in memory, or by another revision
+    behind the same name, are not. The digest of a model costs a second for each GB. Whatever decides how sums are
+    rounded belongs to the task as well: sizes of batches, dtype, device, threads, kernels, and torch's version.
+
+    Args:
+        window: lines of a window.
+        options: of `Generator.stream`.
+    """
+    model, device = generator.model, generator.model.device
+    others = (*_OF_STREAM, "generation_config", "num_return_sequences")  # the last is `n_best` of the records
+    settled = GenerationConfig.of_call(
+        {name: value for name, value in options.items() if name not in others},
+        options.get("generation_config"),
+        model.generation_config,
+    )
+    return {
+        "format": type(records).__name__,
+        **dataclasses.asdict(records),  # type: ignore[call-overload]
+        **{name: value for name, value in settled.to_dict().items() if name not in settled.extra},
+        **{name: options.get(name) for name in _OF_STREAM},
+        "truncation": generator.truncation if options.get("truncation") is None else options["truncation"],
+        "window": window,
+        **dataclasses.asdict(generator.engine.config),
+        "prepack": generator.engine.prepacked.enabled,
+        "max_input_length": generator.max_input_length,
+        "special tokens": generator.frame,
+        "weights": weights_digest(model),
+        "tokenizer": tokenizer_digest(generator.tokenizer),
+        "dtype": str(model.dtype),
+        "device": _device(device),
+        **{f"operator {name}": how for name, how in ops.explain("cuda" if device.type == "cuda" else "cpu")},
+        "C++ extension": "loaded" if extension.available() else "not there",
+        "bertgen": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def weights_digest(model: EncoderDecoderModel) -> str:
+    """The digest of a model's names, shapes, dtypes, values and configuration."""
+
+    def one(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets other threads run
+        parts = pool.map(one, model.state_dict().items())
+        return hashlib.sha256(b"".join(parts) + json.dumps(model.config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """The digest of the files a tokenizer saves: they are all there is to it."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(map(Path, tokenizer.save_pretrained(folder))):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

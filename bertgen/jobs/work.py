@@ -1,0 +1,117 @@
+"""The work of a job: a window of lines in, their records out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config.base import check_integer
+from ..errors import InputError
+from ..generator import LOOKAHEAD, Generator, Output
+from .formats import LineFormat, make_format
+from .report import JobReport
+
+WINDOW = LOOKAHEAD  # lines of a window
+WINDOW_BYTES = 1 << 24  # a window of very long lines ends here
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the lines of one job are answered.
+
+    A window is one call of `Generator.stream`, drained to its end. So which texts share a batch depends on the lines
+    and the options alone, and a job that begins at any window has the outputs it would have had anyway.
+    """
+
+    generator: Generator
+    records: LineFormat
+    name: str
+    strict: bool
+    window: int
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        generator: Generator,
+        *,
+        name: str,
+        format: str,
+        column: int | None = None,
+        field: str | None = None,
+        output_field: str | None = None,
+        n_best: int = 1,
+        scores: bool = False,
+        strict: bool = False,
+        window: int = WINDOW,
+        **options: Any,
+    ) -> Work:
+        """The work that these options describe; those of `follow_lines`. ConfigError where they are bad."""
+        check_integer(1, window, "window")
+        records = make_format(format, column, field, output_field, n_best, scores)
+        options = dict(options, scores=scores, num_return_sequences=n_best)
+        list(generator.stream([], **options))  # checks them
+        return cls(generator, records, name, strict, window, options)
+
+    def windows(self, lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """Cut lines into windows: at places that depend on nothing but their number and their sizes."""
+        held, size = [], 0
+        for line in lines:
+            held.append(line)
+            size += len(line)
+            if len(held) >= self.window or size >= WINDOW_BYTES:
+                yield held
+                held, size = [], 0
+        if held:
+            yield held
+
+    def answer(
+        self, window: list[bytes], first: int, write: Callable[[bytes], Any], report: JobReport
+    ) -> Iterator[JobReport]:
+        """Write the records of a window in order; yields the report, brought up to date, at every line.
+
+        Args:
+            window: lines with their ends, as a file opened in binary mode gives them.
+            first: number of the first one in the whole file, from 0.
+            write: takes the bytes of one record.
+            report: is brought up to date.
+
+        Raises:
+            InputError: a line that cannot be used, where the work is strict.
+        """
+        contents, texts, problems = [], [], {}
+        for index, line in enumerate(window, first):
+            content = line.removesuffix(b"\n").removesuffix(b"\r")
+            contents.append(content.removeprefix(_BYTE_ORDER_MARK) if index == 0 else content)
+            try:
+                texts.append(self.records.text(contents[-1]))
+            except InputError as error:
+                self._refuse(index, error)
+                texts.append("")
+                problems[index] = error
+        stream = self.generator.stream(texts, return_errors=True, lookahead=len(texts), first=first, **self.options)
+        answers: dict[int, Output] = {}
+        written = first
+        for index, answer in stream:
+            line = window[index - first]
+            answers[index] = answer = replace(answer, error=problems[index]) if index in problems else answer
+            if answer.error is not None:
+                self._refuse(index, answer.error)
+            report.count(self._place(index), len(line), answer, self.generator.max_input_length)
+            while written in answers:
+                record = self.records.record(contents[written - first], answers.pop(written))
+                write(record + b"\n" * window[written - first].endswith(b"\n"))
+                written += 1
+            yield report
+        if answers or written < first + len(window):
+            raise RuntimeError(f"{self._place(written)}: no answer, or one too many")  # and no output that lacks a line
+        report.windows += 1
+
+    def _place(self, index: int) -> str:
+        return f"{self.name}, line {index + 1}"
+
+    def _refuse(self, index: int, error: Exception) -> None:
+        if self.strict:
+            raise InputError(f"{self._place(index)}: {error}") from error
