@@ -68,6 +68,15 @@ class Request:
         """Sequences it decodes."""
         return max(self.options.num_beams, self.options.num_return_sequences)
 
+    @functools.cached_property
+    def shared_options(self) -> dict[str, Any]:
+        """What must be equal for a search in common: how long an output may be is each source's own."""
+        values = self.options.to_dict()
+        if self.options.forced_eos_token_id is None:  # a processor would know the length
+            del values["max_length"]
+            values.pop("max_new_tokens", None)
+        return values
+
     @property
     def alone(self) -> bool:
         """Whether something of it looks at one request only, so that it needs a search of its own."""
@@ -170,13 +179,15 @@ class _Lane:
         mine = self.request
         if mine.alone or request.alone or mine.scored != request.scored:
             return False
-        same = mine.options is request.options or mine.options == request.options
+        same = mine.options is request.options or mine.shared_options == request.shared_options
         return same and (mine.options.stop_strings is None or mine.tokenizer is request.tokenizer)
 
     def join(self, tickets: Sequence[Ticket]) -> None:
-        keys = torch.tensor([[t.request.seed, t.request.number] for t in tickets], device=self.start.device)
-        seeds, numbers = keys.unbind(1)
-        self.search.join(self.start.expand(len(tickets), 1), tickets, seeds, numbers)
+        asked = [t.request for t in tickets]
+        keys = [[request.seed, request.number, request.options.max_length] for request in asked]
+        self.search.join(
+            self.start.expand(len(tickets), 1), tickets, *torch.tensor(keys, device=self.start.device).unbind(1)
+        )
 
     @property
     def rows(self) -> int:

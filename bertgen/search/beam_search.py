@@ -16,7 +16,7 @@ from ..outputs import GenerateOutput
 from ..processors import Processors
 from ..stopping import Criteria
 from .draws import Draws, Keys
-from .histories import done, keeps_rows, process, recorded, widened
+from .histories import done, keeps_rows, limits_of, process, recorded, widened
 
 DEAD = -1.0e9  # added to the score of a hypothesis that may not go on
 MOST_BEAMS, MOST_CANDIDATES = 16, 64  # of `ops.top_log_probs`
@@ -41,7 +41,7 @@ class BeamSearch:
     # What is known of each source; `lengths`, of the open hypotheses, is on the host.
     STATE = (
         "open", "open_scores", "open_rows", "closed", "closed_scores", "closed_rows", "closed_lengths", "is_closed",
-        "improvable", "over", "active", "seeds", "numbers",
+        "improvable", "over", "active", "seeds", "numbers", "limits",
     )  # fmt: skip
 
     open: torch.Tensor
@@ -57,6 +57,7 @@ class BeamSearch:
     active: torch.Tensor
     seeds: torch.Tensor
     numbers: torch.Tensor
+    limits: torch.Tensor
     lengths: torch.Tensor
     tokens: torch.Tensor
 
@@ -87,6 +88,7 @@ class BeamSearch:
         owners: Sequence[Any],
         seeds: torch.Tensor | None = None,
         numbers: torch.Tensor | None = None,
+        limits: torch.Tensor | None = None,
     ) -> None:
         """Sources join, behind those that are here.
 
@@ -94,6 +96,7 @@ class BeamSearch:
             prefix: int64 [n, P]; P is 1 where others are here.
             owners: of each source.
             seeds, numbers: int64 [n] on the device of the prefix, for draws by key.
+            limits: int64 [n] there, the longest output of each with its prefix; by default `max_length`.
         """
         device, (count, self.prefix) = prefix.device, prefix.shape
         sources, beams = count * self.groups, self.beams
@@ -118,6 +121,7 @@ class BeamSearch:
             active=torch.arange(sources, device=device) + len(self.owners) * self.groups,
             seeds=(nothing if seeds is None else seeds).repeat_interleave(self.groups),
             numbers=(nothing if numbers is None else numbers).repeat_interleave(self.groups),
+            limits=limits_of(limits, self.options, prefix).repeat_interleave(self.groups),
             lengths=torch.full((sources,), self.prefix),
             tokens=prefix.repeat_interleave(self.width, 0),
         )
@@ -177,7 +181,7 @@ class BeamSearch:
         # A source is worth going on with while its best open hypothesis could still beat its worst finished one.
         horizon = generated
         if options.early_stopping == "never" and options.length_penalty > 0.0:
-            horizon = torch.full_like(generated, options.max_length - self.prefix)
+            horizon = self.limits[:, None] - self.prefix
         hope = self.open_scores[:, :1] / _power(horizon, options.length_penalty)
         worst = torch.where(self.is_closed, self.closed_scores.amin(1, keepdim=True), DEAD)
         self.improvable = self.improvable & (hope > worst).any(1)
@@ -222,7 +226,7 @@ class BeamSearch:
             if chosen is not None:
                 counts = self._goes_on()[mine, None].to(chosen.dtype)
                 chosen.scatter_add_(1, token.gather(1, best), counts.expand(-1, self.beams))
-            ends = ends | (lengths[mine, None] + 1 >= options.max_length)
+            ends = ends | (lengths[mine, None] + 1 >= self.limits[mine, None])
             parts.append((total, beam, token, extended, ends, best))
         if self.groups == 1:
             return list(parts[0])

@@ -56,6 +56,11 @@ def widened(histories: torch.Tensor, width: int, fill: int) -> torch.Tensor:
     return torch.nn.functional.pad(histories, (0, -(-width // CHUNK) * CHUNK - histories.shape[-1]), value=fill)
 
 
+def limits_of(limits: torch.Tensor | None, options: GenerationConfig, prefix: torch.Tensor) -> torch.Tensor:
+    """int64 [n], the longest output of each source of a prefix [n, P]: as given, or as the options say."""
+    return prefix.new_full((len(prefix),), options.max_length) if limits is None else limits
+
+
 def recorded(scores: list[torch.Tensor], options: GenerationConfig) -> Scores:
     """The scores of all steps, where they are returned."""
     return tuple(scores) if options.output_scores else None

@@ -12,7 +12,7 @@ from ..outputs import GenerateOutput
 from ..processors import Processors
 from ..stopping import Criteria
 from .draws import Draws, Keys
-from .histories import done, keeps_rows, process, recorded, widened
+from .histories import done, keeps_rows, limits_of, process, recorded, widened
 
 
 class Sampling:
@@ -38,6 +38,7 @@ class Sampling:
     alive: torch.Tensor
     gained: torch.Tensor
     final: torch.Tensor
+    limits: torch.Tensor
     lengths: torch.Tensor
 
     def __init__(
@@ -58,6 +59,7 @@ class Sampling:
         owners: Sequence[Any],
         seeds: torch.Tensor | None = None,
         numbers: torch.Tensor | None = None,
+        limits: torch.Tensor | None = None,
     ) -> None:
         """Sources join, behind those that are here.
 
@@ -65,6 +67,7 @@ class Sampling:
             prefix: int64 [n, P]; P is 1 where others are here.
             owners: of each source.
             seeds, numbers: int64 [n] on the device of the prefix, for draws by key.
+            limits: int64 [n] there, the longest output of each with its prefix; by default `max_length`.
         """
         count, device = self.options.num_return_sequences, prefix.device
         rows = prefix.repeat_interleave(count, 0)
@@ -79,6 +82,7 @@ class Sampling:
             numbers=number,
             alive=torch.ones(len(rows), dtype=torch.bool, device=device),
             gained=torch.zeros(len(rows), dtype=torch.float64, device=device),
+            limits=limits_of(limits, self.options, prefix).repeat_interleave(count),
             final=torch.full((len(rows),), rows.shape[1], device=device),
             lengths=torch.full((len(rows),), rows.shape[1]),  # on the host
         )
@@ -117,7 +121,7 @@ class Sampling:
         if self.criteria:
             stopped = done(self.criteria, self.sequences, self.lengths, recorded(self.scores, options))
             self.alive = self.alive & ~stopped
-        self.alive = self.alive & (lengths + 1 < options.max_length)
+        self.alive = self.alive & (lengths + 1 < self.limits)
         return bool(self.alive.any())
 
     def ended(self) -> torch.Tensor:
@@ -134,7 +138,7 @@ class Sampling:
     def keep(self, places: torch.Tensor) -> torch.Tensor:
         """Only the rows at these places (int64, on the host) stay; returns them, for the decoder."""
         device = self.tokens.device
-        for name in ("sequences", "tokens", "seeds", "numbers", "alive", "gained", "final"):
+        for name in ("sequences", "tokens", "seeds", "numbers", "alive", "gained", "final", "limits"):
             setattr(self, name, getattr(self, name)[places.to(device)])
         self.lengths = self.lengths[places]
         self.owners = [self.owners[place] for place in places.tolist()]
