@@ -31,6 +31,18 @@ def test_generation_beside_transformers(tmp_path):
 
 
 @pytest.mark.long
+def test_the_engine_beside_transformers(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("Where is the station?\tWo ist der Bahnhof?\nHelp!\tHilfe!\n" * 4)
+    files = ("--data", tmp_path / "pairs.tsv", "--json", tmp_path / "result.json")
+    printed = run("engines.py", "--size", "smoke", "--requests", 8, "--singles", 2, "--batches", 3, *files)
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["lengths"], row["beams"]) for row in rows] == [
+        (kind, beams) for kind in ("fixed", "mixed", "single") for beams in (1, 4)
+    ]
+    assert all(row["equal"] == row["compared"] > 0 for row in rows), printed
+
+
+@pytest.mark.long
 def test_tokenizer_beside_transformers(tmp_path):
     (tmp_path / "texts.tsv").write_text("Where is the station?\tx\nI have lost my key.\ty\n" * 50)
     assert "100 sentences" in run("tokenizer.py", "--input", tmp_path / "texts.tsv", "--repeats", 1)
