@@ -17,6 +17,8 @@ class EngineConfig:
         encode_tokens: source tokens that are encoded together.
         refill: share of the rows that must be free before waiting requests enter beside running ones. 0 lets each
             enter at once; a few together are encoded faster.
+        prepack: on a CPU, hold the decoder's large weights once more, packed for products of few rows. None does so
+            unless the variable BERTGEN_PREPACK is 0.
     """
 
     max_rows: int | None = None
@@ -30,8 +32,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-        if isinstance(self.refill, bool) or not 0 <= self.refill <= 1:
-            raise ConfigError(f"refill must lie between 0 and 1, got {self.refill!r}")
+        number = isinstance(self.refill, (int, float)) and not isinstance(self.refill, bool)
+        if not number or not 0 <= self.refill <= 1:
+            raise ConfigError(f"refill must be a number from 0 to 1, got {self.refill!r}")
+        if self.prepack not in (None, False, True):
+            raise ConfigError(f"prepack must be True, False or None, got {self.prepack!r}")
 
     def on(self, device: str) -> EngineConfig:
         """With every limit set, for a kind of device."""
