@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
-FUZZ_ATTENTION := csrc/fuzz_decode_attention.cpp csrc/decode_attention_cpu.cpp
+FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp csrc/decode_attention_cpu.cpp csrc/linear_cpu.cpp
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
@@ -41,7 +41,7 @@ fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations o
 	mkdir -p build
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
-	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ATTENTION) -o build/fuzz-attention && build/fuzz-attention 20000 $(SEED)
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(BIN)/python -m pytest tests/test_pages.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times each, then resumed

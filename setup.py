@@ -53,8 +53,8 @@ def extension_arguments():
 
     module = CppExtension(
         "bertgen._C",
-        [f"csrc/{name}.cpp" for name in ("binding", "decode_attention_cpu", "kv_cache")],
-        depends=[f"csrc/{name}.h" for name in ("decode_attention_cpu", "kv_cache")],
+        [f"csrc/{name}.cpp" for name in ("binding", "decode_attention_cpu", "kv_cache", "linear_cpu")],
+        depends=[f"csrc/{name}.h" for name in ("decode_attention_cpu", "kv_cache", "linear_cpu", "threads", "vector")],
         define_macros=[
             ("TORCH_STABLE_ONLY", None),
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # 2.10, and every later one

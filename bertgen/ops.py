@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import extension, library, prepacked
+from . import extension, library
 from .errors import BackendError
 from .kernels.attention import attention_reference, attention_triton, masked_attention_reference
 from .kernels.decode_attention import (
@@ -41,7 +41,15 @@ from .kernels.layernorm_gelu import (
     layer_norm_gelu_refuses,
     layer_norm_gelu_triton,
 )
-from .kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_packed, linear_reference, onednn_takes
+from .kernels.linear import (
+    ONEDNN_ELEMENTS,
+    cpp_takes,
+    few_rows,
+    linear_cpp,
+    linear_onednn,
+    linear_reference,
+    onednn_takes,
+)
 from .kernels.linear_gelu import linear_gelu_reference, linear_gelu_refuses, linear_gelu_triton
 from .kernels.process import process_reference, process_triton
 from .kernels.sample import sample_reference, sample_triton
@@ -258,8 +266,8 @@ _linear = Op(
     "linear",
     "x W^T + b, with an activation as epilogue",
     linear_reference,
-    cpu=f"onednn in float32 inference with weights of at least {ONEDNN_ELEMENTS} elements ({prepacked.explained()}), "
-    "else reference",
+    cpu=f"in float32 inference cpp for at most {few_rows()} rows, where the extension is, and onednn for weights of at "
+    f"least {ONEDNN_ELEMENTS} elements, else reference",
     cuda="torch's product (cuBLAS), with an activation linear_gelu or bias_gelu behind it",
 )
 
@@ -277,11 +285,11 @@ def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
     """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
-    if _backend != "reference" and onednn_takes(x, weight):
-        packed = prepacked.packing(weight, x.numel() // x.shape[-1])
-        if packed is not None:
-            return linear_packed(x, packed, bias, activation)
-        return linear_onednn(x, weight, bias, activation)
+    if _backend != "reference":
+        if cpp_takes(x, weight) and extension.absence() is None:
+            return linear_cpp(x, weight, bias, activation)
+        if onednn_takes(x, weight):
+            return linear_onednn(x, weight, bias, activation)
     if activation is None or not bias_gelu.has_kernel(x):
         return linear_reference(x, weight, bias, activation)
     if activation == "gelu" and linear_gelu.refuses(x, weight, bias) is None:

@@ -10,11 +10,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "decode_attention_cpu.h"
 #include "kv_cache.h"
+#include "linear_cpu.h"
 
 namespace bertgen {
 namespace {
@@ -235,6 +237,20 @@ Tensor cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const 
   return out;
 }
 
+// Products
+
+Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_type(x, ScalarType::Float, 2, "x");
+  check_type(weight, ScalarType::Float, 2, "weight");
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = weight.size(0);
+  const float* x_data = dense<float>(x, {rows, inputs}, "x");
+  const float* weight_data = dense<float>(weight, {outputs, inputs}, "weight");
+  const float* bias_data = bias.has_value() ? dense<float>(*bias, {outputs}, "bias") : nullptr;
+  Tensor out = torch::stable::new_empty(x, {rows, outputs});
+  linear(x_data, rows, inputs, weight_data, outputs, bias_data, static_cast<float*>(out.data_ptr()), threads());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bertgen_C, m) {
@@ -256,6 +272,7 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
   m.def(
       "cross_decode_attention(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, "
       "Tensor cu_rows) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // of integers alone: no device to dispatch on
@@ -274,6 +291,7 @@ STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) {
   m.impl("cache_check", TORCH_BOX(&cache_check));
   m.impl("decode_attention", TORCH_BOX(&decode_attention_op));
   m.impl("cross_decode_attention", TORCH_BOX(&cross_decode_attention_op));
+  m.impl("linear", TORCH_BOX(&linear_op));
 }
 
 }  // namespace bertgen

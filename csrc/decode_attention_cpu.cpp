@@ -1,21 +1,14 @@
 #include "decode_attention_cpu.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "vector.h"
+
 namespace bertgen {
 namespace {
-
-// The vectors of GCC and Clang compile for every machine; which instructions they become is the target's matter. Only
-// the body below is compiled for two targets, and it has to be inlined into both.
-#define BERTGEN_INLINE inline __attribute__((always_inline))
-
-constexpr int64_t kLanes = 8;  // floats to a vector, and slots to a block
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 struct Task {
   Shape shape;
@@ -29,32 +22,6 @@ struct Task {
 };
 
 int64_t rounded(int64_t length) { return (length + kLanes - 1) / kLanes * kLanes; }
-
-// Elements 0, 2, .. of a and b, then 1, 3, ..: within each half where there are vectors of 256 bits, which is what
-// their instructions do.
-BERTGEN_INLINE void add_pairs(const Vector& a, const Vector& b, Vector& sums) {
-#if defined(__clang__)
-  sums = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
-#else
-  sums = __builtin_shuffle(a, b, Bits{0, 2, 8, 10, 4, 6, 12, 14}) +
-         __builtin_shuffle(a, b, Bits{1, 3, 9, 11, 5, 7, 13, 15});
-#endif
-}
-
-// sums[j] -> the sum of its elements, as element j of the result
-BERTGEN_INLINE void add_across(Vector (&sums)[kLanes], Vector& result) {
-  for (int j = 0; j < 4; ++j) add_pairs(sums[2 * j], sums[2 * j + 1], sums[j]);
-  for (int j = 0; j < 2; ++j) add_pairs(sums[2 * j], sums[2 * j + 1], sums[j]);
-  // Now sums[i] holds halves of the sums 4 i + j, at j and at 4 + j.
-#if defined(__clang__)
-  result = __builtin_shufflevector(sums[0], sums[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-           __builtin_shufflevector(sums[0], sums[1], 4, 5, 6, 7, 12, 13, 14, 15);
-#else
-  result = __builtin_shuffle(sums[0], sums[1], Bits{0, 1, 2, 3, 8, 9, 10, 11}) +
-           __builtin_shuffle(sums[0], sums[1], Bits{4, 5, 6, 7, 12, 13, 14, 15});
-#endif
-}
 
 // scores[j] = q . keys[j] for one head, j < 8
 template <int64_t kWidth>
@@ -177,16 +144,18 @@ void attend_anywhere(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }
 
-#if defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
-__attribute__((target("avx2,fma"))) void attend_avx2(const Task& task, float* scratch) {
+#if defined(BERTGEN_AVX2)
+BERTGEN_AVX2 void attend_avx2(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }
-
-void (*const attend_here)(const Task&, float*) =
-    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? attend_avx2 : attend_anywhere;
 #else
-void (*const attend_here)(const Task&, float*) = attend_anywhere;
+constexpr auto* attend_avx2 = attend_anywhere;
 #endif
+
+void attend_here(const Task& task, float* scratch) {
+  static const auto best = choose(attend_anywhere, attend_avx2);
+  best(task, scratch);
+}
 
 // What one thread works in; it grows to the largest task.
 struct Workspace {
@@ -197,20 +166,6 @@ struct Workspace {
 float* room(std::vector<float>& floats, int64_t size) {
   if (static_cast<int64_t>(floats.size()) < size) floats.resize(size);
   return floats.data();
-}
-
-// Calls `task(i, workspace)` for i < count, each once, on as many threads as there is work for: those that are done
-// first take the next. `floats` is how many the tasks read in all.
-template <class F>
-void for_each(int64_t count, int64_t floats, const Threads& threads, const F& task) {
-  std::atomic<int64_t> next{0};
-  const std::function<void()> worker = [&] {
-    Workspace workspace;
-    for (int64_t i = next++; i < count; i = next++) task(i, workspace);
-  };
-  // Waking a thread takes some microseconds, as long as reading these.
-  const bool alone = threads.count == 1 || count <= 1 || floats < (1 << 14);
-  alone ? worker() : threads.everywhere(worker);
 }
 
 // How many heads go into one task: all, unless there are fewer groups of rows than threads to share them, or the
@@ -235,7 +190,7 @@ void decode_attention(const Shape& shape, const Heads& q, const Heads& k, const 
   }
   const int64_t each = heads_per_task(shape.rows, shape.heads, 1, longest, threads);
   const int64_t cuts = (shape.heads + each - 1) / each;
-  for_each(shape.rows * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
+  for_each<Workspace>(shape.rows * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
     const int64_t r = i / cuts, first = i % cuts * each, heads = std::min(each, shape.heads - first);
     const int64_t length = lengths[r] + 1, floats = heads * shape.width, scores = heads * rounded(length);
     float* scratch = room(workspace.floats, scores + 3 * floats);
@@ -273,7 +228,7 @@ void cross_decode_attention(const Shape& shape, const Heads& q, const float* key
   }
   const int64_t each = heads_per_task(sources, shape.heads, widest, longest, threads);
   const int64_t cuts = (shape.heads + each - 1) / each;
-  for_each(sources * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
+  for_each<Workspace>(sources * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
     const int64_t b = i / cuts, first = i % cuts * each, heads = std::min(each, shape.heads - first);
     const int64_t length = lengths[b], first_row = cu_rows[b], rows = cu_rows[b + 1] - first_row;
     const int64_t offset = first * shape.width;

@@ -7,7 +7,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+
+#include "threads.h"
 
 namespace bertgen {
 
@@ -19,13 +20,6 @@ struct Heads {
 
 struct Shape {
   int64_t rows, heads, width;
-};
-
-// How to run something on the caller's threads: `everywhere(f)` calls f once or more on each of `count` and returns
-// when all have returned.
-struct Threads {
-  int64_t count;
-  std::function<void(const std::function<void()>&)> everywhere;
 };
 
 // Row r writes its key and value to slot slots[r] of the pools [slots, heads, width], and attends to the slots

@@ -2,9 +2,10 @@
 
 Shapes: x [M, K], W [N, K] (checkpoint layout), b [N], y [M, N]. Bytes: (M K + N K + M N) * itemsize; FLOPs: 2 M N K.
 
-On a CPU, oneDNN (which torch carries) multiplies few rows by a large matrix faster than the library behind `F.linear`,
-and takes the weight as it lies: `bench/linear.py` has the figures. From two rows on it is faster still with a second
-copy of the weight in an order of its own, a packing. `bertgen/prepacked.py` says where packings live.
+In float32 on a CPU the time of a product of few rows is at best that of reading the weight. `csrc/linear_cpu.cpp` reads
+it once, as it lies. There that is faster than the library behind `F.linear`, and than oneDNN (which torch carries) even
+with weights that oneDNN has packed. For more rows oneDNN is the fastest, with the weight as it lies. `bench/linear.py`
+has the figures.
 """
 
 from __future__ import annotations
@@ -38,54 +39,48 @@ def linear_onednn(
 
 def onednn_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether linear_onednn can and should do this product: inference in float32 on a CPU with a large weight."""
+    return _is_inference_on_cpu(x, weight) and weight.numel() >= ONEDNN_ELEMENTS and _has_onednn()
+
+
+def _is_inference_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        weight.numel() >= ONEDNN_ELEMENTS
+        not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and x.numel() > 0
         and x.is_contiguous()
         and weight.is_contiguous()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and _has_onednn()
     )
 
 
-PACKED_ROWS = range(2, 129)  # for one row the packing is no faster than the weight as it lies, beyond nor than F.linear
-
-
-def linear_packed(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
+def linear_cpp(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
-    """As linear_onednn, with what pack_weight made of the weight."""
-    return linear_onednn(x, packed, bias, activation)
+    """As linear_reference, for what cpp_takes, where the extension is: no gradient.
 
-
-def pack_weight(weight: torch.Tensor) -> torch.Tensor | None:
-    """A copy of a weight [N, K], of those that onednn_takes, in oneDNN's order; None where that cannot be had.
-
-    It can be neither copied nor pickled nor read. One serves any number of rows: oneDNN asks how many there will be,
-    and chooses the same order for 4 as for 256.
+    A row of the result does not depend on how many there are, to the last bit.
     """
-    if not can_pack():
-        return None
-    try:
-        return torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-    except (RuntimeError, MemoryError):  # the weight as it lies will do
-        return None
+    rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
+    y = torch.ops.bertgen_C.linear.default(rows, weight, None if bias is None else bias.contiguous())
+    y = y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+    return y if activation is None else activation_function(activation)(y)
 
 
-def packed_bytes(packed: torch.Tensor) -> int:
-    """Memory that a packing takes."""
-    return torch.ops.mkldnn._nbytes(packed)
+def cpp_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether linear_cpp can and should do this product: inference in float32 on a CPU of at most `few_rows()` rows."""
+    return _is_inference_on_cpu(x, weight) and x.numel() <= few_rows() * weight.shape[-1]
 
 
-def can_pack() -> bool:
-    """Whether this torch has the operators, none of them public."""
-    return (
-        _has_onednn() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_nbytes")
-    )
+@functools.cache
+def few_rows() -> int:
+    """Up to how many rows linear_cpp is faster than oneDNN, by the vectors of the processor.
+
+    64 was measured with AVX2. With AVX-512 oneDNN computes twice as fast and linear_cpp reads as fast as before: 16 is
+    where the memory stops being the limit. Elsewhere nothing was measured.
+    """
+    return {"AVX2": 64, "AVX512": 16}.get(torch.backends.cpu.get_cpu_capability(), 8)
 
 
 @functools.cache

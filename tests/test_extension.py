@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bertgen.kernels.checks import difference
 
 from bertgen import extension
@@ -257,6 +258,71 @@ def test_operators_are_as_torch_wants_them():
     torch.library.opcheck(torch.ops.bertgen_C.cross_decode_attention.default, arguments)
 
 
+# Products
+
+
+def product(rows, shape):
+    torch.manual_seed(rows)
+    outputs, inputs = shape
+    return torch.randn(rows, inputs), torch.randn(outputs, inputs) / math.sqrt(inputs), torch.randn(outputs)
+
+
+@needs_extension
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 8, 13, 64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (4, 16), (5, 17), (49, 33), (96, 64), (257, 1031), (64, 3072)])
+def test_products(rows, shape):
+    x, weight, bias = product(rows, shape)
+    for b in (bias, None):
+        plain, exact = F.linear(x, weight, b), F.linear(x.double(), weight.double(), None if b is None else b.double())
+        assert difference(torch.ops.bertgen_C.linear(x, weight, b), plain, exact) is None
+
+
+@needs_extension
+def test_neither_rows_nor_threads_change_a_bit_of_a_product():
+    x, weight, bias = product(64, (257, 1031))
+    whole, before = torch.ops.bertgen_C.linear(x, weight, bias), torch.get_num_threads()
+    for rows in range(1, 64):
+        assert torch.equal(torch.ops.bertgen_C.linear(x[:rows].contiguous(), weight, bias), whole[:rows])
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.ops.bertgen_C.linear(x, weight, bias), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
+def test_products_of_what_is_not_finite_and_of_nothing():
+    x, weight, bias = product(3, (50, 40))
+    x[1, 39], weight[7, 3], weight[8, 33] = math.nan, math.inf, -math.inf
+    got, plain = torch.ops.bertgen_C.linear(x, weight, bias), F.linear(x, weight, bias)
+    assert torch.equal(got.isnan(), plain.isnan()) and torch.equal(got.isinf(), plain.isinf())
+    assert torch.equal(torch.ops.bertgen_C.linear(torch.empty(3, 0), torch.empty(50, 0), bias), bias.expand(3, 50))
+    assert torch.ops.bertgen_C.linear(x, torch.empty(0, 40), None).shape == (3, 0)
+
+
+@needs_extension
+def test_products_that_do_not_fit_are_refused():
+    x, weight, bias = product(3, (50, 40))
+    for refused, message in [
+        (lambda: torch.ops.bertgen_C.linear(x[:, :39].contiguous(), weight, bias), "weight has size 40 in dimension 1"),
+        (lambda: torch.ops.bertgen_C.linear(x, weight, bias[:49]), "bias has size 49 in dimension 0, not 50"),
+        (lambda: torch.ops.bertgen_C.linear(x[:, ::2], weight[:, ::2].contiguous(), bias), "x is not contiguous"),
+        (lambda: torch.ops.bertgen_C.linear(x.double(), weight, bias), "x has dtype number 7, not 6"),
+        (lambda: torch.ops.bertgen_C.linear(x, weight, bias.half()), "bias has dtype number 5, not 6"),
+        (lambda: torch.ops.bertgen_C.linear(x[0], weight, bias), "x has 1 dimensions, not 2"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            refused()
+
+
+@needs_extension
+def test_the_operator_of_products_is_as_torch_wants_it():
+    torch.library.opcheck(torch.ops.bertgen_C.linear.default, product(3, (50, 40)))
+    x, weight, _ = product(3, (50, 40))
+    torch.library.opcheck(torch.ops.bertgen_C.linear.default, (x, weight, None))
+
+
 # C++ alone
 
 
@@ -267,8 +333,8 @@ def compiler():
 
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
 def test_fuzz(target, tmp_path):
-    """csrc/fuzz_decode_attention.cpp under the sanitizers, for this machine and for one without AVX2."""
-    sources = [CSRC / name for name in ("fuzz_decode_attention.cpp", "decode_attention_cpu.cpp")]
+    """csrc/fuzz_cpu_kernels.cpp under the sanitizers, for this machine and for one without AVX2."""
+    sources = [CSRC / name for name in ("fuzz_cpu_kernels.cpp", "decode_attention_cpu.cpp", "linear_cpu.cpp")]
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]
     built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
     if "cannot find" in built.stderr:

@@ -14,10 +14,18 @@ from bertgen.kernels.attention import attention_reference
 from bertgen.kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
 from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
-from bertgen.kernels.linear import ONEDNN_ELEMENTS, linear_onednn, linear_reference, onednn_takes
+from bertgen.kernels.linear import (
+    ONEDNN_ELEMENTS,
+    cpp_takes,
+    few_rows,
+    linear_cpp,
+    linear_onednn,
+    linear_reference,
+    onednn_takes,
+)
 from large import LARGE
 
-from bertgen import BackendError, ops
+from bertgen import BackendError, extension, ops
 
 
 def close(got: torch.Tensor, exact: torch.Tensor, bound: float = 1e-5) -> bool:
@@ -58,6 +66,43 @@ def test_onednn_is_left_alone_where_it_does_not_fit():
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
     assert ops.linear(x, weight.requires_grad_()).requires_grad and weight.numel() >= ONEDNN_ELEMENTS
+
+
+@pytest.mark.skipif(extension.absence() is not None, reason="needs the C++ extension")
+def test_few_rows_go_to_the_extension(monkeypatch):
+    """Of any shape of input; a row is the same whatever stands beside it."""
+    called = []
+    monkeypatch.setattr(ops, "linear_cpp", lambda *given: called.append(given[0].shape) or linear_cpp(*given))
+    weight, bias = torch.randn(40, 24), torch.randn(40)
+    with torch.no_grad():
+        for x in (torch.randn(few_rows(), 24), torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(24)):
+            exact = x.double() @ weight.double().T + bias.double()
+            assert close(ops.linear(x, weight, bias), exact)
+            assert close(ops.linear(x, weight, bias, "gelu"), torch.nn.functional.gelu(exact))
+            assert ops.linear(x, weight).shape == exact.shape
+        assert len(called) == 12
+        x = torch.randn(4, 24)
+        assert torch.equal(ops.linear(x, weight, bias)[2:3], ops.linear(x[2:3], weight, bias))
+        strided = torch.randn(80)[::2]
+        assert close(ops.linear(x, weight, strided), x.double() @ weight.double().T + strided.double())
+
+
+def test_the_extension_is_left_alone_where_it_does_not_fit():
+    x, weight = torch.randn(4, 24), torch.randn(40, 24)
+    assert not cpp_takes(x, weight)  # gradients
+    with torch.no_grad():
+        assert cpp_takes(x, weight) and not cpp_takes(torch.randn(few_rows() + 1, 24), weight)
+        assert not cpp_takes(x[:0], weight) and not cpp_takes(x.half(), weight.half())
+        assert not cpp_takes(x[:, ::2], weight[:, ::2]) and not cpp_takes(x.double(), weight.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ops.linear(x, weight).dtype == torch.bfloat16
+        compiled = torch.compile(ops.linear, backend="eager", fullgraph=True)
+        assert close(compiled(x, weight), x.double() @ weight.double().T)
+        before = ops.set_backend("reference")
+        try:
+            assert torch.equal(ops.linear(x, weight), torch.nn.functional.linear(x, weight))
+        finally:
+            ops.set_backend(before)
 
 
 def exact_attention(q, k, v, visible):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import prepacked, processors, search, stopping
+from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, InputError
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
@@ -69,7 +69,6 @@ class GenerationMixin:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
         """
-        prepacked.renew(self)
         prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
         # The keywords of `prepare` are the inputs of the model, all others are options.
         given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
@@ -89,8 +88,7 @@ class GenerationMixin:
         criteria = stopping.build(settled, tokenizer, stopping_criteria)
         searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
         steps = (Steps if decoder.config.is_decoder else Reruns)(decoder, prompt, settled)
-        with prepacked.of_call(settled.max_length - prompt.prefix.shape[1]):
-            found = search.decode(steps, searching, streamer)
+        found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:
             return found.sequences
         cache = steps.cache if settled.use_cache else None

@@ -1,6 +1,6 @@
 // The CPU kernels on random shapes against their equations in double; built under the sanitizers by `make fuzz`.
 //
-//     fuzz_decode_attention CALLS SEED
+//     fuzz_cpu_kernels CALLS SEED
 //
 // Every array has exactly the size it needs, so that a step too far is an error. -DBERTGEN_PORTABLE builds the kernels
 // that run where there is no AVX2.
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "linear_cpu.h"
 
 using namespace bertgen;
 
@@ -121,6 +122,22 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
   return worst;
 }
 
+double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
+  const std::vector<float> x = normal(rows * inputs), weight = normal(outputs * inputs), bias = normal(outputs);
+  std::vector<float> out(rows * outputs, NAN);
+  linear(x.data(), rows, inputs, weight.data(), outputs, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  double worst = 0;
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      double exact = biased ? bias[n] : 0;
+      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * weight[n * inputs + k];
+      const double error = std::abs(exact - out[m * outputs + n]) / 10;  // a sum of up to 200 products
+      worst = error <= worst ? worst : error;
+    }
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -132,7 +149,9 @@ int main(int argc, char** argv) {
   for (int64_t call = 0; call < std::atoll(argv[1]); ++call) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
-    const double worst = call % 2 ? self(groups, heads, width, longest) : cross(groups, heads, width, longest);
+    const double worst = call % 3 == 0   ? self(groups, heads, width, longest)
+                         : call % 3 == 1 ? cross(groups, heads, width, longest)
+                                         : product(between(0, 13), between(0, 200), between(0, 120), between(0, 1));
     if (!(worst < 1e-5)) {
       std::fprintf(stderr, "call %lld: the largest error is %g, allowed are 1e-5\n", static_cast<long long>(call), worst);
       return 1;
