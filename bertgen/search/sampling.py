@@ -129,11 +129,15 @@ class Sampling:
         return (~self.alive).nonzero().squeeze(1).cpu()
 
     def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
-        """For some rows: their one output, without the prefix, and its log-probability where it is scored."""
+        """For some rows: their one output, without the prefix, and its score, as that of a beam, where it is scored."""
         places = places.to(self.tokens.device)
-        rows, lengths = self.sequences[places].tolist(), self.final[places].tolist()
-        totals = self.gained[places].tolist() if self.scored else [None] * len(rows)
-        return [([row[self.prefix : n]], [total]) for row, n, total in zip(rows, lengths, totals)]
+        rows, lengths = self.sequences[places].tolist(), (self.final[places] - self.prefix).tolist()
+        if not self.scored:
+            scores = [None] * len(rows)
+        else:
+            totals, penalty = self.gained[places].tolist(), self.options.length_penalty
+            scores = [total / max(n, 1) ** penalty for total, n in zip(totals, lengths)]
+        return [([row[self.prefix :][:n]], [score]) for row, n, score in zip(rows, lengths, scores)]
 
     def keep(self, places: torch.Tensor) -> torch.Tensor:
         """Only the rows at these places (int64, on the host) stay; returns them, for the decoder."""

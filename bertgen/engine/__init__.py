@@ -1,0 +1,6 @@
+"""The engine: ids in, ids out, for any number of requests at once."""
+
+from .engine import Engine as Engine
+from .request import Request as Request
+from .request import Ticket as Ticket
+from .statistics import EngineStatistics as EngineStatistics

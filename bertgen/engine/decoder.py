@@ -1,0 +1,32 @@
+"""The decoder of the engine's rows."""
+
+from __future__ import annotations
+
+import torch
+
+from ..cache import Cache
+from ..inputs import next_positions
+from ..layers import AttentionContext
+from ..model import EncoderDecoderModel
+from ..packing import Packing
+
+
+class Decoder:
+    """The running rows as `search.step` drives them."""
+
+    def __init__(self, model: EncoderDecoderModel, cache: Cache):
+        self.decoder, self.cache = model.decoder, cache
+        self.reorder, self.select = cache.reorder, cache.select
+        self._context: AttentionContext | None = None
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [R, 1], the newest token of each row -> logits [R, vocab] of the next."""
+        cache, context = self.cache, self._context
+        if context is None or context.tokens.shape[0] != len(tokens):
+            context = AttentionContext(Packing.full(len(tokens), 1, tokens.device), causal=True, cache=cache)
+            self._context = context
+        cache.begin(1)
+        positions = next_positions(tokens.flatten(), cache.lengths, self.decoder.config)
+        hidden = self.decoder.body.packed(tokens.flatten(), positions, context)
+        cache.advance(1)
+        return self.decoder.head(hidden)

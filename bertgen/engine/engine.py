@@ -1,0 +1,310 @@
+"""Engine: ids in, ids out, for any number of requests at once.
+
+Requests wait in the order they came in. One is let in when the cache has room for the most it can come to need; then
+its source is encoded, packed with others, and its rows join those that are being decoded. In each step every running
+row gets one token. A row that has ended leaves at once, and what waits takes its place.
+
+Requests with equal options share one search, whatever their lengths; requests of different options are decoded in one
+batch by searches of their own.
+
+An engine may be used from several threads. Whoever waits for results drives it: each call of `step` takes the lock and
+brings all requests one token further, whosever they are. Nobody waits for a step to submit or to cancel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..cache import Cache
+from ..config import EngineConfig
+from ..errors import BackendError, CapacityError
+from ..memory import is_out_of_memory
+from ..model import EncoderDecoderModel
+from ..packing import padded
+from ..pages import Admission
+from ..prepacked import Prepacked
+from .blame import Failed
+from .decoder import Decoder
+from .lane import Lane
+from .lanes import Lanes
+from .request import Request, Ticket
+from .statistics import EngineStatistics
+
+
+class Engine:
+    """Generates for requests.
+
+    Args:
+        model: in evaluation mode.
+        config: limits.
+    """
+
+    def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
+        self.model = model
+        self.config = (config or EngineConfig()).on(model.device.type)
+        self.lock = threading.RLock()  # of whoever drives
+        self._door = threading.Lock()  # of what comes in meanwhile
+        self._incoming: list[Ticket] = []
+        self.prepacked = Prepacked(self.config.prepack)
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[Ticket, Admission] = {}
+        self._lanes = Lanes(model)
+        self._keys: dict[tuple[int, ...], tuple[int, int]] = {}  # source in flight -> its key, requests that have it
+        self._serial = itertools.count()
+        self._rows = self.config.max_rows  # at most so many run; less once memory did not suffice
+        self._counts = EngineStatistics()
+        self._cache: Cache | None = None
+
+    def _new_cache(self) -> Cache:
+        """The slots that the memory allows, for rows that each take at least one page."""
+        assert self.config.max_rows is not None and self.config.cache_bytes is not None
+        encoder, decoder = self.model.config.encoder, self.model.config.decoder
+        dtype, layers = self.model.dtype, decoder.num_hidden_layers
+        slot = 2 * layers * decoder.hidden_size * dtype.itemsize
+        slots = min(max(self.config.cache_bytes // slot, 1), 2**30)
+        rows = self.config.max_rows
+        return Cache(
+            layers, decoder.num_attention_heads, decoder.head_dim, dtype, self.model.device,
+            rows=rows, positions=decoder.max_tokens, slots=min(slots, rows * (decoder.max_tokens + 16)),
+            source_positions=encoder.max_tokens, source_slots=min(slots, rows * (encoder.max_tokens + 16)),
+            full=self.model.device.type == "cuda",
+        )  # fmt: skip
+
+    @property
+    def cache(self) -> Cache:
+        """Keys and values; made when they are first asked for."""
+        with self._door:
+            if self._cache is None:
+                self._cache = self._new_cache()
+                self._decoder = Decoder(self.model, self._cache)
+            return self._cache
+
+    def submit(self, requests: Iterable[Request], on_done: Callable[[Ticket], Any]) -> list[Ticket]:
+        """Line up requests; all of them are there before the next step.
+
+        Args:
+            on_done: is called with each ticket that is done or has failed, by the thread that drives the engine.
+
+        Raises:
+            CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
+                model, say ids outside its vocabulary.
+        """
+        tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
+        lane: Lane | None = None
+        for ticket in tickets:
+            request = ticket.request
+            if lane is None or not lane.takes(request):  # tells of options that the model cannot take
+                lane = Lane(ticket, self.model)
+            if request.rows > self.config.max_rows:
+                raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
+            self.cache.pages.require(request.rows, request.options.max_length - 1, len(request.ids))
+        with self._door:
+            self._incoming += tickets
+        return tickets
+
+    def cancel(self, tickets: Iterable[Ticket]) -> None:
+        """Forget requests, wherever they are, now or after the step that is being done; what is done stays so."""
+        for ticket in tickets:
+            ticket.cancelled = not ticket.done
+        if self.lock.acquire(blocking=False):
+            try:
+                self._sort_out()
+            finally:
+                self.lock.release()
+
+    def clear(self) -> None:
+        """Give the memory back; what is not done fails."""
+        with self.lock:
+            self._restart()
+            self.prepacked.clear()
+            self._sort_out()
+            self._fail([*self._waiting], BackendError("the engine was cleared before this was done"))
+
+    def _sort_out(self) -> None:
+        """Line up what has come in, and forget what was cancelled."""
+        with self._door:
+            self._waiting.extend(self._incoming)
+            self._incoming = []
+        if any(ticket.cancelled for ticket in self._waiting):
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        gone = {ticket for ticket in self._running if ticket.cancelled}
+        if gone:
+            with torch.inference_mode():
+                self._lanes.drop(gone, self.cache)
+            for ticket in gone:
+                self._forget(ticket)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._incoming or self._waiting or self._running)
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What it has done so far, and what it holds."""
+        with self.lock:
+            pages = self.cache.pages.statistics()
+            waiting = len(self._waiting) + len(self._incoming)
+            return replace(
+                self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
+                cache_bytes=self.cache.bytes, prepacked_bytes=self.prepacked.bytes,
+            )  # fmt: skip
+
+    def step(self) -> None:
+        """One token for every running row, after letting in what waits.
+
+        What goes wrong with one request is its ticket's error. When the memory does not suffice, what is running goes
+        back to wait, and half as many rows run from then on until the engine is idle.
+        """
+        with self.lock:
+            try:
+                with torch.inference_mode():
+                    return self._step()
+            except Failed as failed:
+                self._restart()
+                return self._fail([failed.ticket], failed.error)
+            except Exception as error:
+                if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
+                    running = self._restart()
+                    return self._fail(running, error)
+            except BaseException:  # an interrupt may come between any two lines: begin again
+                self._restart()
+                raise
+            # Here and not above: while an exception is handled its traceback keeps the tensors of the step alive.
+            self._back_off()
+
+    def _step(self) -> None:
+        start = time.perf_counter()
+        self._sort_out()
+        self._admit()
+        if not self._lanes:
+            return
+        began = time.perf_counter()
+        with self.prepacked:
+            self._lanes.step(self._decoder)
+        self._counts.steps += 1
+        self._counts.row_steps += self.cache.rows
+        chosen = time.perf_counter()
+        self._lanes.tell()
+        self._collect()
+        now = time.perf_counter()
+        self._counts.admit += began - start
+        self._counts.decode += chosen - began
+        self._counts.select += now - chosen
+
+    # -- in
+
+    def _admit(self) -> None:
+        """Let in what waits, first come first served, as far as rows and the cache go."""
+        free = self._rows - self.cache.rows
+        if self._waiting and not self._running:
+            self.prepacked.renew(self.model)
+        if not self._waiting or (self._running and free < self.config.refill * self._rows):
+            return
+        entering: dict[Ticket, Admission] = {}
+        while self._waiting:
+            ticket = self._waiting[0]
+            request, source = ticket.request, tuple(ticket.request.ids)
+            if request.rows > free and self._running:
+                break
+            key, users = self._keys.get(source, (ticket.serial, 0))
+            admission = self.cache.admit(request.rows, request.options.max_length - 1, key, len(source))
+            if admission is None:
+                break
+            self._keys[source] = key, users + 1
+            self._waiting.popleft()
+            self._running[ticket] = entering[ticket] = admission
+            free -= request.rows
+        if not entering:
+            return
+        start = time.perf_counter()
+        self._encode(entering)
+        spent = time.perf_counter() - start
+        self._counts.encode += spent
+        self._counts.admit -= spent
+        self._lanes.join(entering, self.cache)
+
+    def _encode(self, entering: dict[Ticket, Admission]) -> None:
+        """Write the keys and values of new sources into the cache, the longest first, as many together as may be."""
+        new = [(ticket.request.ids, admission) for ticket, admission in entering.items() if admission.new_source]
+        new.sort(key=lambda pair: len(pair[0]), reverse=True)
+        self._counts.shared += len(entering) - len(new)
+        while new:
+            tokens = itertools.accumulate(len(ids) for ids, _ in new)
+            count = max(1, sum(total <= self.config.encode_tokens for total in tokens))
+            some, new = new[:count], new[count:]
+            sources = [list(ids) for ids, _ in some]
+            _, states = self.model.encoded(*padded(sources, 0, self.model.device))
+            self.cache.begin_sources([admission for _, admission in some])
+            for index, layer in enumerate(self.model.decoder.body.encoder.layer):
+                self.cache.set_cross(index, *layer.crossattention.source_pair(states))
+            self._counts.encoded += sum(map(len, sources))
+
+    # -- out
+
+    def _collect(self) -> None:
+        """Answer what has ended."""
+        for ticket, outputs, scores in self._lanes.collect(self.cache):
+            self._forget(ticket)
+            ticket.outputs, ticket.scores = outputs, scores
+            self._finish(ticket)
+        if not self.busy:
+            self._rows = self.config.max_rows
+
+    def _finish(self, ticket: Ticket) -> None:
+        """A ticket has its answer."""
+        self._counts.requests += 1
+        self._counts.tokens += sum(map(len, ticket.outputs or []))
+        ticket.on_done(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        """A ticket runs no more; its cache is released already."""
+        del self._running[ticket]
+        source = tuple(ticket.request.ids)
+        key, users = self._keys.pop(source)
+        if users > 1:
+            self._keys[source] = key, users - 1
+
+    # -- when something goes wrong
+
+    def _restart(self) -> list[Ticket]:
+        """What is running, which goes back to wait and begins anew: by its keys it draws what it drew."""
+        tickets = sorted(self._running, key=lambda ticket: ticket.serial)
+        self._waiting.extendleft(reversed(tickets))
+        self._running.clear()
+        self._keys.clear()
+        self._lanes.clear()
+        self._cache = None
+        return tickets
+
+    def _back_off(self) -> None:
+        """Memory did not suffice: half as many rows from now on."""
+        self._counts.restarts += 1
+        running = self._restart()
+        self._rows = max(1, min(self._rows, sum(ticket.request.rows for ticket in running)) // 2)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(running) == 1:
+            request, options = running[0].request, running[0].request.options
+            problem = (
+                f"out of memory on {self.model.device} with request {request.number} alone: "
+                f"{len(request.ids)} tokens, num_beams {options.num_beams}, max_length {options.max_length}"
+            )
+            self._rows = self.config.max_rows  # the others are not to blame
+            self._fail(running, BackendError(problem))
+
+    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
+        """Waiting requests are answered by an error."""
+        failed = set(tickets)
+        self._waiting = deque(ticket for ticket in self._waiting if ticket not in failed)
+        for ticket in tickets:
+            ticket.error = error
+            self._finish(ticket)

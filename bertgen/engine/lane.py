@@ -1,0 +1,119 @@
+"""A lane: requests that share a search."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from .. import processors, search, stopping
+from ..model import EncoderDecoderModel
+from .blame import all_blamed, blamed
+from .request import Request, Ticket
+
+Answer = tuple[Ticket, list[list[int]], list[float | None]]  # a ticket that is done, its outputs and their scores
+
+
+class Lane:
+    """Requests that share a search, which the first of them opens."""
+
+    def __init__(self, ticket: Ticket, model: EncoderDecoderModel):
+        request, options = ticket.request, ticket.request.options
+        start = torch.tensor([[options.decoder_start_token_id]], device=model.device)
+        allowed = blamed(ticket, request.prefix_allowed_tokens_fn)
+        number = request.number
+        rules = processors.build(
+            options, model.config.decoder.vocab_size, start,
+            source_ids=torch.tensor([request.ids], device=model.device) if request.alone else None,
+            allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
+            custom=all_blamed(ticket, request.logits_processor),
+        )  # fmt: skip
+        criteria = stopping.build(options, request.tokenizer, all_blamed(ticket, request.stopping_criteria))
+        kind = search.BeamSearch if options.num_beams > 1 else search.Sampling
+        self.search = kind(options, rules, criteria, search.KeyedDraws(), request.scored)
+        self.request, self.start = request, start
+        self.keeps_rows = rules.by_row or criteria.by_row
+        # Of a ticket with several rows those that have ended; no more of it once the ticket is forgotten.
+        self._parts: WeakKeyDictionary[Ticket, dict[int, tuple[list[int], float | None]]] = WeakKeyDictionary()
+
+    @property
+    def rows(self) -> int:
+        """Sequences that are decoded."""
+        return len(self.search.owners) * self.search.width
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """Of each owner in the search: that is a ticket, or one of its rows."""
+        return [_ticket(owner) for owner in self.search.owners]
+
+    def takes(self, request: Request) -> bool:
+        """Whether the request can share this search."""
+        mine = self.request
+        if mine.alone or request.alone or mine.scored != request.scored:
+            return False
+        same = mine.options is request.options or mine.shared_options == request.shared_options
+        return same and (mine.options.stop_strings is None or mine.tokenizer is request.tokenizer)
+
+    def join(self, tickets: Sequence[Ticket]) -> None:
+        """Requests join, behind those that are here."""
+        asked = [ticket.request for ticket in tickets]
+        keys = [[request.seed, request.number, request.options.max_length] for request in asked]
+        self.search.join(
+            self.start.expand(len(tickets), 1), tickets, *torch.tensor(keys, device=self.start.device).unbind(1)
+        )
+
+    def tell(self) -> None:
+        """Give the newest tokens to those who want them."""
+        tickets = self.tickets
+        if self.search.width > 1 or not any(ticket.request.on_tokens for ticket in tickets):
+            return
+        newest: dict[Ticket, list[int]] = {}
+        for ticket, token in zip(tickets, self.search.tokens[:, -1].tolist()):
+            newest.setdefault(ticket, []).append(token)
+        step = int(self.search.lengths.max())
+        for ticket, tokens in newest.items():
+            if ticket.request.on_tokens is not None and step > ticket.told:  # not twice after a restart
+                ticket.told = step
+                blamed(ticket, ticket.request.on_tokens)(tokens)
+
+    def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
+        """int64, the places of the owners that belong to some tickets, on the host."""
+        return torch.tensor([i for i, ticket in enumerate(self.tickets) if ticket in tickets], dtype=torch.int64)
+
+    def ended(self) -> torch.Tensor:
+        """int64, the places of the owners that can leave with an answer, on the host."""
+        ended = self.search.ended()
+        if self.keeps_rows and len(ended) < len(self.search.owners):
+            return ended[:0]
+        return ended
+
+    def take(self, places: torch.Tensor) -> list[Answer]:
+        """The answers that those who ended at these places complete."""
+        answers: list[Answer] = []
+        for place, (outputs, scores) in zip(places.tolist(), self.search.take(places)):
+            owner = self.search.owners[place]
+            if not isinstance(owner, tuple):
+                answers.append((owner, outputs, scores))
+                continue
+            ticket, row = owner
+            parts = self._parts.setdefault(ticket, {})
+            parts[row] = outputs[0], scores[0]
+            if len(parts) == ticket.request.options.num_return_sequences:
+                found = [parts[i] for i in sorted(self._parts.pop(ticket))]
+                answers.append((ticket, [tokens for tokens, _ in found], [score for _, score in found]))
+        return answers
+
+    def leave(self, places: torch.Tensor) -> torch.Tensor:
+        """Those at these places leave; returns the rows that stay."""
+        if not len(places):
+            return torch.arange(self.rows)
+        stays = torch.ones(len(self.search.owners), dtype=torch.bool)
+        stays[places] = False
+        return self.search.keep(stays.nonzero().squeeze(1))
+
+
+def _ticket(owner: Any) -> Ticket:
+    """The ticket of an owner: itself, or (ticket, which row)."""
+    return owner[0] if isinstance(owner, tuple) else owner

@@ -1,0 +1,45 @@
+"""What an engine has done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EngineStatistics:
+    """What an engine has done, in seconds and counts; what it holds now.
+
+    Attributes:
+        encode, decode, select, admit: seconds in the encoder, in the decoder with the choice of tokens, in taking note
+            of what has ended, and in letting requests in.
+        steps: of all running rows. row_steps: tokens that were computed.
+        requests, tokens: done, and their output tokens.
+        encoded: source tokens that were encoded. shared: requests that used the source of another one.
+        restarts: times that memory did not suffice and what was running began again.
+        running, waiting: rows that are decoded now, requests that wait.
+        pages, pages_used: of the cache.
+        cache_bytes, prepacked_bytes: memory of keys and values, and of packed weights.
+    """
+
+    encode: float = 0.0
+    decode: float = 0.0
+    select: float = 0.0
+    admit: float = 0.0
+    steps: int = 0
+    row_steps: int = 0
+    requests: int = 0
+    tokens: int = 0
+    encoded: int = 0
+    shared: int = 0
+    restarts: int = 0
+    running: int = 0
+    waiting: int = 0
+    pages: int = 0
+    pages_used: int = 0
+    cache_bytes: int = 0
+    prepacked_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens of what is done, per second of work."""
+        return self.tokens / max(self.encode + self.decode + self.select + self.admit, 1e-9)
