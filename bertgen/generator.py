@@ -102,7 +102,7 @@ class Generator:
         add_special_tokens: put the tokenizer's special tokens around a text; None does where the encoder is a BERT or
             RoBERTa, and not where it is a bert-generation encoder (its models were trained without).
         engine: limits of what runs at a time (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`,
-            `encode_tokens`, `refill`, `prepack`. Where the memory does not suffice for them, fewer rows run.
+            `encode_tokens`, `refill`. Where the memory does not suffice for them, fewer rows run.
         hub: `revision`, `cache_dir`, `token`, `local_files_only` for a model that is loaded.
 
     Raises:
@@ -127,7 +127,6 @@ class Generator:
         cache_bytes: int | None = None,
         encode_tokens: int | None = None,
         refill: float | None = None,
-        prepack: bool | None = None,
         **hub: Any,
     ):
         if unknown := hub.keys() - HUB_OPTIONS:
@@ -161,7 +160,6 @@ class Generator:
             cache_bytes=cache_bytes,
             encode_tokens=encode_tokens,
             refill=refill,
-            prepack=prepack,
         )
         given = {name: value for name, value in limits.items() if value is not None}
         if engine is not None and given:

@@ -615,7 +615,6 @@ def test_model_object_is_put_into_evaluation_mode(tiny_checkpoint):
         ({"dtype": "float16"}, "a torch.dtype or none"),
         ({"max_row": 9}, "Generator has no option 'max_row'"),
         ({"refill": "0.5"}, "refill must be a number from 0 to 1, got '0.5'"),
-        ({"prepack": "no"}, "prepack must be True, False or None, got 'no'"),
     ],
 )
 def test_bad_construction(generator, options, message):

@@ -322,8 +322,8 @@ def test_task_knows_the_model(tiny_checkpoint, tmp_path):
 
     first = task(Generator(tiny_checkpoint))
     shutil.copytree(tiny_checkpoint, tmp_path / "copy")
-    other = Generator(tmp_path / "copy", max_rows=100, prepack=False, max_input_length=20, truncation=True)
-    assert differing(other) == {"max_rows", "prepack", "max_input_length", "truncation"}
+    other = Generator(tmp_path / "copy", max_rows=100, max_input_length=20, truncation=True)
+    assert differing(other) == {"max_rows", "max_input_length", "truncation"}
     other = Generator(tiny_checkpoint)
     with torch.no_grad():
         next(other.model.parameters())[-1, -1] += 1e-6

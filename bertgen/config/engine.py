@@ -17,15 +17,12 @@ class EngineConfig:
         encode_tokens: source tokens that are encoded together.
         refill: share of the rows that must be free before waiting requests enter beside running ones. 0 lets each
             enter at once; a few together are encoded faster.
-        prepack: on a CPU, hold the decoder's large weights once more, packed for products of few rows. None does so
-            unless the variable BERTGEN_PREPACK is 0.
     """
 
     max_rows: int | None = None
     cache_bytes: int | None = None
     encode_tokens: int | None = None
     refill: float = 0.125
-    prepack: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "cache_bytes", "encode_tokens"):
@@ -35,8 +32,6 @@ class EngineConfig:
         number = isinstance(self.refill, (int, float)) and not isinstance(self.refill, bool)
         if not number or not 0 <= self.refill <= 1:
             raise ConfigError(f"refill must be a number from 0 to 1, got {self.refill!r}")
-        if self.prepack not in (None, False, True):
-            raise ConfigError(f"prepack must be True, False or None, got {self.prepack!r}")
 
     def on(self, device: str) -> EngineConfig:
         """With every limit set, for a kind of device."""
@@ -46,5 +41,4 @@ class EngineConfig:
             self.cache_bytes or (16 << 30 if gpu else 4 << 30),
             self.encode_tokens or (65536 if gpu else 4096),
             self.refill,
-            self.prepack,
         )

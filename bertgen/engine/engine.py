@@ -30,7 +30,6 @@ from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..packing import padded
 from ..pages import Admission
-from ..prepacked import Prepacked
 from .blame import Failed
 from .decoder import Decoder
 from .lane import Lane
@@ -53,7 +52,6 @@ class Engine:
         self.lock = threading.RLock()  # of whoever drives
         self._door = threading.Lock()  # of what comes in meanwhile
         self._incoming: list[Ticket] = []
-        self.prepacked = Prepacked(self.config.prepack)
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Ticket, Admission] = {}
         self._lanes = Lanes(model)
@@ -124,7 +122,6 @@ class Engine:
         """Give the memory back; what is not done fails."""
         with self.lock:
             self._restart()
-            self.prepacked.clear()
             self._sort_out()
             self._fail([*self._waiting], BackendError("the engine was cleared before this was done"))
 
@@ -155,7 +152,7 @@ class Engine:
             waiting = len(self._waiting) + len(self._incoming)
             return replace(
                 self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
-                cache_bytes=self.cache.bytes, prepacked_bytes=self.prepacked.bytes,
+                cache_bytes=self.cache.bytes,
             )  # fmt: skip
 
     def step(self) -> None:
@@ -188,8 +185,7 @@ class Engine:
         if not self._lanes:
             return
         began = time.perf_counter()
-        with self.prepacked:
-            self._lanes.step(self._decoder)
+        self._lanes.step(self._decoder)
         self._counts.steps += 1
         self._counts.row_steps += self.cache.rows
         chosen = time.perf_counter()
@@ -205,8 +201,6 @@ class Engine:
     def _admit(self) -> None:
         """Let in what waits, first come first served, as far as rows and the cache go."""
         free = self._rows - self.cache.rows
-        if self._waiting and not self._running:
-            self.prepacked.renew(self.model)
         if not self._waiting or (self._running and free < self.config.refill * self._rows):
             return
         entering: dict[Ticket, Admission] = {}

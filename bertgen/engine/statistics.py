@@ -18,7 +18,7 @@ class EngineStatistics:
         restarts: times that memory did not suffice and what was running began again.
         running, waiting: rows that are decoded now, requests that wait.
         pages, pages_used: of the cache.
-        cache_bytes, prepacked_bytes: memory of keys and values, and of packed weights.
+        cache_bytes: memory of keys and values.
     """
 
     encode: float = 0.0
@@ -37,7 +37,6 @@ class EngineStatistics:
     pages: int = 0
     pages_used: int = 0
     cache_bytes: int = 0
-    prepacked_bytes: int = 0
 
     @property
     def tokens_per_second(self) -> float:

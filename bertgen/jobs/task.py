@@ -49,7 +49,6 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         "truncation": generator.truncation if options.get("truncation") is None else options["truncation"],
         "window": window,
         **dataclasses.asdict(generator.engine.config),
-        "prepack": generator.engine.prepacked.enabled,
         "max_input_length": generator.max_input_length,
         "special tokens": generator.frame,
         "weights": weights_digest(model),
