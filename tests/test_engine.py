@@ -1,5 +1,6 @@
 """The engine: scheduling on a made-up model, where a step takes no time; answers on a tiny trained one."""
 
+import contextlib
 import random
 import threading
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertgen import CapacityError, GenerationConfig
+from bertgen import BackendError, CapacityError, GenerationConfig
 from bertgen.config import EngineConfig
 from bertgen.engine import Engine, Request
 from bertgen.pages import Violation
@@ -196,6 +197,24 @@ def test_memory_that_fails_at_any_step_loses_nothing(step):
     drive(engine, done, len(wanted))
     assert {ticket.request.number: ticket.outputs for ticket in done} == expected
     assert engine.statistics.restarts == 1 and engine._rows == 12, "idle, it tries again with all rows"
+
+
+@pytest.mark.xfail(reason="_back_off without a running request has nobody to blame, and tries for ever")
+def test_a_cache_that_cannot_be_made_again_is_an_error():
+    """A step fails, and then nothing runs: the memory of the cache was taken by someone else."""
+    model, done = Model(), []
+    model.failing = 3
+    engine = Engine(model, EngineConfig(max_rows=12))
+    engine.submit(requests(random.Random(1), 5), done.append)
+
+    def fail():
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine._new_cache = fail
+    with contextlib.suppress(BackendError, torch.OutOfMemoryError):
+        for _ in range(100):
+            engine.step()
+        assert len(done) == 5 and all(isinstance(ticket.error, BackendError) for ticket in done)
 
 
 def test_an_interrupt_loses_nothing():
