@@ -17,8 +17,11 @@ import pytest
 import torch
 from bertgen.kernels.linear import PACKED_ROWS, can_pack, linear_packed, linear_reference, pack_weight, packed_bytes
 
-from bertgen import EncoderDecoderConfig, EncoderDecoderModel, ops, prepacked
+from bertgen import EncoderDecoderConfig, EncoderDecoderModel, GenerationConfig, ops, prepacked
+from bertgen.config import EngineConfig
+from bertgen.engine import Engine, Request
 from bertgen.prepacked import PATIENCE, Prepacked
+from bertgen.search import settle
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN operators that pack")
 
@@ -213,6 +216,26 @@ def test_without_renewing_a_change_would_be_missed(model, monkeypatch):
     monkeypatch.setattr(cache, "renew", lambda model: None)
     step(model)
     assert distance(generate(model, cache), fresh(model)) > 1e-3
+
+
+def engine_scores(engine):
+    """Log-probabilities of what an engine generates."""
+    options = settle(GenerationConfig(max_new_tokens=NEW, min_new_tokens=NEW).over(engine.model.generation_config))
+    tickets = engine.submit([Request(ids, options, scored=True) for ids in ([5, 6, 7], [8, 9])], lambda ticket: None)
+    while engine.busy:
+        engine.step()
+    return torch.tensor([ticket.scores[0] for ticket in tickets])
+
+
+@pytest.mark.parametrize("change", [step, load, in_inference_mode, one_row_of_data], ids=lambda change: change.__name__)
+def test_an_engine_sees_a_change_once_it_is_idle(model, change):
+    engine = Engine(model)
+    before = engine_scores(engine)
+    held = engine.statistics.prepacked_bytes
+    change(model)
+    after = engine_scores(engine)
+    assert distance(after, engine_scores(Engine(model, EngineConfig(prepack=False)))) <= 1e-4
+    assert distance(after, before) > 1e-3 and engine.statistics.prepacked_bytes == held > 0
 
 
 def test_an_unchanged_model_keeps_its_packings(model, packings):
