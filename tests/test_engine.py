@@ -119,6 +119,7 @@ def test_random_workloads_end():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_a_thousand_random_workloads_end():
     for _, done in workloads(range(1000)):
         assert all(ticket.error is None for ticket in done)
