@@ -1,19 +1,18 @@
 """The engine: scheduling on a made-up model, where a step takes no time; answers on a tiny trained one."""
 
+import contextlib
 import random
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import sentence
 
-from bertgen import CapacityError, EncoderDecoderModel, GenerationConfig
+from bertgen import BackendError, CapacityError, GenerationConfig
 from bertgen.config import EngineConfig
 from bertgen.engine import Engine, Request
 from bertgen.pages import Violation
 from bertgen.search import settle
-from bertgen.tokenizer import AutoTokenizer
 
 VOCABULARY, START, END, POSITIONS = 13, 2, 1, 64
 SLOT = 2 * 4  # bytes: a key and a value of one number, of one layer
@@ -120,6 +119,7 @@ def test_random_workloads_end():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_a_thousand_random_workloads_end():
     for _, done in workloads(range(1000)):
         assert all(ticket.error is None for ticket in done)
@@ -198,6 +198,24 @@ def test_memory_that_fails_at_any_step_loses_nothing(step):
     drive(engine, done, len(wanted))
     assert {ticket.request.number: ticket.outputs for ticket in done} == expected
     assert engine.statistics.restarts == 1 and engine._rows == 12, "idle, it tries again with all rows"
+
+
+@pytest.mark.xfail(reason="_back_off without a running request has nobody to blame, and tries for ever")
+def test_a_cache_that_cannot_be_made_again_is_an_error():
+    """A step fails, and then nothing runs: the memory of the cache was taken by someone else."""
+    model, done = Model(), []
+    model.failing = 3
+    engine = Engine(model, EngineConfig(max_rows=12))
+    engine.submit(requests(random.Random(1), 5), done.append)
+
+    def fail():
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine._new_cache = fail
+    with contextlib.suppress(BackendError, torch.OutOfMemoryError):
+        for _ in range(100):
+            engine.step()
+        assert len(done) == 5 and all(isinstance(ticket.error, BackendError) for ticket in done)
 
 
 def test_an_interrupt_loses_nothing():
@@ -294,53 +312,3 @@ def test_statistics():
     found = engine.statistics
     assert found.requests == 30 and found.tokens == sum(len(row) for ticket in done for row in ticket.outputs)
     assert found.tokens_per_second > 0 and found.steps > 5 and found.row_steps > found.steps
-
-
-# -- a trained model
-
-
-def mixed(checkpoint, count, seed):
-    """Requests of all kinds, and what model.generate gives for each alone."""
-    model, tokenizer = EncoderDecoderModel.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
-    r = random.Random(seed)
-    kinds = [
-        {}, {"num_beams": 4}, {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.6}, {"max_new_tokens": 3},
-        {"num_beams": 5, "early_stopping": True}, {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
-        {"num_beams": 3, "min_new_tokens": 8}, {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
-        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
-    ]  # fmt: skip
-    settled = [settle(GenerationConfig(**kind).over(model.generation_config)) for kind in kinds]
-    wanted, expected = [], []
-    for number in range(count):
-        kind = r.randrange(len(kinds))
-        ids = tokenizer.encode_batch([sentence(r)])[0]
-        found = model.generate(torch.tensor([ids]), return_dict_in_generate=True, **kinds[kind])
-        rows = [row[1:] for row in found.sequences.tolist()]
-        expected.append([row[: row.index(1) + 1] if 1 in row else row for row in rows])
-        wanted.append(Request(ids, settled[kind], number=number))
-    return model, wanted, expected
-
-
-def arrivals(model, wanted, expected, seed, **limits):
-    """Submit at random times; the numbers of requests whose tokens differ."""
-    engine, done, r = Engine(model, EngineConfig(**limits)), [], random.Random(seed)
-    waiting = r.sample(wanted, len(wanted))
-    while waiting or engine.busy:
-        if waiting and r.random() < 0.5:
-            engine.submit([waiting.pop() for _ in range(min(len(waiting), r.randint(1, 9)))], done.append)
-        engine.step()
-    assert len(done) == len(wanted) and all(ticket.error is None for ticket in done)
-    return [t.request.number for t in done if t.outputs != expected[t.request.number]]
-
-
-@pytest.mark.parametrize("limits", [{}, {"max_rows": 9, "refill": 0, "encode_tokens": 20}], ids=["wide", "narrow"])
-def test_equals_generate_for_requests_of_all_kinds(tiny_checkpoint, limits):
-    model, wanted, expected = mixed(tiny_checkpoint, 60, 0)
-    assert arrivals(model, wanted, expected, 1, **limits) == []
-
-
-@pytest.mark.long
-def test_equals_generate_for_five_hundred_requests(tiny_checkpoint):
-    model, wanted, expected = mixed(tiny_checkpoint, 500, 3)
-    for seed, limits in enumerate(({}, {"max_rows": 7, "refill": 0}, {"max_rows": 40, "encode_tokens": 50})):
-        assert arrivals(model, wanted, expected, seed, **limits) == []

@@ -1,4 +1,7 @@
-"""What only a CUDA device can show: `make gpu`. Every kernel in every dtype, and whole models beside transformers."""
+"""What only a CUDA device can show: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
+
+The functions of drills.py run small on the CPU in test_parity.py.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import drills
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import answers, difference, trial
 from large import LARGE, ROWS
 
-from bertgen import ops
+from bertgen import GenerationConfig, ops
+from bertgen.config import EngineConfig
+from bertgen.engine import Engine, Request
+from bertgen.search import settle
 
 pytestmark = pytest.mark.gpu
 
@@ -88,6 +95,52 @@ def test_models_equal_transformers(seed):
     options = dict(attention_mask=inputs["attention_mask"], max_new_tokens=8, num_beams=1 + seed % 3, eos_token_id=5)
     tokens = [m.generate(inputs["input_ids"], pad_token_id=0, **options) for m in (model, oracle)]
     assert torch.equal(*tokens)
+
+
+def test_engine_gives_the_tokens_of_generate_here_and_on_the_cpu(tiny_checkpoint, record_property):
+    record_property("count", drills.gives_the_same_tokens(tiny_checkpoint, CUDA, 300))
+
+
+def test_engine_draws_by_keys_alone(tiny_checkpoint, record_property):
+    record_property("count", drills.draws_by_keys_alone(tiny_checkpoint, CUDA, 200))
+
+
+def test_engine_backs_off_wherever_memory_fails(tiny_checkpoint):
+    drills.backs_off(tiny_checkpoint, CUDA, range(1, 12), 60)
+
+
+def test_engine_leaves_no_memory_behind(tiny_checkpoint):
+    drills.leaves_nothing(tiny_checkpoint, CUDA, 20)
+
+
+def test_engine_holds_one_cache(tiny_checkpoint):
+    drills.holds_one_cache(tiny_checkpoint, CUDA)
+
+
+def test_engine_in_too_little_memory(tiny_checkpoint):
+    """Real shortage: less and less room beside the cache, until the sources cannot be encoded together any more.
+
+    The cache is larger than that room, so it can be made again only where the old one has gone.
+    """
+    model, r = drills.loaded(tiny_checkpoint, CUDA), random.Random(0)
+    options = settle(GenerationConfig(max_length=12).over(model.generation_config))
+    requests = [Request([r.randrange(5, 64) for _ in range(48)], options, number=i) for i in range(1024)]
+    limits = EngineConfig(max_rows=1024, cache_bytes=1 << 28)
+    expected = drills.outputs(drills.answered(Engine(model, limits), requests))
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+    for room in (64, 32, 16, 8):
+        engine = Engine(model, limits)
+        torch.cuda.empty_cache()
+        assert engine.cache.bytes > room << 20
+        try:
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (room << 20)) / total)
+            assert drills.outputs(drills.answered(engine, requests)) == expected
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert engine.statistics.pages_used == 0 and engine.cache.rows == 0
+        if engine.statistics.restarts:
+            return
+    pytest.fail("all sources were encoded together in 8 MiB")
 
 
 def test_the_kernels_are_what_runs():

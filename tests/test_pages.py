@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from bertgen import CapacityError, ConfigError, InputError, extension
 from bertgen.errors import BackendError
@@ -59,7 +59,9 @@ SIZES = [
 
 
 class BothKinds(RuleBasedStateMachine):
-    """Runs each operation on both, and compares all that can be seen."""
+    """Runs each operation on both, and compares all that can be seen after each."""
+
+    operations = 0
 
     @initialize(sizes=st.sampled_from(SIZES))
     def begin(self, sizes):
@@ -72,6 +74,8 @@ class BothKinds(RuleBasedStateMachine):
     def both(self, call):
         first, second = (attempt(lambda pages=pages: call(pages)) for pages in self.pages)
         assert first == second
+        BothKinds.operations += 1
+        self.same()
         return first
 
     def admit(self, rows, positions, key, length):
@@ -92,13 +96,20 @@ class BothKinds(RuleBasedStateMachine):
         self.admit(rows, positions, key, min(2 * key + 1, limits.source_positions))
 
     @rule(
-        rows=st.integers(-1, 9),
-        positions=st.integers(-1, 12),
-        key=st.integers(0, 3) | st.sampled_from([-1, 2**64 - 1, 2**63]),
-        length=st.integers(-1, 9),
+        requests=st.lists(
+            st.tuples(
+                st.integers(-1, 9),
+                st.integers(-1, 12),
+                st.integers(0, 3) | st.sampled_from([-1, 2**64 - 1, 2**63]),
+                st.integers(-1, 9),
+            ),
+            min_size=1,
+            max_size=4,
+        )
     )
-    def admit_any(self, rows, positions, key, length):
-        self.admit(rows, positions, key, length)
+    def admit_any(self, requests):
+        for rows, positions, key, length in requests:
+            self.admit(rows, positions, key, length)
 
     @precondition(lambda self: self.next)
     @rule(data=st.data(), steps=st.integers(1, 5))
@@ -110,9 +121,12 @@ class BothKinds(RuleBasedStateMachine):
             positions = [min(self.next[row] + skip, self.end[row] - 1) for row, skip in zip(rows, skips)]
             assert isinstance(self.step_these(rows, positions), list)
 
-    @rule(rows=st.lists(st.integers(-1, 7), max_size=4), positions=st.lists(st.integers(-1, 12), min_size=4))
-    def step_any(self, rows, positions):
-        self.step_these(rows, positions[: len(rows)])
+    @rule(
+        steps=st.lists(st.lists(st.tuples(st.integers(-1, 7), st.integers(-1, 12)), max_size=4), min_size=1, max_size=3)
+    )
+    def step_any(self, steps):
+        for pairs in steps:
+            self.step_these([row for row, _ in pairs], [position for _, position in pairs])
 
     def step_these(self, rows, positions):
         slots = self.both(lambda pages: step(pages, rows, positions))
@@ -151,7 +165,6 @@ class BothKinds(RuleBasedStateMachine):
         if request not in self.flying:
             assert self.both(lambda pages: pages.release(request))[0] is InputError
 
-    @invariant()
     def same(self):
         cpp, python = self.pages
         assert cpp.check() == python.check() == Violation.SOUND
@@ -164,11 +177,10 @@ class BothKinds(RuleBasedStateMachine):
         if hasattr(self, "pages"):
             used = self.pages[0].statistics()
             assert (used.pages_used, used.pages_reserved, used.source_pages_used, used.rows_used) == (0, 0, 0, 0)
-            self.same()
 
 
 BothKinds.TestCase.settings = settings(
-    max_examples=max(1, OPERATIONS // STEPS),
+    max_examples=max(1, OPERATIONS // 55),  # each has 60 operations or so
     stateful_step_count=STEPS,
     deadline=None,
     derandomize="BERTGEN_OPERATIONS" not in os.environ,
@@ -180,7 +192,10 @@ BothKinds.TestCase.settings = settings(
 @needs_extension
 @pytest.mark.timeout(7200)
 class TestBothKinds(BothKinds.TestCase):
-    pass
+    def runTest(self):
+        BothKinds.operations = 0
+        super().runTest()
+        assert BothKinds.operations >= OPERATIONS, "some examples are short"
 
 
 # One by one
@@ -364,17 +379,20 @@ def test_statuses_are_those_of_the_header():
 @needs_extension
 class TestExtension:
     def test_a_step_of_many_rows_is_quick(self):
-        """Some 7 us here; the bound is for a machine that does something else as well."""
-        pages = Pages(1024, 64, 1024 * 64, backend="cpp")
-        for _ in range(256):
-            pages.admit(4, 64)
-        rows, slots, taken = torch.arange(1024, dtype=torch.int32), torch.empty(1024, dtype=torch.int32), []
-        for t in range(64):
-            positions = torch.full((1024,), t, dtype=torch.int32)
-            start = time.perf_counter()
-            pages.step(rows, positions, slots)
-            taken.append(time.perf_counter() - start)
-        assert sorted(taken)[32] < 200e-6
+        """Some 7 us here, and 25 where every row takes a page; on a busy machine one of many is not disturbed."""
+        within, crossing = [], []
+        for _ in range(5):
+            pages = Pages(1024, 64, 1024 * 64, backend="cpp")
+            for _ in range(256):
+                pages.admit(4, 64)
+            rows, slots = torch.arange(1024, dtype=torch.int32), torch.empty(1024, dtype=torch.int32)
+            for t in range(64):
+                positions = torch.full((1024,), t, dtype=torch.int32)
+                start = time.perf_counter()
+                pages.step(rows, positions, slots)
+                (within if t % Pages.PAGE else crossing).append(time.perf_counter() - start)
+        assert min(within) < 50e-6, f"{1e6 * min(within):.1f} us"
+        assert min(crossing) < 150e-6, f"{1e6 * min(crossing):.1f} us"
 
     def test_caches_go_when_nobody_holds_them(self):
         handles = [Pages(2, 2, 4, page=2, backend="cpp")._books._handle for _ in range(3)]
