@@ -549,7 +549,7 @@ def test_the_end_of_the_context_frees_the_memory(tiny_checkpoint):
         slow = generator.submit("one", on_tokens=lambda tokens: generator.close())
         with pytest.raises(BackendError, match="cleared before this was done"):
             slow.result(60)
-    assert generator.engine._cache is None
+    assert generator.engine._decoder is None
     assert generator.generate(["one"])[0].text == "eins", "a later call takes it again"
 
 

@@ -115,11 +115,9 @@ def test_memory_that_fails_on_this_device(tiny_checkpoint):
     drills.backs_off(tiny_checkpoint, CPU, (2,), 8)
 
 
-@pytest.mark.xfail(reason="clear() leaves the cache with Engine._decoder")
 def test_nothing_is_left_on_this_device(tiny_checkpoint):
     drills.leaves_nothing(tiny_checkpoint, CPU, 1)
 
 
-@pytest.mark.xfail(reason="_restart() leaves the cache with Engine._decoder, beside which the next is made")
 def test_one_cache_at_a_time_on_this_device(tiny_checkpoint):
     drills.holds_one_cache(tiny_checkpoint, CPU)

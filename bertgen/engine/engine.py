@@ -59,7 +59,7 @@ class Engine:
         self._serial = itertools.count()
         self._rows = self.config.max_rows  # at most so many run; less once memory did not suffice
         self._counts = EngineStatistics()
-        self._cache: Cache | None = None
+        self._decoder: Decoder | None = None  # and the cache, once there is one
 
     def _new_cache(self) -> Cache:
         """The slots that the memory allows, for rows that each take at least one page."""
@@ -80,10 +80,9 @@ class Engine:
     def cache(self) -> Cache:
         """Keys and values; made when they are first asked for."""
         with self._door:
-            if self._cache is None:
-                self._cache = self._new_cache()
-                self._decoder = Decoder(self.model, self._cache)
-            return self._cache
+            if self._decoder is None:
+                self._decoder = Decoder(self.model, self._new_cache())
+            return self._decoder.cache
 
     def submit(self, requests: Iterable[Request], on_done: Callable[[Ticket], Any]) -> list[Ticket]:
         """Line up requests; all of them are there before the next step.
@@ -276,7 +275,7 @@ class Engine:
         self._running.clear()
         self._keys.clear()
         self._lanes.clear()
-        self._cache = None
+        self._decoder = None
         return tickets
 
     def _back_off(self) -> None:
@@ -286,7 +285,13 @@ class Engine:
         self._rows = max(1, min(self._rows, sum(ticket.request.rows for ticket in running)) // 2)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(running) == 1:
+        if not running:
+            problem = (
+                f"out of memory on {self.model.device} for the cache itself: cache_bytes {self.config.cache_bytes} for "
+                "outputs, and as much for sources"
+            )
+            self._fail([*self._waiting], BackendError(problem))
+        elif len(running) == 1:
             request, options = running[0].request, running[0].request.options
             problem = (
                 f"out of memory on {self.model.device} with request {request.number} alone: "
