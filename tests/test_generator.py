@@ -519,6 +519,29 @@ def test_tokens_as_they_are_chosen(generator):
     assert other.result(60).text == "zwei"
 
 
+def test_all_tokens_of_a_text_that_came_later(generator):
+    """Its search had got further than it when it joined, and had not when the other text had left."""
+    got, later = [], []
+    options = dict(min_new_tokens=12, max_new_tokens=12)
+
+    def follow(tokens):
+        if not later:
+            later.append(generator.submit("two", on_tokens=got.extend, **options))
+
+    generator.submit("one two three", on_tokens=follow, **options).result(60)
+    assert list(later[0].result(60).token_ids) == got
+
+
+def test_an_answer_may_cancel_what_ends_with_it(generator):
+    options = dict(min_new_tokens=6, max_new_tokens=6)
+    with generator.engine.lock:
+        first, second = (generator.submit(text, **options) for text in ("one", "two"))
+        longer = generator.submit("one two three", min_new_tokens=12, max_new_tokens=12)
+        first.add_done_callback(lambda _: second.cancel())
+    assert len(first.result(60).token_ids) == 6 and len(longer.result(60).token_ids) == 12
+    assert second.cancelled() and not generator.engine.busy and generator.statistics.pages_used == 0
+
+
 def test_a_cancelled_text_leaves(generator):
     started, go = threading.Event(), threading.Event()
 

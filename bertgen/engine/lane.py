@@ -72,10 +72,10 @@ class Lane:
         newest: dict[Ticket, list[int]] = {}
         for ticket, token in zip(tickets, self.search.tokens[:, -1].tolist()):
             newest.setdefault(ticket, []).append(token)
-        step = int(self.search.lengths.max())
+        steps = dict(zip(tickets, self.search.lengths.tolist()))  # those of all rows of a ticket are equal
         for ticket, tokens in newest.items():
-            if ticket.request.on_tokens is not None and step > ticket.told:  # not twice after a restart
-                ticket.told = step
+            if ticket.request.on_tokens is not None and steps[ticket] > ticket.told:  # not twice after a restart
+                ticket.told = steps[ticket]
                 blamed(ticket, ticket.request.on_tokens)(tokens)
 
     def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
