@@ -22,7 +22,7 @@ from bertgen import (
     InputError,
     UnsupportedError,
 )
-from bertgen.generator import _windows
+from bertgen.generator.texts import in_windows
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +224,11 @@ def test_stream_reads_a_bounded_number_of_texts(generator):
 
 
 def test_stream_bounds_characters_too(generator, monkeypatch):
-    monkeypatch.setattr("bertgen.generator.LOOKAHEAD_CHARACTERS", 30)
-    windows = _windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
+    monkeypatch.setattr("bertgen.generator.texts.LOOKAHEAD_CHARACTERS", 30)
+    windows = in_windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
     assert [[len(text) for text in window] for window in windows] == [[20, 20], [0, 70], [1]]
     pairs = [("x" * 9, "y" * 9), ("x" * 9, "y" * 9), ("x" * 9, [1] * 99), ("x", "y")]
-    assert [len(window) for window in _windows(iter(pairs), 3)] == [2, 2]
+    assert [len(window) for window in in_windows(iter(pairs), 3)] == [2, 2]
 
 
 def test_stream_checks_options_when_called(generator):
