@@ -22,7 +22,7 @@ from bertgen import (
     InputError,
     UnsupportedError,
 )
-from bertgen.generator import _windows
+from bertgen.generator.texts import in_windows
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +224,11 @@ def test_stream_reads_a_bounded_number_of_texts(generator):
 
 
 def test_stream_bounds_characters_too(generator, monkeypatch):
-    monkeypatch.setattr("bertgen.generator.LOOKAHEAD_CHARACTERS", 30)
-    windows = _windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
+    monkeypatch.setattr("bertgen.generator.texts.LOOKAHEAD_CHARACTERS", 30)
+    windows = in_windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
     assert [[len(text) for text in window] for window in windows] == [[20, 20], [0, 70], [1]]
     pairs = [("x" * 9, "y" * 9), ("x" * 9, "y" * 9), ("x" * 9, [1] * 99), ("x", "y")]
-    assert [len(window) for window in _windows(iter(pairs), 3)] == [2, 2]
+    assert [len(window) for window in in_windows(iter(pairs), 3)] == [2, 2]
 
 
 def test_stream_checks_options_when_called(generator):
@@ -517,6 +517,29 @@ def test_tokens_as_they_are_chosen(generator):
     with pytest.raises(LookupError, match="not mine"):
         generator.submit("one", on_tokens=fail).result(60)
     assert other.result(60).text == "zwei"
+
+
+def test_all_tokens_of_a_text_that_came_later(generator):
+    """Its search had got further than it when it joined, and had not when the other text had left."""
+    got, later = [], []
+    options = dict(min_new_tokens=12, max_new_tokens=12)
+
+    def follow(tokens):
+        if not later:
+            later.append(generator.submit("two", on_tokens=got.extend, **options))
+
+    generator.submit("one two three", on_tokens=follow, **options).result(60)
+    assert list(later[0].result(60).token_ids) == got
+
+
+def test_an_answer_may_cancel_what_ends_with_it(generator):
+    options = dict(min_new_tokens=6, max_new_tokens=6)
+    with generator.engine.lock:
+        first, second = (generator.submit(text, **options) for text in ("one", "two"))
+        longer = generator.submit("one two three", min_new_tokens=12, max_new_tokens=12)
+        first.add_done_callback(lambda _: second.cancel())
+    assert len(first.result(60).token_ids) == 6 and len(longer.result(60).token_ids) == 12
+    assert second.cancelled() and not generator.engine.busy and generator.statistics.pages_used == 0
 
 
 def test_a_cancelled_text_leaves(generator):

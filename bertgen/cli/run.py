@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .codes import FAILED_LINES
-from .console import Progress, say
+from .console import say
 from .options import add_generation, add_model, generation, make_generator
+from .records import add_writing, progress, size_of, summarize, write_stdout
 
 if TYPE_CHECKING:
     from ..jobs import JobReport
@@ -50,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--column", type=int, metavar="N", help="tsv: column of the text, from 1 (default: 1)")
     group.add_argument("--field", metavar="NAME", help="jsonl: field of the text (default: text)")
     group.add_argument("--output-field", metavar="NAME", help="jsonl: field of the output (default: output)")
-    group.add_argument(
-        "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+    add_writing(group)
     group.add_argument("--restart", action="store_true", help="throw away what an earlier run has done")
     group.add_argument("--window", type=int, metavar="N", help="lines between two commits (default: 4096)")
     group.add_argument("--num-shards", type=int, metavar="N", help="cut the input into N ranges of lines")
@@ -92,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
             if name == "stdin" and sys.stdin.isatty():
                 say("type a text and press Enter; Ctrl-D ends")
                 options["window"] = 1
-            reports = follow_lines(generator, lines, _write_stdout, name=name, format=format, **options)
+            reports = follow_lines(generator, lines, write_stdout, name=name, format=format, **options)
         report = _followed(reports, args)
     if args.stats:
         _write_statistics(args.stats, statistics(report, generator))
     if not args.quiet:
-        _summarize(report, args.output)
+        summarize(report, args.output)
     return FAILED_LINES if report.failed else 0
 
 
@@ -129,13 +127,12 @@ def _followed(reports: Generator[JobReport, None, None], args: argparse.Namespac
             if report.before and not args.quiet:
                 say(f"resuming at line {report.first_line + report.lines + 1} of {args.input}")
             total, done = report.total_bytes, report.bytes
-            if total is None and args.input and os.path.isfile(args.input):
-                total = os.path.getsize(args.input)
-            shown = not args.quiet and (bool(args.output) or not sys.stdout.isatty())
-            with Progress(None if total is None else total - done, shown) as progress:
+            if total is None:
+                total = size_of(args.input)
+            with progress(args, None if total is None else total - done) as bar:
                 for report in reports:
                     run = report.this_run
-                    progress.update(run.bytes, run.lines, run.tokens)
+                    bar.update(run.bytes, run.lines, run.tokens)
             return report
     except BaseException:
         if report and report.committed and not args.quiet:
@@ -179,11 +176,6 @@ def _ended(line: bytes) -> bytes:
     return line if line.endswith(b"\n") else line + b"\n"
 
 
-def _write_stdout(record: bytes) -> None:
-    sys.stdout.buffer.write(record)
-    sys.stdout.buffer.flush()
-
-
 def _write_statistics(path: str, found: dict[str, Any]) -> None:
     from ..jobs import NewFile
 
@@ -192,18 +184,3 @@ def _write_statistics(path: str, found: dict[str, Any]) -> None:
         return
     with NewFile(path, overwrite=True) as file:
         file.write(json.dumps(found, indent=2).encode() + b"\n")
-
-
-def _summarize(report: JobReport, output: str | None) -> None:
-    for message in report.messages:
-        say(message)
-    told = len(report.messages)
-    if report.failed + report.truncated > told:
-        say(f"... and {report.failed + report.truncated - told} more such lines")
-    if output:
-        run = report.this_run
-        seconds = max(run.seconds, 1e-9)
-        say(
-            f"{output}: {report.lines} lines, {report.failed} failed, {report.truncated} truncated; {seconds:.1f} s, "
-            f"{run.lines / seconds:.1f} lines/s, {run.tokens / seconds:.0f} tokens/s"
-        )

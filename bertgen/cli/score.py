@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .codes import FAILED_LINES
-from .console import Progress, say
 from .options import add_model, make_generator
+from .records import add_writing, progress, size_of, summarize, write_stdout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="log-probability / length ** X: in tsv instead of it, in jsonl as score beside it",
     )
-    group.add_argument(
-        "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+    add_writing(group)
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
@@ -68,30 +63,12 @@ def run(args: argparse.Namespace) -> int:
     )
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(open_input(args.data))
-        write: Callable[[bytes], None] = _write_stdout
-        if args.output:
-            write = stack.enter_context(NewFile(args.output, args.overwrite)).write
-        total = os.path.getsize(args.data) if os.path.isfile(args.data) else None
-        shown = not args.quiet and (bool(args.output) or not sys.stdout.isatty())
+        write = stack.enter_context(NewFile(args.output, args.overwrite)).write if args.output else write_stdout
         reports = score_lines(generator, lines, write, name=args.data, **options)
-        progress = stack.enter_context(Progress(total, shown))
+        bar = stack.enter_context(progress(args, size_of(args.data)))
         stack.enter_context(contextlib.closing(reports))
         for report in reports:
-            progress.update(report.bytes, report.lines, report.tokens)
+            bar.update(report.bytes, report.lines, report.tokens)
     if not args.quiet:
-        for message in report.messages:
-            say(message)
-        if (more := report.failed + report.truncated - len(report.messages)) > 0:
-            say(f"... and {more} more such lines")
-        if args.output:
-            seconds = max(report.seconds, 1e-9)
-            say(
-                f"{args.output}: {report.lines} lines, {report.failed} failed, {report.truncated} truncated; "
-                f"{seconds:.1f} s, {report.lines / seconds:.1f} lines/s, {report.tokens / seconds:.0f} tokens/s"
-            )
+        summarize(report, args.output)
     return FAILED_LINES if report.failed else 0
-
-
-def _write_stdout(record: bytes) -> None:
-    sys.stdout.buffer.write(record)
-    sys.stdout.buffer.flush()

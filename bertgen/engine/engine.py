@@ -246,9 +246,10 @@ class Engine:
     def _collect(self) -> None:
         """Answer what has ended."""
         for ticket, outputs, scores in self._lanes.collect(self.cache):
-            self._forget(ticket)
-            ticket.outputs, ticket.scores = outputs, scores
-            self._finish(ticket)
+            if ticket in self._running:  # not cancelled by one that was answered before
+                self._forget(ticket)
+                ticket.outputs, ticket.scores = outputs, scores
+                self._finish(ticket)
         if not self.busy:
             self._rows = self.config.max_rows
 

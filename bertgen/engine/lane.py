@@ -32,7 +32,7 @@ class Lane:
         )  # fmt: skip
         criteria = stopping.build(options, request.tokenizer, all_blamed(ticket, request.stopping_criteria))
         kind = search.BeamSearch if options.num_beams > 1 else search.Sampling
-        self.search = kind(options, rules, criteria, search.KeyedDraws(), request.scored)
+        self.search: search.Search = kind(options, rules, criteria, search.KeyedDraws(), request.scored)
         self.request, self.start = request, start
         self.keeps_rows = rules.by_row or criteria.by_row
         # Of a ticket with several rows those that have ended; no more of it once the ticket is forgotten.
@@ -72,10 +72,10 @@ class Lane:
         newest: dict[Ticket, list[int]] = {}
         for ticket, token in zip(tickets, self.search.tokens[:, -1].tolist()):
             newest.setdefault(ticket, []).append(token)
-        step = int(self.search.lengths.max())
+        steps = dict(zip(tickets, self.search.lengths.tolist()))  # those of all rows of a ticket are equal
         for ticket, tokens in newest.items():
-            if ticket.request.on_tokens is not None and step > ticket.told:  # not twice after a restart
-                ticket.told = step
+            if ticket.request.on_tokens is not None and steps[ticket] > ticket.told:  # not twice after a restart
+                ticket.told = steps[ticket]
                 blamed(ticket, ticket.request.on_tokens)(tokens)
 
     def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
@@ -104,14 +104,6 @@ class Lane:
                 found = [parts[i] for i in sorted(self._parts.pop(ticket))]
                 answers.append((ticket, [tokens for tokens, _ in found], [score for _, score in found]))
         return answers
-
-    def leave(self, places: torch.Tensor) -> torch.Tensor:
-        """Those at these places leave; returns the rows that stay."""
-        if not len(places):
-            return torch.arange(self.rows)
-        stays = torch.ones(len(self.search.owners), dtype=torch.bool)
-        stays[places] = False
-        return self.search.keep(stays.nonzero().squeeze(1))
 
 
 def _ticket(owner: Any) -> Ticket:

@@ -79,7 +79,7 @@ class Lanes:
         stay, first = [], 0
         for lane, leaving in zip(self._lanes, places):
             rows = lane.rows
-            stay.append(lane.leave(leaving) + first)
+            stay.append(lane.search.leave(leaving) + first)
             first += rows
         cache.select(torch.cat(stay))
         self._lanes = [lane for lane in self._lanes if lane.rows]

@@ -4,6 +4,7 @@ Nothing here knows a model: a `Decoder` gives logits for tokens. A search holds 
 same options; they may join it and leave it at any step, so their lengths differ.
 """
 
+from .base import Search as Search
 from .beam_search import BeamSearch as BeamSearch
 from .draws import KeyedDraws as KeyedDraws
 from .draws import TorchDraws as TorchDraws

@@ -5,7 +5,6 @@ of the beams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,30 +14,21 @@ from ..config import GenerationConfig
 from ..outputs import GenerateOutput
 from ..processors import Processors
 from ..stopping import Criteria
+from .base import Search
 from .draws import Draws, Keys
-from .histories import done, keeps_rows, limits_of, process, recorded, widened
+from .histories import done, process, recorded, widened
 
 DEAD = -1.0e9  # added to the score of a hypothesis that may not go on
 MOST_BEAMS, MOST_CANDIDATES = 16, 64  # of `ops.top_log_probs`
 
 
-class BeamSearch:
+class BeamSearch(Search):
     """Keep the best open hypotheses per source and group of beams, and the best finished ones beside them.
 
-    Below, "a source" is one group of a source: its beams see those of other groups only by the diversity penalty.
-
-    Args:
-        options: settled.
-        scored: ignored; beams are scored in any case.
-
-    Attributes:
-        owners: of each source, without its groups, as given to `join`.
-        tokens: int64 [sources * beams, T], what the decoder is fed next.
-        parents: int64 [sources * beams], the row whose history each row continues.
-        width: rows of a source with all its groups, which leave as one.
+    A unit is a source. Below, "a source" is one group of a source: its beams see those of other groups only by the
+    diversity penalty.
     """
 
-    # What is known of each source; `lengths`, of the open hypotheses, is on the host.
     STATE = (
         "open", "open_scores", "open_rows", "closed", "closed_scores", "closed_rows", "closed_lengths", "is_closed",
         "improvable", "over", "active", "seeds", "numbers", "limits",
@@ -58,94 +48,60 @@ class BeamSearch:
     seeds: torch.Tensor
     numbers: torch.Tensor
     limits: torch.Tensor
-    lengths: torch.Tensor
-    tokens: torch.Tensor
 
     def __init__(
         self, options: GenerationConfig, processors: Processors, criteria: Criteria, draws: Draws, scored: bool = False
     ):
-        self.options, self.processors, self.criteria, self.draws = options, processors, criteria, draws
+        super().__init__(options, processors, criteria, draws, scored)
         self.groups, self.beams = options.num_beam_groups, options.num_beams // options.num_beam_groups
-        self.width = options.num_beams
         ends = options.end_tokens
         self.candidates = max(2, 1 + len(ends)) * self.beams
         # Behind the last token of a shorter hypothesis: the pad id, and the end id where the pad id is 0 or unset.
         self.fill = options.pad_token_id or (ends[0] if ends else 0)
-        self.keeps_rows = self.groups > 1 or keeps_rows(options, processors, criteria)
+        self.keeps_rows |= self.groups > 1
         # Nobody looks at all scores: the best of each row are enough.
         self.plain = not (processors or options.do_sample or options.output_scores or self.groups > 1)
         self.plain &= self.beams <= MOST_BEAMS and self.candidates <= MOST_CANDIDATES
         self.traced = bool(options.return_dict_in_generate)  # from which row each token came
-        self.owners: list[Any] = []
-        self.parents: torch.Tensor | None = None
-        self.scores: list[torch.Tensor] = []
-        self.logits: list[torch.Tensor] = []
+        self.histories = {"open": self.fill, "closed": self.fill}
+        if self.traced:
+            self.histories.update(open_rows=-1, closed_rows=-1)
         self._left: dict[Any, tuple[torch.Tensor, ...]] = {}  # what was found for sources that have left
 
-    def join(
-        self,
-        prefix: torch.Tensor,
-        owners: Sequence[Any],
-        seeds: torch.Tensor | None = None,
-        numbers: torch.Tensor | None = None,
-        limits: torch.Tensor | None = None,
-    ) -> None:
-        """Sources join, behind those that are here.
-
-        Args:
-            prefix: int64 [n, P]; P is 1 where others are here.
-            owners: of each source.
-            seeds, numbers: int64 [n] on the device of the prefix, for draws by key.
-            limits: int64 [n] there, the longest output of each with its prefix; by default `max_length`.
-        """
-        device, (count, self.prefix) = prefix.device, prefix.shape
+    def _begun(
+        self, prefix: torch.Tensor, seeds: torch.Tensor, numbers: torch.Tensor, limits: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        device, (count, length) = prefix.device, prefix.shape
         sources, beams = count * self.groups, self.beams
-        nothing = torch.zeros(count, dtype=torch.int64, device=device)
         first = prefix.repeat_interleave(self.groups, 0)[:, None].expand(-1, beams, -1)
-        hypotheses = widened(first, self.prefix + 1, self.fill).contiguous()
+        hypotheses = widened(first, length + 1, self.fill).contiguous()
         traces = torch.full(
             hypotheses.shape if self.traced else (sources, beams, 0), -1, dtype=torch.int32, device=device
         )
         scores = torch.full((sources, beams), DEAD, device=device)
-        fresh = dict(
+        open_scores = scores.clone()
+        open_scores[:, 0] = 0.0
+        return dict(
             open=hypotheses,
-            open_scores=scores.index_fill(1, nothing[:1], 0.0),
+            open_scores=open_scores,
             open_rows=traces,
             closed=hypotheses,
             closed_scores=scores,
             closed_rows=traces,
-            closed_lengths=torch.full((sources, beams), self.prefix, device=device),
+            closed_lengths=torch.full((sources, beams), length, device=device),
             is_closed=torch.zeros(sources, beams, dtype=torch.bool, device=device),
             improvable=torch.ones(sources, dtype=torch.bool, device=device),
             over=torch.zeros(sources, dtype=torch.bool, device=device),
             active=torch.arange(sources, device=device) + len(self.owners) * self.groups,
-            seeds=(nothing if seeds is None else seeds).repeat_interleave(self.groups),
-            numbers=(nothing if numbers is None else numbers).repeat_interleave(self.groups),
-            limits=limits_of(limits, self.options, prefix).repeat_interleave(self.groups),
-            lengths=torch.full((sources,), self.prefix),
+            seeds=seeds.repeat_interleave(self.groups),
+            numbers=numbers.repeat_interleave(self.groups),
+            limits=limits.repeat_interleave(self.groups),
+            lengths=torch.full((sources,), length),
             tokens=prefix.repeat_interleave(self.width, 0),
         )
-        if self.owners:
-            width = max(self.open.shape[2], hypotheses.shape[2])
-            self._widen(width)
-            for name in ("open", "closed"):
-                fresh[name] = widened(fresh[name], width, self.fill)
-            if self.traced:
-                fresh["open_rows"] = fresh["closed_rows"] = widened(traces, width, -1)
-            fresh = {name: torch.cat((getattr(self, name), new)) for name, new in fresh.items()}
-        vars(self).update(fresh)
-        self.end = prefix.new_tensor(self.options.end_tokens)
-        self.owners += owners
-
-    def _widen(self, width: int) -> None:
-        """Make room for histories of so many positions."""
-        if self.open.shape[2] < width:
-            self.open, self.closed = (widened(x, width, self.fill) for x in (self.open, self.closed))
-            if self.traced:
-                self.open_rows, self.closed_rows = (widened(x, width, -1) for x in (self.open_rows, self.closed_rows))
 
     def advance(self, logits: torch.Tensor) -> bool:
-        """Extend the hypotheses by one token from logits [sources * beams, V]; False when no source can improve."""
+        """As `Search.advance`: extend the hypotheses by one token; False when no source can improve."""
         beams, options, device = self.beams, self.options, logits.device
         self._widen(int(self.lengths.max()) + 1)
         before = self.lengths.to(device)
@@ -263,11 +219,11 @@ class BeamSearch:
         return self.improvable & ~self._full()
 
     def ended(self) -> torch.Tensor:
-        """int64, the places of the sources, without their groups, that are done; on the host."""
+        """As `Search.ended`."""
         return self.over.view(-1, self.groups).all(1).nonzero().squeeze(1).cpu()
 
     def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
-        """For some sources: their outputs, best first and without the prefix, and their scores."""
+        """As `Search.take`."""
         sequences, scores, lengths, _ = self._found(places)
         return [
             ([row[self.prefix : n] for row, n in zip(rows, ends)], totals)
@@ -276,43 +232,21 @@ class BeamSearch:
 
     def _found(self, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Sequences [n, outputs, width], scores and lengths [n, outputs] and traces, best first, of all groups."""
-        some = self._members(places).to(self.tokens.device)
+        some = self._groups(places).to(self.tokens.device)
         state = (self.closed, self.closed_scores, self.closed_lengths, self.closed_rows)
         sequences, scores, lengths, rows = (x[some].unflatten(0, (-1, self.groups)).flatten(1, 2) for x in state)
         best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.options.num_return_sequences]
         sequences, rows = (x.gather(1, _over(best, x)) for x in (sequences, rows))
         return sequences, scores.gather(1, best), lengths.gather(1, best), rows
 
-    def _members(self, places: torch.Tensor) -> torch.Tensor:
-        """The groups of the sources at these places."""
-        return (places[:, None] * self.groups + torch.arange(self.groups)).flatten()
-
-    def keep(self, places: torch.Tensor) -> torch.Tensor:
-        """Only the sources at these places (int64, on the host) stay; returns their rows, for the decoder."""
-        members = self._members(places)
-        rows = (members[:, None] * self.beams + torch.arange(self.beams)).flatten()
-        for name in self.STATE:
-            setattr(self, name, getattr(self, name)[members.to(self.tokens.device)])
-        self.lengths = self.lengths[members]
-        self.tokens, self.parents = self.tokens[rows.to(self.tokens.device)], None
-        self.owners = [self.owners[place] for place in places.tolist()]
-        return rows
-
-    def thinned(self) -> torch.Tensor | None:
-        """Rows to go on with once half of the sources are done; None to go on with all."""
-        if self.keeps_rows or 2 * int((~self.over).sum()) > self.over.numel():
-            return None
-        self._leave(self.ended())
-        return self.keep((~self.over).nonzero().squeeze(1).cpu())
-
-    def _leave(self, places: torch.Tensor) -> None:
+    def _set_aside(self, places: torch.Tensor) -> None:
         found = self._found(places)
         for i, place in enumerate(places.tolist()):
             self._left[self.owners[place]] = tuple(x[i] for x in found)
 
     def output(self) -> GenerateOutput:
-        """The `num_return_sequences` best of each source, all its groups together, best first."""
-        self._leave(torch.arange(len(self.owners)))
+        """As `Search.output`: the `num_return_sequences` best of each source, all its groups together, best first."""
+        self._set_aside(torch.arange(len(self.owners)))
         found = [self._left[owner] for owner in sorted(self._left)]
         lengths = torch.cat([lengths for _, _, lengths, _ in found])
         width = int(lengths.max())

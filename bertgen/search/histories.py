@@ -56,24 +56,6 @@ def widened(histories: torch.Tensor, width: int, fill: int) -> torch.Tensor:
     return torch.nn.functional.pad(histories, (0, -(-width // CHUNK) * CHUNK - histories.shape[-1]), value=fill)
 
 
-def limits_of(limits: torch.Tensor | None, options: GenerationConfig, prefix: torch.Tensor) -> torch.Tensor:
-    """int64 [n], the longest output of each source of a prefix [n, P]: as given, or as the options say."""
-    return prefix.new_full((len(prefix),), options.max_length) if limits is None else limits
-
-
 def recorded(scores: list[torch.Tensor], options: GenerationConfig) -> Scores:
     """The scores of all steps, where they are returned."""
     return tuple(scores) if options.output_scores else None
-
-
-def keeps_rows(options: GenerationConfig, processors: Processors, criteria: Criteria) -> bool:
-    """Whether rows stay when they are done: because the random numbers of others, what is returned or what a caller's
-    function sees would change."""
-    returns_rows = options.return_dict_in_generate and (
-        options.use_cache
-        or options.output_scores
-        or options.output_logits
-        or options.output_attentions
-        or options.output_hidden_states
-    )
-    return bool(options.do_sample or returns_rows or processors.by_row or criteria.by_row)

@@ -11,11 +11,10 @@ from ..config import GenerationConfig
 from ..outputs import GenerateOutput
 from ..processors import Processors
 from ..stopping import Criteria
+from .base import Search
 from .beam_search import BeamSearch
 from .draws import TorchDraws
 from .sampling import Sampling
-
-Search = Sampling | BeamSearch
 
 
 class Decoder(Protocol):

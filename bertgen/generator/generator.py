@@ -5,10 +5,7 @@ Texts become ids, go through the engine, longest first, and come back as texts u
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -17,52 +14,21 @@ from typing import Any
 
 import torch
 
-from . import search
-from .config import EngineConfig, GenerationConfig
-from .engine import Engine, EngineStatistics, Request, Ticket
-from .errors import BertgenError, ConfigError, InputError
-from .framing import encode_sources, source_frame
-from .likelihood import Likelihood, Scorer
-from .model import EncoderDecoderModel
-from .pretrained import resolve_device
-from .tokenizer import AutoTokenizer, Tokenizer
-
-LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
-LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
-
-# What `model.generate` returns besides tokens.
-RETURNED = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
-# What a request brings along, as `model.generate` has it.
-CALLED = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+from ..config import EngineConfig
+from ..engine import Engine, EngineStatistics, Request, Ticket
+from ..errors import BertgenError, ConfigError, InputError
+from ..framing import encode_sources, source_frame
+from ..likelihood import Likelihood, Scorer
+from ..model import EncoderDecoderModel
+from ..pretrained import resolve_device
+from ..tokenizer import AutoTokenizer, Tokenizer
+from .call import Call, checked_call, checked_count
+from .output import Output
+from .progress import shown
+from .texts import LOOKAHEAD, checked_texts, in_windows
+from .worker import Worker
 
 HUB_OPTIONS = frozenset(("revision", "cache_dir", "token", "local_files_only"))
-
-
-@dataclass(frozen=True)
-class Output:
-    """What was generated for one text.
-
-    Attributes:
-        index: which of the given texts it answers.
-        text: the generated text, without special tokens.
-        token_ids: as generated: no start token, no padding; the end token comes last unless the length ran out.
-        score: log-probability / length ** length_penalty, length and probability including the end token. Beams have
-            it always, as transformers' `sequences_scores`; greedy and sampled outputs where `scores=True`, and then
-            the probability is the model's own, whatever the penalties and limits they were chosen under.
-        alternatives: under `num_return_sequences` the other outputs, best first under beams.
-        truncated: the text was longer than the limit and its end was not read.
-        error: why there is no output, where `stream(return_errors=True)` met such a text.
-        input_tokens: of the text, special tokens included, as the model read them.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...] = ()
-    score: float | None = None
-    alternatives: tuple[Output, ...] = ()
-    truncated: bool = False
-    error: BertgenError | None = None
-    input_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,20 +38,6 @@ class _Source:
     index: int
     ids: list[int]
     truncated: bool
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The checked options of one call: those of generation, settled, what else its requests have, and the rest."""
-
-    settled: GenerationConfig
-    seed: int
-    scores: bool
-    called: dict[str, Any]
-    truncation: bool
-    clean_up: bool | None
-    max_batch_size: int | None
-    return_errors: bool
 
 
 class Generator:
@@ -152,7 +104,9 @@ class Generator:
                     f"the tokenizer has {tokenizer.vocab_size} pieces, the {name} a vocabulary of {half.vocab_size}"
                 )
         positions = config.encoder.max_tokens
-        self.max_input_length = positions if max_input_length is None else _count("max_input_length", max_input_length)
+        self.max_input_length = (
+            positions if max_input_length is None else checked_count("max_input_length", max_input_length)
+        )
         if self.max_input_length > positions:
             raise ConfigError(f"max_input_length {max_input_length} is more than the encoder's {positions} positions")
         limits: dict[str, Any] = dict(
@@ -166,8 +120,7 @@ class Generator:
             raise ConfigError(f"engine, or {', '.join(given)}: not both")
         self.engine = Engine(self.model, engine or EngineConfig(**given))
         self.encode_tokens = self.engine.config.encode_tokens
-        self._wake = threading.Event()
-        self._worker: threading.Thread | None = None
+        self._worker = Worker(self.engine, self)
         self.truncation = truncation
         self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
         if add_special_tokens:
@@ -212,10 +165,18 @@ class Generator:
             ConfigError, UnsupportedError: bad options.
             BackendError: a single text does not fit into memory.
         """
-        texts = list(_texts(texts))
-        call = self._call(seed, scores, truncation, clean_up_tokenization_spaces, max_batch_size, False, options)
+        texts = list(checked_texts(texts))
+        call = checked_call(
+            self,
+            options,
+            seed=seed,
+            scores=scores,
+            truncation=truncation,
+            clean_up=clean_up_tokenization_spaces,
+            max_batch_size=max_batch_size,
+        )
         answers: dict[int, Output] = {}
-        with _shown(progress, len(texts)) as show:
+        with shown(progress, len(texts)) as show:
             for index, output in self._answers([texts], call):
                 answers[index] = output
                 show(len(answers), len(texts))
@@ -244,11 +205,18 @@ class Generator:
                 before the next is read.
             first: index of the first text.
         """
-        texts, lookahead = _texts(texts), _count("lookahead", lookahead)
-        call = self._call(
-            seed, scores, truncation, clean_up_tokenization_spaces, max_batch_size, return_errors, options
+        texts, lookahead = checked_texts(texts), checked_count("lookahead", lookahead)
+        call = checked_call(
+            self,
+            options,
+            seed=seed,
+            scores=scores,
+            truncation=truncation,
+            clean_up=clean_up_tokenization_spaces,
+            max_batch_size=max_batch_size,
+            return_errors=return_errors,
         )
-        return self._answers(_windows(texts, lookahead), call, first)
+        return self._answers(in_windows(texts, lookahead), call, first)
 
     def submit(
         self,
@@ -270,7 +238,9 @@ class Generator:
         Returns:
             A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done.
         """
-        call = self._call(seed, scores, truncation, clean_up_tokenization_spaces, None, False, options)
+        call = checked_call(
+            self, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces
+        )
         beams = call.settled.num_beams
         if on_tokens is not None and beams > 1:
             raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
@@ -289,20 +259,14 @@ class Generator:
                 future.set_result(self._output(ticket, found, call))
 
         tickets = self.engine.submit([self._request(found, call, on_tokens)], answer)
-        engine = self.engine
+        engine = self.engine  # the future outlives the Generator
         future.add_done_callback(lambda future: engine.cancel(tickets) if future.cancelled() else None)
-        if self._worker is None or not self._worker.is_alive():
-            self._worker = threading.Thread(
-                target=_work, args=(engine, self._wake, weakref.ref(self)), name="bertgen", daemon=True
-            )
-            weakref.finalize(self, self._wake.set)
-            self._worker.start()
-        self._wake.set()
+        self._worker.wake()
         return future
 
     def warm_up(self) -> None:
         """Take the memory, choose and compile the kernels now and not at the first text."""
-        call = self._call(None, False, None, None, None, False, dict(max_new_tokens=2, num_beams=1, do_sample=False))
+        call = checked_call(self, dict(max_new_tokens=2, num_beams=1, do_sample=False))
         list(self._generated([_Source(0, [0] * 2, False)], call))
 
     @property
@@ -342,7 +306,7 @@ class Generator:
                 are too long: the index, the value and the limit.
             ConfigError: bad options. BackendError: a single pair does not fit into memory.
         """
-        sources, targets = list(_texts(sources)), list(_texts(targets))
+        sources, targets = list(checked_texts(sources)), list(checked_texts(targets))
         if len(sources) != len(targets):
             raise InputError(f"{len(sources)} sources and {len(targets)} targets: each source needs one")
         scorer = Scorer(self, length_penalty, truncation, return_errors=False)
@@ -364,59 +328,11 @@ class Generator:
             return_errors: answer a pair that cannot be used by a Likelihood with its `error`, instead of raising.
             lookahead: pairs to read before the first answer; all of them are answered before the next is read.
         """
-        pairs, lookahead = _texts(pairs), _count("lookahead", lookahead)
+        pairs, lookahead = checked_texts(pairs), checked_count("lookahead", lookahead)
         scorer = Scorer(self, length_penalty, truncation, return_errors)
-        return scorer.answers(_windows(pairs, lookahead))
+        return scorer.answers(in_windows(pairs, lookahead))
 
-    def _call(
-        self,
-        seed: int | None,
-        scores: bool,
-        truncation: bool | None,
-        clean_up: bool | None,
-        max_batch_size: int | None,
-        return_errors: bool,
-        options: dict[str, Any],
-    ) -> _Call:
-        for name in RETURNED:
-            if name in options:
-                raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
-        if "streamer" in options:
-            raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError(f"seed must be an integer, got {seed!r}")
-        called = {name: options.pop(name) for name in CALLED if name in options}
-        levels = GenerationConfig.of_call(
-            {k: v for k, v in options.items() if k != "generation_config"},
-            options.get("generation_config"),
-            self.model.generation_config,
-        )
-        positions = self.model.config.decoder.max_tokens
-        if levels.max_length is None and levels.max_new_tokens is None:
-            levels.max_length = positions
-        levels.return_dict_in_generate = None
-        settled = search.settle(levels)
-        if settled.decoder_start_token_id is None:
-            raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
-        if settled.max_length - 1 > positions:
-            raise InputError(
-                f"max_length {settled.max_length} needs {settled.max_length - 1} decoder positions, the model has "
-                f"{positions}"
-            )
-        if settled.do_sample and seed is None:
-            seed = int(torch.randint(2**62, (1,)))
-        return _Call(
-            settled=settled,
-            seed=seed or 0,
-            scores=scores,
-            called=called,
-            truncation=self.truncation if truncation is None else truncation,
-            clean_up=clean_up,
-            max_batch_size=None if max_batch_size is None else _count("max_batch_size", max_batch_size),
-            return_errors=return_errors,
-        )
-
-    def _answers(self, windows: Iterable[list[str]], call: _Call, first: int = 0) -> Iterator[tuple[int, Output]]:
+    def _answers(self, windows: Iterable[list[str]], call: Call, first: int = 0) -> Iterator[tuple[int, Output]]:
         for window in windows:
             sources = []
             for found in self._encode(window, first, call):
@@ -430,7 +346,7 @@ class Generator:
                 yield from self._generated(sources[start : start + size], call)
             first += len(window)
 
-    def _encode(self, texts: list[str], first: int, call: _Call) -> list[_Source | Output]:
+    def _encode(self, texts: list[str], first: int, call: Call) -> list[_Source | Output]:
         """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
         rows = encode_sources(
             texts,
@@ -450,7 +366,7 @@ class Generator:
                 found.append(_Source(index, row.ids, row.truncated) if row.ids else Output(index, ""))
         return found
 
-    def _generated(self, sources: list[_Source], call: _Call) -> Iterator[tuple[int, Output]]:
+    def _generated(self, sources: list[_Source], call: Call) -> Iterator[tuple[int, Output]]:
         """Outputs of sources, as they are done; drives the engine meanwhile."""
         finished: deque[Ticket] = deque()
         tickets = self.engine.submit([self._request(source, call) for source in sources], finished.append)
@@ -467,13 +383,13 @@ class Generator:
         finally:
             self.engine.cancel(waiting)
 
-    def _request(self, source: _Source, call: _Call, on_tokens: Callable[[list[int]], Any] | None = None) -> Request:
+    def _request(self, source: _Source, call: Call, on_tokens: Callable[[list[int]], Any] | None = None) -> Request:
         return Request(
             source.ids, call.settled, seed=call.seed, number=source.index, scored=call.scores,
             tokenizer=self.tokenizer, on_tokens=on_tokens, **call.called,
         )  # fmt: skip
 
-    def _output(self, ticket: Ticket, source: _Source, call: _Call) -> Output:
+    def _output(self, ticket: Ticket, source: _Source, call: Call) -> Output:
         """What a ticket holds, as texts."""
         if ticket.error is not None:
             if call.return_errors and isinstance(ticket.error, BertgenError):
@@ -486,54 +402,3 @@ class Generator:
             for text, row, score in zip(texts, rows, scores, strict=True)
         )
         return replace(best, alternatives=tuple(others), input_tokens=len(source.ids))
-
-
-def _work(engine: Engine, wake: threading.Event, owner: weakref.ref[Generator]) -> None:
-    """Drive the engine while there is anything to do, and the Generator is there."""
-    while True:
-        wake.wait()
-        wake.clear()
-        while engine.busy and owner() is not None:
-            engine.step()
-        if owner() is None:
-            return
-
-
-@contextlib.contextmanager
-def _shown(progress: bool | Callable[[int, int], Any], total: int) -> Iterator[Callable[[int, int], Any]]:
-    """What is called with how much is done."""
-    if progress is not True:
-        yield progress or (lambda done, total: None)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, total: bar.update(task, completed=done)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-    return value
-
-
-def _texts(texts: Any) -> Any:
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise InputError(f"expected a list of texts, got {type(texts).__name__}")
-    return texts
-
-
-def _windows(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Cut an iterable of texts, or of tuples of them, into lists of `size`, or of fewer where they are very long."""
-    window: list[Any] = []
-    characters = 0
-    for text in texts:
-        window.append(text)
-        characters += sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))
-        if len(window) >= size or characters >= LOOKAHEAD_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window

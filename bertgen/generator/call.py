@@ -1,0 +1,90 @@
+"""The options of one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import search
+from ..config import GenerationConfig
+from ..errors import ConfigError, InputError
+from ..likelihood import Owner
+
+# What `model.generate` returns besides tokens.
+RETURNED = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What a request brings along, as `model.generate` has it.
+CALLED = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The checked options of one call: those of generation, settled, what else its requests have, and the rest."""
+
+    settled: GenerationConfig
+    seed: int
+    scores: bool
+    called: dict[str, Any]
+    truncation: bool
+    clean_up: bool | None
+    max_batch_size: int | None
+    return_errors: bool
+
+
+def checked_call(
+    owner: Owner,
+    options: dict[str, Any],
+    *,
+    seed: int | None = None,
+    scores: bool = False,
+    truncation: bool | None = None,
+    clean_up: bool | None = None,
+    max_batch_size: int | None = None,
+    return_errors: bool = False,
+) -> Call:
+    """The options of a call of a Generator; ConfigError or InputError where they are bad."""
+    for name in RETURNED:
+        if name in options:
+            raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
+    if "streamer" in options:
+        raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ConfigError(f"seed must be an integer, got {seed!r}")
+    called = {name: options.pop(name) for name in CALLED if name in options}
+    levels = GenerationConfig.of_call(
+        {k: v for k, v in options.items() if k != "generation_config"},
+        options.get("generation_config"),
+        owner.model.generation_config,
+    )
+    positions = owner.model.config.decoder.max_tokens
+    if levels.max_length is None and levels.max_new_tokens is None:
+        levels.max_length = positions
+    levels.return_dict_in_generate = None
+    settled = search.settle(levels)
+    if settled.decoder_start_token_id is None:
+        raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
+    if settled.max_length - 1 > positions:
+        raise InputError(
+            f"max_length {settled.max_length} needs {settled.max_length - 1} decoder positions, the model has "
+            f"{positions}"
+        )
+    if settled.do_sample and seed is None:
+        seed = int(torch.randint(2**62, (1,)))
+    return Call(
+        settled=settled,
+        seed=seed or 0,
+        scores=scores,
+        called=called,
+        truncation=owner.truncation if truncation is None else truncation,
+        clean_up=clean_up,
+        max_batch_size=None if max_batch_size is None else checked_count("max_batch_size", max_batch_size),
+        return_errors=return_errors,
+    )
+
+
+def checked_count(name: str, value: Any) -> int:
+    """The value; ConfigError unless it is a number of things, at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+    return value

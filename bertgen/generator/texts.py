@@ -1,0 +1,32 @@
+"""Texts as they come in: any iterable, read piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..errors import InputError
+
+LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
+LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
+
+
+def checked_texts(texts: Any) -> Any:
+    """The texts, unless they are one or none."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(f"expected a list of texts, got {type(texts).__name__}")
+    return texts
+
+
+def in_windows(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut an iterable of texts, or of tuples of them, into lists of `size`, or of fewer where they are very long."""
+    window: list[Any] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))
+        if len(window) >= size or characters >= LOOKAHEAD_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
