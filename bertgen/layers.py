@@ -97,8 +97,8 @@ class AddNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
-        y = ops.linear(x, self.dense.weight)
-        return ops.add_layer_norm(y, self.dense.bias, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
+        y = ops.linear(x, self.dense.weight, self.dense.bias)
+        return ops.add_layer_norm(y, None, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
 class Projections(nn.Module):
@@ -150,14 +150,15 @@ def fused_weights(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | Non
 
 def _adjacent(tensors: list[torch.Tensor]) -> torch.Tensor | None:
     """One view over tensors [N, ...] that lie one behind the other in one storage, else None."""
-    first = tensors[0].data
-    step, storage = first.numel() * first.element_size(), first.untyped_storage()
-    for i, t in enumerate(tensors):
-        if t.shape != first.shape or not t.is_contiguous() or t.data_ptr() != first.data_ptr() + i * step:
+    first, shape = tensors[0], tensors[0].shape
+    place, size = first.data_ptr(), first.nbytes
+    for t in tensors:
+        if t.data_ptr() != place or t.shape != shape or not t.is_contiguous():
             return None
-        if t.untyped_storage().data_ptr() != storage.data_ptr():
-            return None
-    return first.as_strided((len(tensors) * first.shape[0], *first.shape[1:]), first.stride())
+        place += size
+    if t.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+        return None
+    return first.detach().as_strided((len(tensors) * shape[0], *shape[1:]), first.stride())
 
 
 class Attention(nn.Module):

@@ -115,7 +115,7 @@ class Op:
         """Whether a call on such a tensor goes to the kernel, unless that refuses."""
         if self.triton is None or _backend in ("reference", "cpp"):
             return False
-        return _backend == "triton" or first.device.type == "cuda"
+        return _backend == "triton" or first.is_cuda
 
     def _obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
         if not HAS_TRITON:
@@ -125,7 +125,7 @@ class Op:
         return self.refuses(first, *rest, **named)
 
     def _cpp_obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
-        if first.device.type != "cpu":
+        if not first.is_cpu:
             return f"the tensors are on {first.device} and not on a CPU"
         return extension.absence() or self.cpp_refuses(first, *rest, **named)
 
@@ -173,11 +173,10 @@ def _decode_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
 
 
 def _decode_cpp_refuses(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
-    tensors = [t for t in (q, *rest, *named.values()) if isinstance(t, torch.Tensor)]
-    for t in tensors:
-        if t.is_floating_point() and t.dtype != torch.float32:
+    for t in (q, *rest):
+        if t.__class__ is not int and t.dtype is not torch.float32 and t.is_floating_point():
             return f"{t.dtype} is not float32"
-    return _wants_gradients(*tensors)
+    return _wants_gradients(q, *rest, *named.values())
 
 
 def _decode_attention_cpp(

@@ -44,10 +44,10 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def _is_inference_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
         and x.numel() > 0
         and x.is_contiguous()
         and weight.is_contiguous()

@@ -1,6 +1,5 @@
 """The engine: scheduling on a made-up model, where a step takes no time; answers on a tiny trained one."""
 
-import contextlib
 import random
 import threading
 from types import SimpleNamespace
