@@ -13,7 +13,6 @@ import torch
 
 from .config import GenerationConfig
 from .errors import CheckpointError, InputError, UnsupportedError
-from .framing import encode_sources
 from .generator import Generator
 from .hub import local_directory
 from .packing import padded
@@ -93,14 +92,7 @@ def compare(
     if config.max_length is None and config.max_new_tokens is None:
         options = {**options, "max_length": generator.model.config.decoder.max_tokens}
     model, missing = _load(path_or_id, generator)
-    rows = encode_sources(
-        texts,
-        generator.tokenizer,
-        generator.frame,
-        limit=generator.max_input_length,
-        vocabulary=generator.model.config.encoder.vocab_size,
-        truncation=generator.truncation,
-    )
+    rows = generator.encode_sources(texts)
     for index, row in enumerate(rows):
         if row.problem is not None:
             raise InputError(f"text {index}: {row.problem}")

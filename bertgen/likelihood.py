@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .config import GenerationConfig
 from .errors import BackendError, ConfigError, InputError
-from .framing import encode_sources, encode_targets, end_of_target
+from .framing import Encoded, encode_targets, end_of_target
 from .memory import attempt
 from .model import EncoderDecoderModel
 from .packing import padded
@@ -49,14 +49,14 @@ class Likelihood:
 
 
 class Owner(Protocol):
-    """What scoring needs of a Generator: model, tokenizer and limits."""
+    """What scoring needs of a Generator."""
 
     model: EncoderDecoderModel
     tokenizer: Tokenizer
-    frame: tuple[list[int], list[int]]
-    max_input_length: int
     encode_tokens: int
-    truncation: bool
+
+    def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
+        """Texts as the encoder reads them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Scorer:
 
     def __init__(self, owner: Owner, length_penalty: float | None, truncation: bool | None, return_errors: bool):
         self.owner, self.return_errors = owner, return_errors
-        self.truncation = owner.truncation if truncation is None else truncation
+        self.truncation = truncation
         given = {} if length_penalty is None else {"length_penalty": length_penalty}
         options = GenerationConfig.of_call(given, None, owner.model.generation_config)
         default = GenerationConfig.DEFAULTS["length_penalty"]
@@ -101,14 +101,7 @@ class Scorer:
     def _encode(self, window: list[tuple[Any, Any]], first: int) -> list[_Pair | Likelihood]:
         owner, config = self.owner, self.owner.model.config
         both = [pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, "") for pair in window]
-        sources = encode_sources(
-            [source for source, _ in both],
-            owner.tokenizer,
-            owner.frame,
-            limit=owner.max_input_length,
-            vocabulary=config.encoder.vocab_size,
-            truncation=self.truncation,
-        )
+        sources = owner.encode_sources([source for source, _ in both], self.truncation)
         targets = encode_targets(
             [target for _, target in both],
             owner.tokenizer,

@@ -10,7 +10,7 @@ import torch
 from .. import search
 from ..config import GenerationConfig
 from ..errors import ConfigError, InputError
-from ..likelihood import Owner
+from ..model import EncoderDecoderModel
 
 # What `model.generate` returns besides tokens.
 RETURNED = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -26,14 +26,14 @@ class Call:
     seed: int
     scores: bool
     called: dict[str, Any]
-    truncation: bool
+    truncation: bool | None
     clean_up: bool | None
     max_batch_size: int | None
     return_errors: bool
 
 
 def checked_call(
-    owner: Owner,
+    model: EncoderDecoderModel,
     options: dict[str, Any],
     *,
     seed: int | None = None,
@@ -43,7 +43,7 @@ def checked_call(
     max_batch_size: int | None = None,
     return_errors: bool = False,
 ) -> Call:
-    """The options of a call of a Generator; ConfigError or InputError where they are bad."""
+    """The options of a call of a Generator with this model; ConfigError or InputError where they are bad."""
     for name in RETURNED:
         if name in options:
             raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
@@ -55,9 +55,9 @@ def checked_call(
     levels = GenerationConfig.of_call(
         {k: v for k, v in options.items() if k != "generation_config"},
         options.get("generation_config"),
-        owner.model.generation_config,
+        model.generation_config,
     )
-    positions = owner.model.config.decoder.max_tokens
+    positions = model.config.decoder.max_tokens
     if levels.max_length is None and levels.max_new_tokens is None:
         levels.max_length = positions
     levels.return_dict_in_generate = None
@@ -76,7 +76,7 @@ def checked_call(
         seed=seed or 0,
         scores=scores,
         called=called,
-        truncation=owner.truncation if truncation is None else truncation,
+        truncation=truncation,
         clean_up=clean_up,
         max_batch_size=None if max_batch_size is None else checked_count("max_batch_size", max_batch_size),
         return_errors=return_errors,

@@ -17,7 +17,7 @@ import torch
 from ..config import EngineConfig
 from ..engine import Engine, EngineStatistics, Request, Ticket
 from ..errors import BertgenError, ConfigError, InputError
-from ..framing import encode_sources, source_frame
+from ..framing import Encoded, encode_sources, source_frame
 from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
 from ..pretrained import resolve_device
@@ -167,7 +167,7 @@ class Generator:
         """
         texts = list(checked_texts(texts))
         call = checked_call(
-            self,
+            self.model,
             options,
             seed=seed,
             scores=scores,
@@ -207,7 +207,7 @@ class Generator:
         """
         texts, lookahead = checked_texts(texts), checked_count("lookahead", lookahead)
         call = checked_call(
-            self,
+            self.model,
             options,
             seed=seed,
             scores=scores,
@@ -239,7 +239,7 @@ class Generator:
             A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done.
         """
         call = checked_call(
-            self, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces
+            self.model, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces
         )
         beams = call.settled.num_beams
         if on_tokens is not None and beams > 1:
@@ -266,7 +266,7 @@ class Generator:
 
     def warm_up(self) -> None:
         """Take the memory, choose and compile the kernels now and not at the first text."""
-        call = checked_call(self, dict(max_new_tokens=2, num_beams=1, do_sample=False))
+        call = checked_call(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
         list(self._generated([_Source(0, [0] * 2, False)], call))
 
     @property
@@ -332,6 +332,17 @@ class Generator:
         scorer = Scorer(self, length_penalty, truncation, return_errors)
         return scorer.answers(in_windows(pairs, lookahead))
 
+    def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
+        """Texts as the encoder reads them, special tokens included; what is wrong with one stands in its `problem`."""
+        return encode_sources(
+            texts,
+            self.tokenizer,
+            self.frame,
+            limit=self.max_input_length,
+            vocabulary=self.model.config.encoder.vocab_size,
+            truncation=self.truncation if truncation is None else truncation,
+        )
+
     def _answers(self, windows: Iterable[list[str]], call: Call, first: int = 0) -> Iterator[tuple[int, Output]]:
         for window in windows:
             sources = []
@@ -348,14 +359,7 @@ class Generator:
 
     def _encode(self, texts: list[str], first: int, call: Call) -> list[_Source | Output]:
         """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
-        rows = encode_sources(
-            texts,
-            self.tokenizer,
-            self.frame,
-            limit=self.max_input_length,
-            vocabulary=self.model.config.encoder.vocab_size,
-            truncation=call.truncation,
-        )
+        rows = self.encode_sources(texts, call.truncation)
         found: list[_Source | Output] = []
         for index, row in enumerate(rows, first):
             if row.problem is not None:
