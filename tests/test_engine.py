@@ -62,6 +62,7 @@ KINDS = [
     options(do_sample=True, temperature=2.0), options(do_sample=True, num_return_sequences=3, top_k=5),
     options(do_sample=True, num_beams=3), options(num_beams=4, num_beam_groups=2, diversity_penalty=0.5),
     options(min_length=8, repetition_penalty=1.5), options(encoder_no_repeat_ngram_size=2),
+    options(forced_eos_token_id=6, max_length=7), options(forced_eos_token_id=6, max_length=12),
 ]  # fmt: skip
 
 
@@ -72,13 +73,18 @@ def requests(r, count, kinds=KINDS):
     ]
 
 
+def answer(ticket):
+    """Outputs and scores."""
+    return ticket.outputs, [None if score is None else round(score, 4) for score in ticket.scores]
+
+
 def alone(request):
     """What a request gives in an engine of its own."""
     engine, done = Engine(Model()), []
     engine.submit([request], done.append)
     while not done:
         engine.step()
-    return done[0].outputs
+    return answer(done[0])
 
 
 def drive(engine, done, count):
@@ -136,7 +142,16 @@ def test_answers_depend_on_the_request_alone(limits):
         engine, done = Engine(Model(), EngineConfig(**limits)), []
         engine.submit(wanted, done.append)
         drive(engine, done, 60)
-        assert {ticket.request.number: ticket.outputs for ticket in done} == expected
+        assert {ticket.request.number: answer(ticket) for ticket in done} == expected
+
+
+def test_return_sequences_keep_their_places():
+    """Each is the draw of a number of its own, whichever ends first."""
+    several, one = (options(do_sample=True, temperature=2.0, num_return_sequences=n) for n in (4, 1))
+    for number in range(8):
+        expected = [alone(Request([5, 6], one, seed=1, number=number + (i << 40)))[0][0] for i in range(4)]
+        assert alone(Request([5, 6], several, seed=1, number=number))[0] == expected
+        assert len({len(tokens) for tokens in expected}) > 1
 
 
 def test_first_come_first_served():
@@ -148,6 +163,18 @@ def test_first_come_first_served():
         engine.step()
         order += [ticket for ticket in engine._running if ticket not in order]
     assert [ticket.serial for ticket in order] == sorted(ticket.serial for ticket in order) and len(tickets) == 30
+
+
+def test_what_has_to_begin_again_comes_first_and_in_its_order():
+    model = Model()
+    engine = Engine(model, EngineConfig(max_rows=8))
+    tickets = engine.submit(requests(random.Random(1), 30), lambda ticket: None)
+    engine.step()
+    running = len(engine._running)
+    model.failing = 1
+    engine.step()
+    assert running > 2 and engine.statistics.restarts == 1
+    assert [*engine._waiting] == [ticket for ticket in tickets if not ticket.done]
 
 
 def test_a_source_in_flight_is_encoded_once():
@@ -195,7 +222,7 @@ def test_memory_that_fails_at_any_step_loses_nothing(step):
     engine = Engine(model, EngineConfig(max_rows=12))
     engine.submit(wanted, done.append)
     drive(engine, done, len(wanted))
-    assert {ticket.request.number: ticket.outputs for ticket in done} == expected
+    assert {ticket.request.number: answer(ticket) for ticket in done} == expected
     assert engine.statistics.restarts == 1 and engine._rows == 12, "idle, it tries again with all rows"
 
 
@@ -235,7 +262,7 @@ def test_an_interrupt_loses_nothing():
     with pytest.raises(KeyboardInterrupt):
         drive(engine, done, 20)
     drive(engine, done, 20)
-    assert {ticket.request.number: ticket.outputs for ticket in done} == expected
+    assert {ticket.request.number: answer(ticket) for ticket in done} == expected
 
 
 def test_an_error_of_the_model_is_that_of_what_ran():
@@ -275,7 +302,7 @@ def test_cancelled_requests_leave_at_once():
         gone |= set(some)
         assert engine.cache.pages.check() == Violation.SOUND
     assert gone and set(done) | gone == set(tickets) and not set(done) & gone
-    assert {t.request.number: t.outputs for t in done}.items() <= expected.items()
+    assert {t.request.number: answer(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0
 
 
@@ -290,7 +317,7 @@ def test_threads_drive_one_engine():
         engine.submit(part, done.append)
         while len(done) < len(part):
             engine.step()
-        found.update({ticket.request.number: ticket.outputs for ticket in done})
+        found.update({ticket.request.number: answer(ticket) for ticket in done})
 
     threads = [threading.Thread(target=work, args=(wanted[i:80:8],)) for i in range(8)]
     for thread in threads:
