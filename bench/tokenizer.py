@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import sentencepiece
-from generate import environment
+from machine import environment
 
 from bertgen import AutoTokenizer
 from bertgen.hub import DEMO_MODEL

@@ -1,0 +1,89 @@
+"""Whether another engine's tokens are ours, and which differences rounding explains.
+
+Sums of float32 differ with the library and with the batch. Where two extensions are all but equally probable either may
+win, and what follows is another text. So a difference is excused where a search by the book, over our own logits, met
+such a tie: at the first differing token of a greedy output, anywhere in a beam search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from workload import START, Case, Tokens
+
+from bertgen import EncoderDecoderModel
+
+TIE = 1e-4  # of log-probabilities
+UNITS = 4 * 2.0**-23  # of a sum of many, times its size
+
+
+@dataclass
+class Agreement:
+    """How many outputs are equal, of those that can be compared; which differ at a tie, and which are wrong."""
+
+    compared: int = 0
+    equal: int = 0
+    ties: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        ties = f", {len(self.ties)} at a tie" if self.ties else ""
+        return f"{self.equal} of {self.compared}{ties}" + (f", {len(self.wrong)} WRONG" if self.wrong else "")
+
+
+class Judge:
+    """Compares outputs with ours; keeps the margins that it has searched for."""
+
+    def __init__(self, model: EncoderDecoderModel):
+        self.model = model
+        self._margins: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
+
+    def compare(self, case: Case, ours: Tokens, theirs: Tokens) -> Agreement:
+        """Greedy outputs up to the asked length; outputs of beams where both stop there, since another end is another
+        search."""
+        found = Agreement()
+        for i, (source, length) in enumerate(zip(case.sources, case.lengths)):
+            a, b = ours[i], theirs[i]
+            if min(len(a), len(b)) < length:
+                found.compared += 1
+                found.wrong.append(f"request {i} stopped after {len(a)} and {len(b)} tokens of {length}")
+                continue
+            if case.beams > 1 and len(a) != len(b):
+                continue
+            found.compared += 1
+            first = next((at for at in range(length) if a[at] != b[at]), None)
+            if first is None:
+                found.equal += 1
+                continue
+            margins = self.margins(source, length, case.beams)
+            margin = margins[first] if case.beams == 1 else min(margins)
+            text = f"request {i} differs at token {first}, margin {margin:.1e}"
+            (found.ties if margin < TIE else found.wrong).append(text)
+        return found
+
+    def margins(self, source: list[int], length: int, beams: int) -> list[float]:
+        key = length, beams, tuple(source)
+        if key not in self._margins:
+            self._margins[key] = margins(self.model, source, length, beams)
+        return self._margins[key]
+
+
+@torch.inference_mode()
+def margins(model: EncoderDecoderModel, source: list[int], length: int, beams: int) -> list[float]:
+    """Of a search without a cache: by how much the last hypothesis kept beats the best one dropped, at each step; with
+    beams, behind the last step, the best one the second. What rounding makes of a sum is taken off."""
+    encoded = model.encoder(input_ids=torch.tensor([source])).last_hidden_state
+    tokens, totals, found = torch.full((1, 1), START), torch.zeros(1, 1, dtype=torch.float64), []
+    for _ in range(length):
+        states = encoded.expand(len(tokens), -1, -1)
+        logits = model(encoder_outputs=(states,), decoder_input_ids=tokens).logits[:, -1].double()
+        best = (totals + logits.log_softmax(-1)).flatten().topk(beams + 1)
+        rounding = UNITS * abs(float(best.values[0])) if beams > 1 else 0.0
+        found.append(float(best.values[-2] - best.values[-1]) - rounding)
+        kept, vocabulary = best.indices[:beams], logits.shape[1]
+        tokens = torch.cat((tokens[kept // vocabulary], kept[:, None] % vocabulary), 1)
+        totals = best.values[:beams, None]
+    if beams > 1:
+        found.append(float(totals[0] - totals[1]) - rounding)
+    return found

@@ -1,0 +1,155 @@
+"""What a decode step takes besides its operators: 24 + 24 layers so small that hardly anything else is left.
+
+On one thread, in a process of its own, one source. Two runs, one of which decodes STEPS tokens more, are timed; the
+difference over STEPS is a step. All operators that each of them calls are recorded by a TorchDispatchMode, with the
+tensors themselves, and called again one after the other, with nothing between. That difference over STEPS is the
+operators of a step, and what a step takes more than these is overhead: Python, modules, bookkeeping, the search.
+
+Recorded is what torch's dispatcher sees, operators of bertgen's extension (`torch.ops.bertgen_C`) like torch's own,
+but not those on a cache's handle (`cache_step` and the like): they are bookkeeping, and the cache may be gone. A step
+of transformers is recorded under no_grad, where `linear` falls into `t`, `addmm` and views; one of bertgen's engine in
+inference mode, where it does not. A call from Python costs more than one from within an operator, so the share of the
+operators is rather too large, and that of overhead too small, the more so where there are more of them. What an
+operator writes in place (a cache, a count of positions) is put back before each replay, else indices would run away.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import child
+import torch
+from contenders import Transformers
+from machine import seconds
+from torch.utils._python_dispatch import TorchDispatchMode
+from workload import END, FIRST, PAD, START, Size, build
+
+from bertgen import EncoderDecoderModel, GenerationConfig
+from bertgen.config import EngineConfig
+from bertgen.engine import Engine, Request
+from bertgen.errors import BackendError
+from bertgen.search import settle
+
+DEEP = Size(hidden=64, layers=24, intermediate=128, heads=4, vocabulary=500)
+STEPS = 16
+SPECIAL = dict(pad_token_id=PAD, eos_token_id=END)
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def compare(size: Size, repeats: int) -> list[dict[str, Any]]:
+    """A row for each way to decode, greedy and with four beams; times in seconds of a step."""
+    return child.call(measured, size, repeats)
+
+
+def measured(size: Size, repeats: int) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    model = build(size)
+    source = [FIRST + i for i in range(16)]
+    rows = []
+    for beams in (1, 4):
+        runs = {
+            "bertgen model.generate": of_generate(model, source, beams),
+            "bertgen Engine": of_engine(model, source, beams),
+        }
+        missing = None
+        try:
+            theirs = Transformers(model).model
+            runs["transformers"] = of_generate(theirs, source, beams, decoder_start_token_id=START)
+        except BackendError as error:
+            missing = dict(name="transformers", beams=beams, missing=str(error))
+        rows += [dict(name=name, beams=beams, **step) for name, step in steps(runs, repeats).items()]
+        rows += [missing] if missing else []
+    return rows
+
+
+def of_generate(model: Any, source: list[int], beams: int, **options: Any) -> Callable[[int], Any]:
+    ids = torch.tensor([source])
+    call = dict(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=beams, do_sample=False, **SPECIAL)
+    return lambda tokens: model.generate(max_new_tokens=tokens, **call, **options)
+
+
+def of_engine(model: EncoderDecoderModel, source: list[int], beams: int) -> Callable[[int], Any]:
+    engine = Engine(model, EngineConfig(max_rows=beams))
+
+    def run(tokens: int) -> None:
+        options = GenerationConfig(max_new_tokens=tokens, num_beams=beams, bos_token_id=START, **SPECIAL)
+        engine.submit([Request(source, settle(options))], lambda ticket: None)
+        while engine.busy:
+            engine.step()
+
+    return run
+
+
+def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Of each run: a step and its operators, and how many operators there are. By turns, and the fastest counts: what
+    others do on the machine comes on top of so short times."""
+    lengths = 1, 1 + STEPS
+    recorded: dict[str, list[Recording]] = {}
+    for name, run in runs.items():
+        run(max(lengths))  # what is made at the first call
+        recorded[name] = [Recording(run, tokens) for tokens in lengths]
+    whole: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
+    bare: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            for name, run in runs.items():
+                whole[name].append(tuple(seconds(lambda run=run, n=n: run(n)) for n in lengths))
+                bare[name].append(tuple(recording.replayed() for recording in recorded[name]))
+                gc.collect()
+    finally:
+        gc.enable()
+    found = {}
+    for name, (short, long) in recorded.items():
+        step, operators = per_step(whole[name]), per_step(bare[name])
+        calls = (len(long.calls) - len(short.calls)) / STEPS
+        found[name] = dict(step=step, operators=operators, overhead=step - operators, calls=calls)
+    return found
+
+
+def per_step(taken: list[tuple[float, ...]]) -> float:
+    short, long = (min(side) for side in zip(*taken))
+    return (long - short) / STEPS
+
+
+class Recording(TorchDispatchMode):
+    """The operators that a run calls, with their arguments, and what their tensors held before one wrote to them."""
+
+    def __init__(self, run: Callable[[int], Any], tokens: int):
+        super().__init__()
+        self.calls: list[Call] = []
+        self.inference = False
+        self._before: dict[int, tuple[Any, Any]] = {}
+        with self:
+            run(tokens)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        arguments = func._schema.arguments
+        if not (func.namespace == "bertgen_C" and arguments[0].name == "cache"):
+            self.inference |= torch.is_inference_mode_enabled()
+            given = dict(zip([argument.name for argument in arguments], args)) | kwargs
+            for argument in arguments:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._keep(given.get(argument.name))
+            self.calls.append((func, args, kwargs))
+        return func(*args, **kwargs)
+
+    def _keep(self, written: Any) -> None:
+        if isinstance(written, torch.Tensor):
+            storage = written.untyped_storage()
+            if storage.data_ptr() not in self._before:
+                self._before[storage.data_ptr()] = storage, storage.clone()
+
+    def replayed(self) -> float:
+        """Seconds of all calls once more."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
+        with torch.inference_mode() if self.inference else torch.no_grad():
+            return seconds(self._replay)
+
+    def _replay(self) -> None:
+        for func, args, kwargs in self.calls:
+            func(*args, **kwargs)
