@@ -245,7 +245,7 @@ def int4_rows(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator
     for n, k in shapes:
         torch.manual_seed(0)
         weight = torch.randn(n, k, device=device) / math.sqrt(k)
-        packed, scale, _ = quantize(weight.to(dtype), 64)
+        packed, scale, _ = quantize(weight.to(dtype))
         dense = weight.to(dtype)
         for m in (1, 3) if smoke else (1, 4, 16, 64, 256):
             x = torch.randn(m, k, device=device, dtype=dtype)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .config import BitsAndBytesConfig as BitsAndBytesConfig
     from .config import EncoderDecoderConfig as EncoderDecoderConfig
     from .config import GenerationConfig as GenerationConfig
+    from .config import Int4Config as Int4Config
     from .config import RobertaConfig as RobertaConfig
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
@@ -48,6 +49,7 @@ _PUBLIC = {
         "BitsAndBytesConfig",
         "EncoderDecoderConfig",
         "GenerationConfig",
+        "Int4Config",
         "RobertaConfig",
     ),
     "errors": (

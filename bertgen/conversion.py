@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from . import checkpoint
-from .config import BertGenerationConfig, EncoderDecoderConfig, read_json, write_json
+from .config import BertGenerationConfig, EncoderDecoderConfig, Int4Config, read_json, write_json
 from .errors import ConfigError, UnsupportedError
 from .model import EncoderDecoderModel
 from .peers import load_ctranslate2, load_transformers, quiet
@@ -70,6 +70,7 @@ def convert(
     *,
     tokenizer: str | os.PathLike | None = None,
     dtype: torch.dtype | str | None = None,
+    int4: Int4Config | None = None,
 ) -> Drift | None:
     """Write a model and its tokenizer into a new directory, which appears when it is whole.
 
@@ -80,18 +81,22 @@ def convert(
             transformers. "ct2": a model of CTranslate2, which needs that package and transformers.
         tokenizer: where it is, if not with the model.
         dtype: of the weights; None takes the checkpoint's.
+        int4: hold the weights of linear layers in 4 bits, and what stays floats in 16; for "bertgen" only, which alone
+            can load the result. Weights that both halves share are written once.
 
     Returns:
         What BART's epsilon changes; None for "bertgen", and for "ct2", where the epsilon is the model's own.
 
     Raises:
-        ConfigError: an unknown form, or a directory that holds something.
+        ConfigError: an unknown form, a directory that holds something, or a checkpoint in 4 bits to be rounded again.
         UnsupportedError: the model is no BART (what differs).
         BackendError: a package is missing.
         CheckpointError: as `EncoderDecoderModel.from_pretrained`.
     """
     if to not in ("bertgen", "bart", "ct2"):
         raise ConfigError(f"to must be bertgen, bart or ct2, got {to!r}")
+    if int4 is not None and to != "bertgen":
+        raise ConfigError(f"weights in 4 bits are for bertgen, not for {to}")
     target = Path(directory)
     if target.is_dir() and any(target.iterdir()):
         raise ConfigError(f"{target} is there already and not empty; a conversion makes a new folder")
@@ -101,7 +106,9 @@ def convert(
         peers = _Peers(load_ctranslate2(purpose), load_transformers(purpose))
     if to != "bertgen":
         check_bart(EncoderDecoderConfig.from_pretrained(path_or_id))
-    model = EncoderDecoderModel.from_pretrained(path_or_id, dtype=dtype)
+    model = EncoderDecoderModel.from_pretrained(path_or_id, dtype=dtype, quantization_config=int4)
+    if to != "bertgen":
+        model.dequantize()
     words = AutoTokenizer.from_pretrained(path_or_id if tokenizer is None else tokenizer)
     if peers is not None:
         _check_ctranslate2(model, words)
@@ -111,7 +118,8 @@ def convert(
         elif to == "bart":
             _write_bart(model, words, path)
         else:
-            model.save_pretrained(path)
+            half = "float16" if int4 is not None and model.dtype == torch.float32 else None
+            model.save_pretrained(path, deduplicate=int4 is not None, stored_dtype=half)
             words.save_pretrained(path)
     return epsilon_drift(model.float()) if to == "bart" else None
 

@@ -8,6 +8,7 @@ from torch import nn
 from . import ops
 from .activations import learned_activation
 from .config import BertGenerationConfig
+from .linear import apply
 
 
 class LMHead(nn.Module):
@@ -22,7 +23,7 @@ class LMHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, vocab]"""
-        return ops.linear(x, self.decoder.weight, self.decoder.bias)
+        return apply(self.decoder, x)
 
 
 class Transform(nn.Module):
@@ -37,7 +38,7 @@ class Transform(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]"""
-        y, norm = ops.linear(x, self.dense.weight, self.dense.bias), self.LayerNorm
+        y, norm = apply(self.dense, x), self.LayerNorm
         if self.transform_act_fn is not None:
             y = self.transform_act_fn(y)
         return ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps, self.activation)
@@ -73,7 +74,7 @@ class RobertaLMHead(LMHead):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, vocab]"""
-        y, norm = ops.linear(x, self.dense.weight, self.dense.bias), self.layer_norm
+        y, norm = apply(self.dense, x), self.layer_norm
         return super().forward(ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps))
 
 
@@ -86,4 +87,4 @@ class Pooler(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, hidden] -> [B, hidden]"""
-        return torch.tanh(ops.linear(x[:, 0].contiguous(), self.dense.weight, self.dense.bias))
+        return torch.tanh(apply(self.dense, x[:, 0].contiguous()))

@@ -14,6 +14,7 @@ from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
 from .errors import UnsupportedError
+from .linear import Int4Linear, apply, int4_linear
 from .packing import Packing
 
 
@@ -97,7 +98,7 @@ class AddNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
-        y = ops.linear(x, self.dense.weight, self.dense.bias)
+        y = apply(self.dense, x)
         return ops.add_layer_norm(y, None, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
@@ -111,30 +112,38 @@ class Projections(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
 
-def project(x: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+# The parameters of a layer whose rows belong to its outputs, in the order in which a product takes them.
+_ROWS = {nn.Linear: ("weight", "bias"), Int4Linear: ("packed", "scale", "zero", "bias")}
+
+
+def project(x: torch.Tensor, *layers: nn.Linear | Int4Linear) -> tuple[torch.Tensor, ...]:
     """Several Linear layers on one input: x [T, K] -> one [T, N] each, in a single matmul where they can be fused."""
-    fused = fused_weights(*layers)
+    fused, first = fused_weights(*layers), layers[0]
     if fused is None:
-        return tuple(ops.linear(x, layer.weight, layer.bias) for layer in layers)
-    return ops.linear(x, *fused).chunk(len(layers), dim=-1)
+        return tuple(apply(layer, x) for layer in layers)
+    y = int4_linear(x, first.config, *fused) if isinstance(first, Int4Linear) else ops.linear(x, *fused)
+    return y.chunk(len(layers), dim=-1)
 
 
-def fused_weights(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | None:
+def fused_weights(*layers: nn.Linear | Int4Linear) -> tuple[Any, ...] | None:
     """Weights and biases of equal Linear layers as one matrix and one vector, without a second copy.
 
     In inference the parameters are slices of one storage: if they are not (freshly loaded, moved, copied), each
     parameter's data becomes such a slice. None with grad on, under torch.compile (which cannot look at addresses), or
-    where a layer is anything but a plain Linear.
+    where a layer is anything but a plain Linear, or an Int4Linear as the others: then packed weights, scales, zero
+    points and biases are so joined.
     """
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or any(type(layer) is not nn.Linear for layer in layers)
-    ):
+    kind, *others = {type(layer) for layer in layers}
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or others or kind not in _ROWS:
         return None
-    parts = []
-    for name in ("weight", "bias"):
+    if kind is Int4Linear and len({(layer.config, layer.scale.shape) for layer in layers}) > 1:
+        return None
+    parts: list[torch.Tensor | None] = []
+    for name in _ROWS[kind]:
         tensors = [getattr(layer, name) for layer in layers]
+        if all(t is None for t in tensors) and name != "weight":
+            parts.append(None)
+            continue
         if any(type(t) is not nn.Parameter for t in tensors):
             return None
         joined = _adjacent(tensors)
@@ -145,7 +154,7 @@ def fused_weights(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | Non
                 for t, piece in zip(tensors, joined.split(tensors[0].shape[0])):
                     t.data = piece
         parts.append(joined)
-    return parts[0], parts[1]
+    return tuple(parts)
 
 
 def _adjacent(tensors: list[torch.Tensor]) -> torch.Tensor | None:
@@ -191,7 +200,7 @@ class Attention(nn.Module):
         )  # fmt: skip
 
     def _attend_source(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        q = self._heads(ops.linear(x, self.self.query.weight, self.self.query.bias))
+        q = self._heads(apply(self.self.query, x))
         rows, cache = context.tokens, context.cache
         if context.source is not None:
             states, source = context.source
@@ -271,7 +280,7 @@ class Intermediate(nn.Module):
         self.activation = None if self.intermediate_act_fn is not None else config.hidden_act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = ops.linear(x, self.dense.weight, self.dense.bias, self.activation)
+        y = apply(self.dense, x, self.activation)
         return y if self.intermediate_act_fn is None else self.intermediate_act_fn(y)
 
 

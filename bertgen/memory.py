@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,6 +23,21 @@ def attempt(work: Callable[[], T], device: torch.device) -> T | None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Give back the memory of a tensor that lies in a mapped file; if it is read again, it comes from the file again.
+
+    That of any other tensor may go to the disk for a while. Does nothing where the system cannot do it (it is asked by
+    `madvise` with MADV_PAGEOUT, Linux 5.4).
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is None or tensor.device.type != "cpu":
+        return
+    first, page = tensor.data_ptr(), mmap.PAGESIZE
+    start, end = -(-first // page) * page, (first + tensor.nbytes) // page * page
+    if start < end:
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

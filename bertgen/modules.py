@@ -7,7 +7,7 @@ from torch import nn
 
 from . import ops
 from .errors import InputError, UnsupportedError
-from .quantization import quantize
+from .linear import Int4Linear as Int4Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -97,39 +97,3 @@ class MultiheadAttention(nn.MultiheadAttention):
             ops.linear(x.reshape(-1, x.shape[-1]), w, b).unflatten(-1, (self.num_heads, self.head_dim))
             for x, w, b in zip(inputs, weights, biases, strict=True)
         ]
-
-
-class Int4Linear(nn.Module):
-    """`nn.Linear` with 4-bit weights, for inference: a quarter of the bytes of 16 bits.
-
-    Args:
-        packed: uint8 [N, K / 2]. scale, zero: [N, K / group], zero None where levels are symmetric.
-        bias: [N] or None.
-    """
-
-    packed: torch.Tensor
-    scale: torch.Tensor
-    zero: torch.Tensor | None
-    bias: torch.Tensor | None
-
-    def __init__(
-        self,
-        packed: torch.Tensor,
-        scale: torch.Tensor,
-        zero: torch.Tensor | None = None,
-        bias: torch.Tensor | None = None,
-    ):
-        super().__init__()
-        for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero), ("bias", bias)):
-            self.register_buffer(name, tensor)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, group_size: int = 64, symmetric: bool = True) -> Int4Linear:
-        """The weights of a Linear, rounded to 4 bits; see `bertgen.quantization.quantize` for arguments and errors."""
-        bias = None if linear.bias is None else linear.bias.detach()
-        return cls(*quantize(linear.weight, group_size, symmetric), bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., K] -> [.., N]"""
-        flat = x.reshape(-1, x.shape[-1])
-        return ops.int4_matmul(flat, self.packed, self.scale, self.zero, self.bias).view(*x.shape[:-1], -1)

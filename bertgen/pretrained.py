@@ -11,12 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, memory
 from .activations import XIELU
-from .config import GenerationConfig, half_config, read_json
-from .errors import BackendError, CheckpointError, ConfigError, UnsupportedError
+from .bitsandbytes import from_bitsandbytes
+from .config import GenerationConfig, Int4Config, half_config, int4_config, read_json
+from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError
+from .heads import LMHead
 from .hub import resolve_file
 from .layers import Stack
+from .linear import Int4Linear
+from .quantization import fault, quantize
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +47,40 @@ class PretrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     def num_parameters(self) -> int:
-        """Parameters, each counted once however many names it has."""
-        return sum(p.numel() for p in self.parameters())
+        """Parameters, each counted once however many names it has; those in 4 bits too, without their scales."""
+        scales = {id(p) for m in self.modules() if isinstance(m, Int4Linear) for p in (m.scale, m.zero)}
+        return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.parameters() if id(p) not in scales)
+
+    @property
+    def quantization(self) -> Int4Config | None:
+        """The format of the weights in 4 bits; None where there are none.
+
+        Raises:
+            UnsupportedError: there are weights in different formats.
+        """
+        found = {module.config for module in self.modules() if isinstance(module, Int4Linear)}
+        if len(found) > 1:
+            raise UnsupportedError(
+                f"one model has weights in one format, these are in {len(found)}: {sorted(map(str, found))}"
+            )
+        return next(iter(found), None)
+
+    def dequantize(self) -> Any:
+        """Make every weight in 4 bits a float again, in place: the value that it stands for.
+
+        Returns:
+            The model.
+        """
+        for path, module in list(self.named_modules()):
+            if isinstance(module, Int4Linear):
+                self.set_submodule(path, module.to_linear())
+        self.tie_weights()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True):
+        if requires_grad and self.quantization is not None:
+            raise UnsupportedError("weights in 4 bits have no gradient; dequantize() makes them floats to train")
+        return super().requires_grad_(requires_grad)
 
     def tie_weights(self) -> None:
         """Make names that share a weight by configuration hold the same Parameter."""
@@ -117,7 +153,9 @@ class PretrainedModel(nn.Module):
             fold_embeddings: for a bert-generation half that is loaded from a BERT or RoBERTa: add the first row of its
                 token types to the positions, and drop RoBERTa's rows for padding, so that the embeddings are those
                 the weights were trained with. transformers drops the token types.
-            quantization_config: refused: 4-bit weights are not there yet.
+            quantization_config: an `Int4Config`, or a `BitsAndBytesConfig` of ours or of transformers, to hold the
+                weights of linear layers in 4 bits. They are rounded one by one: never are all of them in memory as
+                floats. A checkpoint whose weights are in 4 bits already needs none.
             overrides: options of the configuration to replace.
 
         Raises:
@@ -132,41 +170,111 @@ class PretrainedModel(nn.Module):
             config = cls.config_class.from_pretrained(path_or_id, hub=hub, **overrides)
         elif overrides:
             raise ConfigError(f"options {sorted(overrides)} were given together with a config object; set them on it")
-        if quantization_config is not None:
-            raise UnsupportedError("quantization_config: 4-bit weights are not there yet; they come with int4")
+        wanted = None if quantization_config is None else int4_config(quantization_config)
+        stored = config.extra.get("quantization_config")
+        if wanted is not None and stored is not None:
+            raise ConfigError(
+                f"{path_or_id} is quantized already ({int4_config(stored).format}), quantization_config again"
+            )
         state = checkpoint.load_state(path_or_id, **hub)
+        if stored is not None:
+            foreign = stored.get("quant_method") == "bitsandbytes"
+            stored = int4_config(stored)
+            state = from_bitsandbytes(state, stored.format) if foreign else state
         if fold_embeddings:
             state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
             config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
         with torch.device("meta"):
             model = cls(config)
-        model._load(path_or_id, {name: t.to(target, chosen) for name, t in state.items() if t.is_floating_point()})
+        model._load(path_or_id, state, target, chosen, stored, wanted)
         if resolve_file(path_or_id, "generation_config.json", required=False, **hub) is not None:
             model.generation_config = GenerationConfig.from_pretrained(path_or_id, **hub)
         return model.eval()
 
-    def _load(self, path_or_id: str | os.PathLike, state: dict[str, torch.Tensor]) -> None:
-        """Give the parameters (on the meta device) the tensors of a checkpoint, and initialise those it lacks."""
-        own = self.state_dict()
-        state = self._mapped(state, set(own))
+    def _load(
+        self,
+        path_or_id: str | os.PathLike,
+        state: dict[str, torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        stored: Int4Config | None,
+        wanted: Int4Config | None,
+    ) -> None:
+        """Give the parameters (on the meta device) the tensors of a checkpoint, and initialise those it lacks.
+
+        Args:
+            state: as it lies in the file.
+            stored: the format that linear layers are in there; wanted: the one to round them to.
+        """
+        own, lean = self.state_dict(), bool(stored or wanted)
+        state = self._mapped({k: t for k, t in state.items() if t.is_floating_point() or _is_packed(k)}, set(own))
+        rounded = {f"{path}.weight" for path in self._linear_layers(wanted)} if wanted else set()
+        placed: dict[tuple, dict[str, torch.Tensor]] = {}  # by where it lies, as one tensor may have several names
+        loaded: dict[str, torch.Tensor] = {}
         for name, tensor in state.items():
             if name in own and tensor.shape != own[name].shape:
                 raise CheckpointError(
                     f"{path_or_id}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
                     f"{tuple(own[name].shape)}"
                 )
-            if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{path_or_id}: {name} holds values that are not finite")
-        self.load_state_dict({k: t for k, t in state.items() if k in own}, strict=False, assign=True)
+            where = tensor.data_ptr(), tensor.shape, tensor.dtype, name in rounded
+            if where not in placed:
+                floating = tensor.is_floating_point()
+                new = tensor.to(device, dtype if floating else tensor.dtype, copy=lean)
+                if floating and not bool(torch.isfinite(new.sum())) and not bool(torch.isfinite(new).all()):
+                    raise CheckpointError(f"{path_or_id}: {name} holds values that are not finite")
+                placed[where] = _rounded(name, new, wanted) if wanted and name in rounded else {"": new}
+                if lean:
+                    memory.release(tensor)
+            loaded.update(
+                (name.removesuffix("weight") + part if part else name, t) for part, t in placed[where].items()
+            )
+        self._install(path_or_id, loaded, wanted or stored)
+        self.load_state_dict({k: t for k, t in loaded.items() if k in own}, strict=False, assign=True)
         self.tie_weights()
         missing = [name for name, p in self.named_parameters() if p.is_meta]
         if len(missing) == len(list(self.parameters())):
             raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
-        self._initialize_missing(like=next(iter(state.values())))
-        for names, fate in ((missing, "missing, initialised at random"), (sorted(set(state) - set(own)), "not used")):
+        self._initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
+        for names, fate in ((missing, "missing, initialised at random"), (sorted(set(loaded) - set(own)), "not used")):
             if names:
                 logger.warning("%s: weights %s: %s", path_or_id, fate, _summary(names))
+
+    def _linear_layers(self, config: Int4Config) -> list[str]:
+        """Names of the layers that a configuration rounds."""
+        names = dict(self.named_modules())
+        for skipped in config.skip:
+            if not any(_is_within(name, skipped) for name in names):
+                raise ConfigError(f"skip names {skipped!r}, and no module of a {type(self).__name__} is called so")
+        heads = {id(m.decoder) for m in self.modules() if isinstance(m, LMHead)}
+        return [
+            name
+            for name, module in names.items()
+            if type(module) is nn.Linear
+            and (config.head or id(module) not in heads)
+            and not any(_is_within(name, skipped) for skipped in config.skip)
+        ]
+
+    def _install(
+        self, path_or_id: str | os.PathLike, state: dict[str, torch.Tensor], config: Int4Config | None
+    ) -> None:
+        """Put a layer with 4-bit weights in the place of each Linear for which there are such, and take them out."""
+        modules = dict(self.named_modules())
+        for path in [name.removesuffix(".packed") for name in state if _is_packed(name)]:
+            linear = modules.get(path)
+            if not isinstance(linear, nn.Linear):
+                continue  # it will be named as not used
+            if config is None:
+                raise CheckpointError(f"{path_or_id}: {path} is quantized, but config.json has no quantization_config")
+            packed, scale, zero = (state.pop(f"{path}.{part}", None) for part in ("packed", "scale", "zero"))
+            if scale is None or (zero is None and not config.symmetric):
+                lacking = "scale" if scale is None else "zero"
+                raise CheckpointError(f"{path_or_id}: {path}.{lacking} is missing beside {path}.packed")
+            wrong = fault(linear.out_features, linear.in_features, packed, scale, zero)
+            if wrong is not None:
+                raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
+            self.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))
 
     def _initialize_missing(self, like: torch.Tensor) -> None:
         """Give parameters that are still on the meta device initial values, with the dtype and device of `like`."""
@@ -207,7 +315,8 @@ class PretrainedModel(nn.Module):
     ) -> None:
         """Write config.json, generation_config.json and the weights; transformers loads them with the same logits.
 
-        The files appear together, when all are written.
+        Weights in 4 bits are written as they are, which only bertgen loads (docs/quantization.md has the layout). The
+        files appear together, when all are written.
 
         Args:
             directory: made where it does not exist; other files in it stay.
@@ -219,12 +328,16 @@ class PretrainedModel(nn.Module):
         tensors, aliases = self._saved_state(deduplicate)
         if stored_dtype is not None:
             stored = _known_dtype(stored_dtype)
-            tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
-        if aliases and deduplicate:
+            tensors = {k: t.to(stored) if t.is_floating_point() else t for k, t in tensors.items()}
+        quantization = self.quantization
+        if aliases and deduplicate and quantization is None:
             logger.warning("weights that encoder and decoder share were written once: transformers 5 cannot load them")
         with checkpoint.new_directory(directory) as path:
             values = {**self.config.to_dict(), "architectures": [type(self).__name__]}
             values["dtype"] = str(self.dtype).removeprefix("torch.")
+            values.pop("quantization_config", None)
+            if quantization is not None:
+                values["quantization_config"] = quantization.to_dict()
             checkpoint.write_json(path / "config.json", values)
             self.generation_config.save_pretrained(path)
             checkpoint.save_state(
@@ -234,6 +347,23 @@ class PretrainedModel(nn.Module):
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors to write and, for names left out because an equal one is written, {left out: written}."""
         return self.state_dict(), {}
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith(".packed")
+
+
+def _is_within(name: str, part: str) -> bool:
+    """Whether a module is, or is in, one of a name; parts of names go from dot to dot."""
+    return f".{part}." in f".{name}."
+
+
+def _rounded(name: str, weight: torch.Tensor, config: Int4Config) -> dict[str, torch.Tensor]:
+    try:
+        packed, scale, zero = quantize(weight, config)
+    except InputError as error:
+        raise InputError(f"{name}: {error} (skip= leaves modules as they are)") from None
+    return {"packed": packed, "scale": scale} | ({} if zero is None else {"zero": zero})
 
 
 def _summary(names: list[str]) -> str:

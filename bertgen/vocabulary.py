@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, UnsupportedError
+from .linear import Int4Linear
 
 
 def size_of(rows: int | None, now: int, multiple: int | None) -> int:
@@ -33,6 +34,10 @@ def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.E
 
 def resized_linear(layer: nn.Linear, rows: int, std: float | None) -> nn.Linear:
     """The same for a head; its bias gets zeros."""
+    if isinstance(layer, Int4Linear):
+        raise UnsupportedError(
+            "the output layer is in 4 bits; dequantize() the model, resize it, and quantize it again"
+        )
     new = nn.Linear(layer.in_features, rows, device="meta")
     new.weight = nn.Parameter(_resized(layer.weight, rows, std), requires_grad=layer.weight.requires_grad)
     new.bias = nn.Parameter(_resized(layer.bias, rows, 0.0), requires_grad=layer.bias.requires_grad)

@@ -68,7 +68,7 @@ def cross_decode_attention(rows: int, device: torch.device, dtype: torch.dtype) 
 
 def int4_matmul(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
     weight = torch.randn(TAIL, HIDDEN, device=device).to(dtype)
-    packed, scale, _ = quantize(weight, 64)
+    packed, scale, _ = quantize(weight)
     x = torch.randn(3, HIDDEN, device=device).to(dtype)
     whole = (
         torch.zeros(rows, HIDDEN // 2, device=device, dtype=torch.uint8),

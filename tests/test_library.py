@@ -9,7 +9,7 @@ import torch
 from bertgen.kernels.attention import attention_reference
 from bertgen.kernels.layernorm_gelu import add_layer_norm_reference
 
-from bertgen import ops
+from bertgen import Int4Config, ops
 from bertgen.quantization import quantize
 
 
@@ -21,7 +21,7 @@ def arguments() -> dict[str, tuple]:
     torch.manual_seed(0)
     cu = torch.tensor([0, 3, 7], dtype=torch.int32)
     seen = torch.ones(2, 4, dtype=torch.bool)
-    packed, scale, _ = quantize(torch.randn(6, 64), 32)
+    packed, scale, _ = quantize(torch.randn(6, 64), Int4Config(group_size=32))
     table = torch.arange(8, dtype=torch.int32).view(2, 4)
     lengths, rows = torch.tensor([3, 1], dtype=torch.int32), torch.tensor([0, 1, 4], dtype=torch.int32)
     pools = torch.randn(8, 2, 8), torch.randn(8, 2, 8)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from bertgen import BackendError, EncoderDecoderModel, UnsupportedError
+from bertgen import BackendError, EncoderDecoderConfig, EncoderDecoderModel
 from bertgen.cli import main
 
 DISCOFUSE = "google/roberta2roberta_L-24_discofuse"
@@ -175,32 +175,39 @@ def test_command_line(capsys, monkeypatch):
         assert code == 2 and not out and "cuda:0" in err
 
 
-def test_quantization():
-    with pytest.raises(UnsupportedError, match="4-bit weights are not there yet; they come with int4"):
-        run("""
-            import torch
-            from transformers import EncoderDecoderModel, AutoTokenizer, BitsAndBytesConfig
+def test_quantization(tiny_checkpoint, tmp_path, monkeypatch):
+    """With a model whose rows are blocks of 64, as those of every published one."""
+    folder, values = cached(tmp_path, DISCOFUSE), json.loads((tiny_checkpoint / "config.json").read_text())
+    for half in ("encoder", "decoder"):
+        values[half] |= dict(hidden_size=64, intermediate_size=128)
+    EncoderDecoderModel(EncoderDecoderConfig.from_dict(values)).save_pretrained(folder)
+    shutil.copy(tiny_checkpoint / "spiece.model", folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    names = run("""
+        import torch
+        from transformers import EncoderDecoderModel, AutoTokenizer, BitsAndBytesConfig
 
-            # Configure 4-bit quantization
-            quantization_config = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_compute_dtype=torch.float16
-            )
+        # Configure 4-bit quantization
+        quantization_config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=torch.float16
+        )
 
-            model = EncoderDecoderModel.from_pretrained(
-                "google/roberta2roberta_L-24_discofuse",
-                quantization_config=quantization_config,
-                dtype="auto"
-            )
-            tokenizer = AutoTokenizer.from_pretrained("google/roberta2roberta_L-24_discofuse")
+        model = EncoderDecoderModel.from_pretrained(
+            "google/roberta2roberta_L-24_discofuse",
+            quantization_config=quantization_config,
+            dtype="auto"
+        )
+        tokenizer = AutoTokenizer.from_pretrained("google/roberta2roberta_L-24_discofuse")
 
-            input_ids = tokenizer(
-                "Plants create energy through ", add_special_tokens=False, return_tensors="pt"
-            ).input_ids
+        input_ids = tokenizer(
+            "Plants create energy through ", add_special_tokens=False, return_tensors="pt"
+        ).input_ids
 
-            outputs = model.generate(input_ids)
-            print(tokenizer.decode(outputs[0]))
-        """)
+        outputs = model.generate(input_ids)
+        print(tokenizer.decode(outputs[0]))
+    """)
+    assert names["model"].quantization.format == "fp4" and names["outputs"].shape[0] == 1
 
 
 def test_warm_start_and_training():

@@ -23,8 +23,8 @@ from bertgen import (
     ConfigError,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    Int4Config,
     RobertaModel,
-    UnsupportedError,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
@@ -313,7 +313,16 @@ def test_a_file_without_any_weight_of_ours_is_refused(tmp_path):
             cls.from_pretrained(tmp_path)
 
 
-def test_quantization_is_named_as_not_there_yet(tmp_path):
-    alone("bert", 1)[0].save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="come with int4"):
-        BertModel.from_pretrained(tmp_path, quantization_config={"load_in_4bit": True})
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_half_in_4_bits(tmp_path, kind):
+    """Poolers and the transforms of heads are rounded, output layers are not."""
+    shape = dict(vocab_size=40, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    for cls in HALVES[kind][1:]:
+        cls(HALVES[kind][0](**shape, max_position_embeddings=32, is_decoder=cls is HALVES[kind][2])).save_pretrained(
+            tmp_path
+        )
+        model = cls.from_pretrained(tmp_path, quantization_config=Int4Config())
+        linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        assert linear == ({f"{model.head_path}.decoder"} if cls is HALVES[kind][2] else set())
+        model.save_pretrained(tmp_path / cls.__name__)
+        assert distance(cls.from_pretrained(tmp_path / cls.__name__)(IDS)[0], model.eval()(IDS)[0]) == 0

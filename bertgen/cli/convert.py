@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import Int4Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="of the weights (default: the checkpoint's)",
     )
+    group = parser.add_argument_group("4 bits", "docs/quantization.md explains formats and sizes.")
+    group.add_argument("--int4", action="store_true", help="weights of linear layers in 4 bits, the rest in 16")
+    group.add_argument("--format", choices=("int4", "nf4", "fp4"), help="of the 4 bits (default: int4)")
+    group.add_argument(
+        "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64 (default) or 128"
+    )
+    group.add_argument("--asymmetric", action="store_true", help="a zero point for each group")
+    group.add_argument(
+        "--scales", choices=("mse", "absmax"), help="of least squared error (default), or of the largest"
+    )
+    group.add_argument("--head", action="store_true", help="the output layer too")
+    group.add_argument(
+        "--skip", action="append", metavar="NAME", help="leave modules of this name as they are; repeatable"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and return the exit code."""
     from ..conversion import BART_EPSILON, convert
 
-    drift = convert(args.model, args.output, args.to, tokenizer=args.tokenizer, dtype=args.dtype)
+    drift = convert(
+        args.model, args.output, args.to, tokenizer=args.tokenizer, dtype=args.dtype, int4=_int4_config(args)
+    )
     print(f"{args.output} is written")
     if drift is not None:
         print(
@@ -37,3 +59,18 @@ def run(args: argparse.Namespace) -> int:
             f"{drift.positions} positions"
         )
     return 0
+
+
+def _int4_config(args: argparse.Namespace) -> Int4Config | None:
+    """What the arguments say about 4 bits, None without --int4."""
+    names = ("format", "group_size", "scales", "skip")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given |= {"symmetric": False} if args.asymmetric else {}
+    given |= {"head": True} if args.head else {}
+    if not args.int4:
+        if given:
+            raise ConfigError(f"{', '.join(sorted(given))}: options of 4 bits need --int4")
+        return None
+    from ..config import Int4Config
+
+    return Int4Config(**given)

@@ -10,3 +10,5 @@ from .model import EncoderDecoderConfig as EncoderDecoderConfig
 from .model import RobertaConfig as RobertaConfig
 from .model import half_config as half_config
 from .quantization import BitsAndBytesConfig as BitsAndBytesConfig
+from .quantization import Int4Config as Int4Config
+from .quantization import int4_config as int4_config

@@ -2,18 +2,170 @@
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError
+from .base import check_flag
+
+FORMATS = ("int4", "nf4", "fp4")
+GROUP_SIZES = (32, 64, 128)
+SCALES = ("mse", "absmax")
+DTYPES = ("float32", "float16", "bfloat16")
+METHOD = "bertgen"  # what config.json calls the layout of our own files
 
 
-class BitsAndBytesConfig:
-    """The name under which transformers asks for 4-bit or 8-bit weights.
+@dataclass(frozen=True)
+class Int4Config:
+    """Weights of linear layers in 4 bits, in groups along a row that share a scale. Embeddings and norms stay as is.
+
+    Args:
+        format: "int4": 16 levels at equal distances. "nf4", "fp4": those of bitsandbytes (`bertgen.quantization`).
+        group_size: 32, 64 or 128 weights share a scale.
+        symmetric: int4 levels -8 .. 7 times the scale; otherwise each group has a zero point of its own.
+        scales: "mse" looks for the scale with the least squared error, "absmax" takes the one that the largest needs.
+        double_quant: scales themselves in 8 bits, as bitsandbytes rounds them; nf4 and fp4 only. They are held as
+            floats, so that this saves nothing here.
+        compute_dtype: "float32", "float16", "bfloat16" or such a torch.dtype, in which products are computed; None is
+            the dtype of the layer's input.
+        head: quantize the output layer as well, also where it is tied to embeddings, which stay as they are.
+        skip: modules that keep their weights, with all that is in them: full names, or parts of names from dot to dot.
 
     Raises:
-        UnsupportedError: always, so far.
+        ConfigError: an unknown name, or a value outside its limits.
     """
 
-    def __init__(self, **options: Any):
-        asked = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise UnsupportedError(f"BitsAndBytesConfig({asked}): 4-bit weights are not there yet; they come with int4")
+    format: str = "int4"
+    group_size: int = 64
+    symmetric: bool = True
+    scales: str = "mse"
+    double_quant: bool = False
+    compute_dtype: Any = None
+    head: bool = False
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, limits in (("format", FORMATS), ("group_size", GROUP_SIZES), ("scales", SCALES)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in limits:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, limits))}, got {value!r}")
+        for name in ("symmetric", "double_quant", "head"):
+            check_flag(getattr(self, name), name)
+        if self.format == "int4" and self.double_quant:
+            raise ConfigError("double_quant=True is for the formats nf4 and fp4, got 'int4'")
+        if self.format != "int4" and not self.symmetric:
+            raise ConfigError(f"symmetric=False is for the format int4, got {self.format!r}")
+        object.__setattr__(self, "compute_dtype", _dtype_name(self.compute_dtype, "compute_dtype"))
+        object.__setattr__(self, "skip", _names(self.skip, "skip"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds as its `quantization_config`."""
+        return {"quant_method": METHOD, **asdict(self), "skip": list(self.skip)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Int4Config:
+        """The inverse of `to_dict`."""
+        return cls(**_known(cls, {name: value for name, value in values.items() if name != "quant_method"}))
+
+
+@dataclass(frozen=True)
+class BitsAndBytesConfig:
+    """What transformers calls 4-bit weights: names, defaults and meaning are those of its `BitsAndBytesConfig`.
+
+    A block of 64 weights shares a scale. The output layer and the embeddings stay as they are. `bnb_4bit_quant_storage`
+    and the options of 8 bits that begin with llm_int8 change nothing.
+
+    Raises:
+        UnsupportedError: load_in_8bit. ConfigError: an unknown name, or a value outside its limits.
+    """
+
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    llm_int8_threshold: float = 6.0
+    llm_int8_skip_modules: tuple[str, ...] | None = None
+    llm_int8_enable_fp32_cpu_offload: bool = False
+    llm_int8_has_fp16_weight: bool = False
+    bnb_4bit_compute_dtype: Any = None
+    bnb_4bit_quant_type: str = "fp4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_quant_storage: Any = None
+
+    def __init__(self, load_in_8bit: bool = False, load_in_4bit: bool = False, **options: Any):
+        options = _known(type(self), options)
+        for f in fields(self):
+            object.__setattr__(self, f.name, options.get(f.name, f.default))
+        object.__setattr__(self, "load_in_8bit", check_flag(load_in_8bit, "load_in_8bit"))
+        object.__setattr__(self, "load_in_4bit", check_flag(load_in_4bit, "load_in_4bit"))
+        if self.load_in_8bit:
+            raise UnsupportedError("load_in_8bit=True: weights are held in 4 bits (load_in_4bit=True), 16 or 32")
+        self.int4()
+
+    def int4(self) -> Int4Config:
+        """The same in our words."""
+        if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
+            raise ConfigError(f"bnb_4bit_quant_type must be one of fp4, nf4, got {self.bnb_4bit_quant_type!r}")
+        return Int4Config(
+            format=self.bnb_4bit_quant_type,
+            scales="absmax",
+            double_quant=check_flag(self.bnb_4bit_use_double_quant, "bnb_4bit_use_double_quant"),
+            compute_dtype=_dtype_name(self.bnb_4bit_compute_dtype, "bnb_4bit_compute_dtype") or "float32",
+            skip=_names(self.llm_int8_skip_modules or (), "llm_int8_skip_modules"),
+        )
+
+
+def int4_config(value: Any) -> Int4Config:
+    """The configuration that an object or the `quantization_config` of a config.json means.
+
+    Args:
+        value: an `Int4Config`, a `BitsAndBytesConfig` of ours or of transformers, or a dict of either.
+
+    Raises:
+        UnsupportedError: another method, or 8 bits. ConfigError: anything else.
+    """
+    if isinstance(value, Int4Config):
+        return value
+    if isinstance(value, BitsAndBytesConfig):
+        if not value.load_in_4bit:
+            raise ConfigError("a BitsAndBytesConfig needs load_in_4bit=True")
+        return value.int4()
+    if hasattr(value, "to_dict"):  # an object of transformers
+        value = value.to_dict()
+    if not isinstance(value, dict):
+        raise ConfigError(f"quantization_config must be an Int4Config or a BitsAndBytesConfig, got {value!r}")
+    foreign = "load_in_4bit" in value or "load_in_8bit" in value
+    method = str(
+        getattr(value.get("quant_method"), "value", value.get("quant_method", "bitsandbytes" if foreign else METHOD))
+    )
+    if method == METHOD:
+        return Int4Config.from_dict(value)
+    if method != "bitsandbytes":
+        raise UnsupportedError(f"weights quantized by {method!r}; known are {METHOD!r} and 'bitsandbytes'")
+    ours = {name: v for name, v in value.items() if name != "quant_method" and not name.startswith("_")}
+    return int4_config(BitsAndBytesConfig(**ours))
+
+
+def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in fields(cls)]
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise ConfigError(
+                f"{cls.__name__} has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return options
+
+
+def _dtype_name(value: Any, name: str) -> str | None:
+    if value is None:
+        return None
+    found = str(value).removeprefix("torch.")
+    if found not in DTYPES:
+        raise ConfigError(f"{name} must be one of {', '.join(DTYPES)}, got {value!r}")
+    return found
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v for v in value):
+        raise ConfigError(f"{name} must be a list of names of modules, got {value!r}")
+    return tuple(value)

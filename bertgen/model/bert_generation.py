@@ -29,6 +29,7 @@ from ..inputs import (
     positions_of,
 )
 from ..layers import AttentionContext, Attentions, Embeddings, Stack
+from ..linear import Int4Linear
 from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from ..packing import Packing
@@ -265,7 +266,8 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:
-            self.head.decoder.weight = self.body.get_input_embeddings().weight
+            if not isinstance(self.head.decoder, Int4Linear):  # rounded, it is a weight of its own
+                self.head.decoder.weight = self.body.get_input_embeddings().weight
             self.head.decoder.bias = self.head.bias
 
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
@@ -279,7 +281,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         """Fill in weights that a checkpoint leaves to their twins; untie twins that it holds with different values."""
         head, state = f"{prefix}{self.head_path}.", dict(state)
         pairs = [(head + "decoder.bias", head + "bias")]
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and head + "decoder.packed" not in state:
             pairs.append((head + "decoder.weight", f"{prefix}{self.body_name}.embeddings.word_embeddings.weight"))
         for a, b in pairs:
             if a in state and b in state:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import ops
 from ..cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, UnsupportedError
@@ -20,6 +19,7 @@ from ..generation import GenerationMixin
 from ..hub import resolve_file, split_hub_options
 from ..inputs import check_labels, check_mask, check_tokens, check_types, either, key_limits, pack_source, positions_of
 from ..layers import AttentionContext, Attentions
+from ..linear import apply
 from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
@@ -268,7 +268,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         """Encoder states [.., encoder hidden] as the decoder's cross-attention reads them."""
         if not hasattr(self, "enc_to_dec_proj"):
             return states
-        return ops.linear(states, self.enc_to_dec_proj.weight, self.enc_to_dec_proj.bias)
+        return apply(self.enc_to_dec_proj, states)
 
     def encoded(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..config import BertGenerationConfig, EncoderDecoderConfig, GenerationConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from . import state
@@ -31,10 +31,16 @@ def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
 
     Raises:
         ConfigError: the given model is too small for the tokenizer's ids or for `max_length`.
+        UnsupportedError: its weights are in 4 bits.
     """
     if not config.model:
         return _new_model(config, tokenizer).train()
     model = EncoderDecoderModel.from_pretrained(config.model, dtype=torch.float32)
+    if model.quantization is not None:
+        raise UnsupportedError(
+            f"{config.model} has weights in 4 bits ({model.quantization.format}), which have no gradient; train the "
+            "model they were made from, or what dequantize() makes of it"
+        )
     for half in (model.config.encoder, model.config.decoder):
         if len(tokenizer) > half.vocab_size:
             raise ConfigError(f"the tokenizer has {len(tokenizer)} pieces, the model's vocabulary {half.vocab_size}")

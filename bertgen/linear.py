@@ -1,0 +1,106 @@
+"""Linear layers whose weights are in 4 bits, and how a layer of either kind is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from . import ops
+from .config import Int4Config
+from .errors import InputError, UnsupportedError
+from .quantization import codebook, dequantize, fault, quantize
+
+
+class Int4Linear(nn.Module):
+    """`nn.Linear` with 4-bit weights, for inference: a quarter of the bytes of 16 bits.
+
+    Args:
+        packed: uint8 [N, K / 2]. scale, zero: [N, K / group], zero None where levels are symmetric.
+        bias: [N] or None.
+        config: the format they are in.
+
+    Raises:
+        InputError: tensors that do not belong together.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        config: Int4Config | None = None,
+    ):
+        super().__init__()
+        rows, columns = packed.shape[0], 2 * packed.shape[-1]
+        wrong = fault(rows, columns, packed, scale, zero)
+        if wrong is None and bias is not None and bias.shape != (rows,):
+            wrong = f"bias has the shape {tuple(bias.shape)}, expected {(rows,)}"
+        if wrong is not None:
+            raise InputError(wrong)
+        self.out_features, self.in_features, self.config = rows, columns, config or Int4Config()
+        for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero), ("bias", bias)):
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: Int4Config | None = None) -> Int4Linear:
+        """The weights of a Linear, rounded to 4 bits; see `bertgen.quantization.quantize` for the errors."""
+        if isinstance(linear, Int4Linear):
+            raise InputError(f"the layer is in 4 bits already ({linear.config.format})")
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(*quantize(linear.weight, config), bias=bias, config=config)
+
+    def to_linear(self) -> nn.Linear:
+        """A Linear whose weights are the values that the 4 bits stand for, in the dtype of the scales."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(dequantize(self.packed, self.scale, self.zero, self.config))
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach())
+        return linear
+
+    def requires_grad_(self, requires_grad: bool = True) -> Int4Linear:
+        if requires_grad:
+            raise UnsupportedError("weights in 4 bits have no gradient; dequantize() makes them floats to train")
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., K] -> [.., N]"""
+        return apply(self, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, format={self.config.format}"
+
+
+def int4_linear(
+    x: torch.Tensor,
+    config: Int4Config,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """x [.., K] times a weight in 4 bits [N, K], plus bias [N] -> [.., N] in the dtype of x."""
+    if x.shape[-1] != 2 * packed.shape[1]:
+        raise InputError(f"the input has {x.shape[-1]} columns, the weight {2 * packed.shape[1]}")
+    if x.device != packed.device:
+        raise InputError(f"the input is on {x.device}, the weight on {packed.device}")
+    dtype = x.dtype if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+    bias = None if bias is None else bias.to(dtype)
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    y = ops.int4_matmul(flat, packed, scale, zero, bias, codebook(config.format, x.device))
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def apply(layer: nn.Linear | Int4Linear, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+    """A layer of either kind, then the named activation: x [.., K] -> [.., N]."""
+    if not isinstance(layer, Int4Linear):
+        return ops.linear(x, layer.weight, layer.bias, activation)
+    if activation is None:
+        return int4_linear(x, layer.config, layer.packed, layer.scale, layer.zero, layer.bias)
+    y = int4_linear(x, layer.config, layer.packed, layer.scale, layer.zero, None)
+    return ops.bias_gelu(y, layer.bias, activation)
