@@ -290,11 +290,10 @@ def test_activations_and_biases():
     back = layer.to_linear()
     x = torch.randn(2, 3, 64)
     for activation in (None, "gelu", "relu"):
-        for bias in (True, False):
-            for one in (apply(layer, x, activation, bias), apply(back, x, activation, bias)):
-                y = nn.functional.linear(x, back.weight, back.bias if bias else None)
-                expected = y if activation is None else getattr(nn.functional, activation)(y)
-                assert float((one - expected).detach().abs().max()) <= 1e-5
+        for one in (apply(layer, x, activation), apply(back, x, activation)):
+            y = nn.functional.linear(x, back.weight, back.bias)
+            expected = y if activation is None else getattr(nn.functional, activation)(y)
+            assert float((one - expected).detach().abs().max()) <= 1e-5
     assert "format=int4" in str(layer)
 
 
@@ -448,7 +447,9 @@ def test_corrupt_checkpoints_are_named(saved, tmp_path, part, change, message):
 
 
 def test_what_cannot_be_rounded_is_named(saved, tmp_path, tiny_checkpoint):
-    with pytest.raises(InputError, match=r"query.weight: a weight of 48 columns has no groups of 64 \(skip="):
+    with pytest.raises(
+        InputError, match=r"(query|key|value).weight: a weight of 48 columns has no groups of 64 \(skip="
+    ):
         EncoderDecoderModel.from_pretrained(tiny_checkpoint, quantization_config=Int4Config())
     with pytest.raises(InputError, match="query.weight: a weight of 64 columns has no groups of 128"):
         EncoderDecoderModel.from_pretrained(saved, quantization_config=Int4Config(group_size=128))
@@ -494,7 +495,7 @@ def test_packed_weights_are_not_trained(saved, tmp_path):
     model.encoder.encoder.layer[0].intermediate.dense(x).sum().backward()  # the input has one: adapters can learn
     assert x.grad.isfinite().all()
     model.save_pretrained(tmp_path / "four")
-    config = TrainingConfig(train="x", output="y", model=str(tmp_path / "four"))
+    config = TrainingConfig(train="x", output="y", steps=1, model=str(tmp_path / "four"))
     with pytest.raises(UnsupportedError, match=r"weights in 4 bits \(int4\), which have no gradient"):
         make_model(config, None)
 

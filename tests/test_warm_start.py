@@ -25,6 +25,7 @@ from bertgen import (
     EncoderDecoderModel,
     Int4Config,
     RobertaModel,
+    UnsupportedError,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
