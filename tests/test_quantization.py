@@ -536,20 +536,25 @@ def test_command(tmp_path, capsys):
 MEMORY = """
     import sys
     from bertgen import EncoderDecoderModel, Int4Config
+    import bertgen.model
 
     def kilobytes(name):
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) for line in file if line.startswith(name))
 
+    before = kilobytes("VmRSS")
     model = EncoderDecoderModel.from_pretrained(sys.argv[1], quantization_config=Int4Config(scales="absmax"))
-    print(kilobytes("VmHWM"), kilobytes("VmRSS"), sum(p.nbytes for p in model.parameters()) >> 10)
+    print(before, kilobytes("VmHWM"), kilobytes("VmRSS"), sum(p.nbytes for p in model.parameters()) >> 10)
 """
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the figures are those of Linux")
 def test_loading_never_holds_all_float_weights(tmp_path, record_property):
-    """24 + 24 layers of hidden size 1024 from 1.6 GB of float16: the peak is below 1.6 times what stays."""
+    """24 + 24 layers of hidden size 1024, 1.6 GB in float16: the peak is below 1.6 times what stays.
+
+    That holds without what the interpreter takes as well.
+    """
     half = dict(vocab_size=50358, max_position_embeddings=512)
     with torch.device("meta"):
         model = EncoderDecoderModel(
@@ -571,8 +576,9 @@ def test_loading_never_holds_all_float_weights(tmp_path, record_property):
         cwd=Path(__file__).parents[1], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    peak, now, weights = map(int, done.stdout.split())
+    before, peak, now, weights = map(int, done.stdout.split())
     record_property(
-        "count", f"int4 loading: peak {peak >> 10} MiB, then {now >> 10} MiB, of weights {weights >> 10} MiB"
+        "count",
+        f"int4 loading: {before >> 10} MiB before, peak {peak >> 10}, then {now >> 10}; weights {weights >> 10}",
     )
-    assert weights < now < weights + 400 * 1024 and peak < 1.6 * now
+    assert weights < now - before and peak < 1.6 * now and peak - before < 1.6 * weights
