@@ -146,7 +146,7 @@ def races(args: argparse.Namespace, size: Size, missing: dict[str, str]) -> list
         count, sizes = (args.singles, [1]) if kind == "single" else (args.requests, args.batches)
         for case in workload.cases(kind, args.data, count, size):
             race = Race(case, present, Judge(model))
-            race.run([n for n in sizes if n <= count] or [count], args.repeats)
+            race.run(sorted({min(n, count) for n in sizes}), args.repeats)
             rows.append(race.row(size))
             print(line(case, rows[-1]), flush=True)
     return rows
