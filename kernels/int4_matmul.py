@@ -19,6 +19,10 @@ weights. Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bit
 790 TFLOP/s in bfloat16) is bound by bytes up to M = 47, there at 8.3e12 weights a second, which leaves 3.9
 instructions for a weight. Above tuning.INT4_DENSE_ROWS rows (and INT4_DENSE_ROWS_FLOAT32) every tile of x would unpack
 the weights once more: there they are dequantized once and torch multiplies.
+
+On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above CPU_ROWS rows it only
+unpacks, some rows of the weight at a time, and torch multiplies. A whole weight is never there in floats.
+`bench/int4.py` has the figures.
 """
 
 from __future__ import annotations
@@ -53,6 +57,65 @@ def int4_matmul_reference(
 ) -> torch.Tensor:
     """x [M, K] @ dequantized W [N, K]^T + bias [N]; dtype of x."""
     return F.linear(x, dequantize_reference(packed, scale, zero, codebook).to(x.dtype), bias)
+
+
+CPU_ROWS = 64  # up to which int4_matmul_cpp is faster unpacking as it multiplies (bench/int4.py)
+CPU_ELEMENTS = 2**19  # of a weight that are unpacked at a time: they stay in the cache
+
+
+def int4_matmul_cpp(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As int4_matmul_reference, for what int4_cpp_refuses does not refuse, where the extension is.
+
+    Scales of another dtype than float32 are honoured as the definition has them: its rounding, some rows at a time.
+
+    Raises:
+        RuntimeError: shapes that do not fit.
+    """
+    x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    if scale.dtype == torch.float32:
+        codebook = None if codebook is None else codebook.float().contiguous()
+        zero = None if zero is None or codebook is not None else zero.float().contiguous()
+        if x.shape[0] <= CPU_ROWS:
+            return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook)
+        unpack = torch.ops.bertgen_C.int4_dequantize.default
+    else:
+        unpack = dequantize_reference
+    features, block = packed.shape[0], max(1, CPU_ELEMENTS // max(1, x.shape[1]))
+    y = x.new_empty(x.shape[0], features)
+    for first in range(0, features, block):
+        some = slice(first, first + block)
+        weight = unpack(packed[some], scale[some], None if zero is None else zero[some], codebook)
+        y[:, some] = F.linear(x, weight.to(x.dtype), None if bias is None else bias[some])
+    return y
+
+
+def int4_cpp_refuses(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+) -> str | None:
+    """Why int4_matmul_cpp does not take these arguments; None where it does."""
+    if x.dtype != torch.float32:
+        return f"{x.dtype} is not float32"
+    if x.dim() != 2 or scale.dim() != 2 or not scale.is_floating_point():
+        return f"x has {x.dim()} dimensions, and scale is {scale.dtype} with {scale.dim()}"
+    columns, groups = x.shape[1], scale.shape[1]
+    if columns not in (32 * groups, 64 * groups, 128 * groups):
+        return f"{columns} columns in {groups} groups: a group is 32, 64 or 128"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, zero, bias, codebook)):
+        return "it has no gradient, and one is wanted"
+    return "autocast chooses other dtypes" if torch.is_autocast_enabled("cpu") else None
 
 
 # One word of 8 nibbles -> 8 numbers n - 8 in 16 bits, as four registers of two. The outputs of a pair are nibbles i and
