@@ -53,9 +53,9 @@ BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
 // The number of its group for each word of the block of row n from column k on, of an array like the scales.
 BERTGEN_INLINE void spread(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
   const float* number = numbers + (n * w.columns + k) / w.group;
-  result = Vector{} + *number;
+  result = *number - Vector{};  // which keeps the sign of a zero
   if (w.group < kBlock) {
-    const Vector next = Vector{} + (k + kBlock <= w.columns ? number[1] : 0.0f);
+    const Vector next = (k + kBlock <= w.columns ? number[1] : 0.0f) - Vector{};
     result = BERTGEN_SHUFFLE(result, next, 0, 1, 2, 3, 12, 13, 14, 15);
   }
 }
@@ -104,7 +104,7 @@ BERTGEN_INLINE void in_registers(const Call& c, int64_t n) {
   for (int64_t b = 0; b < blocks; ++b) {
     const float* x = c.x + b * kBlock;
     Words words[kN];
-    Vector zeros[kN], sums[kM * kN] = {};
+    Vector zeros[kN] = {}, sums[kM * kN] = {};
     for (int j = 0; j < kN; ++j) {
       load(w, n + j, b * kBlock, words[j]);
       if (ahead) __builtin_prefetch(w.packed + ((n + kN + j) * w.columns + b * kBlock) / 2);
@@ -160,7 +160,7 @@ BERTGEN_INLINE void unpack_row(const Int4& w, int64_t n, float* out) {
   prepare<kForm>(w, tables);
   for (int64_t k = 0; k < w.columns; k += kBlock) {
     Words words;
-    Vector scale, zero, values[kLanes];
+    Vector scale, zero = {}, values[kLanes];
     load(w, n, k, words);
     spread(w, w.scale, n, k, scale);
     if (kForm == kZero) spread(w, w.zero, n, k, zero);

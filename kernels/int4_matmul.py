@@ -79,7 +79,7 @@ def int4_matmul_cpp(
         RuntimeError: shapes that do not fit.
     """
     x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
-    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    bias = None if bias is None else bias.to(x.dtype).expand(packed.shape[0]).contiguous()
     if scale.dtype == torch.float32:
         codebook = None if codebook is None else codebook.float().contiguous()
         zero = None if zero is None or codebook is not None else zero.float().contiguous()
@@ -88,7 +88,7 @@ def int4_matmul_cpp(
         unpack = torch.ops.bertgen_C.int4_dequantize.default
     else:
         unpack = dequantize_reference
-    features, block = packed.shape[0], max(1, CPU_ELEMENTS // max(1, x.shape[1]))
+    features, block = packed.shape[0], max(1, CPU_ELEMENTS // max(1, x.shape[-1]))
     y = x.new_empty(x.shape[0], features)
     for first in range(0, features, block):
         some = slice(first, first + block)

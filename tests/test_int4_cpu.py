@@ -143,18 +143,25 @@ def test_a_whole_weight_is_never_unpacked():
 def test_what_does_not_fit_is_refused():
     given = arguments(3, 50, 128, 32, "zero")
     for other, message in [
-        ({"x": given["x"][:, :64]}, "x has size 64 in dimension 1, not 128"),
+        ({"x": given["x"][:, :64].contiguous()}, "x has size 64 in dimension 1, not 128"),
         ({"packed": given["packed"][:49]}, "scale has size 50 in dimension 0, not 49"),
-        ({"packed": given["packed"][:, :48]}, "96 columns in 4 groups: a group must be 32, 64 or 128"),
+        ({"packed": given["packed"][:, :48].contiguous()}, "96 columns in 4 groups: a group must be 32, 64 or 128"),
         ({"packed": given["packed"].int()}, "packed has dtype number 3, not 0"),
         ({"packed": given["packed"][0]}, "packed has 1 dimensions, not 2"),
-        ({"zero": given["zero"][:, :3]}, "zero has size 3 in dimension 1, not 4"),
+        ({"zero": given["zero"][:, :3].contiguous()}, "zero has size 3 in dimension 1, not 4"),
         ({"bias": given["bias"][:49]}, "bias has size 49 in dimension 0, not 50"),
         ({"codebook": torch.ones(15)}, "codebook has size 15 in dimension 0, not 16"),
         ({"x": given["x"][0]}, "x has 1 dimensions, not 2"),
     ]:
+        whole = {**given, **other}
         with pytest.raises(RuntimeError, match=message):
-            int4_matmul_cpp(**{**given, **other})
+            torch.ops.bertgen_C.int4_matmul(
+                *(whole[name] for name in ("x", "packed", "scale", "zero", "bias")), whole.get("codebook")
+            )
+        many = {"x": torch.randn(100, whole["x"].shape[-1])}
+        if "x" not in other or whole["x"].shape[-1] != 128:  # where torch multiplies
+            with pytest.raises(RuntimeError):
+                int4_matmul_cpp(**{**whole, **many})
 
 
 def test_when_it_is_taken(monkeypatch):
