@@ -283,12 +283,10 @@ Tensor int4_matmul_op(const Tensor& x, const Tensor& packed, const Tensor& scale
   return out;
 }
 
-Tensor int4_dequantize_op(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
-                          const std::optional<Tensor>& codebook) {
+void int4_dequantize_op(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
+                        const std::optional<Tensor>& codebook, const Tensor& out) {
   const Int4 weight = int4_of(packed, scale, zero, codebook);
-  Tensor out = torch::stable::new_empty(scale, {weight.rows, weight.columns});
-  int4_dequantize(weight, static_cast<float*>(out.data_ptr()), threads());
-  return out;
+  int4_dequantize(weight, dense<float>(out, {weight.rows, weight.columns}, "out"), threads());
 }
 
 }  // namespace
@@ -315,7 +313,7 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor");
-  m.def("int4_dequantize(Tensor packed, Tensor scale, Tensor? zero, Tensor? codebook) -> Tensor");
+  m.def("int4_dequantize(Tensor packed, Tensor scale, Tensor? zero, Tensor? codebook, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // of integers alone: no device to dispatch on

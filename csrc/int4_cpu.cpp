@@ -170,8 +170,10 @@ BERTGEN_INLINE void unpack_row(const Int4& w, int64_t n, float* out) {
       values[part] *= scale;
     }
     if (kInOrder) transpose(values);
-    const int64_t count = kInOrder ? std::min(kLanes, (w.columns - k) / kLanes) : kLanes;
-    for (int64_t i = 0; i < count; ++i) *reinterpret_cast<Vector*>(out + k + i * kLanes) = values[i];
+    const bool whole = !kInOrder || k + kBlock <= w.columns;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      if (whole || i < kLanes / 2) *reinterpret_cast<Vector*>(out + k + i * kLanes) = values[i];
+    }
   }
 }
 
@@ -212,8 +214,10 @@ BERTGEN_INLINE void arrange(const float* x, int64_t count, int64_t columns, floa
   for (int64_t m = 0; m < count; ++m) {
     for (int64_t k = 0; k < columns; k += kBlock, out += kBlock) {
       Vector parts[kLanes] = {};
-      const int64_t there = std::min(kLanes, (columns - k) / kLanes);
-      for (int64_t i = 0; i < there; ++i) parts[i] = *reinterpret_cast<const Vector*>(x + m * columns + k + i * kLanes);
+      const float* part = x + m * columns + k;
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (i < kLanes / 2 || k + kBlock <= columns) parts[i] = *reinterpret_cast<const Vector*>(part + i * kLanes);
+      }
       transpose(parts);
       for (int64_t i = 0; i < kLanes; ++i) *reinterpret_cast<Vector*>(out + i * kLanes) = parts[i];
     }

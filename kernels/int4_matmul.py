@@ -20,7 +20,7 @@ weights. Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bit
 instructions for a weight. Above tuning.INT4_DENSE_ROWS rows (and INT4_DENSE_ROWS_FLOAT32) every tile of x would unpack
 the weights once more: there they are dequantized once and torch multiplies.
 
-On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above CPU_ROWS rows it only
+On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above `few_rows()` rows it only
 unpacks, some rows of the weight at a time, and torch multiplies. A whole weight is never there in floats.
 `bench/int4.py` has the figures.
 """
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 
 from . import tuning
 from .language import INTERPRETED, tl, triton
+from .linear import few_rows
 
 
 def dequantize_reference(
@@ -59,8 +60,24 @@ def int4_matmul_reference(
     return F.linear(x, dequantize_reference(packed, scale, zero, codebook).to(x.dtype), bias)
 
 
-CPU_ROWS = 64  # up to which int4_matmul_cpp is faster unpacking as it multiplies (bench/int4.py)
-CPU_ELEMENTS = 2**19  # of a weight that are unpacked at a time: they stay in the cache
+CPU_ELEMENTS = 2**19  # of a weight that int4_matmul_cpp unpacks at a time for more than few_rows(): 2 MB
+
+
+def dequantize_cpp(
+    packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, codebook: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """As dequantize_reference, bit for bit, where the extension is; into `out` where given, new memory being slow.
+
+    Args:
+        packed, scale, zero, codebook: dense, all but packed float32.
+
+    Raises:
+        RuntimeError: anything else.
+    """
+    out = scale.new_empty(packed.shape[0], 2 * packed.shape[1]) if out is None else out
+    torch.ops.bertgen_C.int4_dequantize.default(packed, scale, zero, codebook, out)
+    return out
 
 
 def int4_matmul_cpp(
@@ -80,20 +97,20 @@ def int4_matmul_cpp(
     """
     x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
     bias = None if bias is None else bias.to(x.dtype).expand(packed.shape[0]).contiguous()
-    if scale.dtype == torch.float32:
+    ours = scale.dtype == torch.float32
+    if ours:
         codebook = None if codebook is None else codebook.float().contiguous()
         zero = None if zero is None or codebook is not None else zero.float().contiguous()
-        if x.shape[0] <= CPU_ROWS:
+        if x.shape[0] <= few_rows():
             return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook)
-        unpack = torch.ops.bertgen_C.int4_dequantize.default
-    else:
-        unpack = dequantize_reference
-    features, block = packed.shape[0], max(1, CPU_ELEMENTS // max(1, x.shape[-1]))
-    y = x.new_empty(x.shape[0], features)
-    for first in range(0, features, block):
+    features, columns = packed.shape[0], x.shape[-1]
+    block = min(features, max(1, CPU_ELEMENTS // max(1, columns)))
+    y, weight = x.new_empty(x.shape[0], features), x.new_empty(block if ours else 0, columns)
+    for first in range(0, features, max(1, block)):
         some = slice(first, first + block)
-        weight = unpack(packed[some], scale[some], None if zero is None else zero[some], codebook)
-        y[:, some] = F.linear(x, weight.to(x.dtype), None if bias is None else bias[some])
+        part = packed[some], scale[some], None if zero is None else zero[some], codebook
+        rows = dequantize_cpp(*part, weight[: len(part[0])]) if ours else dequantize_reference(*part).to(x.dtype)
+        y[:, some] = F.linear(x, rows, None if bias is None else bias[some])
     return y
 
 
