@@ -78,7 +78,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     limit = bandwidth()
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
-    print("each cell: speed over F.linear in float32 / over ops.linear / over torch's 4-bit product (GB/s of the weight)")
+    print(
+        "each cell: speed over F.linear in float32 / over ops.linear / over torch's 4-bit product (GB/s of the weight)"
+    )
     print("| N x K | " + " | ".join(f"M={rows}" for rows in args.rows) + " |")
     print("|---" * (len(args.rows) + 1) + "|")
     for n, k in zip(args.shapes[::2], args.shapes[1::2], strict=True):

@@ -11,8 +11,8 @@ namespace bertgen {
 constexpr int64_t kRows = 4;     // of x that are multiplied at a time
 constexpr int64_t kOutputs = 3;  // rows of the weight: with them 12 sums and 4 vectors of x fill 16 registers
 
-// out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs], the bias may be null; rows of `out`
-// are `stride` apart.
+// out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs], the bias may be null; rows of
+// `out` are `stride` apart.
 struct Product {
   const float* x;
   int64_t rows, inputs;
