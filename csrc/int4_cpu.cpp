@@ -15,8 +15,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a wo
 // every word, the weights 8 i + j, side by side. x is put in that order once a call; nothing else is shuffled. Half a
 // block, where the columns end with one, is filled up with zeros.
 //
-// There is no body for AVX-512: the machine this was written on cannot run one. The reading of the weight, which is what
-// counts for few rows, gains little from it.
+// There is no body for AVX-512: none could be run where this was written. Reading the weight, which is what counts for
+// few rows, gains little from it.
 constexpr int64_t kBlock = kLanes * kLanes;
 constexpr int64_t kFew = 4;    // rows of x up to which unpacking in registers is faster (bench/int4.py)
 constexpr int64_t kPair = 2;   // rows of the weight that are unpacked in turns there
