@@ -26,7 +26,7 @@ from .kernels.decode_attention import (
     decode_attention_reference,
     decode_attention_triton,
 )
-from .kernels.int4_matmul import int4_matmul_reference, int4_matmul_triton
+from .kernels.int4_matmul import int4_cpp_refuses, int4_matmul_cpp, int4_matmul_reference, int4_matmul_triton
 from .kernels.language import HAS_TRITON, INTERPRETED
 from .kernels.layernorm_gelu import (
     add_layer_norm_reference,
@@ -243,7 +243,7 @@ gelu_layer_norm = Op(
 )
 int4_matmul = Op(
     "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference,
-    int4_matmul_triton, _int4_refuses,
+    int4_matmul_triton, _int4_refuses, int4_matmul_cpp, int4_cpp_refuses,
 )  # fmt: skip
 linear_gelu = Op(
     "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "int4_cpu.h"
 #include "kv_cache.h"
 #include "linear_cpu.h"
 
@@ -30,6 +31,8 @@ template <class T>
 ScalarType type_of();
 template <>
 ScalarType type_of<float>() { return ScalarType::Float; }
+template <>
+ScalarType type_of<uint8_t>() { return ScalarType::Byte; }
 template <>
 ScalarType type_of<int32_t>() { return ScalarType::Int; }
 template <>
@@ -251,6 +254,41 @@ Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tens
   return out;
 }
 
+Int4 int4_of(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
+             const std::optional<Tensor>& codebook) {
+  check_type(packed, ScalarType::Byte, 2, "packed");
+  check_type(scale, ScalarType::Float, 2, "scale");
+  const int64_t rows = packed.size(0), columns = 2 * packed.size(1), groups = scale.size(1);
+  const int64_t group = groups > 0 ? columns / groups : 0;
+  STD_TORCH_CHECK(group * groups == columns && (group == 32 || group == 64 || group == 128), columns, " columns in ",
+                  groups, " groups: a group must be 32, 64 or 128");
+  return {dense<uint8_t>(packed, {rows, columns / 2}, "packed"),
+          dense<float>(scale, {rows, groups}, "scale"),
+          zero.has_value() ? dense<float>(*zero, {rows, groups}, "zero") : nullptr,
+          codebook.has_value() ? dense<float>(*codebook, {16}, "codebook") : nullptr,
+          rows,
+          columns,
+          group};
+}
+
+Tensor int4_matmul_op(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& codebook) {
+  const Int4 weight = int4_of(packed, scale, zero, codebook);
+  check_type(x, ScalarType::Float, 2, "x");
+  const int64_t rows = x.size(0);
+  const float* x_data = dense<float>(x, {rows, weight.columns}, "x");
+  const float* bias_data = bias.has_value() ? dense<float>(*bias, {weight.rows}, "bias") : nullptr;
+  Tensor out = torch::stable::new_empty(x, {rows, weight.rows});
+  int4_matmul(x_data, rows, weight, bias_data, static_cast<float*>(out.data_ptr()), threads());
+  return out;
+}
+
+void int4_dequantize_op(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
+                        const std::optional<Tensor>& codebook, const Tensor& out) {
+  const Int4 weight = int4_of(packed, scale, zero, codebook);
+  int4_dequantize(weight, dense<float>(out, {weight.rows, weight.columns}, "out"), threads());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bertgen_C, m) {
@@ -273,6 +311,9 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
       "cross_decode_attention(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, "
       "Tensor cu_rows) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor");
+  m.def("int4_dequantize(Tensor packed, Tensor scale, Tensor? zero, Tensor? codebook, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // of integers alone: no device to dispatch on
@@ -292,6 +333,8 @@ STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) {
   m.impl("decode_attention", TORCH_BOX(&decode_attention_op));
   m.impl("cross_decode_attention", TORCH_BOX(&cross_decode_attention_op));
   m.impl("linear", TORCH_BOX(&linear_op));
+  m.impl("int4_matmul", TORCH_BOX(&int4_matmul_op));
+  m.impl("int4_dequantize", TORCH_BOX(&int4_dequantize_op));
 }
 
 }  // namespace bertgen

@@ -7,11 +7,13 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "int4_cpu.h"
 #include "linear_cpu.h"
 
 using namespace bertgen;
@@ -138,6 +140,36 @@ double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
   return worst;
 }
 
+// With the weight as its definition has it, of which every value must be equal.
+double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form, bool biased) {
+  const int64_t group = int64_t{32} << between(0, 2), inputs = groups * group;
+  const std::vector<float> x = normal(rows * inputs), scale = normal(outputs * groups), bias = normal(outputs);
+  const std::vector<float> zero = normal(outputs * groups), codebook = normal(16);
+  std::vector<uint8_t> packed(outputs * inputs / 2);
+  for (uint8_t& byte : packed) byte = static_cast<uint8_t>(randomness());
+  const Int4 weight{packed.data(), scale.data(), form == 1 ? zero.data() : nullptr,
+                    form == 2 ? codebook.data() : nullptr, outputs, inputs, group};
+  std::vector<float> out(rows * outputs, NAN), values(outputs * inputs, NAN);
+  int4_matmul(x.data(), rows, weight, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  int4_dequantize(weight, values.data(), on(between(1, 5)));
+  for (int64_t i = 0; i < outputs * inputs; ++i) {
+    const int nibble = packed[i / 2] >> (i % 2 * 4) & 15;
+    const float plain = static_cast<float>(nibble) - (form == 1 ? zero[i / group] : 8.0f);
+    const float value = (form == 2 ? codebook[nibble] : plain) * scale[i / group];
+    if (std::memcmp(&value, &values[i], sizeof value) != 0) return INFINITY;
+  }
+  double worst = 0;
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      double exact = biased ? bias[n] : 0;
+      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * values[n * inputs + k];
+      const double error = std::abs(exact - out[m * outputs + n]) / 200;  // a sum of up to 640 products with up to 15
+      worst = error <= worst ? worst : error;
+    }
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -149,9 +181,11 @@ int main(int argc, char** argv) {
   for (int64_t call = 0; call < std::atoll(argv[1]); ++call) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
-    const double worst = call % 3 == 0   ? self(groups, heads, width, longest)
-                         : call % 3 == 1 ? cross(groups, heads, width, longest)
-                                         : product(between(0, 13), between(0, 200), between(0, 120), between(0, 1));
+    const double worst =
+        call % 4 == 0   ? self(groups, heads, width, longest)
+        : call % 4 == 1 ? cross(groups, heads, width, longest)
+        : call % 4 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
+                        : int4_product(between(0, 13), between(0, 5), between(0, 60), between(0, 2), between(0, 1));
     if (!(worst < 1e-5)) {
       std::fprintf(stderr, "call %lld: the largest error is %g, allowed are 1e-5\n", static_cast<long long>(call), worst);
       return 1;

@@ -2,82 +2,12 @@
 
 #include <algorithm>
 
-#include "vector.h"
+#include "product.h"
 
 namespace bertgen {
 namespace {
 
-constexpr int64_t kRows = 4;     // of x that are multiplied at a time
-constexpr int64_t kOutputs = 3;  // rows of the weight: with them 12 sums and 4 vectors of x fill 16 registers
-constexpr int64_t kTask = 48;    // rows of the weight to a task
-
-struct Product {
-  const float* x;
-  int64_t rows, inputs;
-  const float* weight;
-  int64_t outputs;
-  const float* bias;
-  float* out;
-};
-
-// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. `ahead` is whether the rows behind these
-// are wanted in the cache.
-template <int kM, int kN>
-BERTGEN_INLINE void block(const Product& p, int64_t m, int64_t n, bool ahead) {
-  const float *x = p.x + m * p.inputs, *w = p.weight + n * p.inputs;
-  Vector sums[kM * kN <= kLanes ? kLanes : 2 * kLanes] = {};
-  int64_t k = 0;
-  for (; k + 2 * kLanes <= p.inputs; k += 2 * kLanes) {
-    if (ahead) {
-      for (int j = 0; j < kN; ++j) __builtin_prefetch(w + (kN + j) * p.inputs + k);
-    }
-    for (int64_t half = k; half < k + 2 * kLanes; half += kLanes) {
-      Vector part[kM];
-      for (int i = 0; i < kM; ++i) part[i] = *reinterpret_cast<const Vector*>(x + i * p.inputs + half);
-      for (int j = 0; j < kN; ++j) {
-        const Vector row = *reinterpret_cast<const Vector*>(w + j * p.inputs + half);
-        for (int i = 0; i < kM; ++i) sums[i * kN + j] += part[i] * row;
-      }
-    }
-  }
-  for (; k < p.inputs; ++k) {
-    for (int i = 0; i < kM; ++i) {
-      for (int j = 0; j < kN; ++j) sums[i * kN + j][0] += x[i * p.inputs + k] * w[j * p.inputs + k];
-    }
-  }
-  float totals[2 * kLanes];
-  Vector total;
-  add_across(reinterpret_cast<Vector(&)[kLanes]>(sums[0]), total);
-  *reinterpret_cast<Vector*>(totals) = total;
-  if (kM * kN > kLanes) {
-    add_across(reinterpret_cast<Vector(&)[kLanes]>(sums[kM * kN > kLanes ? kLanes : 0]), total);
-    *reinterpret_cast<Vector*>(totals + kLanes) = total;
-  }
-  for (int i = 0; i < kM; ++i) {
-    for (int j = 0; j < kN; ++j) {
-      p.out[(m + i) * p.outputs + n + j] = totals[i * kN + j] + (p.bias == nullptr ? 0.0f : p.bias[n + j]);
-    }
-  }
-}
-
-// All rows of x and kN rows of the weight, which the first rows of x bring into the cache.
-template <int kN>
-BERTGEN_INLINE void blocks(const Product& p, int64_t n) {
-  const bool ahead = n + 2 * kN <= p.outputs;
-  int64_t m = 0;
-  for (; m + kRows <= p.rows; m += kRows) block<kRows, kN>(p, m, n, ahead && m == 0);
-  switch (p.rows - m) {
-    case 3: block<3, kN>(p, m, n, ahead && m == 0); break;
-    case 2: block<2, kN>(p, m, n, ahead && m == 0); break;
-    case 1: block<1, kN>(p, m, n, ahead && m == 0); break;
-  }
-}
-
-BERTGEN_INLINE void multiply(const Product& p, int64_t first, int64_t last) {
-  int64_t n = first;
-  for (; n + kOutputs <= last; n += kOutputs) blocks<kOutputs>(p, n);
-  for (; n < last; ++n) blocks<1>(p, n);
-}
+constexpr int64_t kTask = 48;  // rows of the weight to a task
 
 void multiply_anywhere(const Product& p, int64_t first, int64_t last) { multiply(p, first, last); }
 
@@ -94,7 +24,7 @@ struct Nothing {};
 void linear(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, const float* bias,
             float* out, const Threads& threads) {
   static const auto multiply_here = choose(multiply_anywhere, multiply_avx2);
-  const Product product{x, rows, inputs, weight, outputs, bias, out};
+  const Product product{x, rows, inputs, weight, outputs, bias, out, outputs};
   for_each<Nothing>((outputs + kTask - 1) / kTask, outputs * inputs, threads, [&](int64_t i, Nothing&) {
     multiply_here(product, i * kTask, std::min(outputs, (i + 1) * kTask));
   });

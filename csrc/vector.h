@@ -25,16 +25,17 @@ F* choose(F* anywhere, [[maybe_unused]] F* avx2) {
   return anywhere;
 }
 
+// Elements of a, counted from 0, and of b, counted from 8, by constants.
+#if defined(__clang__)
+#define BERTGEN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define BERTGEN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
+#endif
+
 // Elements 0, 2, .. of a and b, then 1, 3, ..: within each half where there are vectors of 256 bits, which is what
 // their instructions do.
 BERTGEN_INLINE void add_pairs(const Vector& a, const Vector& b, Vector& sums) {
-#if defined(__clang__)
-  sums = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
-#else
-  sums = __builtin_shuffle(a, b, Bits{0, 2, 8, 10, 4, 6, 12, 14}) +
-         __builtin_shuffle(a, b, Bits{1, 3, 9, 11, 5, 7, 13, 15});
-#endif
+  sums = BERTGEN_SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + BERTGEN_SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
 // sums[j] -> the sum of its elements, as element j of the result
@@ -42,13 +43,27 @@ BERTGEN_INLINE void add_across(Vector (&sums)[kLanes], Vector& result) {
   for (int j = 0; j < 4; ++j) add_pairs(sums[2 * j], sums[2 * j + 1], sums[j]);
   for (int j = 0; j < 2; ++j) add_pairs(sums[2 * j], sums[2 * j + 1], sums[j]);
   // Now sums[i] holds halves of the sums 4 i + j, at j and at 4 + j.
-#if defined(__clang__)
-  result = __builtin_shufflevector(sums[0], sums[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-           __builtin_shufflevector(sums[0], sums[1], 4, 5, 6, 7, 12, 13, 14, 15);
-#else
-  result = __builtin_shuffle(sums[0], sums[1], Bits{0, 1, 2, 3, 8, 9, 10, 11}) +
-           __builtin_shuffle(sums[0], sums[1], Bits{4, 5, 6, 7, 12, 13, 14, 15});
-#endif
+  result = BERTGEN_SHUFFLE(sums[0], sums[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           BERTGEN_SHUFFLE(sums[0], sums[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// Element j of rows[i] <-> element i of rows[j]
+BERTGEN_INLINE void transpose(Vector (&rows)[kLanes]) {
+  Vector pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = BERTGEN_SHUFFLE(rows[i], rows[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = BERTGEN_SHUFFLE(rows[i], rows[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = BERTGEN_SHUFFLE(pairs[i + j], pairs[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      fours[i + 2 * j + 1] = BERTGEN_SHUFFLE(pairs[i + j], pairs[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = BERTGEN_SHUFFLE(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[i + 4] = BERTGEN_SHUFFLE(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
 }
 
 }  // namespace bertgen

@@ -19,6 +19,10 @@ weights. Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bit
 790 TFLOP/s in bfloat16) is bound by bytes up to M = 47, there at 8.3e12 weights a second, which leaves 3.9
 instructions for a weight. Above tuning.INT4_DENSE_ROWS rows (and INT4_DENSE_ROWS_FLOAT32) every tile of x would unpack
 the weights once more: there they are dequantized once and torch multiplies.
+
+On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above `few_rows()` rows it only
+unpacks, some rows of the weight at a time, and torch multiplies. A whole weight is never there in floats.
+`bench/int4.py` has the figures.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import torch.nn.functional as F
 
 from . import tuning
 from .language import INTERPRETED, tl, triton
+from .linear import few_rows
 
 
 def dequantize_reference(
@@ -53,6 +58,81 @@ def int4_matmul_reference(
 ) -> torch.Tensor:
     """x [M, K] @ dequantized W [N, K]^T + bias [N]; dtype of x."""
     return F.linear(x, dequantize_reference(packed, scale, zero, codebook).to(x.dtype), bias)
+
+
+CPU_ELEMENTS = 2**19  # of a weight that int4_matmul_cpp unpacks at a time for more than few_rows(): 2 MB
+
+
+def dequantize_cpp(
+    packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, codebook: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """As dequantize_reference, bit for bit, where the extension is; into `out` where given, new memory being slow.
+
+    Args:
+        packed, scale, zero, codebook: dense, all but packed float32.
+
+    Raises:
+        RuntimeError: anything else.
+    """
+    out = scale.new_empty(packed.shape[0], 2 * packed.shape[1]) if out is None else out
+    torch.ops.bertgen_C.int4_dequantize.default(packed, scale, zero, codebook, out)
+    return out
+
+
+def int4_matmul_cpp(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As int4_matmul_reference, for what int4_cpp_refuses does not refuse, where the extension is.
+
+    Scales of another dtype than float32 are honoured as the definition has them: its rounding, some rows at a time.
+
+    Raises:
+        RuntimeError: shapes that do not fit.
+    """
+    x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
+    bias = None if bias is None else bias.to(x.dtype).expand(packed.shape[0]).contiguous()
+    ours = scale.dtype == torch.float32
+    if ours:
+        codebook = None if codebook is None else codebook.float().contiguous()
+        zero = None if zero is None or codebook is not None else zero.float().contiguous()
+        if x.shape[0] <= few_rows():
+            return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook)
+    features, columns = packed.shape[0], x.shape[-1]
+    block = min(features, max(1, CPU_ELEMENTS // max(1, columns)))
+    y, weight = x.new_empty(x.shape[0], features), x.new_empty(block if ours else 0, columns)
+    for first in range(0, features, max(1, block)):
+        some = slice(first, first + block)
+        part = packed[some], scale[some], None if zero is None else zero[some], codebook
+        rows = dequantize_cpp(*part, weight[: len(part[0])]) if ours else dequantize_reference(*part).to(x.dtype)
+        y[:, some] = F.linear(x, rows, None if bias is None else bias[some])
+    return y
+
+
+def int4_cpp_refuses(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+) -> str | None:
+    """Why int4_matmul_cpp does not take these arguments; None where it does."""
+    if x.dtype != torch.float32:
+        return f"{x.dtype} is not float32"
+    if x.dim() != 2 or scale.dim() != 2 or not scale.is_floating_point():
+        return f"x has {x.dim()} dimensions, and scale is {scale.dtype} with {scale.dim()}"
+    columns, groups = x.shape[1], scale.shape[1]
+    if columns not in (32 * groups, 64 * groups, 128 * groups):
+        return f"{columns} columns in {groups} groups: a group is 32, 64 or 128"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, zero, bias, codebook)):
+        return "it has no gradient, and one is wanted"
+    return "autocast chooses other dtypes" if torch.is_autocast_enabled("cpu") else None
 
 
 # One word of 8 nibbles -> 8 numbers n - 8 in 16 bits, as four registers of two. The outputs of a pair are nibbles i and

@@ -334,7 +334,8 @@ def compiler():
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
 def test_fuzz(target, tmp_path):
     """csrc/fuzz_cpu_kernels.cpp under the sanitizers, for this machine and for one without AVX2."""
-    sources = [CSRC / name for name in ("fuzz_cpu_kernels.cpp", "decode_attention_cpu.cpp", "linear_cpu.cpp")]
+    names = ("fuzz_cpu_kernels", "decode_attention_cpu", "int4_cpu", "linear_cpu")
+    sources = [CSRC / f"{name}.cpp" for name in names]
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]
     built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
     if "cannot find" in built.stderr:

@@ -1,0 +1,31 @@
+// Products with a weight of 4 bits in float32 on a CPU; kernels/int4_matmul.py has the equation and the format.
+//
+// The packed weight is read once. For a few rows of x it is unpacked into registers; for more, a few of its rows at a
+// time into a buffer that stays in the cache, which csrc/product.h then multiplies. No larger part of it is ever there
+// in floats. What each thread takes does not change a bit of the result.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.h"
+
+namespace bertgen {
+
+// A weight [rows, columns]; all arrays dense.
+struct Int4 {
+  const uint8_t* packed;         // [rows, columns / 2]
+  const float* scale;            // [rows, columns / group]
+  const float* zero;             // as scale, or null: 8
+  const float* codebook;         // [16] or null; with one, zero is not looked at
+  int64_t rows, columns, group;  // 32, 64 or 128 columns to a group, which divides the columns
+};
+
+// out [rows, weight.rows] = x [rows, weight.columns] weight^T + bias [weight.rows], the bias may be null.
+void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+                 const Threads& threads);
+
+// out [weight.rows, weight.columns] = the weight, each value rounded once after the difference and once after the
+// product, as its definition has it.
+void int4_dequantize(const Int4& weight, float* out, const Threads& threads);
+
+}  // namespace bertgen

@@ -1,0 +1,218 @@
+"""Products with 4-bit weights in the C++ extension: against their definition in float64, and to the last bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bertgen.kernels.checks import as_float64, difference
+from bertgen.kernels.int4_matmul import (
+    dequantize_cpp,
+    dequantize_reference,
+    int4_matmul_cpp,
+    int4_matmul_reference,
+)
+from bertgen.kernels.int4_matmul_cases import CHECK, NF4
+
+from bertgen import extension, ops
+from bertgen.errors import BackendError
+from bertgen.modules import Int4Linear
+
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+
+FORMS = ("symmetric", "zero", "fraction", "codebook")
+
+
+def arguments(rows, features, columns, group, form="symmetric", bias=True, seed=0):
+    torch.manual_seed(seed)
+    shape = features, columns // group
+    given = {
+        "x": torch.randn(rows, columns),
+        "packed": torch.randint(0, 256, (features, columns // 2), dtype=torch.uint8),
+        "scale": torch.randn(shape) / 8,
+    }
+    if form == "zero":
+        given["zero"] = torch.randint(0, 16, shape).float()
+    elif form == "fraction":
+        given["zero"] = torch.rand(shape) * 15
+    elif form == "codebook":
+        given["codebook"] = torch.tensor(NF4)
+    if bias:
+        given["bias"] = torch.randn(features)
+    return given
+
+
+def weight(given):
+    return tuple(given.get(name) for name in ("packed", "scale", "zero", "codebook"))
+
+
+def check(*several):
+    """Together, since torch may be lucky with a single number."""
+    got, plain = ([f(**given).flatten() for given in several] for f in (int4_matmul_cpp, int4_matmul_reference))
+    exact = [int4_matmul_reference(**as_float64(given)).flatten() for given in several]
+    assert [part.shape for part in got] == [part.shape for part in plain]
+    assert difference(*map(torch.cat, (got, plain, exact))) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 16, 17, 33, 64, 200])
+def test_products(rows, group, form):
+    for bias in (True, False):
+        check(*(arguments(rows, 1, 128, group, form, bias, seed) for seed in range(16)))
+        for features, columns in ((63, 128), (64, 384), (65, 1024), (257, 128)):
+            check(arguments(rows, features, columns, group, form, bias))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 4, 5, 65])
+def test_columns_that_end_with_half_a_block(rows, form):
+    for columns in (32, 96, 288, 1056):
+        check(arguments(rows, 50, columns, 32, form))
+
+
+@pytest.mark.parametrize("case", CHECK.cases, ids=lambda case: case.name)
+def test_cases_of_the_kernel(case):
+    """Through the operator: x with any strides, zero points of any dtype."""
+    given = case.make(torch.float32, torch.device("cpu"))
+    plain, exact = int4_matmul_reference(**given), int4_matmul_reference(**as_float64(given))
+    assert difference(ops.int4_matmul(**given), plain, exact) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("columns,group", [(96, 32), (256, 32), (192, 64), (1024, 128)])
+def test_the_weight_is_its_definition_bit_for_bit(columns, group, form):
+    given = arguments(1, 77, columns, group, form)
+    given["scale"][3] = torch.tensor([0.0, -0.0, 1e-44, 3e38, math.inf, math.nan] * 6)[: columns // group]
+    got, expected = dequantize_cpp(*weight(given)), dequantize_reference(*weight(given))
+    assert torch.equal(got.nan_to_num(7.0).view(torch.int32), expected.nan_to_num(7.0).view(torch.int32))
+    assert torch.equal(got.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_of_another_dtype_round_as_the_definition_does(form, dtype):
+    given = arguments(5, 70, 256, 64, form)
+    given["scale"] = given["scale"].to(dtype)
+    plain = int4_matmul_reference(**given)
+    exact = F.linear(given["x"].double(), dequantize_reference(*weight(given)).double(), given["bias"].double())
+    assert difference(ops.int4_matmul(**given), plain, exact) is None
+
+
+def test_zero_points_of_every_dtype():
+    given = arguments(3, 33, 128, 64, "zero")
+    expected = ops.int4_matmul(**given)
+    for dtype in (torch.uint8, torch.int64, torch.bfloat16, torch.float64):
+        assert torch.equal(ops.int4_matmul(**{**given, "zero": given["zero"].to(dtype)}), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 33, 64])
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_do_not_change_a_bit(rows, form):
+    given, before = arguments(rows, 257, 1024, 64, form), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            results.append((int4_matmul_cpp(**given), dequantize_cpp(*weight(given))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, results[0][0]) and torch.equal(b, results[0][1]) for a, b in results)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 4, 5, 200])
+def test_what_is_not_finite_is_where_torch_has_it(rows, form):
+    given = arguments(rows, 50, 192, 64, form)
+    if form in ("zero", "fraction"):
+        given["zero"].fill_(0.5)
+    given["packed"][:] = 0x21  # no weight is zero
+    given["x"][0, 5], given["x"][-1, 100], given["scale"][7, 1] = math.inf, math.nan, math.nan
+    got, plain = int4_matmul_cpp(**given), int4_matmul_reference(**given)
+    assert torch.equal(got.isnan(), plain.isnan())
+    assert torch.equal(got.isinf(), plain.isinf())
+
+
+def test_no_outputs():
+    given = arguments(3, 0, 64, 32)
+    assert int4_matmul_cpp(**given).shape == (3, 0) and ops.int4_matmul(**given).shape == (3, 0)
+
+
+def test_a_whole_weight_is_never_unpacked():
+    """Of all that a call of many rows takes, its result is the largest."""
+    given = arguments(100, 8192, 1024, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        int4_matmul_cpp(**given)
+    assert 0 < max(event.self_cpu_memory_usage for event in profile.events()) <= 100 * 8192 * 4 < 8192 * 1024 * 4
+
+
+def test_what_does_not_fit_is_refused():
+    given = arguments(3, 50, 128, 32, "zero")
+    for other, message in [
+        ({"x": given["x"][:, :64].contiguous()}, "x has size 64 in dimension 1, not 128"),
+        ({"packed": given["packed"][:49]}, "scale has size 50 in dimension 0, not 49"),
+        ({"packed": given["packed"][:, :48].contiguous()}, "96 columns in 4 groups: a group must be 32, 64 or 128"),
+        ({"packed": given["packed"].int()}, "packed has dtype number 3, not 0"),
+        ({"packed": given["packed"][0]}, "packed has 1 dimensions, not 2"),
+        ({"zero": given["zero"][:, :3].contiguous()}, "zero has size 3 in dimension 1, not 4"),
+        ({"bias": given["bias"][:49]}, "bias has size 49 in dimension 0, not 50"),
+        ({"codebook": torch.ones(15)}, "codebook has size 15 in dimension 0, not 16"),
+        ({"x": given["x"][0]}, "x has 1 dimensions, not 2"),
+    ]:
+        whole = {**given, **other}
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.bertgen_C.int4_matmul(
+                *(whole[name] for name in ("x", "packed", "scale", "zero", "bias")), whole.get("codebook")
+            )
+        if "x" not in other and "bias" not in other:
+            with pytest.raises(RuntimeError, match=message):
+                dequantize_cpp(*weight(whole), torch.empty(50, 128))
+        many = {"x": torch.randn(100, whole["x"].shape[-1])}
+        if "x" not in other or whole["x"].shape[-1] != 128:  # where torch multiplies
+            with pytest.raises(RuntimeError):
+                int4_matmul_cpp(**{**whole, **many})
+
+
+def test_when_it_is_taken(monkeypatch):
+    given, called = arguments(3, 50, 128, 32), []
+    monkeypatch.setitem(vars(ops.int4_matmul), "cpp", lambda *a, **n: called.append(1) or int4_matmul_cpp(*a, **n))
+    ops.int4_matmul(**given)
+    assert called == [1] and "cpp" in dict(ops.explain("cpu"))["int4_matmul"]
+    leaf = given["x"].clone().requires_grad_()
+    assert ops.int4_matmul(**{**given, "x": leaf}).requires_grad and called == [1]
+    with torch.no_grad():
+        assert torch.equal(ops.int4_matmul(**{**given, "x": leaf}), ops.int4_matmul(**given)) and called == [1] * 3
+    before = ops.set_backend("cpp")
+    try:
+        for other, message in [
+            ({"x": leaf}, "no gradient"),
+            ({"x": given["x"].bfloat16()}, "torch.bfloat16 is not float32"),
+            ({"scale": given["scale"][:, :1].repeat(1, 8)}, "128 columns in 8 groups: a group is 32, 64 or 128"),
+        ]:
+            with pytest.raises(BackendError, match=message):
+                ops.int4_matmul(**{**given, **other})
+        ops.set_backend("reference")
+        assert torch.equal(ops.int4_matmul(**given), int4_matmul_reference(**given)) and called == [1] * 3
+    finally:
+        ops.set_backend(before)
+
+
+def test_a_module_takes_it_and_learns_through_it():
+    torch.manual_seed(0)
+    linear = Int4Linear.from_linear(torch.nn.Linear(128, 48))
+    x = torch.randn(2, 3, 128, requires_grad=True)
+    y = linear(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert gradient.abs().sum() > 0
+    with torch.inference_mode():
+        assert torch.allclose(linear(x), y, atol=1e-5)
+
+
+def test_the_operators_are_as_torch_wants_them():
+    for form in FORMS:
+        given = arguments(3, 50, 128, 32, form)
+        whole = tuple(given.get(name) for name in ("x", "packed", "scale", "zero", "bias", "codebook"))
+        torch.library.opcheck(torch.ops.bertgen_C.int4_matmul.default, whole)
+        torch.library.opcheck(torch.ops.bertgen_C.int4_dequantize.default, (*weight(given), torch.empty(50, 128)))
