@@ -109,7 +109,7 @@ class Transformers(Contender):
 
 
 class CTranslate2(Contender):
-    """float32, from the same weights by way of a BART; as many threads as torch has.
+    """The same weights by way of a BART, in float32 unless told otherwise; as many threads as torch has.
 
     A greedy row is stopped at its length by a callback and leaves its batch, so batches are sorted by the lengths of
     sources. With beams nothing stops a single row, which an end token would do in life: there batches are sorted by
@@ -118,7 +118,7 @@ class CTranslate2(Contender):
 
     name = "CTranslate2"
 
-    def __init__(self, model: EncoderDecoderModel):
+    def __init__(self, model: EncoderDecoderModel, compute_type: str = "float32"):
         ctranslate2 = load_ctranslate2(PURPOSE)
         self.words = ["<pad>", "</s>", "<s>", "<unk>", "<mask>"]
         self.words += [f"t{i}" for i in range(len(self.words), model.config.decoder.vocab_size)]
@@ -132,7 +132,7 @@ class CTranslate2(Contender):
             (words / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
             convert(own, converted, "ct2", tokenizer=words)
             self.translator = ctranslate2.Translator(
-                str(converted), device="cpu", compute_type="float32", inter_threads=1,
+                str(converted), device="cpu", compute_type=compute_type, inter_threads=1,
                 intra_threads=torch.get_num_threads(),
             )  # fmt: skip
 

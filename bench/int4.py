@@ -1,25 +1,35 @@
-"""`ops.int4_matmul` on a CPU in float32: speed over float32 weights and over torch's 4-bit product, GB/s and the limit.
+"""4-bit weights on a CPU in float32: products, and decoding one request.
 
-    python bench/int4.py [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
+    python bench/int4.py [products] [decode] [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
 
-Each contender goes through enough weights that the caches do not hold them, and all take turns; printed are medians of
-the ratios of each turn. torch's own product is so slow that it gets four weights, and only up to 4 rows. GB/s are bytes
-of packed weights, scales and zero points; the limit is what a sum over a large tensor reads.
+`products`: `ops.int4_matmul` beside `F.linear`, `ops.linear` and torch's 4-bit product. Each contender goes through
+enough weights that the caches do not hold them, and all take turns; printed are medians of the ratios of each turn.
+torch's own product is so slow that it gets four weights, and only up to 4 rows. GB/s are bytes of packed weights,
+scales and zero points; the limit is what a sum over a large tensor reads.
+
+`decode`: a model of 6 + 6 layers of hidden size 768 and a vocabulary of 32,000, greedy, one request at a time: in 4
+bits with the output layer and without, in float32, and in int8 by CTranslate2, from the same weights, asked for as many
+tokens. A token's time is that of an output of many tokens less that of one token, so that the encoder does not count.
+Medians; ratios are those of each turn. Random weights: tokens differ between formats, their number does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import workload
 from bertgen.kernels.int4_matmul_cases import NF4
+from contenders import Bertgen, Contender, CTranslate2
 
-from bertgen import ops
+from bertgen import EncoderDecoderModel, Int4Config, ops
+from bertgen.errors import BackendError
 
 SHAPES = [(32000, 768), (3072, 768), (768, 3072), (768, 768), (1024, 256)]  # N, K
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -66,16 +76,8 @@ def torch_int4(n: int, k: int, group: int) -> tuple[Callable[..., Any], Weight] 
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=("symmetric", "zero", "codebook"), default="symmetric")
-    parser.add_argument("--group", type=int, choices=(32, 64, 128), default=64)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--shapes", type=int, nargs="+", help="N and K of each", default=[n for s in SHAPES for n in s])
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def products(args: argparse.Namespace) -> None:
+    """Print a table of ratios, one row for each shape of a weight."""
     limit = bandwidth()
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
     print(
@@ -103,6 +105,73 @@ def main() -> None:
             speed = size / statistics.median(turn[0] for turn in turns) / 1e9
             cells.append(" / ".join(f"{ratio:.2f}" for ratio in ratios) + f" ({speed:.1f})")
         print(f"| {n} x {k} | " + " | ".join(cells) + " |", flush=True)
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Print milliseconds a token, one row for each contender."""
+    present = decoders(workload.build(workload.SIZES[args.size]), args.group)
+    sources, _ = workload.texts(None, 1, workload.SIZES[args.size].vocabulary)
+
+    def spent(one: Contender, length: int) -> float:
+        start = time.perf_counter()
+        (tokens,) = one.run(sources, [length], 1, 1)
+        if len(tokens) < length:
+            raise SystemExit(f"{len(tokens)} tokens of {length}")
+        return time.perf_counter() - start
+
+    turns: list[dict[str, tuple[float, float]]] = []
+    for _ in range(args.repeats + 1):  # the first wakes threads and does not count
+        turns.append({name: (spent(one, 1), spent(one, args.tokens)) for name, one in present.items()})
+    token = {name: [(turn[name][1] - turn[name][0]) / (args.tokens - 1) for turn in turns[1:]] for name in present}
+    whole = {name: [turn[name][1] for turn in turns[1:]] for name in present}
+    first = next(iter(present))
+    print(f"\na source of {len(sources[0])} tokens, outputs of {args.tokens}, {args.threads} threads")
+    print(f"| | ms a token | of {first} | ms a request | of {first} |\n|---|---|---|---|---|")
+    for name in present:
+        cells = [f"{statistics.median(side[name]) * 1e3:.1f} | {ratio(side[name], side[first])}" for side in (token, whole)]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def ratio(one: list[float], other: list[float]) -> str:
+    """The median of each turn's, and the smallest and the largest."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def decoders(model: EncoderDecoderModel, group: int) -> dict[str, Contender]:
+    """By name; says so where CTranslate2 is missing."""
+    present: dict[str, Contender] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for name, head in (("int4, output layer too", True), ("int4", False)):
+            config = Int4Config(group_size=group, head=head)
+            present[name] = Bertgen(EncoderDecoderModel.from_pretrained(folder, quantization_config=config))
+    present["float32"] = Bertgen(model)
+    try:
+        present |= {f"CTranslate2 {kind}": CTranslate2(model, kind) for kind in ("int8", "float32")}
+    except BackendError as error:
+        print(f"CTranslate2 is missing: {error}")
+    return present
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="products, decode (default: both)")
+    parser.add_argument("--form", choices=("symmetric", "zero", "codebook"), default="symmetric")
+    parser.add_argument("--group", type=int, choices=(32, 64, 128), default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--shapes", type=int, nargs="+", help="N and K of each", default=[n for s in SHAPES for n in s])
+    parser.add_argument("--size", choices=workload.SIZES, default="base", help="of the model that decodes")
+    parser.add_argument("--tokens", type=int, default=65, help="of an output")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - {"products", "decode"}:
+        parser.error(f"{', '.join(sorted(unknown))}: the parts are products and decode")
+    torch.set_num_threads(args.threads)
+    for part in (products, decode):
+        if not args.parts or part.__name__ in args.parts:
+            part(args)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,45 @@
-"""How far weights in 4 bits are off, layer by layer: decibels of signal over rounding error, for several formats.
+"""What weights in 4 bits take, lose and gain: size, BLEU and tokens/s beside floats, and the error layer by layer.
 
-    python bench/quantization.py [--model demo] [--per-layer]
+    python bench/quantization.py models [--model demo] [--data test.tsv] [--num-beams 4] [--repeats 3] [--lines N]
+    python bench/quantization.py layers [--model demo] [--per-layer]
 
-6 dB are a bit. Layers of one kind are one row, with their mean; `--per-layer` prints each.
+`models` converts the model to each format, and translates the data with all of them by turns, each on its own, as
+`bertgen evaluate` does; tokens/s and their ratio to float32 are medians, the ratio that of each turn. `layers` prints
+decibels of the weights over their rounding errors, 6 dB to a bit: layers of one kind are one row, with their mean;
+`--per-layer` prints each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import itertools
+import json
 import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from bertgen import EncoderDecoderModel, Int4Config
+from bertgen.cli import main as command
+from bertgen.conversion import convert
 from bertgen.quantization import signal_to_noise
 
+DATA = Path(__file__).parents[2] / "shared/data/tatoeba-en-de/test.tsv"
+MODELS: dict[str, dict[str, Any]] = {
+    "float32": dict(dtype="float32"),
+    "float16": dict(dtype="float16"),
+    "int4": dict(int4=Int4Config()),
+    "NF4": dict(int4=Int4Config("nf4")),
+    "int4, output layer too": dict(int4=Int4Config(head=True)),
+    "NF4, output layer too": dict(int4=Int4Config("nf4", head=True)),
+}
 FORMATS = {
     "int4 absmax": Int4Config(scales="absmax"),
     "int4": Int4Config(),
@@ -27,12 +52,39 @@ FORMATS = {
 }
 
 
-def main() -> None:
-    """Print the table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--per-layer", action="store_true")
-    args = parser.parse_args()
+def models(args: argparse.Namespace) -> None:
+    """Print size, BLEU and speed in Markdown."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        folders = {name: root / str(number) for number, name in enumerate(MODELS)}
+        for name, folder in folders.items():
+            convert(args.model, folder, **MODELS[name])
+        data = root / "data.tsv"
+        with args.data.open(encoding="utf-8") as file:
+            data.write_text("".join(itertools.islice(file, args.lines)), encoding="utf-8")
+        turns = [{name: evaluated(folder, data, args) for name, folder in folders.items()} for _ in range(args.repeats)]
+        print("| weights | folder, MB | BLEU | tokens/s | times float32 |\n|---|---|---|---|---|")
+        for name, folder in folders.items():
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+            speed = statistics.median(turn[name]["tokens_per_second"] for turn in turns)
+            ratios = [turn[name]["tokens_per_second"] / turn["float32"]["tokens_per_second"] for turn in turns]
+            bleu = turns[0][name]["bleu"]
+            print(f"| {name} | {size:.1f} | {bleu:.1f} | {speed:.0f} | {statistics.median(ratios):.2f} |")
+
+
+def evaluated(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What `bertgen evaluate --json` prints."""
+    start, printed = time.perf_counter(), io.StringIO()
+    words = ["--model", str(folder), "--data", str(data), "--num-beams", str(args.num_beams), "--json", "--quiet"]
+    with contextlib.redirect_stdout(printed):
+        if command(["evaluate", *words]) != 0:
+            raise SystemExit(f"bertgen evaluate {' '.join(words)} failed")
+    print(f"{folder.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    return json.loads(printed.getvalue())
+
+
+def layers(args: argparse.Namespace) -> None:
+    """Print the errors of layers in Markdown."""
     model = EncoderDecoderModel.from_pretrained(args.model, dtype="float32")
     rows: dict[str, list[list[float]]] = {}
     seen = set()  # halves may share weights
@@ -49,6 +101,24 @@ def main() -> None:
     for kind, values in rows.items():
         means = (sum(column) / len(column) for column in zip(*values))
         print(f"| `{kind}` | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True)
+    for function in (models, layers):
+        part = parts.add_parser(function.__name__, help=function.__doc__)
+        part.add_argument("--model", default="demo")
+        part.set_defaults(run=function)
+        if function is layers:
+            part.add_argument("--per-layer", action="store_true")
+            continue
+        part.add_argument("--data", type=Path, default=DATA, help="source TAB reference; by default Tatoeba's")
+        part.add_argument("--num-beams", type=int, default=4)
+        part.add_argument("--repeats", type=int, default=3)
+        part.add_argument("--lines", type=int, help="of the data (default: all)")
+    args = parser.parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import nn
 
 from . import ops
 from .config import Int4Config
+from .config.quantization import GROUP_SIZES
 from .errors import InputError, UnsupportedError
+from .kernels.int4_matmul import dequantize_reference
 from .quantization import codebook, dequantize, fault, quantize
 
 
@@ -17,7 +22,7 @@ class Int4Linear(nn.Module):
     Args:
         packed: uint8 [N, K / 2]. scale, zero: [N, K / group], zero None where levels are symmetric.
         bias: [N] or None.
-        config: the format they are in.
+        config: the format they are in; None is int4, in the groups that the shapes say.
 
     Raises:
         InputError: tensors that do not belong together.
@@ -38,12 +43,15 @@ class Int4Linear(nn.Module):
     ):
         super().__init__()
         rows, columns = packed.shape[0], 2 * packed.shape[-1]
-        wrong = fault(rows, columns, packed, scale, zero)
+        if config is None:
+            group = columns // max(1, scale.shape[-1])
+            config = Int4Config(group_size=group if group in GROUP_SIZES else 64, symmetric=zero is None)
+        wrong = fault(rows, columns, packed, scale, zero, config)
         if wrong is None and bias is not None and bias.shape != (rows,):
             wrong = f"bias has the shape {tuple(bias.shape)}, expected {(rows,)}"
         if wrong is not None:
             raise InputError(wrong)
-        self.out_features, self.in_features, self.config = rows, columns, config or Int4Config()
+        self.out_features, self.in_features, self.config = rows, columns, config
         for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero), ("bias", bias)):
             self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
 
@@ -84,16 +92,40 @@ def int4_linear(
     zero: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """x [.., K] times a weight in 4 bits [N, K], plus bias [N] -> [.., N] in the dtype of x."""
-    if x.shape[-1] != 2 * packed.shape[1]:
-        raise InputError(f"the input has {x.shape[-1]} columns, the weight {2 * packed.shape[1]}")
+    """x [.., K] times a weight in 4 bits [N, K], plus bias [N] -> [.., N] in the dtype of x.
+
+    Gradients go to x and bias. InputError: x that does not fit.
+    """
+    rows, columns = packed.shape[0], 2 * packed.shape[1]
+    if x.dim() == 0 or not x.is_floating_point():
+        raise InputError(f"the input is {x.dtype} {tuple(x.shape)}, expected floats [.., {columns}]")
+    if x.shape[-1] != columns:
+        raise InputError(f"the input has {x.shape[-1]} columns, the weight {columns}")
     if x.device != packed.device:
         raise InputError(f"the input is on {x.device}, the weight on {packed.device}")
     dtype = x.dtype if config.compute_dtype is None else getattr(torch, config.compute_dtype)
     bias = None if bias is None else bias.to(dtype)
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    y = ops.int4_matmul(flat, packed, scale, zero, bias, codebook(config.format, x.device))
-    return y.to(x.dtype).view(*x.shape[:-1], -1)
+    flat, outer = x.reshape(prod(x.shape[:-1]), columns).to(dtype), x.shape[:-1]
+    given = flat, packed, scale, zero, bias, codebook(config.format, x.device)
+    wanted = torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad))
+    y = _Product.apply(*given) if wanted else ops.int4_matmul(*given)
+    return y.to(x.dtype).view(*outer, rows)
+
+
+class _Product(torch.autograd.Function):
+    """`ops.int4_matmul` with gradients for x and bias. Only the 4 bits are kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        packed, scale, zero, _, codebook = rest
+        ctx.save_for_backward(packed, scale, zero, codebook)
+        return ops.int4_matmul(x, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight = dequantize_reference(*ctx.saved_tensors).to(grad.dtype)
+        of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+        return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None
 
 
 def apply(layer: nn.Linear | Int4Linear, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from . import ops
 from .errors import InputError, UnsupportedError
 from .linear import Int4Linear as Int4Linear
+from .linear import apply
 
 
 class LayerNorm(nn.LayerNorm):
@@ -28,7 +29,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class FeedForward(nn.Module):
-    """dense_out(activation(dense_in(x))), the feed-forward block of a transformer.
+    """dense_out(activation(dense_in(x))), the feed-forward block of a transformer; either may become an Int4Linear.
 
     Args:
         hidden: columns of x and of the result. intermediate: columns between the two.
@@ -43,8 +44,7 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., hidden] -> [.., hidden]"""
         flat = x.reshape(-1, x.shape[-1])
-        inner = ops.linear(flat, self.dense_in.weight, self.dense_in.bias, self.activation)
-        return ops.linear(inner, self.dense_out.weight, self.dense_out.bias).view(x.shape)
+        return apply(self.dense_out, apply(self.dense_in, flat, self.activation)).view(x.shape)
 
 
 class MultiheadAttention(nn.MultiheadAttention):

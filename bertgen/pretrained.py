@@ -178,9 +178,9 @@ class PretrainedModel(nn.Module):
             )
         state = checkpoint.load_state(path_or_id, **hub)
         if stored is not None:
-            foreign = stored.get("quant_method") == "bitsandbytes"
-            stored = int4_config(stored)
-            state = from_bitsandbytes(state, stored.format) if foreign else state
+            method, stored = stored, int4_config(stored)
+            if method.get("quant_method") == "bitsandbytes":
+                state = from_bitsandbytes(state, stored.format)
         if fold_embeddings:
             state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
             config.max_position_embeddings = rows
@@ -268,10 +268,9 @@ class PretrainedModel(nn.Module):
             if config is None:
                 raise CheckpointError(f"{path_or_id}: {path} is quantized, but config.json has no quantization_config")
             packed, scale, zero = (state.pop(f"{path}.{part}", None) for part in ("packed", "scale", "zero"))
-            if scale is None or (zero is None and not config.symmetric):
-                lacking = "scale" if scale is None else "zero"
-                raise CheckpointError(f"{path_or_id}: {path}.{lacking} is missing beside {path}.packed")
-            wrong = fault(linear.out_features, linear.in_features, packed, scale, zero)
+            if scale is None:
+                raise CheckpointError(f"{path_or_id}: {path}.scale is missing beside {path}.packed")
+            wrong = fault(linear.out_features, linear.in_features, packed, scale, zero, config)
             if wrong is not None:
                 raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
             self.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))

@@ -58,8 +58,8 @@ def quantize(
         InputError: a weight that the groups do not divide, of another form, or not finite.
     """
     config = config or Int4Config()
-    if weight.dim() != 2 or not weight.is_floating_point():
-        raise InputError(f"expected a floating weight [N, K], got {weight.dtype} {tuple(weight.shape)}")
+    if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point() or weight.is_meta:
+        raise InputError(f"expected a floating weight [N, K], got {_described(weight)} on {weight.device}")
     (rows, columns), group = weight.shape, config.group_size
     if columns % group and (config.format == "int4" or columns % 32 or weight.numel() % group):
         raise InputError(f"a weight of {columns} columns has no groups of {group}")
@@ -73,6 +73,8 @@ def quantize(
         scale = _in_8_bits(scale.float()).to(scale.dtype)
     if columns % group:
         scale = scale.repeat_interleave(group // 32)
+    if not bool(scale.isfinite().all()):
+        raise InputError(f"the weight goes from {weight.min():g} to {weight.max():g}, too far for {scale.dtype}")
     nibbles = nibbles.view(rows, columns)
     return nibbles[:, ::2] | nibbles[:, 1::2] << 4, scale.view(rows, -1), zero
 
@@ -85,9 +87,9 @@ def dequantize(
 
 
 def fault(
-    rows: int, columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+    rows: int, columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, config: Int4Config
 ) -> str | None:
-    """What is wrong with tensors that should hold a weight [rows, columns] in 4 bits; None where nothing is."""
+    """What is wrong with tensors that should hold a weight [rows, columns] in a format; None where nothing is."""
     if packed.dtype != torch.uint8 or packed.shape != (rows, columns // 2) or columns % 2:
         expected = f"uint8 {(rows, columns // 2)}" if columns % 2 == 0 else f"an even number of columns, not {columns}"
         return f"packed is {_described(packed)}, expected {expected}"
@@ -96,6 +98,13 @@ def fault(
     if scale.shape[1] == 0 or columns % scale.shape[1] or columns // scale.shape[1] not in GROUP_SIZES:
         sizes = ", ".join(map(str, GROUP_SIZES))
         return f"scale is {_described(scale)}: {columns} columns in {scale.shape[1]} groups, which may have {sizes}"
+    if config.format == "int4" and columns // scale.shape[1] != config.group_size:  # blocks of codebooks cross rows
+        return f"scale is {_described(scale)}: groups of {columns // scale.shape[1]}, expected {config.group_size}"
+    if (zero is None) != config.symmetric:
+        return f"zero is {'missing' if zero is None else 'there'}, the format has symmetric={config.symmetric}"
+    devices = {str(tensor.device) for tensor in (packed, scale, zero) if tensor is not None}
+    if len(devices) > 1:
+        return f"packed, scale and zero are on {' and '.join(sorted(devices))}"
     if not bool(scale.isfinite().all()):
         return "scale holds values that are not finite"
     if zero is not None:

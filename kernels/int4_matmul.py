@@ -358,7 +358,8 @@ def _merge_kernel(partial, bias, y, M, N, SPLITS: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def _dequantize_kernel(words, scale, zero, codebook, weight, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """One row, BLOCK words of weight [N, K]."""
+    """One row, BLOCK words of weight [N, K], each step rounded to the dtype of scale, as the definition does."""
+    DTYPE: tl.constexpr = scale.dtype.element_ty
     n = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = word < groups * (GROUP // 8)
@@ -366,12 +367,13 @@ def _dequantize_kernel(words, scale, zero, codebook, weight, groups, GROUP: tl.c
     nibbles = (tl.load(words + n * groups * (GROUP // 8) + word, mask=there, other=0)[:, None] >> (4 * j)[None, :]) & 15
     place = n * groups + word // (GROUP // 8)
     if codebook is not None:
-        values = tl.load(codebook + nibbles).to(tl.float32)
+        values = tl.load(codebook + nibbles).to(DTYPE).to(tl.float32)
     elif zero is not None:
-        values = nibbles.to(tl.float32) - tl.load(zero + place, mask=there, other=0).to(tl.float32)[:, None]
+        zeros = tl.load(zero + place, mask=there, other=0).to(DTYPE).to(tl.float32)
+        values = (nibbles.to(tl.float32) - zeros[:, None]).to(DTYPE).to(tl.float32)
     else:
         values = (nibbles - 8).to(tl.float32)
-    values *= tl.load(scale + place, mask=there, other=0.0).to(tl.float32)[:, None]
+    values = (values * tl.load(scale + place, mask=there, other=0.0).to(tl.float32)[:, None]).to(DTYPE)
     weight += n * groups * GROUP + word[:, None] * 8 + j[None, :]
     tl.store(weight, values.to(weight.dtype.element_ty), mask=there[:, None])
 

@@ -422,7 +422,7 @@ def test_weights_in_8_bits_are_refused(saved):
     "part, change, message",
     [
         ("scale", None, "query.scale is missing beside"),
-        ("zero", None, "query.zero is missing beside"),
+        ("zero", None, "query: zero is missing, the format has symmetric=False"),
         ("packed", lambda t: t[1:].clone(), r"query: packed is uint8 \(63, 32\), expected uint8 \(64, 32\)"),
         ("packed", lambda t: t.int(), "query: packed is int32"),
         ("scale", lambda t: t.repeat(1, 4), "64 columns in 4 groups, which may have 32, 64, 128"),

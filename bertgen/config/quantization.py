@@ -48,7 +48,7 @@ class Int4Config:
     def __post_init__(self) -> None:
         for name, limits in (("format", FORMATS), ("group_size", GROUP_SIZES), ("scales", SCALES)):
             value = getattr(self, name)
-            if isinstance(value, bool) or value not in limits:
+            if value not in limits or type(value) is not type(limits[0]):
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, limits))}, got {value!r}")
         for name in ("symmetric", "double_quant", "head"):
             check_flag(getattr(self, name), name)
@@ -134,9 +134,8 @@ def int4_config(value: Any) -> Int4Config:
     if not isinstance(value, dict):
         raise ConfigError(f"quantization_config must be an Int4Config or a BitsAndBytesConfig, got {value!r}")
     foreign = "load_in_4bit" in value or "load_in_8bit" in value
-    method = str(
-        getattr(value.get("quant_method"), "value", value.get("quant_method", "bitsandbytes" if foreign else METHOD))
-    )
+    named = value.get("quant_method", "bitsandbytes" if foreign else METHOD)
+    method = str(getattr(named, "value", named))
     if method == METHOD:
         return Int4Config.from_dict(value)
     if method != "bitsandbytes":
