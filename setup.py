@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-KERNELS = ("decode_attention_cpu", "int4_cpu", "linear_cpu")
+KERNELS = ("decode_attention_cpu", "decoder_cpu", "int4_cpu", "layernorm_gelu_cpu", "linear_cpu")
 REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
 
 

@@ -90,6 +90,9 @@ class Cache:
         length: positions of the longest running row.
         lengths: positions of each, int32 [R] on the device.
         has_cross: the keys of the sources are here.
+        table: int32 [R, positions], in which slot each position of each running row's history lies.
+        slots: int32, those of the positions that are being written.
+        source: the sources of the running rows; None without any.
     """
 
     def __init__(
@@ -122,9 +125,9 @@ class Cache:
         self._positions = torch.empty(0, dtype=torch.int32)
         self.lengths = self._positions.to(device)
         self._tables = [torch.zeros(rows, positions, dtype=torch.int32, device=device) for _ in range(2)]
-        self._table = self._tables[0][:0]
-        self._new = torch.empty(0, dtype=torch.int32, device=device)  # slots of the positions that are being written
-        self._source: Sources | None = None
+        self.table = self._tables[0][:0]
+        self.slots = torch.empty(0, dtype=torch.int32, device=device)  # slots of the positions that are being written
+        self.source: Sources | None = None
         self._filling = torch.empty(0, dtype=torch.int64, device=device)  # slots of sources that are being written
         self._packing: Packing | None = None
 
@@ -192,7 +195,7 @@ class Cache:
         self._requests = torch.cat((self._requests, requests.repeat_interleave(counts)))
         self._sources = torch.cat((self._sources, sources.repeat_interleave(counts)))
         self._run(torch.cat((self._positions, torch.zeros_like(rows))))
-        self._table = self._tables[0][: len(self._rows)]
+        self.table = self._tables[0][: len(self._rows)]
 
     def select(self, rows: torch.Tensor) -> None:
         """Only these running rows (int64 [n], by their places) go on, in this order; rows of a request stay adjacent.
@@ -227,9 +230,9 @@ class Cache:
     def _reorder(self, rows: torch.Tensor) -> None:
         """Rows of the table, from one buffer into the other: duplicates make it unsafe in place."""
         spare = self._tables[1][: len(rows)]
-        torch.index_select(self._table, 0, rows, out=spare)
+        torch.index_select(self.table, 0, rows, out=spare)
         self._tables.reverse()
-        self._table = spare
+        self.table = spare
 
     def _run(self, positions: torch.Tensor) -> None:
         """Take note of who is running, and where."""
@@ -237,7 +240,7 @@ class Cache:
         self.lengths = positions if self._on_host else positions.to(self.device)
         self.length = int(positions.max()) if len(positions) else 0
         if not len(positions) or self.pages.limits.source_positions == 0:
-            self._source = None
+            self.source = None
             return
         _, counts = torch.unique_consecutive(self._requests, return_counts=True)
         ends = counts.cumsum(0)
@@ -247,7 +250,7 @@ class Cache:
         table = self.pages.sources[:, : int(lengths.max())].index_select(0, sources)
         cu_rows = torch.nn.functional.pad(ends.int(), (1, 0))
         table, lengths, cu_rows = (t.to(self.device) for t in (table, lengths, cu_rows))
-        self._source = Sources(table, lengths, cu_rows, int(counts.max()))
+        self.source = Sources(table, lengths, cu_rows, int(counts.max()))
 
     # -- positions
 
@@ -261,14 +264,14 @@ class Cache:
             slots = torch.empty_like(self._rows)
             self.pages.step(self._rows, self._positions, slots)
             self._hold(slots)
-            self._new = slots if self._on_host else slots.to(self.device)
-            self._table.scatter_(1, self.lengths[:, None].long(), self._new[:, None])
+            self.slots = slots if self._on_host else slots.to(self.device)
+            self.table.scatter_(1, self.lengths[:, None].long(), self.slots[:, None])
             return
         start, end = self.length, self.length + count  # only rows of one length take several positions
         slots = torch.stack([self.pages.extend(row, count)[start:end] for row in self._rows.tolist()])
         self._hold(slots)
-        self._new = slots.to(self.device)
-        self._table[:, start:end] = self._new
+        self.slots = slots.to(self.device)
+        self.table[:, start:end] = self.slots
 
     def _hold(self, slots: torch.Tensor) -> None:
         if slots.numel():
@@ -290,7 +293,7 @@ class Cache:
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
             pools = self.pools.keys[layer], self.pools.values[layer]
-            return ops.decode_attention(q, k, v, *pools, self._new.flatten(), self._table, self.lengths)
+            return ops.decode_attention(q, k, v, *pools, self.slots.flatten(), self.table, self.lengths)
         keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
@@ -305,12 +308,12 @@ class Cache:
         Returns:
             All keys and values of each row so far, [R, positions so far + T, heads, head_dim].
         """
-        end, slots = self.length + k.shape[0] // self.rows, self._new.flatten().long()
+        end, slots = self.length + k.shape[0] // self.rows, self.slots.flatten().long()
         self.pools.keys[layer].index_copy_(0, slots, k)
         self.pools.values[layer].index_copy_(0, slots, v)
         if self.length == 0:
             return k.unflatten(0, (self.rows, -1)), v.unflatten(0, (self.rows, -1))
-        history = self._table[:, :end].long()
+        history = self.table[:, :end].long()
         return self.pools.keys[layer][history], self.pools.values[layer][history]
 
     def advance(self, count: int) -> None:
@@ -344,7 +347,7 @@ class Cache:
 
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attend from q [R * T, heads, head_dim] to the source of each row."""
-        source, new = self._source, q.shape[0] // self.rows
+        source, new = self.source, q.shape[0] // self.rows
         assert source is not None and self.has_cross, "cross-attention before set_cross"
         if new == 1:
             pools = self.cross_pools.keys[layer], self.cross_pools.values[layer]
@@ -356,6 +359,6 @@ class Cache:
 
     def _packed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [tokens, heads, head_dim] of a layer, the source of one request behind the other."""
-        assert self._source is not None
-        slots = self._source.table[self._source.mask()].long()
+        assert self.source is not None
+        slots = self.source.table[self.source.mask()].long()
         return self.cross_pools.keys[layer][slots], self.cross_pools.values[layer][slots]

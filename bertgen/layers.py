@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .errors import UnsupportedError
 from .linear import Int4Linear, apply, int4_linear
 from .packing import Packing
 
@@ -301,32 +299,3 @@ class Layer(nn.Module):
         if context.source is not None or (context.cache is not None and context.cache.has_cross):
             x = self.crossattention(x, context)
         return self.output(self.intermediate(x), x)
-
-
-class Stack(nn.Module):
-    """The layers, one after another.
-
-    Attributes:
-        recompute: keep only each layer's input in training and compute the rest again on the way back (Chen et al.
-            2016, arXiv 1604.06174): a layer's memory instead of the whole stack's, for a third more time.
-    """
-
-    def __init__(self, config: BertGenerationConfig):
-        super().__init__()
-        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.recompute: dict[str, Any] | None = None  # options of torch.utils.checkpoint, where it is on
-
-    def forward(self, x: torch.Tensor, context: AttentionContext, states: list[torch.Tensor] | None = None):
-        """x [T, hidden] -> [T, hidden]; the input and every layer's output are appended to `states` if given."""
-        if context.source is not None and not all(hasattr(layer, "crossattention") for layer in self.layer):
-            raise UnsupportedError("encoder states were given to a decoder built without add_cross_attention=True")
-        if states is not None:
-            states.append(x)
-        for layer in self.layer:
-            if self.recompute is not None and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, context, **self.recompute)
-            else:
-                x = layer(x, context)
-            if states is not None:
-                states.append(x)
-        return x

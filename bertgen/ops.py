@@ -101,7 +101,7 @@ class Op:
         """Call the backend that suits the arguments."""
         if self.has_kernel(first):
             kernel, name, reason = self.triton, "triton", self._obstacle(first, *rest, **named)
-        elif self.cpp is not None and _backend in ("auto", "cpp"):
+        elif self.cpp is not None and uses_cpp():
             kernel, name, reason = self.cpp, "cpp", self._cpp_obstacle(first, *rest, **named)
         else:
             return self.reference(first, *rest, **named)
@@ -156,6 +156,11 @@ def set_backend(name: str) -> str:
     global _backend
     before, _backend = _backend, _known(name)
     return before
+
+
+def uses_cpp() -> bool:
+    """Whether functions of the C++ extension are wanted on a CPU."""
+    return _backend in ("auto", "cpp")
 
 
 def _attention_refuses(q: torch.Tensor, *rest: Any, key_mask: torch.Tensor | None = None, **named: Any) -> str | None:

@@ -18,9 +18,9 @@ from .config import GenerationConfig, Int4Config, half_config, int4_config, read
 from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError
 from .heads import LMHead
 from .hub import resolve_file
-from .layers import Stack
 from .linear import Int4Linear
 from .quantization import fault, quantize
+from .stack import Stack
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "decoder_cpu.h"
 #include "int4_cpu.h"
 #include "kv_cache.h"
 #include "linear_cpu.h"
@@ -181,6 +183,16 @@ void check_table(const int32_t* table, int64_t width, const int32_t* lengths, in
   }
 }
 
+// Where the rows of each source begin.
+void check_starts(const int32_t* starts, int64_t sources, int64_t rows) {
+  STD_TORCH_CHECK(starts[0] == 0 && starts[sources] == rows, "cu_rows goes from ", starts[0], " to ", starts[sources],
+                  ", not from 0 to ", rows);
+  for (int64_t b = 0; b < sources; ++b) {
+    STD_TORCH_CHECK(starts[b] <= starts[b + 1], "cu_rows[", b + 1, "] is ", starts[b + 1], ", less than ", starts[b],
+                    " before it");
+  }
+}
+
 template <class T>
 std::vector<int64_t> checked_slots(const Tensor& tensor, int64_t rows, int64_t slots) {
   const T* given = dense<T>(tensor, {rows}, "slots");
@@ -227,12 +239,7 @@ Tensor cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const 
   const int32_t* entries = dense<int32_t>(table, {sources, width}, "table");
   const int32_t* counts = dense<int32_t>(lengths, {sources}, "lengths");
   const int32_t* starts = dense<int32_t>(cu_rows, {sources + 1}, "cu_rows");
-  STD_TORCH_CHECK(starts[0] == 0 && starts[sources] == shape.rows, "cu_rows goes from ", starts[0], " to ",
-                  starts[sources], ", not from 0 to ", shape.rows);
-  for (int64_t b = 0; b < sources; ++b) {
-    STD_TORCH_CHECK(starts[b] <= starts[b + 1], "cu_rows[", b + 1, "] is ", starts[b + 1], ", less than ", starts[b],
-                    " before it");
-  }
+  check_starts(starts, sources, shape.rows);
   check_table(entries, width, counts, sources, pool);
   Tensor out = torch::stable::new_empty(q, {shape.rows, shape.heads, shape.width});
   cross_decode_attention(shape, queries, key_data, value_data, entries, width, counts, starts, sources,
@@ -289,6 +296,129 @@ void int4_dequantize_op(const Tensor& packed, const Tensor& scale, const std::op
   int4_dequantize(weight, dense<float>(out, {weight.rows, weight.columns}, "out"), threads());
 }
 
+// The layers of a decoder
+
+// Takes the tensors of a list one after the other.
+class Parameters {
+ public:
+  explicit Parameters(const std::vector<Tensor>& tensors) : tensors_(tensors) {}
+
+  const Tensor& next(const char* name) {
+    STD_TORCH_CHECK(place_ < tensors_.size(), "the parameters end where ", name, " should be");
+    return tensors_[place_++];
+  }
+
+  // Null where the tensor is empty.
+  const float* vector(int64_t size, const char* name) {
+    const Tensor& tensor = next(name);
+    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
+  }
+
+  // weight, bias; or packed, scale, zero, bias.
+  Dense linear(int64_t outputs, int64_t inputs, const std::optional<Tensor>& codebook, const char* name) {
+    const Tensor& weight = next(name);
+    Dense found{};
+    if (weight.scalar_type() == ScalarType::Byte) {
+      const Tensor &scale = next(name), &zero = next(name);
+      found.int4 = int4_of(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook);
+      check_size(weight, 1, inputs / 2, name);
+    } else {
+      check_type(weight, ScalarType::Float, 2, name);
+      found.weight = dense<float>(weight, {weight.size(0), inputs}, name);
+    }
+    if (outputs >= 0) check_size(weight, 0, outputs, name);
+    found.outputs = weight.size(0);
+    found.inputs = inputs;
+    found.bias = vector(found.outputs, name);
+    return found;
+  }
+
+  Norm norm(int64_t size, const char* name) {
+    const Norm found{vector(size, name), vector(size, name)};
+    STD_TORCH_CHECK(found.weight != nullptr && found.shift != nullptr, name, " is empty");
+    return found;
+  }
+
+  bool ended() const { return place_ == tensors_.size(); }
+
+ private:
+  const std::vector<Tensor>& tensors_;
+  size_t place_ = 0;
+};
+
+Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::vector<Tensor>& parameters,
+                       const std::optional<Tensor>& codebook, const std::vector<Tensor>& keys,
+                       const std::vector<Tensor>& values, const Tensor& slots, const Tensor& table,
+                       const Tensor& lengths, const std::vector<Tensor>& source_keys,
+                       const std::vector<Tensor>& source_values, const std::optional<Tensor>& source_table,
+                       const std::optional<Tensor>& source_lengths, const std::optional<Tensor>& cu_rows) {
+  check_type(x, ScalarType::Float, 2, "x");
+  const int64_t rows = x.size(0), hidden = x.size(1), width = heads > 0 ? hidden / heads : 0;
+  STD_TORCH_CHECK(heads > 0 && width > 0 && heads * width == hidden, hidden, " columns of x in ", heads, " heads");
+  const float* x_data = dense<float>(x, {rows, hidden}, "x");
+  const Shape shape{rows, heads, width};
+  const size_t count = keys.size();
+  const bool crosses = source_table.has_value();
+  STD_TORCH_CHECK(values.size() == count && source_keys.size() == (crosses ? count : 0) &&
+                      source_values.size() == source_keys.size() && source_lengths.has_value() == crosses &&
+                      cu_rows.has_value() == crosses,
+                  "pools of ", count, " keys, ", values.size(), " values, ", source_keys.size(), " keys and ",
+                  source_values.size(), " values of sources");
+  const auto slots_of = [&](const std::vector<Tensor>& pools) {
+    return pools.empty() || pools[0].dim() != 3 ? -1 : pools[0].size(0);
+  };
+  const int64_t pool = slots_of(keys), source_pool = slots_of(source_keys);
+  Parameters given(parameters);
+  std::vector<DecoderLayer> layers(count);
+  for (size_t i = 0; i < count; ++i) {
+    DecoderLayer& layer = layers[i];
+    layer.query = given.linear(hidden, hidden, codebook, "query");
+    layer.key = given.linear(hidden, hidden, codebook, "key");
+    layer.value = given.linear(hidden, hidden, codebook, "value");
+    layer.output = given.linear(hidden, hidden, codebook, "the output of attention");
+    layer.norm = given.norm(hidden, "the norm of attention");
+    layer.keys = pool_of(keys[i], shape, pool, "keys");
+    layer.values = pool_of(values[i], shape, pool, "values");
+    if (crosses) {
+      layer.cross.query = given.linear(hidden, hidden, codebook, "the query of cross-attention");
+      layer.cross.output = given.linear(hidden, hidden, codebook, "the output of cross-attention");
+      layer.cross.norm = given.norm(hidden, "the norm of cross-attention");
+      layer.cross.keys = pool_of(source_keys[i], shape, source_pool, "keys of sources");
+      layer.cross.values = pool_of(source_values[i], shape, source_pool, "values of sources");
+    }
+    layer.inner = given.linear(-1, hidden, codebook, "the inner layer");
+    layer.outer = given.linear(hidden, layer.inner.outputs, codebook, "the outer layer");
+    layer.outer_norm = given.norm(hidden, "the norm of the feed-forward block");
+  }
+  STD_TORCH_CHECK(given.ended(), "there are more parameters than ", count, " layers have");
+  const int64_t stride = table.dim() == 2 ? table.size(1) : -1;
+  DecoderStep step{};
+  step.rows = rows;
+  step.heads = heads;
+  step.width = width;
+  step.eps = static_cast<float>(eps);
+  step.table = dense<int32_t>(table, {rows, stride}, "table");
+  step.table_stride = stride;
+  step.lengths = dense<int32_t>(lengths, {rows}, "lengths");
+  const std::vector<int64_t> written = checked_slots<int32_t>(slots, rows, pool);
+  step.slots = written.data();
+  check_table(step.table, stride, step.lengths, rows, pool);
+  if (crosses) {
+    step.sources = source_table->dim() == 2 ? source_table->size(0) : -1;
+    step.source_table_stride = source_table->dim() == 2 ? source_table->size(1) : -1;
+    step.source_table = dense<int32_t>(*source_table, {step.sources, step.source_table_stride}, "source_table");
+    step.source_lengths = dense<int32_t>(*source_lengths, {step.sources}, "source_lengths");
+    step.cu_rows = dense<int32_t>(*cu_rows, {step.sources + 1}, "cu_rows");
+    check_starts(step.cu_rows, step.sources, rows);
+    check_table(step.source_table, step.source_table_stride, step.source_lengths, step.sources, source_pool);
+  }
+  Tensor out = torch::stable::new_empty(x, {rows, hidden});
+  float* out_data = static_cast<float*>(out.data_ptr());
+  std::copy_n(x_data, rows * hidden, out_data);
+  decoder_step(layers, step, out_data, threads());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bertgen_C, m) {
@@ -313,6 +443,10 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor");
+  m.def(
+      "decoder_step(Tensor x, int heads, float eps, Tensor[] parameters, Tensor? codebook, Tensor(a!)[] keys, "
+      "Tensor(b!)[] values, Tensor slots, Tensor table, Tensor lengths, Tensor[] source_keys, Tensor[] source_values, "
+      "Tensor? source_table, Tensor? source_lengths, Tensor? cu_rows) -> Tensor");
   m.def("int4_dequantize(Tensor packed, Tensor scale, Tensor? zero, Tensor? codebook, Tensor(a!) out) -> ()");
 }
 
@@ -334,6 +468,7 @@ STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) {
   m.impl("cross_decode_attention", TORCH_BOX(&cross_decode_attention_op));
   m.impl("linear", TORCH_BOX(&linear_op));
   m.impl("int4_matmul", TORCH_BOX(&int4_matmul_op));
+  m.impl("decoder_step", TORCH_BOX(&decoder_step_op));
   m.impl("int4_dequantize", TORCH_BOX(&int4_dequantize_op));
 }
 

@@ -73,21 +73,9 @@ BERTGEN_INLINE float exponentials(float* scores, int64_t length) {
   for (int j = 1; j < kLanes; ++j) top = best[j] > top ? best[j] : top;
   for (int64_t t = 0; t < padded; t += kLanes) {
     Vector x = *reinterpret_cast<Vector*>(scores + t) - top;
-    const Vector least = Vector{} - 126.0f;  // the smallest normal number, which counts as nothing beside the top's 1
-    x = x < least ? least : x;
-    const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the last bits are x rounded to an integer
-    const Vector r = x - (shifted - 12582912.0f);
-    Vector y = r * 1.52527338e-5f + 1.54035304e-4f;  // ln(2)^k / k!, k = 7 .. 0
-    y = y * r + 1.33335581e-3f;
-    y = y * r + 9.61812911e-3f;
-    y = y * r + 5.55041087e-2f;
-    y = y * r + 2.40226507e-1f;
-    y = y * r + 6.93147181e-1f;
-    y = y * r + 1.0f;
-    const Bits power = (reinterpret_cast<const Bits&>(shifted) << 23) + 0x3f800000u;
-    y *= reinterpret_cast<const Vector&>(power);
-    sums += y;
-    *reinterpret_cast<Vector*>(scores + t) = y;
+    power_of_two(x);
+    sums += x;
+    *reinterpret_cast<Vector*>(scores + t) = x;
   }
   for (int j = 0; j < kLanes; ++j) sum += sums[j];
   return sum;

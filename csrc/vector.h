@@ -47,6 +47,23 @@ BERTGEN_INLINE void add_across(Vector (&sums)[kLanes], Vector& result) {
            BERTGEN_SHUFFLE(sums[0], sums[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
+// x <- 2^x for x of at most 0; less than the smallest normal number counts as nothing beside 1. A NaN stays.
+BERTGEN_INLINE void power_of_two(Vector& x) {
+  const Vector least = Vector{} - 126.0f;
+  x = x < least ? least : x;
+  const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the last bits are x rounded to an integer
+  const Vector r = x - (shifted - 12582912.0f);
+  Vector y = r * 1.52527338e-5f + 1.54035304e-4f;  // ln(2)^k / k!, k = 7 .. 0
+  y = y * r + 1.33335581e-3f;
+  y = y * r + 9.61812911e-3f;
+  y = y * r + 5.55041087e-2f;
+  y = y * r + 2.40226507e-1f;
+  y = y * r + 6.93147181e-1f;
+  y = y * r + 1.0f;
+  const Bits power = (reinterpret_cast<const Bits&>(shifted) << 23) + 0x3f800000u;
+  x = y * reinterpret_cast<const Vector&>(power);
+}
+
 // Element j of rows[i] <-> element i of rows[j]
 BERTGEN_INLINE void transpose(Vector (&rows)[kLanes]) {
   Vector pairs[kLanes], fours[kLanes];

@@ -28,12 +28,13 @@ from ..inputs import (
     pack_source,
     positions_of,
 )
-from ..layers import AttentionContext, Attentions, Embeddings, Stack
+from ..layers import AttentionContext, Attentions, Embeddings
 from ..linear import Int4Linear
 from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from ..packing import Packing
 from ..pretrained import PretrainedModel
+from ..stack import Stack
 from ..vocabulary import resized_embedding, resized_linear, size_of
 
 logger = logging.getLogger(__name__)
