@@ -128,7 +128,8 @@ def decode(args: argparse.Namespace) -> None:
     print(f"\na source of {len(sources[0])} tokens, outputs of {args.tokens}, {args.threads} threads")
     print(f"| | ms a token | of {first} | ms a request | of {first} |\n|---|---|---|---|---|")
     for name in present:
-        cells = [f"{statistics.median(side[name]) * 1e3:.1f} | {ratio(side[name], side[first])}" for side in (token, whole)]
+        times = [statistics.median(side[name]) * 1e3 for side in (token, whole)]
+        cells = [f"{ms:.1f} | {ratio(side[name], side[first])}" for ms, side in zip(times, (token, whole), strict=True)]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -69,7 +69,7 @@ def models(args: argparse.Namespace) -> None:
             speed = statistics.median(turn[name]["tokens_per_second"] for turn in turns)
             ratios = [turn[name]["tokens_per_second"] / turn["float32"]["tokens_per_second"] for turn in turns]
             bleu = turns[0][name]["bleu"]
-            print(f"| {name} | {size:.1f} | {bleu:.1f} | {speed:.0f} | {statistics.median(ratios):.2f} |")
+            print(f"| {name} | {size:.1f} | {bleu:.1f} | {speed:.0f} | {statistics.median(ratios):.2f} |", flush=True)
 
 
 def evaluated(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]:

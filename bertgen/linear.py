@@ -104,12 +104,16 @@ def int4_linear(
     if x.device != packed.device:
         raise InputError(f"the input is on {x.device}, the weight on {packed.device}")
     dtype = x.dtype if config.compute_dtype is None else getattr(torch, config.compute_dtype)
-    bias = None if bias is None else bias.to(dtype)
-    flat, outer = x.reshape(prod(x.shape[:-1]), columns).to(dtype), x.shape[:-1]
+    flat = x if x.dim() == 2 else x.reshape(prod(x.shape[:-1]), columns)
+    if dtype != flat.dtype:
+        flat = flat.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
     given = flat, packed, scale, zero, bias, codebook(config.format, x.device)
     wanted = torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad))
     y = _Product.apply(*given) if wanted else ops.int4_matmul(*given)
-    return y.to(x.dtype).view(*outer, rows)
+    y = y if y.dtype == x.dtype else y.to(x.dtype)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
 class _Product(torch.autograd.Function):

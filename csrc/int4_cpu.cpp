@@ -11,9 +11,9 @@ namespace {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a word is taken to be its lowest");
 
-// Weights come in blocks of 64 along a row: eight words of eight nibbles, so that a shift and a mask leave nibble j of
-// every word, the weights 8 i + j, side by side. x is put in that order once a call; nothing else is shuffled. Half a
-// block, where the columns end with one, is filled up with zeros.
+// Weights come in blocks of 64 along a row: eight words of eight nibbles, so that a mask leaves nibble j of every word,
+// the weights 8 i + j, side by side. x is put in that order once a call; nothing else is shuffled. Half a block, where
+// the columns end with one, is filled up with zeros.
 //
 // There is no body for AVX-512: none could be run where this was written. Reading the weight, which is what counts for
 // few rows, gains little from it.
@@ -32,7 +32,7 @@ int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
 struct Call {
   Int4 weight;
-  const float* x;  // [rows, blocks, 8, 8] in the order of the nibbles
+  const float* x;  // [rows, blocks, 8, 8] in the order of the nibbles; see arrange
   int64_t rows;
   const float* bias;
   float* out;
@@ -44,7 +44,7 @@ struct Workspace {
 
 // Words of row n from column k on.
 BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
-  const uint8_t* packed = w.packed + (n * w.columns + k) / 2;
+  const uint8_t* packed = w.packed + ((n * w.columns + k) >> 1);
   if (k + kBlock <= w.columns) {
     words = *reinterpret_cast<const Words*>(packed);
   } else {
@@ -55,7 +55,7 @@ BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
 
 // The number of its group for each word of the block of row n from column k on, of an array like the scales.
 BERTGEN_INLINE void spread(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
-  const float* number = numbers + (n * w.columns + k) / w.group;
+  const float* number = numbers + ((n * w.columns + k) >> __builtin_ctzll(w.group));  // a division takes a block's time
   result = *number - Vector{};  // which keeps the sign of a zero
   if (w.group < kBlock) {
     const Vector next = (k + kBlock <= w.columns ? number[1] : 0.0f) - Vector{};
@@ -95,6 +95,23 @@ BERTGEN_INLINE void unpack(const Words& words, int j, const Vector& zero, const 
   }
 }
 
+// How many times as large what `unpack_in_place` makes of nibble j is.
+constexpr float raised(int j) { return static_cast<float>(1 << 4 * (j % 4)); }
+
+// What nibble j means, times raised(j), which x makes up for: as it lies, a nibble is put into the mantissa of 2^23,
+// whose last bit is 1. That takes no conversion, and no shift but one by 16 for the `words` of nibbles 4 to 7.
+template <Form kForm>
+BERTGEN_INLINE void unpack_in_place(const Words& words, int j, const Vector& zero, Vector& values) {
+  static_assert(kForm != kCodebook, "an entry has a number");
+  constexpr float kOne = 8388608.0f;  // 2^23
+  const Words bits = (words & (15 << 4 * (j % 4))) | 0x4B000000;
+  if (kForm == kSymmetric) {
+    values = reinterpret_cast<const Vector&>(bits) - (kOne + 8 * raised(j));
+  } else {
+    values = (reinterpret_cast<const Vector&>(bits) - kOne) - zero * raised(j);
+  }
+}
+
 // out[m, n] for kM rows of x and kN rows of the weight, from n on; the scales multiply sums of blocks.
 template <Form kForm, int kM, int kN>
 BERTGEN_INLINE void in_registers(const Call& c, int64_t n) {
@@ -110,14 +127,19 @@ BERTGEN_INLINE void in_registers(const Call& c, int64_t n) {
     Vector zeros[kN] = {}, sums[kM * kN] = {};
     for (int j = 0; j < kN; ++j) {
       load(w, n + j, b * kBlock, words[j]);
-      if (ahead) __builtin_prefetch(w.packed + ((n + kN + j) * w.columns + b * kBlock) / 2);
+      if (ahead) __builtin_prefetch(w.packed + (((n + kN + j) * w.columns + b * kBlock) >> 1));
       if (kForm == kZero) spread(w, w.zero, n + j, b * kBlock, zeros[j]);
     }
 #pragma GCC unroll 8
     for (int part = 0; part < kLanes; ++part) {
       for (int j = 0; j < kN; ++j) {
         Vector values;
-        unpack<kForm>(words[j], part, zeros[j], tables, values);
+        if constexpr (kForm == kCodebook) {
+          unpack<kForm>(words[j], part, zeros[j], tables, values);
+        } else {
+          if (part == kLanes / 2) words[j] >>= 16;
+          unpack_in_place<kForm>(words[j], part, zeros[j], values);
+        }
         for (int i = 0; i < kM; ++i) {
           sums[i * kN + j] += values * *reinterpret_cast<const Vector*>(x + i * blocks * kBlock + part * kLanes);
         }
@@ -212,8 +234,8 @@ BERTGEN_INLINE void rows(const Int4& w, int64_t first, int64_t last, float* out)
   for (int64_t n = first; n < last; ++n) unpack_any_row<true>(w, n, out + n * w.columns);
 }
 
-// x [rows, columns] -> [rows, blocks, 8, 8], as Call has it.
-BERTGEN_INLINE void arrange(const float* x, int64_t count, int64_t columns, float* out) {
+// x [rows, columns] -> [rows, blocks, 8, 8], as Call has it; `lowered`: over what `unpack_in_place` multiplies by.
+BERTGEN_INLINE void arrange(const float* x, int64_t count, int64_t columns, bool lowered, float* out) {
   for (int64_t m = 0; m < count; ++m) {
     for (int64_t k = 0; k < columns; k += kBlock, out += kBlock) {
       Vector parts[kLanes] = {};
@@ -222,19 +244,23 @@ BERTGEN_INLINE void arrange(const float* x, int64_t count, int64_t columns, floa
         if (i < kLanes / 2 || k + kBlock <= columns) parts[i] = *reinterpret_cast<const Vector*>(part + i * kLanes);
       }
       transpose(parts);
-      for (int64_t i = 0; i < kLanes; ++i) *reinterpret_cast<Vector*>(out + i * kLanes) = parts[i];
+      for (int i = 0; i < kLanes; ++i) {
+        *reinterpret_cast<Vector*>(out + i * kLanes) = lowered ? parts[i] * (1 / raised(i)) : parts[i];
+      }
     }
   }
 }
 
 void columns_anywhere(const Call& c, int64_t first, int64_t last, Workspace& w) { columns(c, first, last, w); }
 void rows_anywhere(const Int4& w, int64_t first, int64_t last, float* out) { rows(w, first, last, out); }
-void arrange_anywhere(const float* x, int64_t m, int64_t k, float* out) { arrange(x, m, k, out); }
+void arrange_anywhere(const float* x, int64_t m, int64_t k, bool low, float* out) { arrange(x, m, k, low, out); }
 
 #if defined(BERTGEN_AVX2)
 BERTGEN_AVX2 void columns_avx2(const Call& c, int64_t first, int64_t last, Workspace& w) { columns(c, first, last, w); }
 BERTGEN_AVX2 void rows_avx2(const Int4& w, int64_t first, int64_t last, float* out) { rows(w, first, last, out); }
-BERTGEN_AVX2 void arrange_avx2(const float* x, int64_t m, int64_t k, float* out) { arrange(x, m, k, out); }
+BERTGEN_AVX2 void arrange_avx2(const float* x, int64_t m, int64_t k, bool low, float* out) {
+  arrange(x, m, k, low, out);
+}
 #else
 constexpr auto* columns_avx2 = columns_anywhere;
 constexpr auto* rows_avx2 = rows_anywhere;
@@ -249,7 +275,8 @@ void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* 
   static const auto arrange_here = choose(arrange_anywhere, arrange_avx2);
   if (rows == 0) return;
   const std::unique_ptr<float[]> arranged(new float[rows * blocks_of(weight.columns) * kBlock]);
-  arrange_here(x, rows, weight.columns, arranged.get());
+  const bool in_place = rows <= kFew && form_of(weight) != kCodebook;
+  arrange_here(x, rows, weight.columns, in_place, arranged.get());
   const Call call{weight, arranged.get(), rows, bias, out};
   const auto task = [&](int64_t i, Workspace& workspace) {
     columns_here(call, i * kTask, std::min(weight.rows, (i + 1) * kTask), workspace);

@@ -95,15 +95,17 @@ def int4_matmul_cpp(
     Raises:
         RuntimeError: shapes that do not fit.
     """
-    x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
-    bias = None if bias is None else bias.to(x.dtype).expand(packed.shape[0]).contiguous()
+    x, packed, scale, bias = _dense(x), _dense(packed), _dense(scale), _dense(bias, torch.float32)
     ours = scale.dtype == torch.float32
     if ours:
-        codebook = None if codebook is None else codebook.float().contiguous()
-        zero = None if zero is None or codebook is not None else zero.float().contiguous()
+        codebook = _dense(codebook, torch.float32)
+        zero = None if codebook is not None else _dense(zero, torch.float32)
         if x.shape[0] <= few_rows():
             return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook)
     features, columns = packed.shape[0], x.shape[-1]
+    for name, tensor in (("scale", scale), ("zero", zero), ("bias", bias)):
+        if tensor is not None and len(tensor) != features:
+            raise RuntimeError(f"{name} has {len(tensor)} rows, the weight {features}")
     block = min(features, max(1, CPU_ELEMENTS // max(1, columns)))
     y, weight = x.new_empty(x.shape[0], features), x.new_empty(block if ours else 0, columns)
     for first in range(0, features, max(1, block)):
@@ -112,6 +114,15 @@ def int4_matmul_cpp(
         rows = dequantize_cpp(*part, weight[: len(part[0])]) if ours else dequantize_reference(*part).to(x.dtype)
         y[:, some] = F.linear(x, rows, None if bias is None else bias[some])
     return y
+
+
+def _dense(tensor: torch.Tensor | None, dtype: torch.dtype | None = None) -> torch.Tensor | None:
+    """In a dtype where one is given, contiguous. Nothing is called that does nothing: a step has many such products."""
+    if tensor is None:
+        return None
+    if dtype is not None and tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def int4_cpp_refuses(
@@ -130,7 +141,8 @@ def int4_cpp_refuses(
     columns, groups = x.shape[1], scale.shape[1]
     if columns not in (32 * groups, 64 * groups, 128 * groups):
         return f"{columns} columns in {groups} groups: a group is 32, 64 or 128"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, zero, bias, codebook)):
+    tensors = (x, scale, zero, bias, codebook) if torch.is_grad_enabled() else ()
+    if any(t is not None and t.requires_grad for t in tensors):
         return "it has no gradient, and one is wanted"
     return "autocast chooses other dtypes" if torch.is_autocast_enabled("cpu") else None
 

@@ -179,6 +179,28 @@ def test_the_extension_beside_torch():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+def test_4_bit_products_and_decoding():
+    few = ("--repeats", 1, "--rows", 1, 5, "--shapes", 64, 128, "--size", "smoke", "--tokens", 5)
+    printed = run("int4.py", *few)
+    assert "| 64 x 128 |" in printed
+    rows = [line.split(" |")[0] for line in printed.splitlines() if "x (" in line]
+    assert rows[:3] == ["| int4, output layer too", "| int4", "| float32"]
+    assert rows[3:] == ["| CTranslate2 int8", "| CTranslate2 float32"] or "CTranslate2 is missing" in printed
+
+
+@pytest.mark.long
+def test_weights_in_4_bits_beside_floats(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("Where is the station?\tWo ist der Bahnhof?\nHelp!\tHilfe!\n" * 2)
+    files = ("--data", tmp_path / "pairs.tsv", "--repeats", 1, "--num-beams", 1)
+    rows = [line.split(" | ") for line in run("quantization.py", "models", *files).splitlines()[2:]]
+    assert [row[0] for row in rows[:4]] == ["| float32", "| float16", "| int4", "| NF4"] and len(rows) == 6
+    sizes = [float(row[1]) for row in rows]
+    assert sizes[0] > sizes[1] > 8 > sizes[2] and all(float(cell) > 0 for row in rows for cell in row[2:4])
+    assert "`decoder.bert.encoder.layer.*.intermediate.dense` | " in run("quantization.py", "layers")
+
+
+@pytest.mark.long
 def test_operators_beside_torch(tmp_path):
     printed = run("ops.py", "--size", "smoke", "--device", "cpu", "--seconds", 0.01, "--json", tmp_path / "ops.json")
     result = json.loads((tmp_path / "ops.json").read_text())

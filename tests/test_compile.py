@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_family import HALVES, KINDS, TINY, distance
 
+from bertgen import Int4Config
 from bertgen.layers import AttentionContext
+from bertgen.linear import Int4Linear
 from bertgen.packing import Packing
 
 CPU = torch.device("cpu")
@@ -36,3 +38,17 @@ def test_a_stack_is_one_graph(kind, grad, decoder):
         weights = list(stack.parameters())
         for a, b in zip(*(torch.autograd.grad(y.square().sum(), weights, allow_unused=True) for y in (got, expected))):
             assert a is None or distance(a, b) <= 1e-3
+
+
+@pytest.mark.parametrize("config", [Int4Config(), Int4Config(symmetric=False), Int4Config("nf4")], ids=str)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_layer_in_4_bits_is_one_graph(config, grad):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = Int4Linear.from_linear(torch.nn.Linear(128, 48), config)
+    x = torch.randn(2, 3, 128, requires_grad=grad)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected, got = layer(x), compiled(x)
+    assert distance(got, expected) <= 1e-5
+    if grad:
+        assert distance(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (got, expected))) <= 1e-3

@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import drills
+import identity
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import answers, difference, trial
+from bertgen.kernels.tuning import INT4_DENSE_ROWS
 from large import LARGE, ROWS
 
 from bertgen import GenerationConfig, ops
@@ -40,6 +42,14 @@ REPEATS = 1000
 def test_case(check, case, dtype):
     wrong = trial(check, case, dtype, CUDA)
     assert wrong is None, wrong
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", identity.GROUPS)
+@pytest.mark.parametrize("form", identity.FORMS)
+def test_4_bit_weights_are_unpacked_bit_for_bit(form, group, dtype):
+    for rows in (1, 16, 17, 33, 64, INT4_DENSE_ROWS + 1):
+        assert identity.wrong(rows, form, group, dtype, CUDA) == 0, rows
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import identity
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from bertgen.kernels.int4_matmul import (
 )
 from bertgen.kernels.int4_matmul_cases import CHECK, NF4
 
-from bertgen import extension, ops
+from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, Int4Config, extension, ops
 from bertgen.errors import BackendError
 from bertgen.modules import Int4Linear
 
@@ -106,6 +107,18 @@ def test_zero_points_of_every_dtype():
     expected = ops.int4_matmul(**given)
     for dtype in (torch.uint8, torch.int64, torch.bfloat16, torch.float64):
         assert torch.equal(ops.int4_matmul(**{**given, "zero": given["zero"].to(dtype)}), expected)
+
+
+@pytest.mark.parametrize("group", identity.GROUPS)
+@pytest.mark.parametrize("form", identity.FORMS)
+def test_a_product_sees_the_weight_as_it_is_defined(form, group):
+    """In registers, in the cache, and where torch multiplies what was unpacked."""
+    before = ops.set_backend("cpp")
+    try:
+        for rows in (1, 2, 3, 4, 5, 64, 65):
+            assert identity.wrong(rows, form, group, torch.float32, torch.device("cpu")) == 0, rows
+    finally:
+        ops.set_backend(before)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 33, 64])
@@ -199,15 +212,108 @@ def test_when_it_is_taken(monkeypatch):
         ops.set_backend(before)
 
 
-def test_a_module_takes_it_and_learns_through_it():
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("config", [Int4Config(), Int4Config(symmetric=False), Int4Config("nf4")], ids=str)
+def test_a_module_learns_through_it_and_keeps_no_floats(config, biased):
     torch.manual_seed(0)
-    linear = Int4Linear.from_linear(torch.nn.Linear(128, 48))
-    x = torch.randn(2, 3, 128, requires_grad=True)
-    y = linear(x)
-    (gradient,) = torch.autograd.grad(y.square().sum(), x)
-    assert gradient.abs().sum() > 0
-    with torch.inference_mode():
-        assert torch.allclose(linear(x), y, atol=1e-5)
+    layer = Int4Linear.from_linear(torch.nn.Linear(128, 48, bias=biased), config)
+    if biased:
+        layer.bias = torch.nn.Parameter(layer.bias.detach())
+    x, plain = torch.randn(2, 3, 128, requires_grad=True), layer.to_linear()
+    kept, leaves = [], [x, layer.bias] if biased else [x]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x)
+    assert all(t.numel() < 48 * 128 for t in kept) and any(t is layer.packed for t in kept)
+    ours = torch.autograd.grad(y.square().sum(), leaves)
+    theirs = torch.autograd.grad(plain(x).square().sum(), [x, plain.bias] if biased else [x])
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
+    before = ops.set_backend("cpp")  # a product with a gradient is the same product
+    try:
+        with torch.inference_mode():
+            assert torch.equal(layer(x), y)
+    finally:
+        ops.set_backend(before)
+
+
+class Calls(dict):
+    """How often the C++ product and the definition were called, by name."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(cpp=0, reference=0)
+        for name in self:
+            monkeypatch.setitem(vars(ops.int4_matmul), name, self._counted(name, getattr(ops.int4_matmul, name)))
+
+    def _counted(self, name, function):
+        def call(*arguments, **named):
+            self[name] += 1
+            return function(*arguments, **named)
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return EncoderDecoderModel.from_pretrained("demo", quantization_config=Int4Config(scales="absmax", head=True))
+
+
+def test_a_model_runs_through_it(demo, monkeypatch):
+    """Forward, with gradients and without, `generate` and the engine: the same tokens as by the definition."""
+    tokenizer = AutoTokenizer.from_pretrained("demo")
+    texts = ["Where is the station?", "I have lost my key.", "She has been learning German for two years."]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    ids, mask = batch.input_ids, batch.attention_mask
+
+    def forward():
+        return demo(ids, attention_mask=mask, decoder_input_ids=ids[:, :5]).logits
+
+    runs = {
+        "forward": torch.no_grad()(forward),
+        "forward with gradients": forward,
+        "generate": lambda: demo.generate(ids, attention_mask=mask, num_beams=2, max_new_tokens=12),
+        "engine": lambda: Generator(demo, tokenizer).generate(texts, num_beams=2, max_new_tokens=12),
+    }
+    expected, before = {}, ops.set_backend("reference")
+    try:
+        expected = {name: run() for name, run in runs.items()}
+    finally:
+        ops.set_backend(before)
+    for name, run in runs.items():
+        with monkeypatch.context() as patch:
+            calls = Calls(patch)
+            got = run()
+        assert calls["cpp"] >= 10 and calls["reference"] == 0, (name, calls)
+        if name == "engine":
+            assert [output.text for output in got] == [output.text for output in expected[name]]
+        elif name == "generate":
+            assert torch.equal(got, expected[name])
+        else:
+            assert float((got - expected[name]).detach().abs().max()) <= 2e-4, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("computed", [True, False], ids=["compute_dtype", "dtype"])
+def test_16_bits_go_to_the_definition(dtype, computed, monkeypatch):
+    layer = Int4Linear.from_linear(torch.nn.Linear(128, 48), Int4Config(compute_dtype=dtype if computed else None))
+    x = torch.randn(3, 128)
+    if not computed:
+        layer, x = layer.to(dtype), x.to(dtype)
+    calls = Calls(monkeypatch)
+    with torch.no_grad():
+        y = layer(x)
+    assert calls == {"cpp": 0, "reference": 1} and y.dtype == x.dtype
+    exact = F.linear(x.double(), layer.to_linear().weight.double(), layer.bias.double())
+    assert float((y - exact).detach().abs().max()) <= 0.05
+
+
+def test_float32_products_of_16_bit_scales_round_as_the_definition_does(monkeypatch):
+    """What a BitsAndBytesConfig asks for by default of a model in 16 bits."""
+    layer = Int4Linear.from_linear(torch.nn.Linear(128, 48).half(), Int4Config("fp4", compute_dtype="float32"))
+    calls, x = Calls(monkeypatch), torch.randn(3, 128).half()
+    with torch.no_grad():
+        y = layer(x)
+    assert calls == {"cpp": 1, "reference": 0} and y.dtype == torch.float16
+    exact = F.linear(x.double(), layer.to_linear().weight.double(), layer.bias.double())
+    assert float((y - exact).detach().abs().max()) <= 2e-3
 
 
 def test_the_operators_are_as_torch_wants_them():

@@ -43,6 +43,11 @@ def test_the_core_cases_of_a_kernel(kernel, record_property):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+def test_4_bit_weights_are_unpacked_bit_for_bit():
+    assert interpreted("test_exact.py") == 24
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
 def test_info_checks_kernels():
     assert interpreted("test_info.py") == 1
 

@@ -62,6 +62,14 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.bertgen, name).default, arguments()[name])
 
 
+@pytest.mark.parametrize("form", ["zero", "codebook"])
+def test_opcheck_of_the_other_forms_of_4_bits(form):
+    x, packed, scale, _, bias, _ = arguments()["int4_matmul"]
+    zero = torch.full(scale.shape, 7.0) if form == "zero" else None
+    codebook = torch.linspace(-1, 1, 16) if form == "codebook" else None
+    torch.library.opcheck(torch.ops.bertgen.int4_matmul.default, (x, packed, scale, zero, bias, codebook))
+
+
 @pytest.mark.parametrize("name", arguments())
 def test_it_computes_what_the_operator_computes(name):
     got, expected = arguments()[name], arguments()[name]

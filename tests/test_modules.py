@@ -104,3 +104,17 @@ def test_bad_weights_are_named():
         quantize(torch.zeros(2, 64, dtype=torch.long))
     with pytest.raises(InputError, match="not finite"):
         quantize(torch.full((2, 64), torch.nan))
+    for weight in (torch.zeros(0, 64), torch.zeros(2, 0), torch.zeros(2, 64, device="meta")):
+        with pytest.raises(InputError, match="expected a floating weight"):
+            quantize(weight)
+    with pytest.raises(InputError, match=r"the weight goes from -3e\+38 to 3e\+38, too far for torch.float32"):
+        quantize(torch.tensor([[3e38, -3e38] * 32]), Int4Config(symmetric=False))
+
+
+def test_either_half_of_a_feed_forward_block_can_be_in_4_bits():
+    torch.manual_seed(0)
+    block, x = FeedForward(64, 128), torch.randn(2, 3, 64)
+    block.dense_in, block.dense_out = (Int4Linear.from_linear(linear) for linear in (block.dense_in, block.dense_out))
+    got = block(x)
+    block.dense_in, block.dense_out = block.dense_in.to_linear(), block.dense_out.to_linear()
+    assert distance(got, block(x)) <= 1e-5

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bertgen import (
+    BackendError,
     BertGenerationConfig,
     BertGenerationDecoder,
     BertGenerationEncoder,
@@ -185,6 +186,8 @@ def test_configurations_go_round():
     [
         (dict(format="int3"), "format must be one of int4, nf4, fp4, got 'int3'"),
         (dict(group_size=48), "group_size must be one of 32, 64, 128, got 48"),
+        (dict(group_size=64.0), "group_size must be one of 32, 64, 128, got 64.0"),
+        (dict(group_size=True), "group_size must be one of 32, 64, 128, got True"),
         (dict(scales="best"), "scales must be one of mse, absmax"),
         (dict(symmetric=1), "symmetric must be True or False, got 1"),
         (dict(format="nf4", symmetric=False), "symmetric=False is for the format int4"),
@@ -430,6 +433,8 @@ def test_weights_in_8_bits_are_refused(saved):
         ("scale", lambda t: t * math.inf, "query.scale holds values that are not finite"),
         ("zero", lambda t: t + 20, "zero holds values other than the integers 0 to 15"),
         ("zero", lambda t: t.repeat(1, 2), r"zero is float32 \(64, 2\), expected \(64, 1\)"),
+        ("zero", lambda t: t * math.nan, "zero holds values other than the integers 0 to 15|not finite"),
+        ("scale", lambda t: t.repeat(1, 2), "query: scale is float32 .*: groups of 32, expected 64"),
     ],
 )
 def test_corrupt_checkpoints_are_named(saved, tmp_path, part, change, message):
@@ -444,6 +449,44 @@ def test_corrupt_checkpoints_are_named(saved, tmp_path, part, change, message):
     edit(tmp_path / "four", corrupt)
     with pytest.raises(CheckpointError, match=message):
         EncoderDecoderModel.from_pretrained(tmp_path / "four")
+
+
+@pytest.mark.parametrize(
+    "value, error, message",
+    [
+        ("int4", ConfigError, "quantization_config must be .* got 'int4'"),
+        ([], ConfigError, r"quantization_config must be .* got \[\]"),
+        (4, ConfigError, "quantization_config must be .* got 4"),
+        ({"quant_method": "gptq"}, UnsupportedError, "quantized by 'gptq'"),
+        ({"quant_method": None}, UnsupportedError, "quantized by 'None'"),
+        ({"quant_method": "bertgen", "bits": 4}, ConfigError, "no option 'bits'"),
+        ({"quant_method": "bertgen", "format": "int3"}, ConfigError, "format must be .* got 'int3'"),
+        ({"quant_method": "bertgen", "symmetric": False}, CheckpointError, "zero is missing, .* symmetric=False"),
+        ({"quant_method": "bertgen", "group_size": 32}, CheckpointError, "groups of 64, expected 32"),
+        (None, CheckpointError, "config.json has no quantization_config"),
+    ],
+)
+def test_a_wrong_quantization_config_in_a_checkpoint_is_named(saved, tmp_path, value, error, message):
+    EncoderDecoderModel.from_pretrained(saved, quantization_config=Int4Config()).save_pretrained(tmp_path / "four")
+    config = json.loads((tmp_path / "four/config.json").read_text())
+    (tmp_path / "four/config.json").write_text(json.dumps(config | {"quantization_config": value}))
+    with pytest.raises(error, match=message):
+        EncoderDecoderModel.from_pretrained(tmp_path / "four")
+
+
+def test_zero_points_that_the_format_has_not_are_refused(saved, tmp_path):
+    model = EncoderDecoderModel.from_pretrained(saved, quantization_config=Int4Config(symmetric=False))
+    model.save_pretrained(tmp_path / "four")
+    config = json.loads((tmp_path / "four/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bertgen", "format": "nf4"}
+    (tmp_path / "four/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="zero is there, the format has symmetric=True"):
+        EncoderDecoderModel.from_pretrained(tmp_path / "four")
+
+
+def test_a_device_that_is_not_there_is_named(saved):
+    with pytest.raises(BackendError, match="'cuda:99' was asked for, this machine has"):
+        EncoderDecoderModel.from_pretrained(saved, quantization_config=Int4Config(), device="cuda:99")
 
 
 def test_what_cannot_be_rounded_is_named(saved, tmp_path, tiny_checkpoint):
@@ -470,6 +513,16 @@ def test_layers_refuse_what_does_not_fit():
         layer(torch.zeros(2, 32))
     with pytest.raises(InputError, match="the input is on meta, the weight on cpu"):
         layer(torch.zeros(2, 64, device="meta"))
+    for x in (torch.tensor(1.0), torch.ones(2, 64, dtype=torch.int64)):
+        with pytest.raises(InputError, match=r"expected floats \[.., 64\]"):
+            layer(x)
+    for shape in ((0, 64), (2, 0, 64), (64,)):  # what there is nothing wrong with
+        assert layer(torch.zeros(shape)).shape == (*shape[:-1], 48)
+    with pytest.raises(InputError, match="packed, scale and zero are on cpu and meta"):
+        Int4Linear(layer.packed, layer.scale.to("meta"))
+    with pytest.raises(InputError, match="zero is there, the format has symmetric=True"):
+        Int4Linear(layer.packed, layer.scale, layer.scale.abs().round(), config=Int4Config("nf4"))
+    assert Int4Linear(layer.packed, layer.scale.repeat(1, 2)).config == Int4Config(group_size=32)
     with pytest.raises(InputError, match=r"scale is float32 \(48,\)"):
         Int4Linear(layer.packed, layer.scale[:, 0])
     with pytest.raises(InputError, match=r"bias has the shape \(47,\), expected \(48,\)"):
