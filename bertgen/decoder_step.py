@@ -71,8 +71,12 @@ class _Walk:
     """
 
     def __init__(self, crosses: bool):
-        self.crosses, self.found = crosses, []
-        self.heads = self.eps = self.codebook = self.format = None
+        self.crosses = crosses
+        self.found: list[torch.Tensor] = []
+        self.heads = 0
+        self.eps: float | None = None  # of all norms
+        self.format: str | None = None  # of all weights in 4 bits, and its codebook
+        self.codebook: torch.Tensor | None = None
 
     def layer(self, layer: nn.Module) -> None:
         parts = self._parts(layer, Layer)
@@ -86,8 +90,10 @@ class _Walk:
         self._linear(dense)
         self._add_norm(parts["output"])
 
-    def _attention(self, attention: nn.Module) -> None:
+    def _attention(self, attention: Any) -> None:
         parts = self._parts(attention, Attention)
+        if attention.training:  # it drops some of its weights then
+            raise _Other
         projections = self._parts(parts["self"], Projections)
         query, key, value = (projections[name] for name in ("query", "key", "value"))
         self.heads = attention.heads
@@ -99,8 +105,10 @@ class _Walk:
                 fused_weights(query, key, value)
         self._add_norm(parts["output"])
 
-    def _add_norm(self, block: nn.Module) -> None:
+    def _add_norm(self, block: Any) -> None:
         parts = self._parts(block, AddNorm)
+        if block.training:
+            raise _Other
         self._linear(parts["dense"])
         norm = parts["LayerNorm"]
         weights = self._weights(norm, nn.LayerNorm, ("weight", "bias"))
@@ -110,7 +118,7 @@ class _Walk:
             raise _Other
         self.found += weights
 
-    def _linear(self, layer: nn.Module) -> None:
+    def _linear(self, layer: Any) -> None:
         if type(layer) is Int4Linear:
             config = layer.config
             if self.format is None:
@@ -123,14 +131,15 @@ class _Walk:
 
     def _weights(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> list[torch.Tensor]:
         self._parts(module, kind)
-        parameters, found = module._parameters, []
+        found: list[torch.Tensor] = []
         for name in names:
-            t = parameters[name]
+            t = module._parameters[name]
             if t is None:
-                t = _NOTHING
-            elif type(t) is not nn.Parameter or not t.is_cpu or not t.is_contiguous():
+                found.append(_NOTHING)
+                continue
+            if type(t) is not nn.Parameter or not t.is_cpu or not t.is_contiguous():
                 raise _Other
-            elif t.dtype is not torch.float32 and name != "packed":
+            if t.dtype is not torch.float32 and name != "packed":
                 raise _Other
             found.append(t)
         return found
@@ -140,7 +149,6 @@ class _Walk:
         """The modules in one of exactly this kind, on which nothing is hung."""
         if (
             type(module) is not kind
-            or module.training
             or module._forward_hooks
             or module._forward_pre_hooks
             or "forward" in module.__dict__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+from typing import Any
 
 import torch
 
@@ -60,13 +61,13 @@ def _load() -> str | None:
         )
     except ImportError as error:
         return f"it does not load: {error}"
-    for name in ("decode_attention", "cross_decode_attention"):
-        torch.library.register_fake(f"bertgen_C::{name}", _like_the_query)
+    for name in ("decode_attention", "cross_decode_attention", "decoder_step"):
+        torch.library.register_fake(f"bertgen_C::{name}", _like_the_first)
     for name in ("linear", "int4_matmul"):
         torch.library.register_fake(f"bertgen_C::{name}", lambda x, weight, *rest: x.new_empty(len(x), len(weight)))
     torch.library.register_fake("bertgen_C::int4_dequantize", lambda *arguments: None)
     return None
 
 
-def _like_the_query(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-    return q.new_empty(q.shape)
+def _like_the_first(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)

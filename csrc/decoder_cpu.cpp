@@ -32,14 +32,15 @@ bool follows(const T* second, const T* first, int64_t count) {
 // Whether the rows of `second` lie behind those of `first`, so that both are one product.
 bool follows(const Dense& second, const Dense& first) {
   const Int4 &a = first.int4, &b = second.int4;
-  if (first.outputs != second.outputs || first.inputs != second.inputs || !follows(second.bias, first.bias, first.outputs)) {
+  const int64_t outputs = first.outputs, weights = outputs * first.inputs;
+  if (second.outputs != outputs || second.inputs != first.inputs || !follows(second.bias, first.bias, outputs)) {
     return false;
   }
   if (first.weight != nullptr || second.weight != nullptr) {
-    return first.weight != nullptr && follows(second.weight, first.weight, first.outputs * first.inputs);
+    return first.weight != nullptr && follows(second.weight, first.weight, weights);
   }
-  const int64_t groups = first.outputs * first.inputs / a.group;
-  return a.group == b.group && a.codebook == b.codebook && follows(b.packed, a.packed, first.outputs * first.inputs / 2) &&
+  const int64_t groups = weights / a.group;
+  return a.group == b.group && a.codebook == b.codebook && follows(b.packed, a.packed, weights / 2) &&
          follows(b.scale, a.scale, groups) && follows(b.zero, a.zero, groups);
 }
 
@@ -74,7 +75,8 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
       multiply(layer.value, current, rows, wide + 2 * rows * hidden, threads);
     }
     const auto heads = [&](int64_t i) {
-      return one ? Heads{wide + i * hidden, 3 * hidden, step.width} : Heads{wide + i * rows * hidden, hidden, step.width};
+      const int64_t start = one ? i * hidden : i * rows * hidden;
+      return Heads{wide + start, one ? 3 * hidden : hidden, step.width};
     };
     decode_attention(shape, heads(0), heads(1), heads(2), layer.keys, layer.values, step.slots, step.table,
                      step.table_stride, step.lengths, narrow, threads);
@@ -83,7 +85,8 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
       const CrossAttention& cross = layer.cross;
       multiply(cross.query, current, rows, wide, threads);
       cross_decode_attention(shape, {wide, hidden, step.width}, cross.keys, cross.values, step.source_table,
-                             step.source_table_stride, step.source_lengths, step.cu_rows, step.sources, narrow, threads);
+                             step.source_table_stride, step.source_lengths, step.cu_rows, step.sources, narrow,
+                             threads);
       add_norm(cross.output, cross.norm, narrow);
     }
     multiply(layer.inner, current, rows, wide, threads);

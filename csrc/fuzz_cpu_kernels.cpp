@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "decoder_cpu.h"
 #include "int4_cpu.h"
+#include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
 
 using namespace bertgen;
@@ -170,6 +172,143 @@ double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form,
   return worst;
 }
 
+double gelu_of(double x) { return x * std::erfc(-x / std::sqrt(2.0)) / 2; }
+
+// x + residual, normalized
+void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t columns, const Norm& norm, double eps) {
+  for (size_t start = 0; start < x.size(); start += columns) {
+    double mean = 0, square = 0;
+    for (int64_t k = 0; k < columns; ++k) mean += (x[start + k] += residual[start + k]) / columns;
+    for (int64_t k = 0; k < columns; ++k) square += (x[start + k] - mean) * (x[start + k] - mean) / columns;
+    for (int64_t k = 0; k < columns; ++k) {
+      x[start + k] = (x[start + k] - mean) / std::sqrt(square + eps) * norm.weight[k] + norm.shift[k];
+    }
+  }
+}
+
+double between_products(int64_t rows, int64_t columns) {
+  const std::vector<float> given = normal(rows * columns), residual = normal(rows * columns);
+  const std::vector<float> weight = normal(columns), shift = normal(columns);
+  std::vector<float> normed = given, activated = given;
+  for (float& x : activated) x *= 4;
+  std::vector<double> exact(given.begin(), given.end());
+  if (columns > 4) {  // of few columns the variance may be close to 0
+    norm(exact, {residual.begin(), residual.end()}, columns, {weight.data(), shift.data()}, 1e-3);
+    add_layer_norm(normed.data(), residual.data(), rows, columns, weight.data(), shift.data(), 1e-3f, on(between(1, 5)));
+  }
+  gelu(activated.data(), rows * columns, on(between(1, 5)));
+  double worst = 0;
+  for (size_t i = 0; i < given.size(); ++i) {
+    const double error = std::max(std::abs(exact[i] - normed[i]), std::abs(gelu_of(4.0 * given[i]) - activated[i]));
+    worst = error <= worst ? worst : error;
+  }
+  return worst;
+}
+
+// A layer with weights of its own, in floats or in 4 bits, beside one another or not.
+struct Weights {
+  std::vector<float> values, bias, scale;
+  std::vector<uint8_t> packed;
+  int64_t outputs, inputs;
+
+  Weights(int64_t outputs, int64_t inputs, bool in_4_bits) : outputs(outputs), inputs(inputs) {
+    values = normal(outputs * inputs);
+    for (float& value : values) value /= std::sqrt(static_cast<float>(inputs));
+    bias = normal(outputs);
+    if (!in_4_bits) return;
+    scale.assign(outputs * inputs / 32, 0.02f);
+    packed.resize(outputs * inputs / 2);
+    for (uint8_t& byte : packed) byte = static_cast<uint8_t>(randomness());
+    int4_dequantize(int4(0, outputs), values.data(), on(1));
+  }
+
+  Int4 int4(int64_t first, int64_t count) const {
+    return {packed.data() + first * inputs / 2, scale.data() + first * inputs / 32, nullptr, nullptr, count, inputs, 32};
+  }
+
+  Dense part(int64_t first, int64_t count) const {
+    if (packed.empty()) return {values.data() + first * inputs, {}, bias.data() + first, count, inputs};
+    return {nullptr, int4(first, count), bias.data() + first, count, inputs};
+  }
+
+  Dense all() const { return part(0, outputs); }
+
+  std::vector<double> times(const std::vector<double>& x) const {
+    std::vector<double> y(x.size() / inputs * outputs);
+    for (size_t i = 0; i < y.size(); ++i) {
+      const size_t m = i / outputs, n = i % outputs;
+      y[i] = bias[n];
+      for (int64_t k = 0; k < inputs; ++k) y[i] += x[m * inputs + k] * values[n * inputs + k];
+    }
+    return y;
+  }
+};
+
+// One layer, whose history is a single slot that all rows see; with a source of one token too. Attention over these is
+// `self` and `cross` above: here it is small, and what is put together is judged.
+double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, bool sources, bool in_4_bits) {
+  const int64_t hidden = heads * width;
+  const Weights qkv(3 * hidden, hidden, in_4_bits), apart(hidden, hidden, in_4_bits), out(hidden, hidden, in_4_bits);
+  const Weights cross_q(hidden, hidden, in_4_bits), cross_out(hidden, hidden, false);
+  const Weights in(inner, hidden, in_4_bits), outer(hidden, inner, false);
+  const bool together = between(0, 1);
+  const std::vector<float> scales = normal(3 * hidden), shifts = normal(3 * hidden), given = normal(rows * hidden);
+  const auto norm_of = [&](int64_t i) { return Norm{scales.data() + i * hidden, shifts.data() + i * hidden}; };
+  std::vector<float> keys = normal((rows + 1) * hidden), values = normal((rows + 1) * hidden), x = given;
+  const std::vector<float> source_keys = normal(hidden), source_values = normal(hidden);
+  std::vector<int64_t> slots(rows);
+  const std::vector<int32_t> table(rows, static_cast<int32_t>(rows)), lengths(rows, 1), source_table{0}, one{1};
+  const std::vector<int32_t> starts{0, static_cast<int32_t>(rows)};
+  for (int64_t r = 0; r < rows; ++r) slots[r] = r;
+  DecoderLayer layer{};
+  layer.query = qkv.part(0, hidden);
+  layer.key = qkv.part(hidden, hidden);
+  layer.value = together ? qkv.part(2 * hidden, hidden) : apart.all();
+  layer.output = out.all();
+  layer.norm = norm_of(0);
+  layer.keys = keys.data();
+  layer.values = values.data();
+  layer.cross = {cross_q.all(), cross_out.all(), norm_of(1), source_keys.data(), source_values.data()};
+  layer.inner = in.all();
+  layer.outer = outer.all();
+  layer.outer_norm = norm_of(2);
+  decoder_step({layer}, {rows, heads, width, 1e-3f, slots.data(), table.data(), 1, lengths.data(), sources,
+                         source_table.data(), 1, one.data(), starts.data()},
+               x.data(), on(between(1, 5)));
+  std::vector<double> exact(given.begin(), given.end()), inside = qkv.times(exact), other = apart.times(exact);
+  std::vector<double> attended(rows * hidden);
+  for (int64_t r = 0; r < rows; ++r) {
+    const double* q = inside.data() + r * 3 * hidden;
+    const double* value = together ? q + 2 * hidden : other.data() + r * hidden;
+    for (int64_t h = 0; h < heads; ++h) {
+      double gain = 0;  // of the new token's score over that of the slot
+      for (int64_t d = h * width; d < (h + 1) * width; ++d) gain += q[d] * (q[hidden + d] - keys[rows * hidden + d]);
+      const double weight = 1 / (1 + std::exp(-gain / std::sqrt(static_cast<double>(width))));
+      for (int64_t d = h * width; d < (h + 1) * width; ++d) {
+        attended[r * hidden + d] = weight * value[d] + (1 - weight) * values[rows * hidden + d];
+      }
+    }
+  }
+  std::vector<double> next = out.times(attended);
+  norm(next, exact, hidden, layer.norm, 1e-3);
+  if (sources) {
+    for (int64_t i = 0; i < rows * hidden; ++i) attended[i] = source_values[i % hidden];
+    exact = cross_out.times(attended);
+    norm(exact, next, hidden, layer.cross.norm, 1e-3);
+    next = exact;
+  }
+  inside = in.times(next);
+  for (double& value : inside) value = gelu_of(value);
+  exact = outer.times(inside);
+  norm(exact, next, hidden, layer.outer_norm, 1e-3);
+  double worst = 0;
+  for (int64_t i = 0; i < rows * hidden; ++i) {
+    const double error = std::abs(exact[i] - x[i]) / 10;  // norms of few columns enlarge what came before
+    worst = error <= worst ? worst : error;
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -182,9 +321,13 @@ int main(int argc, char** argv) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
     const double worst =
-        call % 4 == 0   ? self(groups, heads, width, longest)
-        : call % 4 == 1 ? cross(groups, heads, width, longest)
-        : call % 4 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
+        call % 6 == 0   ? self(groups, heads, width, longest)
+        : call % 6 == 1 ? cross(groups, heads, width, longest)
+        : call % 6 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
+        : call % 6 == 3 ? between_products(between(0, 9), between(1, 200))
+        : call % 6 == 4 ? layer_step(between(1, 9), heads, 8 * between(1, 8), between(1, 150), between(0, 1), false)
+        : call % 6 == 5 && call % 4 == 1
+            ? layer_step(between(1, 9), heads, 32, between(1, 150), between(0, 1), true)
                         : int4_product(between(0, 13), between(0, 5), between(0, 60), between(0, 2), between(0, 1));
     if (!(worst < 1e-5)) {
       std::fprintf(stderr, "call %lld: the largest error is %g, allowed are 1e-5\n", static_cast<long long>(call), worst);

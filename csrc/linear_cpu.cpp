@@ -7,7 +7,9 @@
 namespace bertgen {
 namespace {
 
-constexpr int64_t kTask = 48;  // rows of the weight to a task
+// What a task asks for in advance at its end may be another's: so there are few tasks to a thread, and none is small.
+constexpr int64_t kTask = 48;  // rows of the weight, at least
+constexpr int64_t kShares = 4;
 
 void multiply_anywhere(const Product& p, int64_t first, int64_t last) { multiply(p, first, last); }
 
@@ -25,8 +27,9 @@ void linear(const float* x, int64_t rows, int64_t inputs, const float* weight, i
             float* out, const Threads& threads) {
   static const auto multiply_here = choose(multiply_anywhere, multiply_avx2);
   const Product product{x, rows, inputs, weight, outputs, bias, out, outputs};
-  for_each<Nothing>((outputs + kTask - 1) / kTask, outputs * inputs, threads, [&](int64_t i, Nothing&) {
-    multiply_here(product, i * kTask, std::min(outputs, (i + 1) * kTask));
+  const int64_t share = outputs / (kShares * threads.count), task = std::max(kTask, share / kOutputs * kOutputs);
+  for_each<Nothing>((outputs + task - 1) / task, outputs * inputs, threads, [&](int64_t i, Nothing&) {
+    multiply_here(product, i * task, std::min(outputs, (i + 1) * task));
   });
 }
 

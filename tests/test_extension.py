@@ -334,7 +334,9 @@ def compiler():
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
 def test_fuzz(target, tmp_path):
     """csrc/fuzz_cpu_kernels.cpp under the sanitizers, for this machine and for one without AVX2."""
-    names = ("fuzz_cpu_kernels", "decode_attention_cpu", "int4_cpu", "linear_cpu")
+    names = (
+        "fuzz_cpu_kernels", "decode_attention_cpu", "decoder_cpu", "int4_cpu", "layernorm_gelu_cpu", "linear_cpu",
+    )  # fmt: skip
     sources = [CSRC / f"{name}.cpp" for name in names]
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]
     built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
