@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from workload import END, PAD, START, Tokens
+from child import Child
+from workload import END, PAD, START, Size, Tokens, build
 
 from bertgen import EncoderDecoderModel, GenerationConfig
 from bertgen.config import EngineConfig
@@ -42,6 +43,9 @@ class Contender:
             batch: sources that are decoded together.
         """
         raise NotImplementedError
+
+    def close(self) -> None:
+        """It is not needed any more."""
 
 
 class Bertgen(Contender):
@@ -164,13 +168,40 @@ def batches(order: list[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def load(model: EncoderDecoderModel) -> tuple[list[Contender], dict[str, str]]:
-    """All contenders, and why those are missing that are not among them."""
+class Apart(Contender):
+    """A contender in a process of its own.
+
+    In one process the engines would share a runtime of threads, and that lets threads wait without sleeping only as
+    long as there are no more of them than cores: the engines would slow one another down.
+    """
+
+    def __init__(self, kind: type[Contender], size: Size):
+        self.name, self.variants = kind.name, kind.variants
+        self.child = Child(make, kind, size)
+
+    def run(self, sources: Tokens, lengths: list[int], beams: int, batch: int, variant: str = "") -> Tokens:
+        return self.child.call("run", sources, lengths, beams, batch, variant)
+
+    def close(self) -> None:
+        self.child.close()
+
+
+def make(kind: type[Contender], size: Size) -> Contender:
+    """With the model of a size."""
+    return kind(build(size))
+
+
+def load(size: Size, apart: bool) -> tuple[list[Contender], dict[str, str]]:
+    """All contenders, and why those are missing that are not among them.
+
+    Args:
+        apart: each in a process of its own.
+    """
     present: list[Contender] = []
     missing: dict[str, str] = {}
     for kind in (Bertgen, Transformers, CTranslate2):
         try:
-            present.append(kind(model))
+            present.append(Apart(kind, size) if apart else make(kind, size))
         except BackendError as error:
             missing[kind.name] = str(error)
     return present, missing

@@ -8,10 +8,11 @@ itself, and each output stops at its length; what an engine computes beyond it d
 
 Each engine runs with batches of several sizes, and with the ways it has (transformers: sdpa, and eager at the size
 best for sdpa), from small to large while that pays; the best goes on. Before every run that counts comes a short one
-that does not. Engines run by turns. Printed are medians of seconds, in brackets the useful FLOP/s as a share of the
-speed of a large product in the same run; ratios of medians, behind them the smallest and the largest of one turn;
-`limit`, what the products at that speed take or the weights read once a step, whichever is slower; and the outputs that
-are equal to ours. A wrong token makes the command fail; an engine that is not installed is said to be missing.
+that does not. Engines run by turns, each in a process of its own. Printed are medians of seconds, in brackets the
+useful FLOP/s as a share of the speed of a large product in the same run; ratios of medians, behind them the smallest
+and the largest of one turn; `limit`, what the products at that speed take or the weights read once a step, whichever is
+slower; and the outputs that are equal to ours. A wrong token makes the command fail; an engine that is not installed is
+said to be missing.
 
 Then `memory`, the peak of one mixed batch with four beams, and `overhead`, what a step takes besides its operators.
 """
@@ -134,7 +135,7 @@ def races(args: argparse.Namespace, size: Size, missing: dict[str, str]) -> list
         return []
     say("building the model, converting it for the others")
     model = workload.build(size)
-    present, absent = contenders.load(model)
+    present, absent = contenders.load(size, apart=not args.same_process)
     missing |= absent
     print(
         "| requests | bertgen s | transformers s | CTranslate2 s | limit s | transformers / bertgen "
@@ -149,6 +150,8 @@ def races(args: argparse.Namespace, size: Size, missing: dict[str, str]) -> list
             race.run(sorted({min(n, count) for n in sizes}), args.repeats)
             rows.append(race.row(size))
             print(line(case, rows[-1]), flush=True)
+    for one in present:
+        one.close()
     return rows
 
 
@@ -213,6 +216,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--singles", type=int, default=4)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
     if args.data is None and DATA.exists():
@@ -224,8 +228,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = arguments(words)
     size = workload.SIZES[args.size]
     result = dict(
-        machine.environment(), size=args.size, requests=args.requests, singles=args.singles, repeats=args.repeats,
-        data="made up" if args.data is None else args.data.name,
+        machine.environment(), size=args.size, same_process=args.same_process, requests=args.requests,
+        singles=args.singles, repeats=args.repeats, data="made up" if args.data is None else args.data.name,
     )  # fmt: skip
     if result["load"] > 0.5:
         say(f"{result['load']:.1f} processes keep the machine busy already: times will be too long, and unequally so")

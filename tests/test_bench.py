@@ -31,7 +31,7 @@ def generate(monkeypatch):
     monkeypatch.setattr(machine, "speeds", lambda: (1e11, 1e10))  # a second or more each time
 
     def command(*more: object) -> int:
-        few = ("--size", "smoke", "--requests", 3, "--repeats", 1, "--batches", 2, "--only", "fixed")
+        few = ("--size", "smoke", "--requests", 3, "--repeats", 1, "--batches", 2, "--only", "fixed", "--same-process")
         return generate.main([*map(str, (*few, *more))])
 
     return command
@@ -54,6 +54,18 @@ def test_a_run(generate, tmp_path, capsys):
         assert row["engines"]["transformers"]["variant"] in ("sdpa", "eager")
     assert result["torch"] and result["commit"] is not None and result["dirty"] in (True, False)
     assert capsys.readouterr().out.count("3 of 3") >= 2
+
+
+def test_engines_in_processes_of_their_own(generate, module):
+    contenders, workload = module("contenders"), module("workload")
+    size = workload.SIZES["smoke"]
+    apart, together = (contenders.load(size, apart)[0] for apart in (True, False))
+    assert len(apart) == len(together) >= 2
+    for one, other in zip(apart, together, strict=True):
+        assert (one.name, one.variants) == (other.name, other.variants)
+        given = [[7, 8, 9], [9, 10]], [3, 4], 1, 2
+        assert one.run(*given, one.variants[0]) == other.run(*given, other.variants[0])
+        one.close()
 
 
 @pytest.mark.parametrize("name", ["Bertgen", "Transformers"])
