@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from child import Child
@@ -175,9 +176,9 @@ class Apart(Contender):
     long as there are no more of them than cores: the engines would slow one another down.
     """
 
-    def __init__(self, kind: type[Contender], size: Size):
+    def __init__(self, kind: type[Contender], size: Size, *arguments: Any):
         self.name, self.variants = kind.name, kind.variants
-        self.child = Child(make, kind, size)
+        self.child = Child(make, kind, size, *arguments)
 
     def run(self, sources: Tokens, lengths: list[int], beams: int, batch: int, variant: str = "") -> Tokens:
         return self.child.call("run", sources, lengths, beams, batch, variant)
@@ -186,9 +187,9 @@ class Apart(Contender):
         self.child.close()
 
 
-def make(kind: type[Contender], size: Size) -> Contender:
+def make(kind: type[Contender], size: Size, *arguments: Any) -> Contender:
     """With the model of a size."""
-    return kind(build(size))
+    return kind(build(size), *arguments)
 
 
 def load(size: Size, apart: bool) -> tuple[list[Contender], dict[str, str]]:

@@ -9,13 +9,15 @@ scales and zero points; the limit is what a sum over a large tensor reads.
 
 `decode`: a model of 6 + 6 layers of hidden size 768 and a vocabulary of 32,000, greedy, one request at a time: in 4
 bits with the output layer and without, in float32, and in int8 by CTranslate2, from the same weights, asked for as many
-tokens. A token's time is that of an output of many tokens less that of one token, so that the encoder does not count.
-Medians; ratios are those of each turn. Random weights: tokens differ between formats, their number does not.
+tokens, each in a process of its own. A token's time is that of an output of many tokens less that of one token, so that
+the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens differ between formats, their
+number does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 import workload
 from bertgen.kernels.int4_matmul_cases import NF4
-from contenders import Bertgen, Contender, CTranslate2
+from contenders import Apart, Bertgen, Contender, CTranslate2
 
 from bertgen import EncoderDecoderModel, Int4Config, ops
 from bertgen.errors import BackendError
@@ -109,8 +111,8 @@ def products(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Print milliseconds a token, one row for each contender."""
-    present = decoders(workload.build(workload.SIZES[args.size]), args.group)
-    sources, _ = workload.texts(None, 1, workload.SIZES[args.size].vocabulary)
+    size = workload.SIZES[args.size]
+    present, (sources, _) = decoders(size, args.group), workload.texts(None, 1, size.vocabulary)
 
     def spent(one: Contender, length: int) -> float:
         start = time.perf_counter()
@@ -127,6 +129,8 @@ def decode(args: argparse.Namespace) -> None:
     first = next(iter(present))
     print(f"\na source of {len(sources[0])} tokens, outputs of {args.tokens}, {args.threads} threads")
     print(f"| | ms a token | of {first} | ms a request | of {first} |\n|---|---|---|---|---|")
+    for one in present.values():
+        one.close()
     for name in present:
         times = [statistics.median(side[name]) * 1e3 for side in (token, whole)]
         cells = [f"{ms:.1f} | {ratio(side[name], side[first])}" for ms, side in zip(times, (token, whole), strict=True)]
@@ -139,17 +143,25 @@ def ratio(one: list[float], other: list[float]) -> str:
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def decoders(model: EncoderDecoderModel, group: int) -> dict[str, Contender]:
-    """By name; says so where CTranslate2 is missing."""
-    present: dict[str, Contender] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        for name, head in (("int4, output layer too", True), ("int4", False)):
+class Int4(Bertgen):
+    """In 4 bits; as it is loaded, so that the float weights are gone."""
+
+    def __init__(self, model: EncoderDecoderModel, group: int, head: bool):
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
             config = Int4Config(group_size=group, head=head)
-            present[name] = Bertgen(EncoderDecoderModel.from_pretrained(folder, quantization_config=config))
-    present["float32"] = Bertgen(model)
+            super().__init__(EncoderDecoderModel.from_pretrained(folder, quantization_config=config))
+
+
+def decoders(size: workload.Size, group: int) -> dict[str, Contender]:
+    """By name, each in a process of its own; says so where CTranslate2 is missing."""
+    present: dict[str, Contender] = {
+        "int4, output layer too": Apart(Int4, size, group, True),
+        "int4": Apart(Int4, size, group, False),
+        "float32": Apart(Bertgen, size),
+    }
     try:
-        present |= {f"CTranslate2 {kind}": CTranslate2(model, kind) for kind in ("int8", "float32")}
+        present |= {f"CTranslate2 {kind}": Apart(CTranslate2, size, kind) for kind in ("int8", "float32")}
     except BackendError as error:
         print(f"CTranslate2 is missing: {error}")
     return present
@@ -170,6 +182,7 @@ def main() -> None:
     if unknown := set(args.parts) - {"products", "decode"}:
         parser.error(f"{', '.join(sorted(unknown))}: the parts are products and decode")
     torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the processes that decode
     for part in (products, decode):
         if not args.parts or part.__name__ in args.parts:
             part(args)
