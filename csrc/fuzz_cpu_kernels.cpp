@@ -211,7 +211,7 @@ struct Weights {
   std::vector<uint8_t> packed;
   int64_t outputs, inputs;
 
-  Weights(int64_t outputs, int64_t inputs, bool in_4_bits) : outputs(outputs), inputs(inputs) {
+  Weights(int64_t rows, int64_t columns, bool in_4_bits) : outputs(rows), inputs(columns) {
     values = normal(outputs * inputs);
     for (float& value : values) value /= std::sqrt(static_cast<float>(inputs));
     bias = normal(outputs);
