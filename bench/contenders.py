@@ -170,11 +170,7 @@ def batches(order: list[int], size: int) -> Iterator[list[int]]:
 
 
 class Apart(Contender):
-    """A contender in a process of its own.
-
-    In one process the engines would share a runtime of threads, and that lets threads wait without sleeping only as
-    long as there are no more of them than cores: the engines would slow one another down.
-    """
+    """A contender in a process of its own, so that none shares threads or memory with another."""
 
     def __init__(self, kind: type[Contender], size: Size, *arguments: Any):
         self.name, self.variants = kind.name, kind.variants

@@ -138,8 +138,10 @@ class Recording(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _keep(self, written: Any) -> None:
-        if isinstance(written, torch.Tensor):
-            storage = written.untyped_storage()
+        for tensor in written if isinstance(written, (list, tuple)) else [written]:
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._before:
                 self._before[storage.data_ptr()] = storage, storage.clone()
 

@@ -92,8 +92,6 @@ class _Walk:
 
     def _attention(self, attention: Any) -> None:
         parts = self._parts(attention, Attention)
-        if attention.training:  # it drops some of its weights then
-            raise _Other
         projections = self._parts(parts["self"], Projections)
         query, key, value = (projections[name] for name in ("query", "key", "value"))
         self.heads = attention.heads
@@ -107,7 +105,7 @@ class _Walk:
 
     def _add_norm(self, block: Any) -> None:
         parts = self._parts(block, AddNorm)
-        if block.training:
+        if block.training:  # then it drops some of what it adds
             raise _Other
         self._linear(parts["dense"])
         norm = parts["LayerNorm"]

@@ -61,12 +61,20 @@ def _load() -> str | None:
         )
     except ImportError as error:
         return f"it does not load: {error}"
+    try:
+        _describe()
+    except RuntimeError as error:
+        return f"it was built from other sources ({error}): build it again"
+    return None
+
+
+def _describe() -> None:
+    """Tell torch what the operators return; RuntimeError where one is missing."""
     for name in ("decode_attention", "cross_decode_attention", "decoder_step"):
         torch.library.register_fake(f"bertgen_C::{name}", _like_the_first)
     for name in ("linear", "int4_matmul"):
         torch.library.register_fake(f"bertgen_C::{name}", lambda x, weight, *rest: x.new_empty(len(x), len(weight)))
     torch.library.register_fake("bertgen_C::int4_dequantize", lambda *arguments: None)
-    return None
 
 
 def _like_the_first(x: torch.Tensor, *rest: Any) -> torch.Tensor:

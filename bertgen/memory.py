@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,13 +32,12 @@ def release(tensor: torch.Tensor) -> None:
     That of any other tensor may go to the disk for a while. Does nothing where the system cannot do it (it is asked by
     `madvise` with MADV_PAGEOUT, Linux 5.4).
     """
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is None or tensor.device.type != "cpu":
+    if sys.platform != "linux" or tensor.device.type != "cpu":
         return
     first, page = tensor.data_ptr(), mmap.PAGESIZE
     start, end = -(-first // page) * page, (first + tensor.nbytes) // page * page
     if start < end:
-        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

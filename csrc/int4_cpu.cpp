@@ -286,10 +286,10 @@ void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* 
 
 void int4_dequantize(const Int4& weight, float* out, const Threads& threads) {
   static const auto rows_here = choose(rows_anywhere, rows_avx2);
-  const auto task = [&](int64_t i, Workspace&) {
+  const auto task = [&](int64_t i, Nothing&) {
     rows_here(weight, i * kTask, std::min(weight.rows, (i + 1) * kTask), out);
   };
-  for_each<Workspace>((weight.rows + kTask - 1) / kTask, weight.rows * weight.columns, threads, task);
+  for_each<Nothing>((weight.rows + kTask - 1) / kTask, weight.rows * weight.columns, threads, task);
 }
 
 }  // namespace bertgen

@@ -84,8 +84,6 @@ constexpr auto* norm_row_avx2 = norm_row_anywhere;
 constexpr auto* gelu_avx2 = gelu_anywhere;
 #endif
 
-struct Nothing {};
-
 }  // namespace
 
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,

@@ -19,8 +19,6 @@ BERTGEN_AVX2 void multiply_avx2(const Product& p, int64_t first, int64_t last) {
 constexpr auto* multiply_avx2 = multiply_anywhere;
 #endif
 
-struct Nothing {};
-
 }  // namespace
 
 void linear(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, const float* bias,

@@ -14,6 +14,8 @@ struct Threads {
   std::function<void(const std::function<void()>&)> everywhere;
 };
 
+struct Nothing {};  // the workspace of tasks that need none
+
 // Calls `task(i, workspace)` for i < count, each once, on as many threads as there is work for: those that are done
 // first take the next. Each thread has a `Workspace` of its own. `floats` is how many the tasks read in all.
 template <class Workspace, class F>

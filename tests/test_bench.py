@@ -140,8 +140,9 @@ def test_what_limits_a_case(generate, module):
     assert case._replace(kind="single").limit(size, 1e30, 10.0) == 15 * 4 * output / 10
 
 
-def test_a_recording_is_replayed_from_the_same_state(generate, module):
-    """A step that counts up in place: replays would run away with its index."""
+@pytest.mark.parametrize("operator", ["add_", "_foreach_add_"])
+def test_a_recording_is_replayed_from_the_same_state(generate, module, operator):
+    """A step that counts up in place, a tensor or a list of them: replays would run away with its index."""
     overhead = module("overhead")
     import torch
 
@@ -149,11 +150,11 @@ def test_a_recording_is_replayed_from_the_same_state(generate, module):
 
     def run(steps):
         for _ in range(steps):
-            place.add_(1)
+            place.add_(1) if operator == "add_" else torch._foreach_add_([place], 1)
             table[place]
 
     recording = overhead.Recording(run, 3)
-    assert int(place) == 3 and [call[0] for call in recording.calls].count(torch.ops.aten.add_.Tensor) == 3
+    assert int(place) == 3 and [call[0].overloadpacket.__name__ for call in recording.calls].count(operator) == 3
     for _ in range(3):
         assert recording.replayed() > 0 and int(place) == 3
 

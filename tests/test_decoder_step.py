@@ -109,10 +109,12 @@ def test_weights_in_4_bits(config, taken):
     assert (got - expected).abs().max() < 2e-5
 
 
-def test_a_decoder_without_sources(taken):
+@pytest.mark.parametrize("prompt", [1, 3])
+def test_a_decoder_without_sources(prompt, taken):
+    """The tokens of a prompt are several to a row."""
     model = make().decoder
-    expected, got = by_modules(logits, model, IDS[:, :1]), logits(model, IDS[:, :1])
-    assert sum(taken) == STEPS and (got - expected).abs().max() < 2e-5
+    expected, got = by_modules(logits, model, IDS[:2, :prompt]), logits(model, IDS[:2, :prompt])
+    assert sum(taken) == STEPS - (prompt > 1) and (got - expected).abs().max() < 2e-5
 
 
 def test_a_row_is_the_same_however_many_there_are(taken):
@@ -192,6 +194,15 @@ def test_training_goes_through_the_modules(taken):
     torch.manual_seed(0)
     first = logits(model)
     torch.manual_seed(1)
+    assert not any(taken) and not torch.equal(first, logits(model))
+
+
+@pytest.mark.parametrize("part", ["attention.output", "crossattention.output", "output"])
+def test_a_block_that_trains_drops_out(part, taken):
+    model = make(hidden_dropout_prob=0.5)
+    model.decoder.body.encoder.layer[1].get_submodule(part).training = True
+    torch.manual_seed(0)
+    first = logits(model)
     assert not any(taken) and not torch.equal(first, logits(model))
 
 

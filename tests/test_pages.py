@@ -458,6 +458,20 @@ def test_without_the_extension():
     assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 says to do without | python"
 
 
+@needs_extension
+def test_an_extension_of_other_sources(monkeypatch):
+    """A checkout that went on, and was not built again."""
+
+    def missing(name, function):
+        raise RuntimeError(f"operator {name} does not exist")
+
+    monkeypatch.setattr(torch.library, "register_fake", missing)
+    monkeypatch.setattr(extension, "_reason", "")
+    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
+    assert not extension.available()
+    assert "bertgen_C::decode_attention does not exist): build it again" in extension.absence()
+
+
 def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
     monkeypatch.setattr(extension, "absence", lambda: "it fell off")
     with pytest.raises(BackendError, match="the C.. extension is needed here, but it fell off"):
