@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .config import GenerationConfig as GenerationConfig
     from .config import Int4Config as Int4Config
     from .config import RobertaConfig as RobertaConfig
+    from .dropin.accelerate import accelerate as accelerate
+    from .dropin.accelerate import explain as explain
+    from .dropin.accelerate import restore as restore
+    from .dropin.cache import PagedCache as PagedCache
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
     from .errors import CapacityError as CapacityError
@@ -52,6 +56,8 @@ _PUBLIC = {
         "Int4Config",
         "RobertaConfig",
     ),
+    "dropin.accelerate": ("accelerate", "explain", "restore"),
+    "dropin.cache": ("PagedCache",),
     "errors": (
         "BackendError",
         "BertgenError",

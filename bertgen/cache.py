@@ -313,8 +313,12 @@ class Cache:
         self.pools.values[layer].index_copy_(0, slots, v)
         if self.length == 0:
             return k.unflatten(0, (self.rows, -1)), v.unflatten(0, (self.rows, -1))
-        history = self.table[:, :end].long()
-        return self.pools.keys[layer][history], self.pools.values[layer][history]
+        return self.history(layer, end)
+
+    def history(self, layer: int, end: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of each running row's first `end` positions (all of them), [R, end, heads, head_dim]."""
+        slots = self.table[:, : self.length if end is None else end].long()
+        return self.pools.keys[layer][slots], self.pools.values[layer][slots]
 
     def advance(self, count: int) -> None:
         """Count the positions that the layers of one forward wrote."""

@@ -8,7 +8,14 @@ from torch import nn
 from . import ops
 from .activations import learned_activation
 from .config import BertGenerationConfig
-from .linear import apply
+from .linear import apply, is_plain
+
+
+def _normalized(y: torch.Tensor, norm: nn.Module, activation: str) -> torch.Tensor:
+    """LayerNorm(activation(y))"""
+    if not is_plain(norm, nn.LayerNorm):
+        return norm(y if activation == "linear" else ops.bias_gelu(y, None, activation))
+    return ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps, activation)
 
 
 class LMHead(nn.Module):
@@ -38,10 +45,10 @@ class Transform(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]"""
-        y, norm = apply(self.dense, x), self.LayerNorm
+        y = apply(self.dense, x)
         if self.transform_act_fn is not None:
             y = self.transform_act_fn(y)
-        return ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps, self.activation)
+        return _normalized(y, self.LayerNorm, self.activation)
 
 
 class BertPredictions(LMHead):
@@ -74,8 +81,7 @@ class RobertaLMHead(LMHead):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, vocab]"""
-        y, norm = apply(self.dense, x), self.layer_norm
-        return super().forward(ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps))
+        return super().forward(_normalized(apply(self.dense, x), self.layer_norm, "gelu"))
 
 
 class Pooler(nn.Module):

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .linear import Int4Linear, apply, int4_linear
+from .linear import Int4Linear, apply, int4_linear, is_plain
 from .packing import Packing
 
 
@@ -82,6 +83,8 @@ class Embeddings(nn.Module):
             summed = summed + (table.weight[0] if types is None else table(types))
         summed = summed + self.position_embeddings(positions)
         norm = self.LayerNorm
+        if not is_plain(norm, nn.LayerNorm):
+            return self.dropout(norm(summed))
         return self.dropout(ops.add_layer_norm(summed, None, None, norm.weight, norm.bias, norm.eps))
 
 
@@ -97,6 +100,8 @@ class AddNorm(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
         y = apply(self.dense, x)
+        if not is_plain(norm, nn.LayerNorm):
+            return norm(F.dropout(y, dropout) + residual)
         return ops.add_layer_norm(y, None, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
@@ -133,6 +138,8 @@ def fused_weights(*layers: nn.Linear | Int4Linear) -> tuple[Any, ...] | None:
     """
     kind, *others = {type(layer) for layer in layers}
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or others or kind not in _ROWS:
+        return None
+    if not all(map(is_plain, layers)):
         return None
     if kind is Int4Linear and len({(layer.config, layer.scale.shape) for layer in layers}) > 1:
         return None

@@ -132,8 +132,25 @@ class _Product(torch.autograd.Function):
         return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None
 
 
-def apply(layer: nn.Linear | Int4Linear, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
-    """A layer of either kind, then the named activation: x [.., K] -> [.., N]."""
+def is_plain(module: nn.Module, *kinds: type) -> bool:
+    """Whether a module is of exactly one of these kinds (any, where none is named) and nothing is hung on it.
+
+    Its parameters say all that its forward does only then: hooks, adapters and parametrizations are code of their own.
+    """
+    return (
+        (not kinds or type(module) in kinds)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and "forward" not in module.__dict__
+    )
+
+
+def apply(layer: nn.Module, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+    """A Linear, an Int4Linear or what stands in the place of one, then the named activation: x [.., K] -> [.., N]."""
+    if not is_plain(layer, nn.Linear, Int4Linear):
+        return layer(x) if activation is None else ops.bias_gelu(layer(x), None, activation)
     if not isinstance(layer, Int4Linear):
         return ops.linear(x, layer.weight, layer.bias, activation)
     if activation is None:

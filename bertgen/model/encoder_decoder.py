@@ -304,7 +304,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         check_labels(labels, (source[1].shape[0], labels.shape[-1], config.vocab_size))
         ids = self.prepare_decoder_input_ids_from_labels(labels)
         if mask is None:
-            mask = ids != config.pad_token_id
+            mask = ids != self.config.pad_token_id
         else:
             mask = check_mask(mask, ids.shape[0], ids.shape[1], "decoder_attention_mask").bool()
         read = (labels != -100).flip(1).cumsum(1).flip(1) > 0

@@ -1,0 +1,142 @@
+"""`accelerate`: one line that makes a model of transformers fast, and `restore`, which undoes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .. import ops
+from ..config import Int4Config, int4_config
+from ..errors import UnsupportedError
+from ..linear import Int4Linear
+from ..peers import load_transformers
+from .state import State
+from .twin import MODELS, Twin
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How an accelerated model runs.
+
+    Attributes:
+        models: names of the modules that are accelerated, "" for the model itself, and their classes.
+        operators: of each operator its name, and which backend it takes and why.
+        detours: of each accelerated module, reason -> calls that went through transformers' own code.
+        obstacles: of each accelerated module that would take such a detour now whatever it is called with, the reason.
+    """
+
+    models: dict[str, str]
+    operators: list[tuple[str, str]]
+    detours: dict[str, dict[str, int]]
+    obstacles: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{kind} {name or '(the model)'}" for name, kind in self.models.items()] or ["nothing is accelerated"]
+        lines += [f"  {name or '(the model)'} runs as transformers has it: {why}" for name, why in self.obstacles.items()]
+        for name, reasons in self.detours.items():
+            lines += [f"  {name or '(the model)'}: {n} calls as transformers has it: {why}" for why, n in reasons.items()]
+        return "\n".join(lines + [f"{name}: {why}" for name, why in self.operators])
+
+
+def accelerate(
+    model: nn.Module, backend: str = "auto", quantization: Any = None, generate: bool = True
+) -> Any:
+    """Make a model of transformers run bertgen's operators over its own parameters, in place.
+
+    Its class becomes a subclass of the one it had, of the same name; modules, parameters, their names and what is
+    saved stay as they are. Calls that bertgen does not know go through transformers' own code, and the log says why.
+
+    Args:
+        model: an `EncoderDecoderModel`, a `BertGenerationEncoder` or `BertGenerationDecoder` of transformers, or a
+            module that holds one, such as a PeftModel. Halves that are `BertModel`, `BertLMHeadModel`, `RobertaModel`
+            or `RobertaForCausalLM` count as well.
+        backend: as `bertgen.ops.set_backend` takes it; holds while this model runs.
+        quantization: an `Int4Config` (or what `from_pretrained` takes as `quantization_config`), or "int4", "nf4",
+            "fp4": hold the weights of linear layers in 4 bits. This replaces them: the model is for inference then, and
+            `restore` gives floats that are the rounded values.
+        generate: let `model.generate` search with bertgen, with the tokens and outputs of transformers.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedError: nothing in the model is of such a class, or its architecture is one bertgen does not have.
+        ConfigError: a quantization that is none. InputError: weights that the groups do not divide.
+        BackendError: transformers is not installed; an unknown backend.
+    """
+    accelerated = _classes()
+    ops.set_backend(ops.set_backend(backend))  # checks the name
+    found = [m for m in model.modules() if type(m) in accelerated or type(m) in accelerated.values()]
+    if not found:
+        raise UnsupportedError(
+            f"nothing in a {type(model).__name__} can be accelerated; models that can: {', '.join(MODELS)}"
+        )
+    tops = list(_outermost(model, found))
+    for top in tops:
+        Twin(top)  # or UnsupportedError, before anything is changed
+    if quantization is not None:
+        config = int4_config(Int4Config(quantization) if isinstance(quantization, str) else quantization)
+        for top in tops:
+            _quantize(top, config)
+    for module in found:
+        if type(module) in accelerated:
+            module.__class__ = accelerated[type(module)]
+        module.__dict__["_bertgen"] = State(backend, generate)
+    return model
+
+
+def restore(model: nn.Module) -> Any:
+    """Undo `accelerate`, in place: the classes are those of transformers again, weights in 4 bits become floats.
+
+    Returns:
+        The model, also where nothing in it was accelerated.
+    """
+    for module in list(model.modules()):
+        if "_bertgen" in module.__dict__:
+            module.__class__ = type(module).__base__
+            del module.__dict__["_bertgen"]
+            for path, layer in list(module.named_modules()):
+                if isinstance(layer, Int4Linear):
+                    module.set_submodule(path, layer.to_linear())
+            if hasattr(module.config, "quantization_config"):
+                del module.config.quantization_config
+    return model
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What of a model is accelerated, which backend each operator takes, and which calls went another way and why."""
+    found = {name: m for name, m in model.named_modules() if "_bertgen" in m.__dict__}
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    ready = {name: m._bertgen.ready(m) for name, m in found.items()}
+    return Explanation(
+        models={name: type(m).__name__ for name, m in found.items()},
+        operators=ops.explain(device) if found else [],
+        detours={name: dict(m._bertgen.detours) for name, m in found.items() if m._bertgen.detours},
+        obstacles={name: why for name, why in ready.items() if isinstance(why, str)},
+    )
+
+
+def _classes() -> dict[type, type]:
+    load_transformers("accelerate")
+    from . import models
+
+    return models.ACCELERATED
+
+
+def _outermost(model: nn.Module, found: list[nn.Module]) -> Iterator[nn.Module]:
+    """Those of the modules that are in none of the others."""
+    inner = {id(m) for one in found for m in one.modules() if m is not one}
+    return (one for one in found if id(one) not in inner)
+
+
+def _quantize(model: Any, config: Int4Config) -> None:
+    """Replace linear layers by ones in 4 bits."""
+    ours = Twin(model).ours
+    if ours.quantization is not None:
+        raise UnsupportedError(f"the model is quantized already ({ours.quantization.format})")
+    for path in ours._linear_layers(config):
+        model.set_submodule(path, Int4Linear.from_linear(model.get_submodule(path), config))
+    model.config.quantization_config = config.to_dict()
