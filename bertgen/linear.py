@@ -147,7 +147,7 @@ def is_plain(module: nn.Module, *kinds: type) -> bool:
     )
 
 
-def apply(layer: nn.Module, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+def apply(layer: Any, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
     """A Linear, an Int4Linear or what stands in the place of one, then the named activation: x [.., K] -> [.., N]."""
     if not is_plain(layer, nn.Linear, Int4Linear):
         return layer(x) if activation is None else ops.bias_gelu(layer(x), None, activation)

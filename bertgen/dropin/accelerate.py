@@ -24,7 +24,7 @@ class Explanation:
     Attributes:
         models: names of the modules that are accelerated, "" for the model itself, and their classes.
         operators: of each operator its name, and which backend it takes and why.
-        detours: of each accelerated module, reason -> calls that went through transformers' own code.
+        detours: of each accelerated module, method and reason -> calls that went through transformers' own code.
         obstacles: of each accelerated module that would take such a detour now whatever it is called with, the reason.
     """
 
@@ -34,16 +34,16 @@ class Explanation:
     obstacles: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{kind} {name or '(the model)'}" for name, kind in self.models.items()] or ["nothing is accelerated"]
-        lines += [f"  {name or '(the model)'} runs as transformers has it: {why}" for name, why in self.obstacles.items()]
-        for name, reasons in self.detours.items():
-            lines += [f"  {name or '(the model)'}: {n} calls as transformers has it: {why}" for why, n in reasons.items()]
-        return "\n".join(lines + [f"{name}: {why}" for name, why in self.operators])
+        lines = []
+        for name, kind in self.models.items():
+            lines.append(f"{name or '(the model)'}: {kind}")
+            if name in self.obstacles:
+                lines.append(f"  runs as transformers has it: {self.obstacles[name]}")
+            lines += [f"  {n} calls as transformers has it, {why}" for why, n in self.detours.get(name, {}).items()]
+        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.operators)]) or "nothing is accelerated"
 
 
-def accelerate(
-    model: nn.Module, backend: str = "auto", quantization: Any = None, generate: bool = True
-) -> Any:
+def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None, generate: bool = True) -> Any:
     """Make a model of transformers run bertgen's operators over its own parameters, in place.
 
     Its class becomes a subclass of the one it had, of the same name; modules, parameters, their names and what is
@@ -94,21 +94,21 @@ def restore(model: nn.Module) -> Any:
     Returns:
         The model, also where nothing in it was accelerated.
     """
-    for module in list(model.modules()):
-        if "_bertgen" in module.__dict__:
-            module.__class__ = type(module).__base__
-            del module.__dict__["_bertgen"]
-            for path, layer in list(module.named_modules()):
-                if isinstance(layer, Int4Linear):
-                    module.set_submodule(path, layer.to_linear())
-            if hasattr(module.config, "quantization_config"):
-                del module.config.quantization_config
+    found: list[Any] = [module for module in model.modules() if "_bertgen" in module.__dict__]
+    for module in found:
+        module.__class__ = type(module).__base__
+        del module.__dict__["_bertgen"]
+        for path, layer in list(module.named_modules()):
+            if isinstance(layer, Int4Linear):
+                module.set_submodule(path, layer.to_linear())
+        if hasattr(module.config, "quantization_config"):
+            del module.config.quantization_config
     return model
 
 
 def explain(model: nn.Module) -> Explanation:
     """What of a model is accelerated, which backend each operator takes, and which calls went another way and why."""
-    found = {name: m for name, m in model.named_modules() if "_bertgen" in m.__dict__}
+    found: dict[str, Any] = {name: m for name, m in model.named_modules() if "_bertgen" in m.__dict__}
     device = next((p.device.type for p in model.parameters()), "cpu")
     ready = {name: m._bertgen.ready(m) for name, m in found.items()}
     return Explanation(
@@ -119,7 +119,7 @@ def explain(model: nn.Module) -> Explanation:
     )
 
 
-def _classes() -> dict[type, type]:
+def _classes() -> dict[Any, Any]:
     load_transformers("accelerate")
     from . import models
 

@@ -59,7 +59,7 @@ class PagedCache(EncoderDecoderCache):
             self.ours.reorder(beam_idx)
 
     def crop(self, *_: Any) -> None:
-        raise UnsupportedError("a PagedCache does not shrink; use transformers' DynamicCache where tokens are taken back")
+        raise UnsupportedError("a PagedCache does not shrink; where tokens are taken back use a DynamicCache")
 
     batch_repeat_interleave = batch_select_indices = crop
 
@@ -99,11 +99,11 @@ class OwnLayer(CacheLayerMixin):
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     @property
-    def keys(self) -> torch.Tensor | None:  # type: ignore[override]
+    def keys(self) -> torch.Tensor | None:
         return None if self.cache.ours is None else self.cache.ours.history(self.index)[0].transpose(1, 2)
 
     @property
-    def values(self) -> torch.Tensor | None:  # type: ignore[override]
+    def values(self) -> torch.Tensor | None:
         return None if self.cache.ours is None else self.cache.ours.history(self.index)[1].transpose(1, 2)
 
     def get_seq_length(self, *_: Any) -> int:
@@ -131,7 +131,7 @@ class CrossLayer(DynamicLayer):
         self.cache.is_updated[self.index] = True
 
     @property
-    def keys(self) -> torch.Tensor | None:  # type: ignore[override]
+    def keys(self) -> torch.Tensor | None:
         return self._found(0, self._keys)
 
     @keys.setter
@@ -139,7 +139,7 @@ class CrossLayer(DynamicLayer):
         self._keys = keys
 
     @property
-    def values(self) -> torch.Tensor | None:  # type: ignore[override]
+    def values(self) -> torch.Tensor | None:
         return self._found(1, self._values)
 
     @values.setter

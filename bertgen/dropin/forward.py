@@ -48,7 +48,7 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
                     return _run(self, twin, given)
         else:
             reason = twin
-        state.detour(f"forward of {base.__name__}", reason)
+        state.detour("forward", base.__name__, reason)
         keep_recording(self)
         return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 
@@ -91,7 +91,7 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     past = given.get("past_key_values")
     if past is not None:
         if not isinstance(past, PagedCache) or not past.is_shared:
-            return f"past_key_values are a {type(past).__name__} that transformers has filled"
+            return f"past_key_values are a {type(past).__name__} of transformers' making"
         if not joint and past.ours is not None and past.ours.has_cross and "encoder_hidden_states" not in given:
             return "a call goes on without encoder_hidden_states"
     if not joint and not config.is_decoder and ("encoder_hidden_states" in given or past is not None):

@@ -21,6 +21,11 @@ from .forward import keep_recording
 from .state import State
 from .twin import Twin
 
+# Arguments that need a cache of their own, or one that can be cut.
+_CACHES = (
+    "past_key_values", "cache_implementation", "cache_config", "use_cache", "assistant_model",
+    "prompt_lookup_num_tokens", "custom_generate", "generation_config", "output_attentions",
+)  # fmt: skip
 _OPTIONS = frozenset(GenerationConfig.__dataclass_fields__) | frozenset(GenerationConfig.UNSUPPORTED)
 
 
@@ -33,18 +38,24 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
         state: State = self._bertgen
         bound = signature.bind(self, *args, **kwargs).arguments
         bound.pop("self", None)
-        given = {**{name: value for name, value in bound.items() if name != "kwargs" and value is not None}}
+        given = {name: value for name, value in bound.items() if name != "kwargs" and value is not None}
         given |= bound.get("kwargs", {})
-        twin = state.ready(self) if state.generate else "accelerate was told generate=False"
-        reason = _obstacle(self, twin, given) if isinstance(twin, Twin) else twin
-        if reason is None:
+        twin = state.ready(self) if state.generate else "generate=False"
+        if isinstance(twin, Twin):
+            reason = _obstacle(self, twin, given)
             try:
-                with state.running():
-                    return _run(self, twin, given)
+                if reason is None:
+                    with state.running():
+                        return _run(self, twin, given)
             except (ConfigError, UnsupportedError) as error:  # found before anything was generated
                 reason = str(error)
-        state.detour(f"generate of {base.__name__}", reason)
+        else:
+            reason = twin
         keep_recording(self)
+        if state.generate:
+            state.detour("generate", base.__name__, reason)
+        elif isinstance(state.ready(self), Twin) and not any(given.get(name) is not None for name in _CACHES):
+            kwargs["past_key_values"] = PagedCache(self.config)  # so that its forward can be bertgen's
         return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     return generate

@@ -25,7 +25,7 @@ class State:
         generate: `generate` goes through bertgen too.
 
     Attributes:
-        detours: reason -> calls that went through transformers' own code because of it.
+        detours: method and reason -> calls that went through transformers' own code because of it.
     """
 
     def __init__(self, backend: str = "auto", generate: bool = True):
@@ -59,11 +59,12 @@ class State:
             return str(error)
         return twin.obstacle() or twin
 
-    def detour(self, what: str, reason: str) -> None:
+    def detour(self, method: str, name: str, reason: str) -> None:
         """Take note of a call that goes through transformers' own code; the log has each reason once."""
-        if reason not in self.detours:
-            logger.warning("%s goes through transformers' own code: %s", what, reason)
-        self.detours[reason] += 1
+        why = f"{method}: {reason}"
+        if why not in self.detours:
+            logger.warning("%s of %s goes through transformers' own code: %s", method, name, reason)
+        self.detours[why] += 1
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -52,17 +52,15 @@ class Twin:
         UnsupportedError: an architecture, an activation or a module that bertgen does not have.
     """
 
-    def __init__(self, theirs: nn.Module):
+    def __init__(self, theirs: Any):
         self.theirs = theirs
         self.ours = _outline(theirs)
         # Every place of a module there, to see that it is still the one that was taken.
-        self._places = [
-            (parent, name, child) for parent in theirs.modules() for name, child in parent._modules.items()
-        ]
+        self._places = [(parent, name, child) for parent in theirs.modules() for name, child in parent._modules.items()]
         self._blocks: list[nn.Module] = []  # there; what has a counterpart here, whose forward is not called
         self._modes: list[tuple[nn.Module, nn.Module]] = []  # here and there
-        self._dropouts: list[tuple[AddNorm | Attention, nn.Module]] = []
-        self._stacks: list[tuple[Stack, nn.Module]] = []
+        self._dropouts: list[tuple[AddNorm | Attention, Any]] = []
+        self._stacks: list[tuple[Stack, Any]] = []
         self._adopt()
 
     def _adopt(self) -> None:
@@ -119,7 +117,7 @@ class Twin:
         return any(module.training and module.dropout for module, _ in self._dropouts)
 
 
-def _outline(theirs: nn.Module) -> PretrainedModel:
+def _outline(theirs: Any) -> Any:
     """Our model of their configuration, without weights."""
     name, config = type(theirs).__name__, theirs.config
     if name not in MODELS:
@@ -133,16 +131,12 @@ def _outline(theirs: nn.Module) -> PretrainedModel:
                     raise UnsupportedError(f"the {half} is a {type(module).__name__}: bertgen has no such half")
                 halves[half] = _outline(module)
             joint = EncoderDecoderConfig.from_dict(config.to_dict(), **{n: m.config for n, m in halves.items()})
-            ours: PretrainedModel = EncoderDecoderModel(joint, **halves)
-        else:
-            half = half_config(config)
-            if ENCODERS[half.model_type] is not MODELS[name] and DECODERS[half.model_type] is not MODELS[name]:
-                raise UnsupportedError(f"a {name} of kind {half.model_type!r} cannot be accelerated")
-            if MODELS[name] in (BertModel, RobertaModel):
-                ours = MODELS[name](half, add_pooling_layer=getattr(theirs, "pooler", None) is not None)
-            else:
-                ours = MODELS[name](half)
-    return ours
+            return EncoderDecoderModel(joint, **halves)
+        cls, own = MODELS[name], half_config(config)
+        if cls not in (ENCODERS[own.model_type], DECODERS[own.model_type]):
+            raise UnsupportedError(f"a {name} of kind {own.model_type!r} cannot be accelerated")
+        pooler = {"add_pooling_layer": theirs.pooler is not None} if cls in (BertModel, RobertaModel) else {}
+        return cls(own, **pooler)
 
 
 def _is_leaf(module: nn.Module) -> bool:
