@@ -14,15 +14,17 @@ import torch
 from transformers import modeling_outputs
 
 from ..config import EncoderDecoderConfig
+from ..model import BertGenerationEncoder
 from .cache import PagedCache
 from .state import State
 from .twin import Twin
 
 _ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
-_HALF = frozenset(
+_BODY = frozenset(
     "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask past_key_values "
-    "use_cache token_type_ids labels logits_to_keep num_items_in_batch".split()
+    "use_cache token_type_ids".split()
 )
+_DECODER = _BODY | {"labels", "logits_to_keep", "num_items_in_batch"}
 _JOINT = frozenset(
     "input_ids attention_mask decoder_input_ids decoder_attention_mask encoder_outputs past_key_values inputs_embeds "
     "decoder_inputs_embeds labels use_cache position_ids token_type_ids decoder_position_ids decoder_token_type_ids "
@@ -82,7 +84,7 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
         halves = (config.encoder, config.decoder) if joint else (config,)
         if given.get(name, any(getattr(half, name, False) for half in halves)):
             return f"{name} is asked for"
-    known = _JOINT if joint else _HALF
+    known = _JOINT if joint else _BODY if isinstance(twin.ours, BertGenerationEncoder) else _DECODER
     for name, value in given.items():
         if name not in known and name not in _ASKED and name != "return_dict":
             return f"bertgen has no argument {name}"

@@ -80,7 +80,7 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
 
 def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
     ours, joint = twin.ours, isinstance(twin.ours.config, EncoderDecoderConfig)
-    given = dict(given)
+    given = {name: value for name, value in given.items() if name != "labels"}  # which a Trainer passes along
     ours.generation_config = _converted(model.generation_config)
     if "generation_config" in given:
         given["generation_config"] = _converted(given["generation_config"])
