@@ -87,8 +87,13 @@ class PretrainedModel(nn.Module):
 
     @torch.no_grad()
     def initialize(self, std: float, modules: Iterable[nn.Module]) -> None:
-        """N(0, std) for Linear and Embedding weights, 0 for biases and the padding row, 1 and 0 for LayerNorm."""
+        """N(0, std) for Linear and Embedding weights, 0 for biases and the padding row, 1 and 0 for LayerNorm.
+
+        Parameters on the meta device are passed over: there is nothing to fill, and asking costs as much as filling.
+        """
         for module in modules:
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                continue
             if isinstance(module, nn.PReLU):
                 module.weight.fill_(0.25)
             if isinstance(module, XIELU):

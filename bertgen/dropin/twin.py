@@ -71,10 +71,11 @@ class Twin:
             except AttributeError:
                 raise UnsupportedError(f"{type(self.theirs).__name__} has no module {path}") from None
             if not _is_leaf(module):
+                if not isinstance(module, (AddNorm, Attention)):  # those follow a dropout
+                    self._modes.append((module, twin))
                 if type(twin).__module__.partition(".")[0] not in ("transformers", "torch", "bertgen"):
                     raise UnsupportedError(f"{path} is a {type(twin).__qualname__}, which bertgen does not know")
                 self._blocks.append(twin)
-                self._modes.append((module, twin))
                 for name in module._parameters:  # the bias of a head, which its layer has too
                     module._parameters[name] = getattr(twin, name)
             elif path:
@@ -101,12 +102,18 @@ class Twin:
 
     def follow(self) -> None:
         """Take over what may have been set on the other model since: modes, dropout, checkpointing, special ids."""
-        for module, twin in self._modes:
-            module.training = twin.training
+        for module, twin in self._modes:  # writing an attribute of a module is slow
+            if module.training != twin.training:
+                module.training = twin.training
         for module, dropout in self._dropouts:
-            module.dropout, module.training = dropout.p, dropout.training
+            if module.training != dropout.training:
+                module.training = dropout.training
+            if module.dropout != dropout.p:
+                module.dropout = dropout.p
         for stack, twin in self._stacks:
-            stack.recompute = _recompute(twin.layer)
+            recompute = _recompute(twin.layer)
+            if stack.recompute != recompute:
+                stack.recompute = recompute
         config, theirs = self.ours.config, self.theirs.config
         if isinstance(config, EncoderDecoderConfig):
             config.pad_token_id, config.decoder_start_token_id = theirs.pad_token_id, theirs.decoder_start_token_id
