@@ -145,6 +145,8 @@ def test_loss_and_gradients(kind, checkpointing, calls):
         output.loss.backward()
         losses.append(output)
     assert calls == ["forward"] and losses[1].past_key_values is None
+    twin = ours._bertgen.twin(ours).ours
+    assert twin.is_gradient_checkpointing == twin.decoder.is_gradient_checkpointing == checkpointing
     assert distance(losses[0].loss, losses[1].loss) <= 1e-5
     read = labels != -100
     assert distance(losses[0].logits[read], losses[1].logits[read]) <= 1e-4
@@ -228,6 +230,15 @@ def test_generate_takes_what_is_transformers_own(calls):
     assert torch.equal(*found) and calls == ["generation"]
 
 
+def test_the_options_of_the_model_hold(calls):
+    (theirs, ours), (given, _) = twins(), batch()
+    greedy = theirs.generate(**given, max_new_tokens=9)
+    for model in (theirs, ours):
+        model.generation_config.no_repeat_ngram_size, model.generation_config.max_new_tokens = 1, 9
+    found = [model.generate(**given) for model in (theirs, ours)]
+    assert torch.equal(*found) and not torch.equal(found[0], greedy) and calls == ["generation"]
+
+
 def test_a_streamer():
     (theirs, ours), (given, _) = twins(), batch()
     one = {name: t[:1] for name, t in given.items()}
@@ -256,6 +267,25 @@ DETOURS = {
     "cache_implementation='static'": lambda: dict(cache_implementation="static"),
     "past_key_values are a EncoderDecoderCache": lambda: dict(past_key_values=_their_cache()),
 }
+
+
+def test_no_cache_where_nobody_goes_on(calls):
+    model, (given, labels) = bertgen.accelerate(pair()), batch()
+    ids = labels.clamp(min=0)
+    assert model(**given, decoder_input_ids=ids, labels=labels).past_key_values is None
+    assert model(**given, decoder_input_ids=ids).past_key_values.get_seq_length() == 6
+    assert model.train()(**given, decoder_input_ids=ids).past_key_values is None and len(calls) == 3
+
+
+def test_a_cache_that_transformers_filled(calls):
+    (theirs, ours), (given, labels) = twins(), batch()
+    ids, cache = labels.clamp(min=0), bertgen.PagedCache(theirs.config)
+    with torch.no_grad():
+        first = theirs(**given, decoder_input_ids=ids, past_key_values=cache)
+        more = dict(encoder_outputs=(first.encoder_last_hidden_state,), attention_mask=given["attention_mask"])
+        expected = theirs(**given, decoder_input_ids=torch.cat((ids, ids[:, :1]), 1)).logits[:, -1:]
+        got = ours(**more, decoder_input_ids=ids[:, :1], past_key_values=cache).logits
+    assert distance(got, expected) <= 1e-4 and not calls
 
 
 @pytest.mark.parametrize("reason", DETOURS)
@@ -461,6 +491,7 @@ def test_what_changes_afterwards_holds(calls):
     """Dtype, weights, vocabulary, dropout and special ids, set on a model that is accelerated already."""
     theirs, ours = twins()
     given, labels = batch()
+    ours(**given, labels=labels)
     for model in (theirs, ours):
         model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()}, assign=True)
         model.tie_weights()
@@ -471,7 +502,7 @@ def test_what_changes_afterwards_holds(calls):
         model.double()
     expected, got = (model(**given, labels=labels) for model in (theirs, ours))
     assert got.logits.shape[-1] == 120 and got.logits.dtype == torch.float64
-    assert distance(got.loss, expected.loss) <= 1e-8 and calls == ["forward"]
+    assert distance(got.loss, expected.loss) <= 1e-8 and calls == ["forward"] * 2
     ours.train()
     for module in ours.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -37,9 +37,6 @@ class State:
     def __reduce__(self) -> Any:
         return State, (self.backend, self.generate)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> State:
-        return State(self.backend, self.generate)
-
     def twin(self, model: nn.Module) -> Twin:
         """The twin of the model as it is now.
 
