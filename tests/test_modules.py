@@ -41,6 +41,8 @@ def test_feed_forward():
     plain = nn.Sequential(ours.dense_in, nn.GELU(), ours.dense_out)
     x = torch.randn(2, 3, 16)
     assert distance(ours(x), plain(x)) <= 1e-6
+    with pytest.raises(UnsupportedError, match="'swish2' is none of"):
+        FeedForward(16, 40, "swish2")
 
 
 @pytest.mark.parametrize("bias", [True, False])
