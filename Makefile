@@ -10,6 +10,8 @@ PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
+PYTEST := $(BIN)/python -m pytest
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/interpreter
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu.cpp \
@@ -30,23 +32,25 @@ demo: $(VENV)/.package ## translate three sentences from English to German with 
 	$(BIN)/bertgen run --model demo $(SENTENCES)
 
 test: $(VENV)/.tools ## the test suite; needs no GPU and no network
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-long: $(VENV)/.tools ## the test suite and the long tests
-	$(BIN)/python -m pytest -m "not network and not gpu" $(PARALLEL) $(ARGS)
+	$(PYTEST) -m "not network and not gpu" $(PARALLEL) $(ARGS)
+	$(INTERPRETED) $(PARALLEL) $(ARGS)
 
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
-	$(BIN)/python -m pytest -m long tests/test_kernels.py $(PARALLEL) $(ARGS)
+	$(INTERPRETED) $(PARALLEL) $(ARGS)
+	$(PYTEST) -m long tests/test_kernels.py $(ARGS)
 
 fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
 	mkdir -p build
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
-	BERTGEN_OPERATIONS=1000000 $(BIN)/python -m pytest tests/test_pages.py -k BothKinds $(ARGS)
+	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/test_pages.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times each, then resumed
-	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(BIN)/python -m pytest tests/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
+	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(PYTEST) tests/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
@@ -77,6 +81,7 @@ $(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
+# What is installed already is not built again: this adds what the extra names.
 $(VENV)/.tools: $(VENV)/.package
-	$(INSTALL) --no-build-isolation --editable ".[test]"
+	$(INSTALL) "bertgen[test]"
 	@touch $@

@@ -46,6 +46,11 @@ class AttentionContext:
     attentions: Attentions | None = None
     askers: tuple[torch.Tensor, int] | None = None
 
+    @classmethod
+    def of_step(cls, cache: Cache) -> AttentionContext:
+        """One more token of each running row of a cache, for as long as the rows that run are so many."""
+        return cls(Packing.full(cache.rows, 1, cache.device), causal=True, cache=cache)
+
 
 @dataclass
 class Attentions:

@@ -7,6 +7,7 @@ from torch import nn
 
 from . import ops
 from .errors import InputError, UnsupportedError
+from .kernels.layernorm_gelu import ACTIVATIONS
 from .linear import Int4Linear as Int4Linear
 from .linear import apply
 
@@ -34,10 +35,15 @@ class FeedForward(nn.Module):
     Args:
         hidden: columns of x and of the result. intermediate: columns between the two.
         activation: a name of `bertgen.kernels.layernorm_gelu.ACTIVATIONS`; "gelu" is the exact one, with erf.
+
+    Raises:
+        UnsupportedError: another activation.
     """
 
     def __init__(self, hidden: int, intermediate: int, activation: str = "gelu"):
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UnsupportedError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
         self.dense_in, self.dense_out = nn.Linear(hidden, intermediate), nn.Linear(intermediate, hidden)
         self.activation = activation
 

@@ -10,7 +10,7 @@ import torch
 
 torch.set_num_threads(1)
 
-# The kernels' tests need Triton's interpreter, which is switched on for a whole process: test_kernels.py starts one.
+# Triton's interpreter, which kernels need on a CPU, is switched on for a whole process: test_interpreter.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreter"]
 
 

@@ -7,6 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,3 +38,16 @@ def test_the_page_of_kernels_has_the_offline_table():
         sys.path.remove(path)
     table = json.loads((ROOT / "bench/results/offline.json").read_text())["3.6.0"]
     assert offline.markdown(table) in (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_parts_hold():
+    torch.manual_seed(0)
+    text = (ROOT / "docs/parts.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    assert [len(block.splitlines()) for block in blocks[1:-1]] == [5] * 4
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    with pytest.raises(AssertionError, match="not close"):
+        exec(blocks[1].replace("x + residual", "x - residual"), names)

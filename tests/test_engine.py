@@ -2,12 +2,13 @@
 
 import random
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bertgen import BackendError, CapacityError, GenerationConfig
+from bertgen import BackendError, BertGenerationDecoder, CapacityError, GenerationConfig
 from bertgen.config import EngineConfig
 from bertgen.engine import Engine, Request
 from bertgen.pages import Violation
@@ -34,6 +35,7 @@ class Model(torch.nn.Module):
         self.table[..., END] += 0.5
         body = SimpleNamespace(encoder=SimpleNamespace(layer=[]), packed=self.packed)
         self.decoder = SimpleNamespace(config=half, body=body, head=self.head)
+        self.decoder.step = partial(BertGenerationDecoder.step, self.decoder)
         self.encodings, self.failing = [], 0
         self.sums = {}  # of each source, by its row in the table of sources
 

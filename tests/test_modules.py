@@ -41,6 +41,8 @@ def test_feed_forward():
     plain = nn.Sequential(ours.dense_in, nn.GELU(), ours.dense_out)
     x = torch.randn(2, 3, 16)
     assert distance(ours(x), plain(x)) <= 1e-6
+    with pytest.raises(UnsupportedError, match="'swish2' is none of"):
+        FeedForward(16, 40, "swish2")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -118,3 +120,29 @@ def test_either_half_of_a_feed_forward_block_can_be_in_4_bits():
     got = block(x)
     block.dense_in, block.dense_out = block.dense_in.to_linear(), block.dense_out.to_linear()
     assert distance(got, block(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_each_part_is_one_graph_and_has_the_state_of_what_it_replaces(train):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    norm, block, attention = LayerNorm(64), FeedForward(64, 128), MultiheadAttention(64, 4, batch_first=True)
+    small = Int4Linear.from_linear(nn.Linear(64, 64))
+    for ours, plain in ((norm, nn.LayerNorm(64)), (attention, nn.MultiheadAttention(64, 4, batch_first=True))):
+        assert isinstance(ours, type(plain))
+        plain.load_state_dict(ours.state_dict())
+        ours.load_state_dict(plain.state_dict())
+
+    def run(x, padding):
+        y = norm(attention(x, x, x, key_padding_mask=padding)[0], x)
+        return small(norm(block(y), y) + attention(y, y, y, is_causal=True)[0])
+
+    x, padding = torch.randn(2, 5, 64), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    weights = [p for part in (norm, block, attention) for p in part.parameters()]
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(train):
+        got, expected = compiled(x, padding), run(x, padding)
+        assert distance(got, expected) <= 1e-5
+    if train:
+        for a, b in zip(*(torch.autograd.grad(y.square().sum(), weights) for y in (got, expected)), strict=True):
+            assert distance(a, b) <= 1e-3

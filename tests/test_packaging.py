@@ -3,6 +3,7 @@
 import ast
 import configparser
 import email
+import json
 import os
 import re
 import shutil
@@ -272,29 +273,65 @@ HUGGING_FACE_KERNELS = """
 """
 
 
-def test_transformers_imports_with_the_root_on_the_path():
-    assert str(ROOT) in sys.path
-    import transformers.integrations.hub_kernels  # noqa: F401
+IMPORT_BOTH = """
+    import json, os, sys
+    import torch._dynamo, torch.distributed.tensor  # most of what transformers imports, once for all of them
+
+    def ours():
+        from bertgen import EncoderDecoderModel
+        import bertgen.kernels.attention
+
+    def theirs():
+        from transformers import BertGenerationDecoder, BertGenerationEncoder, EncoderDecoderModel
+        import transformers.integrations.hub_kernels
+
+    for folder in sys.argv[1:]:
+        for order in ((ours, theirs), (theirs, ours)):
+            sys.stdout.flush()
+            if child := os.fork():
+                assert os.waitpid(child, 0)[1] == 0, (folder, order)
+                continue
+            os.chdir(folder)  # the first entry of the path is "", as of any `python -c`
+            for both in order:
+                both()
+            import bertgen, transformers
+            try:
+                import kernels
+            except ImportError:
+                kernels = None
+            found = transformers.utils.is_kernels_available(), hasattr(kernels, "HUGGING_FACE")
+            print(json.dumps([order[0].__name__, bertgen.__file__, *found]))
+            sys.stdout.flush()
+            os._exit(0)
+"""
 
 
-def test_transformers_finds_its_own_kernels_package_and_not_our_folder(checkout, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("installed", [True, False])
+def test_both_import_with_and_without_the_kernels_of_hugging_face(installed, checkout, distributions, tmp_path):
+    """From the root, where our folder of that name is on the path, and from elsewhere, with the wheel; in either order.
+
+    The package is there as far as an import of transformers looks: a name, a version that it wants, and its attributes.
+    """
     from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels/__init__.py").write_text(textwrap.dedent(HUGGING_FACE_KERNELS))
-    info = tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
-    printed = python(
-        """
-        import transformers.integrations.hub_kernels
-        import kernels
-        print(transformers.utils.is_kernels_available(), kernels.HUGGING_FACE)
-        """,
-        cwd=checkout,
-        PYTHONPATH=str(tmp_path),
-    )
-    assert printed == "True True"
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        wheel.extractall(site)
+    if installed:
+        (site / "kernels").mkdir()
+        (site / "kernels/__init__.py").write_text(textwrap.dedent(HUGGING_FACE_KERNELS))
+        info = site / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    code = [sys.executable, "-c", textwrap.dedent(IMPORT_BOTH), checkout, elsewhere]
+    printed = [json.loads(line) for line in run(*code, cwd=elsewhere, PYTHONPATH=str(site)).splitlines()]
+    assert printed == [
+        [first, str(home / "bertgen/__init__.py"), installed, installed]
+        for home in (checkout, site)
+        for first in ("ours", "theirs")
+    ]
 
 
 # The public names

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..cache import Cache
-from ..inputs import next_positions
 from ..layers import AttentionContext
 from ..model import EncoderDecoderModel
-from ..packing import Packing
 
 
 class Decoder:
@@ -23,10 +21,8 @@ class Decoder:
         """int64 [R, 1], the newest token of each row -> logits [R, vocab] of the next."""
         cache, context = self.cache, self._context
         if context is None or context.tokens.shape[0] != len(tokens):
-            context = AttentionContext(Packing.full(len(tokens), 1, tokens.device), causal=True, cache=cache)
-            self._context = context
+            self._context = context = AttentionContext.of_step(cache)
         cache.begin(1)
-        positions = next_positions(tokens.flatten(), cache.lengths, self.decoder.config)
-        hidden = self.decoder.body.packed(tokens.flatten(), positions, context)
+        logits = self.decoder.step(tokens.flatten(), context)
         cache.advance(1)
-        return self.decoder.head(hidden)
+        return logits

@@ -25,6 +25,7 @@ from ..inputs import (
     check_types,
     either,
     key_limits,
+    next_positions,
     pack_source,
     positions_of,
 )
@@ -380,6 +381,22 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             cross_attentions=states.cross_attentions,
         )
         return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def step(self, tokens: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """One more token of each row of a cache: one graph to torch.compile, whatever the rows' lengths.
+
+        The books of the cache stay outside: `cache.begin(1)` comes before the call, `cache.advance(1)` behind it.
+
+        Args:
+            tokens: int64 [R], the newest token of each running row; nothing is checked.
+            context: of those rows, `AttentionContext.of_step(cache)`.
+
+        Returns:
+            Logits [R, vocab] of the next token.
+        """
+        assert context.cache is not None
+        positions = next_positions(tokens, context.cache.lengths, self.config)
+        return self.head(self.body.packed(tokens, positions, context))
 
 
 def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:

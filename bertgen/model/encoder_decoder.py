@@ -307,14 +307,15 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             mask = ids != self.config.pad_token_id
         else:
             mask = check_mask(mask, ids.shape[0], ids.shape[1], "decoder_attention_mask").bool()
-        read = (labels != -100).flip(1).cumsum(1).flip(1) > 0
+        # A graph has one shape wherever labels end: under torch.compile the positions behind them are computed too.
+        read = None if torch.compiler.is_compiling() else _before_the_end(labels)
         hidden, rows = self._decoded(ids, read, source, mask, positions, types, layers, attentions)
         return self.decoder.head(hidden), rows
 
     def _decoded(
         self,
         ids: torch.Tensor,
-        read: torch.Tensor,
+        read: torch.Tensor | None,
         source: tuple[torch.Tensor, Packing],
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
@@ -326,6 +327,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         """Packed states [T, hidden] of the decoder fed with ids [B, L], at the positions that are `read`.
 
         Args:
+            read: bool [B, L], True and then False in each row; None reads all.
             mask: bool [B, L], False hides a position that is read from those behind it; None hides none.
             shares: how many rows, one behind the other, each source has; None where each has one.
             positions, types, layers, attentions: as in `_teacher_forced`.
@@ -335,7 +337,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         positions = positions_of(positions, ids, *shape, 0, config, ids.device)
         types = check_types(types, shape, config)
         longest = rows.longest if attentions is None else shape[1]
-        key_len, key_mask = key_limits(None if mask is None else (mask | ~read)[:, :longest])
+        seen = mask if mask is None or read is None else mask | ~read
+        key_len, key_mask = key_limits(None if seen is None else seen[:, :longest])
         askers = None if shares is None else rows.joined(shares)
         context = AttentionContext(rows, True, key_len, key_mask, source=source, askers=askers, attentions=attentions)
         hidden = self.decoder.body.packed(
@@ -360,10 +363,15 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         layers: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
         attentions = Attentions() if either(output_attentions, config.output_attentions) else None
         logits, rows = self._teacher_forced(labels, source, mask, positions, types, layers, attentions)
+
+        def padded(x: torch.Tensor) -> torch.Tensor:
+            x = rows.unpack(x)
+            return x * _before_the_end(labels)[..., None] if torch.compiler.is_compiling() else x
+
         return CausalLMOutputWithCrossAttentions(
             loss=cross_entropy(logits, rows.pack(labels), items),
-            logits=rows.unpack(logits),
-            hidden_states=None if layers is None else tuple(map(rows.unpack, layers)),
+            logits=padded(logits),
+            hidden_states=None if layers is None else tuple(map(padded, layers)),
             attentions=None if attentions is None else tuple(attentions.own),
             cross_attentions=None if attentions is None else tuple(attentions.cross),
         )
@@ -401,6 +409,11 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         decoder = _half_model("decoder", decoder_pretrained_model_name_or_path, DECODERS, halves["decoder"])
         config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config, **joint)
         return cls(config, encoder, decoder).eval()
+
+
+def _before_the_end(labels: torch.Tensor) -> torch.Tensor:
+    """bool [B, T], the positions of each row up to its last label."""
+    return (labels != -100).flip(1).cumsum(1).flip(1) > 0
 
 
 def _half_model(name: str, path: str | os.PathLike | None, classes: dict[str, Any], options: dict[str, Any]) -> Any:

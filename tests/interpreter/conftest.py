@@ -1,9 +1,12 @@
 """These tests run kernels in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/interpreter`."""
 
+import functools
+import inspect
 import os
 
 import pytest
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -23,7 +26,29 @@ def _patch_range_bounds():
     interpreter._patch_lang_tensor = patched
 
 
+def _remember_builtins():
+    """Triton looks through its whole language at every call of a device function, half of the time that tests take."""
+
+    @functools.cache
+    def names(package):  # asked for the first time while nothing is patched
+        return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+    def patched(package, builder, scope):
+        for name in names(package):
+            member = getattr(package, name)
+            if tl.core.is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patched
+
+
 _patch_range_bounds()
+_remember_builtins()
+
+
+def pytest_configure(config):
+    """The interpreter computes with numpy, which warns of every infinity and nan that a case is about."""
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton")
 
 
 def pytest_collection_modifyitems(items):
