@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .config import GenerationConfig as GenerationConfig
     from .config import Int4Config as Int4Config
     from .config import RobertaConfig as RobertaConfig
+    from .dropin.registration import register_with_transformers as register_with_transformers
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
     from .errors import CapacityError as CapacityError
@@ -52,6 +53,7 @@ _PUBLIC = {
         "Int4Config",
         "RobertaConfig",
     ),
+    "dropin.registration": ("register_with_transformers",),
     "errors": (
         "BackendError",
         "BertgenError",

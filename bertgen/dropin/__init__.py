@@ -1,0 +1,1 @@
+"""bertgen inside a program of transformers."""
