@@ -57,6 +57,7 @@ class Int4Quantizer(HfQuantizer):
     def __init__(self, quantization_config: Any, **options: Any):
         super().__init__(int4_config(quantization_config), **options)
         self.wrong: InputError | None = None
+        self.shared: dict[str, str] = {}
 
     @property
     def config(self) -> Int4Config:
@@ -68,6 +69,11 @@ class Int4Quantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+        """The names that a file leaves out, with those of the same weights that it has: bertgen looks for them there."""
+        tensors = model.state_dict(keep_vars=True)
+        return None, {name: other for name, other in self.shared.items() if tensors[name] is tensors[other]}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **options: Any) -> bool:
         path, _, name = param_name.rpartition(".")
@@ -101,7 +107,7 @@ class Int4Quantizer(HfQuantizer):
             for path in self.heads | self.paths:
                 model.set_submodule(path, _empty(linears[path], config))
             _untie(model, self.heads)
-            _share(model)
+            self.shared = _share(model)
 
     def round(self, model: PreTrainedModel, path: str, weight: torch.Tensor) -> None:
         """Put a layer in 4 bits in the place of a Linear; what is wrong with a weight is kept until all are loaded."""
@@ -121,11 +127,17 @@ class Int4Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         if not self.pre_quantized:
-            # The output layer may have been without a weight of its own until now, and a checkpoint without some.
+            # An output layer may have had no weight of its own until now.
             for path in sorted(self.heads | self.paths):
                 linear = model.get_submodule(path)
-                if not isinstance(linear, Int4Linear) and self.wrong is None:
-                    self.round(model, path, linear.weight.detach())
+                if isinstance(linear, Int4Linear) or self.wrong is not None:
+                    continue
+                if not getattr(linear.weight, _LOADED, False):
+                    raise CheckpointError(
+                        f"the checkpoint holds no float weight of {path} (skip= leaves modules as they are; bertgen "
+                        "convert --int4 rounds checkpoints whose halves share weights that are written once)"
+                    )
+                self.round(model, path, linear.weight.detach())
             _untie(model, self.heads)
         if self.wrong is not None:
             raise self.wrong
@@ -208,10 +220,14 @@ def _untie(model: PreTrainedModel, heads: set[str]) -> None:
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _share(model: PreTrainedModel) -> None:
-    """Tie the weights that both halves of an encoder-decoder share, which such a checkpoint has once."""
+def _share(model: PreTrainedModel) -> dict[str, str]:
+    """Tie the weights that both halves of an encoder-decoder share, which such a checkpoint has once.
+
+    Returns:
+        The encoder's names of them, with the decoder's.
+    """
     if not getattr(model.config, "tie_encoder_decoder", False):
-        return
+        return {}
     body = model.decoder.base_model_prefix
     names = {name for name, _ in model.named_parameters()}
     shared = {}
@@ -221,3 +237,4 @@ def _share(model: PreTrainedModel) -> None:
             shared[name] = twin
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
     model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
+    return shared
