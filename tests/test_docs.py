@@ -7,6 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
+from bertgen import Int4Config
+from bertgen.conversion import convert
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,3 +40,24 @@ def test_the_page_of_kernels_has_the_offline_table():
         sys.path.remove(path)
     table = json.loads((ROOT / "bench/results/offline.json").read_text())["3.6.0"]
     assert offline.markdown(table) in (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/transformers.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A folder with the models that the page of transformers makes by commands."""
+    folder = tmp_path_factory.mktemp("models")
+    convert("demo", folder / "bart", to="bart")
+    convert("demo", folder / "small", int4=Int4Config())
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_page_of_transformers_run(number, converted, monkeypatch):
+    monkeypatch.chdir(converted)
+    names: dict = {}
+    exec(compile(EXAMPLES[number], f"example {number}", "exec"), names)
+    if "model" in names:
+        names["model"].generate(**{"inputs": names["model"].dummy_inputs["input_ids"][:1], "max_new_tokens": 3})

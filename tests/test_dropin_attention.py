@@ -358,6 +358,13 @@ def test_a_part_of_a_mask_is_applied_as_it_is():
     torch.testing.assert_close(out, sdpa(q[:, :, 1:], k, v, mask), **CLOSE)
 
 
+def test_a_mask_of_one_row_is_applied_to_all():
+    q, k, v = tensors(3, 3)
+    mask = visible_keys(1, 3, 3, attention_mask=torch.tensor([[1, 1, 0]]).bool())
+    out, _ = attend(torch.nn.Module(), q, k, v, mask)
+    torch.testing.assert_close(out, sdpa(q, k, v, mask), **CLOSE)
+
+
 def test_masks_are_those_of_sdpa_and_left_out_where_sdpa_tells_by_is_causal():
     lengths = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
     for mask in (None, lengths, lengths.flip(1), lengths[:, :3]):

@@ -1,4 +1,4 @@
-"""quantization_config=bertgen.Int4Config(..) in transformers' from_pretrained gives the model that bertgen's own does."""
+"""quantization_config=bertgen.Int4Config(..) in transformers makes the model that bertgen itself makes."""
 
 import copy
 import gc
@@ -146,7 +146,7 @@ def test_what_bertgen_convert_writes(options, tmp_path):
     """Weights that both halves share are in the file once, and floats in 16 bits; in memory the weights are shared."""
     convert("demo", tmp_path / "small", int4=options)
     with safe_open(tmp_path / "small/model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118
+        assert not [name for name in file.keys() if name.startswith("encoder.")]
     model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "small", output_loading_info=True)
     assert not any(info.values())
     ours = bertgen.EncoderDecoderModel.from_pretrained(tmp_path / "small")
@@ -156,7 +156,7 @@ def test_what_bertgen_convert_writes(options, tmp_path):
     assert layers(model) == layers(ours)
     model.save_pretrained(tmp_path / "again")
     with safe_open(tmp_path / "again/model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118
+        assert not [name for name in file.keys() if name.startswith("encoder.")]
     assert equal_states(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again"), model)
     assert equal_states(bertgen.EncoderDecoderModel.from_pretrained(tmp_path / "again"), ours)
 
@@ -203,6 +203,43 @@ def test_models_of_other_kinds(make, head, tmp_path):
     small.tie_weights()  # an output layer in 4 bits is not tied again
     assert not any(hasattr(small.get_submodule(name), "weight") for name in layers(small))
     assert torch.equal(logits(small, input_ids=IDS), logits(by_hand, input_ids=IDS))
+
+
+def test_a_model_that_gives_initial_values_to_layers_of_its_layers(tmp_path):
+    """T5 looks for the weights of a layer's layers, to fill what the file lacks, and for that of `wo` in each call."""
+    options = dict(vocab_size=40, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=2)
+    whole = randomized(transformers.T5ForConditionalGeneration(transformers.T5Config(**options, **SPECIAL)))
+    whole.save_pretrained(tmp_path / "whole")
+    config = Int4Config(skip=("wo",))
+    small = type(whole).from_pretrained(tmp_path / "whole", quantization_config=config)
+    assert len(layers(small)) == 4 + 1 + 8 + 1
+    small.save_pretrained(tmp_path / "small")
+    again = type(whole).from_pretrained(tmp_path / "small")
+    call = dict(input_ids=IDS, decoder_input_ids=IDS)
+    assert equal_states(again, small) and torch.equal(logits(again, **call), logits(small, **call))
+    for name in layers(small):
+        whole.set_submodule(name, Int4Linear.from_linear(whole.get_submodule(name), config))
+    assert torch.equal(logits(small, **call), logits(whole, **call))
+
+
+class TwoNames(transformers.PreTrainedModel):
+    """Two layers of one weight, and one of its own."""
+
+    config_class = transformers.BertConfig
+    _tied_weights_keys = {"b.weight": "a.weight"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.a, self.b, self.c = (torch.nn.Linear(64, 64) for _ in range(3))
+        self.post_init()
+
+
+def test_layers_of_one_weight_stay_as_they_are(tmp_path):
+    whole = TwoNames(transformers.BertConfig(tie_word_embeddings=True))
+    whole.save_pretrained(tmp_path / "whole")
+    small = TwoNames.from_pretrained(tmp_path / "whole", quantization_config=Int4Config())
+    assert layers(small) == {"c"} and small.a.weight is small.b.weight
+    assert torch.equal(small.a.weight, whole.a.weight)
 
 
 def test_a_model_within_another(tmp_path):

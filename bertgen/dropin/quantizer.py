@@ -71,7 +71,7 @@ class Int4Quantizer(HfQuantizer):
         return False
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """The names that a file leaves out, with those of the same weights that it has: bertgen looks for them there."""
+        """No state of our own; for the file's header the names it leaves out, with those of the same weights."""
         tensors = model.state_dict(keep_vars=True)
         return None, {name: other for name, other in self.shared.items() if tensors[name] is tensors[other]}
 
@@ -105,7 +105,7 @@ class Int4Quantizer(HfQuantizer):
                 )
         if self.pre_quantized:
             for path in self.heads | self.paths:
-                model.set_submodule(path, _empty(linears[path], config))
+                _install(model, path, _empty(linears[path], config))
             _untie(model, self.heads)
             self.shared = _share(model)
 
@@ -123,7 +123,7 @@ class Int4Quantizer(HfQuantizer):
         for tensor in (layer.packed, layer.scale, layer.zero):
             if tensor is not None:
                 setattr(tensor, _LOADED, True)
-        model.set_submodule(path, layer)
+        _install(model, path, layer)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         if not self.pre_quantized:
@@ -205,6 +205,13 @@ def _empty(linear: nn.Linear, config: Int4Config) -> Int4Linear:
     scale = torch.empty(rows, groups, dtype=weight.dtype, device="meta")
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta")
     return Int4Linear(packed, scale, None if config.symmetric else torch.empty_like(scale), linear.bias, config)
+
+
+def _install(model: PreTrainedModel, path: str, layer: Int4Linear) -> None:
+    """Put a layer into a model that is being loaded."""
+    model.set_submodule(path, layer)
+    # Some models give a layer's layers initial values by their weights, which are not there any more.
+    setattr(model.get_submodule(path.rpartition(".")[0]), _LOADED, True)
 
 
 def _untie(model: PreTrainedModel, heads: set[str]) -> None:
