@@ -9,9 +9,10 @@ It does what transformers' sdpa does, padding included: a query that no key is l
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ class Visible:
     key_len: torch.Tensor | None = None
     key_mask: torch.Tensor | None = None
     version: int = 0
+    repeated: dict[int, tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+
+    def of_heads(self, heads: int) -> tuple[torch.Tensor | None, ...]:
+        """q_start, key_len and key_mask where each head of a row is a row; made once for all layers."""
+        if heads not in self.repeated:
+            given = self.q_start, self.key_len, self.key_mask
+            self.repeated[heads] = tuple(None if x is None else x.repeat_interleave(heads, 0) for x in given)
+        return self.repeated[heads]
 
 
 def visible_keys(
@@ -102,6 +111,10 @@ def visible_keys(
         start = None
         if causal:
             start = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device).expand(batch_size).contiguous()
+            if q_length == 1:  # there is no order among the queries: a length says it
+                seen = start + 1
+                lengths = seen if lengths is None else torch.minimum(seen, lengths)
+                causal, start = False, None
         setattr(mask, _NOTE, Visible(causal, start, lengths, keys, mask._version))
     return mask
 
@@ -165,7 +178,7 @@ def attend(
     elif key.shape[1] < heads:
         # The queries that share a head of keys become the queries of that head. There is one position: no order.
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    out = _attend(query, key, value, note, length > 1, dropout)
+    out = _attend(query, key, value, note, dropout)
     return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
 
@@ -175,40 +188,35 @@ def _note(mask: torch.Tensor | None, shape: tuple[int, ...]) -> Visible | None:
     return note if note is not None and mask.shape == shape and mask._version == note.version else None
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible, ordered: bool, dropout: float
-) -> torch.Tensor:
-    """q [B, H, T, D] over k, v [B, H, S, D] -> [B, H, T, D].
-
-    Args:
-        ordered: the queries are one behind the other; otherwise they stand at one place, the first one's.
-    """
-    rows, heads, length, _ = q.shape
-    keys, device = k.shape[2], q.device
-    causal, start, key_len, key_mask = visible.causal, visible.q_start, visible.key_len, visible.key_mask
-    if causal and not ordered:
-        causal, seen = False, start + 1
-        start, key_len = None, seen if key_len is None else torch.minimum(seen, key_len)
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible, dropout: float) -> torch.Tensor:
+    """q [B, H, T, D] over k, v [B, H, S, D] -> [B, H, T, D]"""
+    (rows, heads, length, _), keys, device = q.shape, k.shape[2], q.device
     # A cache holds [B, H, S, D] in this order: each head of a row is then a row of one head, and nothing is copied.
     by_head = k.is_contiguous() and v.is_contiguous()
     if by_head:
         q, k, v = (x.reshape(-1, 1, x.shape[3]) for x in (q, k, v))
-        start, key_len, key_mask = (
-            None if x is None else x.repeat_interleave(heads, 0) for x in (start, key_len, key_mask)
-        )
+        count, (start, key_len, key_mask) = rows * heads, visible.of_heads(heads)
     else:
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        count, start, key_len, key_mask = rows, visible.q_start, visible.key_len, visible.key_mask
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    count = rows * heads if by_head else rows
-    cu_q = Packing.full(count, length, device).cu
-    cu_k = cu_q if keys == length else Packing.full(count, keys, device).cu
+    full = Packing.full if torch.compiler.is_compiling() else _full
+    cu_q = full(count, length, device).cu
+    cu_k = cu_q if keys == length else full(count, keys, device).cu
     out = ops.attention(
         q, k, v, cu_q, cu_k, length, keys,
-        causal=causal, q_start=start, key_len=key_len, key_mask=key_mask, dropout=dropout,
+        causal=visible.causal, q_start=start, key_len=key_len, key_mask=key_mask, dropout=dropout,
     )  # fmt: skip
     if by_head:
         return out.view(rows, heads, length, out.shape[2])
     return out.view(rows, length, heads, out.shape[2]).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _full(rows: int, length: int, device: torch.device) -> Packing:
+    """Rows of one length; those of a forward are the same in all layers."""
+    with torch.inference_mode(False):
+        return Packing.full(rows, length, device)
 
 
 def _repeated(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -222,13 +230,12 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, options
             raise UnsupportedError(f'attn_implementation="bertgen" does not compute {what} ({name})')
     if options.get("output_attentions"):
         raise UnsupportedError('attn_implementation="bertgen" keeps no weights (output_attentions); "eager" does')
-    shapes = f"query {tuple(q.shape)}, key {tuple(k.shape)}, value {tuple(v.shape)}"
     if any(x.dim() != 4 for x in (q, k, v)):
-        raise InputError(f"{shapes}: expected [B, heads, length, head_dim]")
+        raise InputError(f"{_shapes(q, k, v)}: expected [B, heads, length, head_dim]")
     if v.shape[3] != q.shape[3]:
-        raise UnsupportedError(f"{shapes}: values of another width than the queries' are not supported")
+        raise UnsupportedError(f"{_shapes(q, k, v)}: values of another width than the queries' are not supported")
     if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3] or q.shape[1] % k.shape[1]:
-        raise InputError(f"{shapes}: do not fit together")
+        raise InputError(f"{_shapes(q, k, v)}: do not fit together")
     if not q.is_floating_point() or {k.dtype, v.dtype} != {q.dtype}:
         raise InputError(f"query {q.dtype}, key {k.dtype}, value {v.dtype}: expected floats of one dtype")
     if mask is None:
@@ -239,3 +246,7 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, options
     scores = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if mask.dim() != 4 or any(size not in (1, wanted) for size, wanted in zip(mask.shape, scores)):
         raise InputError(f"mask {tuple(mask.shape)}: does not broadcast to the scores {scores}")
+
+
+def _shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    return f"query {tuple(q.shape)}, key {tuple(k.shape)}, value {tuple(v.shape)}"

@@ -96,8 +96,10 @@ class Int4Quantizer(HfQuantizer):
         }
         self.heads = {path for path in linears if path in heads and config.head}
         self.paths = {path for path in linears if path not in heads and path not in tied}
-        for path in self.heads | self.paths:
-            rows, columns = linears[path].out_features, linears[path].in_features
+        for path, linear in linears.items():
+            rows, columns = linear.out_features, linear.in_features
+            if path not in self.heads | self.paths:
+                continue
             if columns % 32 or (columns if config.format == "int4" else rows * columns) % config.group_size:
                 raise InputError(
                     f"{path}: a weight of {columns} columns has no groups of {config.group_size} "
