@@ -365,6 +365,20 @@ def test_a_mask_of_one_row_is_applied_to_all():
     torch.testing.assert_close(out, sdpa(q, k, v, mask), **CLOSE)
 
 
+@pytest.mark.parametrize("offset", [1, torch.tensor(1)])
+def test_a_step_in_the_middle_of_a_mask_that_says_more(offset):
+    """Keys that are real but stand behind the query, and layers of different heads on one mask."""
+    for real in ([1, 1, 1, 0], [0, 1, 1, 1]):
+        mask = visible_keys(2, 1, 4, q_offset=offset, attention_mask=torch.tensor([[1, 1, 1, 1], real]).bool())
+        for heads in (4, 2):
+            q, k, v = tensors(1, 4, heads=heads, key_heads=2)
+            out, _ = attend(torch.nn.Module(), q, k, v, mask)
+            torch.testing.assert_close(out, sdpa(q, k, v, mask), **CLOSE)
+            q, k, v = tensors(1, 4, heads=heads, key_heads=heads)
+            out, _ = attend(torch.nn.Module(), q, k, v, mask)
+            torch.testing.assert_close(out, sdpa(q, k, v, mask), **CLOSE)
+
+
 def test_masks_are_those_of_sdpa_and_left_out_where_sdpa_tells_by_is_causal():
     lengths = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
     for mask in (None, lengths, lengths.flip(1), lengths[:, :3]):
