@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .dropin.accelerate import explain as explain
     from .dropin.accelerate import restore as restore
     from .dropin.cache import PagedCache as PagedCache
+    from .dropin.registration import register_with_transformers as register_with_transformers
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
     from .errors import CapacityError as CapacityError
@@ -58,6 +59,7 @@ _PUBLIC = {
     ),
     "dropin.accelerate": ("accelerate", "explain", "restore"),
     "dropin.cache": ("PagedCache",),
+    "dropin.registration": ("register_with_transformers",),
     "errors": (
         "BackendError",
         "BertgenError",

@@ -81,8 +81,8 @@ def convert(
             transformers. "ct2": a model of CTranslate2, which needs that package and transformers.
         tokenizer: where it is, if not with the model.
         dtype: of the weights; None takes the checkpoint's.
-        int4: hold the weights of linear layers in 4 bits, and what stays floats in 16; for "bertgen" only, which alone
-            can load the result. Weights that both halves share are written once.
+        int4: hold the weights of linear layers in 4 bits, and what stays floats in 16; for "bertgen" only. transformers
+            loads the result after `register_with_transformers()`. Weights that both halves share are written once.
 
     Returns:
         What BART's epsilon changes; None for "bertgen", and for "ct2", where the epsilon is the model's own.

@@ -319,8 +319,8 @@ class PretrainedModel(nn.Module):
     ) -> None:
         """Write config.json, generation_config.json and the weights; transformers loads them with the same logits.
 
-        Weights in 4 bits are written as they are, which only bertgen loads (docs/quantization.md has the layout). The
-        files appear together, when all are written.
+        Weights in 4 bits are written as they are, which transformers loads after `bertgen.register_with_transformers()`
+        (docs/quantization.md has the layout). The files appear together, when all are written.
 
         Args:
             directory: made where it does not exist; other files in it stay.

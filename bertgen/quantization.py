@@ -105,13 +105,14 @@ def fault(
     devices = {str(tensor.device) for tensor in (packed, scale, zero) if tensor is not None}
     if len(devices) > 1:
         return f"packed, scale and zero are on {' and '.join(sorted(devices))}"
+    if zero is not None and zero.shape != scale.shape:
+        return f"zero is {_described(zero)}, expected {tuple(scale.shape)} as scale"
+    if scale.is_meta:  # a layer whose values are yet to be loaded
+        return None
     if not bool(scale.isfinite().all()):
         return "scale holds values that are not finite"
-    if zero is not None:
-        if zero.shape != scale.shape:
-            return f"zero is {_described(zero)}, expected {tuple(scale.shape)} as scale"
-        if not bool(((zero >= 0) & (zero <= 15) & (zero == zero.round())).all()):
-            return "zero holds values other than the integers 0 to 15"
+    if zero is not None and not bool(((zero >= 0) & (zero <= 15) & (zero == zero.round())).all()):
+        return "zero holds values other than the integers 0 to 15"
     return None
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bertgen import Int4Config
+from bertgen.conversion import convert
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,10 +43,15 @@ def test_the_page_of_kernels_has_the_offline_table():
     assert offline.markdown(table) in (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
 
 
+def examples(page):
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
 def test_the_examples_of_the_parts_hold():
     torch.manual_seed(0)
-    text = (ROOT / "docs/parts.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = examples("parts.md")
     assert len(blocks) == 6
     assert [len(block.splitlines()) for block in blocks[1:-1]] == [5] * 4
     names: dict = {}
@@ -51,3 +59,17 @@ def test_the_examples_of_the_parts_hold():
         exec(block, names)
     with pytest.raises(AssertionError, match="not close"):
         exec(blocks[1].replace("x + residual", "x - residual"), names)
+
+
+def test_the_examples_of_the_page_of_transformers_run(tmp_path, monkeypatch, capsys):
+    """One after the other, in a folder with what the page makes by commands."""
+    convert("demo", tmp_path / "bart", to="bart")
+    convert("demo", tmp_path / "small", int4=Int4Config())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = examples("transformers.md")
+    assert len(blocks) == 5
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"example {number}", "exec"), names)
+        names["model"].generate(names["ids"], max_new_tokens=3)
+    assert capsys.readouterr().out.splitlines()[0] == "Wo ist der Bahnhof?"

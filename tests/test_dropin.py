@@ -14,6 +14,7 @@ import transformers
 from transformers import EncoderDecoderModel
 
 import bertgen
+import bertgen.modules
 from bertgen.dropin import forward, generation
 from bertgen.dropin.models import ACCELERATED
 
@@ -575,10 +576,25 @@ def test_four_bits(format, tmp_path):
         assert distance(again(**given, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-5
     with pytest.raises(bertgen.UnsupportedError, match="quantized already"):
         bertgen.accelerate(model, quantization=config)
+    assert bertgen.accelerate(model) is model  # once more keeps that in mind
     bertgen.restore(model)
     assert type(model.encoder.encoder.layer[0].attention.self.query) is torch.nn.Linear
     with torch.no_grad():
         assert distance(model(**given, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-4
+
+
+def test_a_model_that_transformers_loaded_in_four_bits(tmp_path, calls):
+    bertgen.register_with_transformers()
+    given, labels = batch()
+    pair().save_pretrained(tmp_path)
+    config = bertgen.Int4Config(group_size=32, skip=["output"])
+    theirs, ours = (EncoderDecoderModel.from_pretrained(tmp_path, quantization_config=config) for _ in range(2))
+    bertgen.accelerate(ours)
+    assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+    tokens = [model.generate(**given, max_new_tokens=9, num_beams=2) for model in (theirs, ours)]
+    assert torch.equal(*tokens) and calls == ["forward", "generation"]
+    bertgen.restore(ours)  # these 4 bits are not accelerate's to undo
+    assert type(ours.encoder.encoder.layer[0].attention.self.query) is bertgen.modules.Int4Linear
 
 
 def test_explain():

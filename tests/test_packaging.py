@@ -34,6 +34,29 @@ PATHS = sorted([*(ROOT / "bertgen").rglob("*.py"), *(ROOT / "kernels").rglob("*.
 SOURCES = {dotted(path): path for path in PATHS if path.stem != "__main__"}
 
 
+def module_statements(tree):
+    """The statements that run when a module is imported: not those of functions, nor what is for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        typing = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if not typing and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+            yield from module_statements(node)
+
+
+def imports_transformers(path):
+    """Whether importing the file imports transformers, by itself."""
+    for node in module_statements(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if any(name.partition(".")[0] == "transformers" for name in names):
+            return True
+    return False
+
+
+# Modules whose classes are those of transformers; all others can be imported without it.
+OF_TRANSFORMERS = {name for name, path in SOURCES.items() if imports_transformers(path)}
+
+
 def run(*command, cwd, **environment):
     """Runs a command without a trace in the tree and returns what it printed."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": "", **environment}
@@ -167,9 +190,11 @@ def test_version_is_written_once():
 IMPORT_EVERYTHING = f"""
     import importlib
     import bertgen, bertgen.kernels
-    for name in {list(SOURCES)!r}:
+    for name in {sorted(SOURCES.keys() - OF_TRANSFORMERS)!r}:
         importlib.import_module(name)
-    assert all(getattr(bertgen, name) is not None for name in bertgen.__all__)
+    for name, module in bertgen._MODULE_OF.items():
+        if f"bertgen.{{module}}" not in {sorted(OF_TRANSFORMERS)!r}:
+            assert getattr(bertgen, name) is not None
     assert importlib.util.find_spec("bertgen.kernels.stranger") is None
     print(bertgen.__file__, bertgen.kernels.attention.__file__, sep="\\n")
 """
@@ -362,9 +387,9 @@ def ladder():
     return {name.strip(): rung for rung, names in enumerate(line.split(">")) for name in names.split(",")}
 
 
-def imported_names(path, package):
-    """The absolute dotted names of all that the file imports, wherever in the file that stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported_names(tree, package):
+    """The absolute dotted names of all that a module imports, wherever in it that stands."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -379,9 +404,9 @@ def test_ladder(name):
     own = name.split(".")[1]
     assert own in rungs, f"{own} has no place on the ladder of CONTRIBUTING.md"
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    for imported in imported_names(path, package):
+    for imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package):
         top, module, *_ = [*imported.split("."), ""]
-        if name != "bertgen.peers":
+        if name != "bertgen.peers" and own != "dropin":
             assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
         assert top != "kernels", "the kernels are imported as bertgen.kernels"
         if top == "bertgen" and module not in (own, "__version__"):
@@ -389,7 +414,19 @@ def test_ladder(name):
             assert rungs[own] < rungs[module], f"{own} imports {module}, which does not stand below it"
 
 
-def test_ladder_sees_every_kind_of_import(tmp_path):
+def test_modules_of_transformers_are_imported_inside_functions():
+    assert OF_TRANSFORMERS >= {"bertgen.dropin.attention", "bertgen.dropin.quantizer"}
+    for name, path in SOURCES.items():
+        if name in OF_TRANSFORMERS:
+            continue
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_import = ast.Module([node for node in module_statements(tree) if not hasattr(node, "body")], [])
+        for imported in imported_names(at_import, package):
+            assert not {imported, imported.rpartition(".")[0]} & OF_TRANSFORMERS, f"{name} imports {imported}"
+
+
+def test_ladder_sees_every_kind_of_import():
     source = """
         import torch.nn.functional as F
         def f():
@@ -398,8 +435,7 @@ def test_ladder_sees_every_kind_of_import(tmp_path):
             from ..kernels.attention import attention_reference
             from bertgen.jobs import run
     """
-    (tmp_path / "loop.py").write_text(textwrap.dedent(source))
-    assert list(imported_names(tmp_path / "loop.py", "bertgen.trainer")) == [
+    assert list(imported_names(ast.parse(textwrap.dedent(source)), "bertgen.trainer")) == [
         "torch.nn.functional",
         "bertgen.trainer.layers",
         "bertgen.cli",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError
 from .base import check_flag
@@ -35,6 +35,8 @@ class Int4Config:
     Raises:
         ConfigError: an unknown name, or a value outside its limits.
     """
+
+    quant_method: ClassVar[str] = METHOD  # by which transformers finds who understands it
 
     format: str = "int4"
     group_size: int = 64

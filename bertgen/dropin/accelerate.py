@@ -69,7 +69,7 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
     """
     accelerated = _classes()
     ops.set_backend(ops.set_backend(backend))  # checks the name
-    found = [m for m in model.modules() if type(m) in accelerated or type(m) in accelerated.values()]
+    found: list[Any] = [m for m in model.modules() if type(m) in accelerated or type(m) in accelerated.values()]
     if not found:
         raise UnsupportedError(
             f"nothing in a {type(model).__name__} can be accelerated; models that can: {', '.join(MODELS)}"
@@ -84,20 +84,22 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
     for module in found:
         if type(module) in accelerated:
             module.__class__ = accelerated[type(module)]
-        module.__dict__["_bertgen"] = State(backend, generate)
+        quantized = quantization is not None or ("_bertgen" in module.__dict__ and module._bertgen.quantized)
+        module.__dict__["_bertgen"] = State(backend, generate, quantized)
     return model
 
 
 def restore(model: nn.Module) -> Any:
-    """Undo `accelerate`, in place: the classes are those of transformers again, weights in 4 bits become floats.
+    """Undo `accelerate`, in place: classes are those of transformers again, weights it put into 4 bits become floats.
 
     Returns:
         The model, also where nothing in it was accelerated.
     """
     found: list[Any] = [module for module in model.modules() if "_bertgen" in module.__dict__]
     for module in found:
-        module.__class__ = type(module).__base__
-        del module.__dict__["_bertgen"]
+        module.__class__, state = type(module).__base__, module.__dict__.pop("_bertgen")
+        if not state.quantized:
+            continue
         for path, layer in list(module.named_modules()):
             if isinstance(layer, Int4Linear):
                 module.set_submodule(path, layer.to_linear())

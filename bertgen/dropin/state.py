@@ -23,19 +23,20 @@ class State:
     Args:
         backend: as `ops.set_backend` takes it.
         generate: `generate` goes through bertgen too.
+        quantized: `accelerate` has put the weights into 4 bits.
 
     Attributes:
         detours: method and reason -> calls that went through transformers' own code because of it.
     """
 
-    def __init__(self, backend: str = "auto", generate: bool = True):
-        self.backend, self.generate = backend, generate
+    def __init__(self, backend: str = "auto", generate: bool = True, quantized: bool = False):
+        self.backend, self.generate, self.quantized = backend, generate, quantized
         self.detours: Counter[str] = Counter()
         self._twin: Twin | None = None
         self._refusal: str | None = None
 
     def __reduce__(self) -> Any:
-        return State, (self.backend, self.generate)
+        return State, (self.backend, self.generate, self.quantized)
 
     def twin(self, model: nn.Module) -> Twin:
         """The twin of the model as it is now.

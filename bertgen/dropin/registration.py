@@ -1,0 +1,41 @@
+"""The names by which transformers finds what is here."""
+
+from __future__ import annotations
+
+from ..config.quantization import METHOD
+from ..errors import BackendError
+from ..peers import load_transformers
+
+OLDEST = 5, 16
+ATTENTION = "bertgen"  # the value of attn_implementation
+
+
+def register_with_transformers() -> None:
+    """Make `attn_implementation="bertgen"` and `quantization_config=bertgen.Int4Config(...)` known to transformers.
+
+    It adds three names to transformers' own tables and changes nothing that is in them. A second call does nothing.
+    Whoever loads weights in 4 bits, or a model with that attention, calls it first: importing bertgen does not.
+
+    Raises:
+        BackendError: transformers is missing, or older than 5.16.
+    """
+    version = load_transformers("registering with transformers").__version__
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise BackendError(f"registering needs transformers 5.16 or newer, this is {version}")
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.quantizers.auto import (
+        AUTO_QUANTIZATION_CONFIG_MAPPING,
+        AUTO_QUANTIZER_MAPPING,
+        register_quantization_config,
+        register_quantizer,
+    )
+
+    from .attention import attend, visible_keys
+    from .quantizer import Int4Quantizer, StoredInt4Config
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, visible_keys)
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(StoredInt4Config)
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(Int4Quantizer)
