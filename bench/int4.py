@@ -8,10 +8,10 @@ medians of the ratios of each turn. torch's own product is so slow that it gets 
 GB/s are bytes of packed weights, scales and zero points; the limit is what a sum over a large tensor reads.
 
 `decode`: a model of 6 + 6 layers of hidden size 768 and a vocabulary of 32,000, greedy, one request at a time: in 4
-bits with the output layer and without, each by integers and not, in float32, and in int8 by CTranslate2, from the same weights, asked for as many
-tokens, each in a process of its own. A token's time is that of an output of many tokens less that of one token, so that
-the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens differ between formats, their
-number does not.
+bits with the output layer and without, each by integers and not, in float32, and in int8 by CTranslate2, from the same
+weights, asked for as many tokens, each in a process of its own. A token's time is that of an output of many tokens less
+that of one token, so that the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens
+differ between formats, their number does not.
 
 BERTGEN_CPU=avx2 holds bertgen to AVX2; ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2, ONEDNN_MAX_CPU_ISA=AVX2
 and CT2_FORCE_CPU_ISA=AVX2 hold the others.
@@ -88,7 +88,7 @@ def products(args: argparse.Namespace) -> None:
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
     print(f"instructions: {extension.instructions()}, of torch {torch.backends.cpu.get_cpu_capability()}")
     print(
-        f"each cell: {'by integers over F.linear in float32 (GB/s of the weight); ' if integers else ''}in float32 over "
+        "each cell: " + "by integers over F.linear in float32 (GB/s of the weight); " * integers + "in float32 over "
         "F.linear / over ops.linear / over torch's 4-bit product (GB/s)"
     )
     print("| N x K | " + " | ".join(f"M={rows}" for rows in args.rows) + " |")
