@@ -15,7 +15,7 @@ INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/interpreter
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu.cpp \
-	decoder_cpu.cpp int4_cpu.cpp layernorm_gelu_cpu.cpp linear_cpu.cpp)
+	decoder_cpu.cpp int4_cpu.cpp int4_int8_cpu.cpp layernorm_gelu_cpu.cpp linear_cpu.cpp)
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help

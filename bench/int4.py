@@ -1,17 +1,20 @@
-"""4-bit weights on a CPU in float32: products, and decoding one request.
+"""4-bit weights on a CPU: products in float32 and by integers, and decoding one request.
 
     python bench/int4.py [products] [decode] [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
 
-`products`: `ops.int4_matmul` beside `F.linear`, `ops.linear` and torch's 4-bit product. Each contender goes through
-enough weights that the caches do not hold them, and all take turns; printed are medians of the ratios of each turn.
-torch's own product is so slow that it gets four weights, and only up to 4 rows. GB/s are bytes of packed weights,
-scales and zero points; the limit is what a sum over a large tensor reads.
+`products`: `ops.int4_matmul`, with x as it is and rounded to 8 bits, beside `F.linear`, `ops.linear` and torch's 4-bit
+product. Each contender goes through enough weights that the caches do not hold them, and all take turns; printed are
+medians of the ratios of each turn. torch's own product is so slow that it gets four weights, and only up to 4 rows.
+GB/s are bytes of packed weights, scales and zero points; the limit is what a sum over a large tensor reads.
 
 `decode`: a model of 6 + 6 layers of hidden size 768 and a vocabulary of 32,000, greedy, one request at a time: in 4
-bits with the output layer and without, in float32, and in int8 by CTranslate2, from the same weights, asked for as many
-tokens, each in a process of its own. A token's time is that of an output of many tokens less that of one token, so that
-the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens differ between formats, their
-number does not.
+bits with the output layer and without, each by integers and not, in float32, and in int8 by CTranslate2, from the same
+weights, asked for as many tokens, each in a process of its own. A token's time is that of an output of many tokens less
+that of one token, so that the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens
+differ between formats, their number does not.
+
+BERTGEN_CPU=avx2 holds bertgen to AVX2; ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2, ONEDNN_MAX_CPU_ISA=AVX2
+and CT2_FORCE_CPU_ISA=AVX2 hold the others.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import workload
 from bertgen.kernels.int4_matmul_cases import NF4
 from contenders import Apart, Bertgen, Contender, CTranslate2
 
-from bertgen import EncoderDecoderModel, Int4Config, ops
+from bertgen import EncoderDecoderModel, Int4Config, extension, ops
 from bertgen.errors import BackendError
 
 SHAPES = [(32000, 768), (3072, 768), (768, 3072), (768, 768), (1024, 256)]  # N, K
@@ -81,9 +84,12 @@ def torch_int4(n: int, k: int, group: int) -> tuple[Callable[..., Any], Weight] 
 def products(args: argparse.Namespace) -> None:
     """Print a table of ratios, one row for each shape of a weight."""
     limit = bandwidth()
+    integers = args.form != "codebook"
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
+    print(f"instructions: {extension.instructions()}, of torch {torch.backends.cpu.get_cpu_capability()}")
     print(
-        "each cell: speed over F.linear in float32 / over ops.linear / over torch's 4-bit product (GB/s of the weight)"
+        "each cell: " + "by integers over F.linear in float32 (GB/s of the weight); " * integers + "in float32 over "
+        "F.linear / over ops.linear / over torch's 4-bit product (GB/s)"
     )
     print("| N x K | " + " | ".join(f"M={rows}" for rows in args.rows) + " |")
     print("|---" * (len(args.rows) + 1) + "|")
@@ -96,16 +102,23 @@ def products(args: argparse.Namespace) -> None:
             (lambda x, w: F.linear(x, *w), dense),
             (lambda x, w: ops.linear(x, *w), dense),
         ]
+        if integers:
+            runs.append((lambda x, w: ops.int4_matmul(x, **w, int8=True), own))
         if theirs := torch_int4(n, k, args.group):
             runs.append((theirs[0], [tuple(t.clone() for t in theirs[1]) for _ in range(4)]))
         cells = []
         for rows in args.rows:
             x = torch.randn(rows, k)
-            some = runs if rows <= 4 else runs[:3]
+            some = runs if rows <= 4 else runs[: 3 + integers]
             turns = [[seconds(run, x, weights) for run, weights in some] for _ in range(args.repeats + 1)][1:]
-            ratios = (statistics.median(turn[i] / turn[0] for turn in turns) for i in range(1, len(some)))
+            own_turns = [turn.pop(3) for turn in turns] if integers else []
+            cell = ""
+            if integers:
+                ratio = statistics.median(turn[1] / one for turn, one in zip(turns, own_turns, strict=True))
+                cell = f"{ratio:.2f} ({size / statistics.median(own_turns) / 1e9:.1f}); "
+            ratios = (statistics.median(turn[i] / turn[0] for turn in turns) for i in range(1, len(turns[0])))
             speed = size / statistics.median(turn[0] for turn in turns) / 1e9
-            cells.append(" / ".join(f"{ratio:.2f}" for ratio in ratios) + f" ({speed:.1f})")
+            cells.append(cell + " / ".join(f"{ratio:.2f}" for ratio in ratios) + f" ({speed:.1f})")
         print(f"| {n} x {k} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -146,16 +159,18 @@ def ratio(one: list[float], other: list[float]) -> str:
 class Int4(Bertgen):
     """In 4 bits; as it is loaded, so that the float weights are gone."""
 
-    def __init__(self, model: EncoderDecoderModel, group: int, head: bool):
+    def __init__(self, model: EncoderDecoderModel, group: int, head: bool, compute_dtype: str | None = None):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            config = Int4Config(group_size=group, head=head)
+            config = Int4Config(group_size=group, head=head, compute_dtype=compute_dtype)
             super().__init__(EncoderDecoderModel.from_pretrained(folder, quantization_config=config))
 
 
 def decoders(size: workload.Size, group: int) -> dict[str, Contender]:
     """By name, each in a process of its own; says so where CTranslate2 is missing."""
     present: dict[str, Contender] = {
+        "int4, integers, output layer too": Apart(Int4, size, group, True, "int8"),
+        "int4, integers": Apart(Int4, size, group, False, "int8"),
         "int4, output layer too": Apart(Int4, size, group, True),
         "int4": Apart(Int4, size, group, False),
         "float32": Apart(Bertgen, size),

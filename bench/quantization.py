@@ -36,8 +36,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "float32": dict(dtype="float32"),
     "float16": dict(dtype="float16"),
     "int4": dict(int4=Int4Config()),
+    "int4, integers": dict(int4=Int4Config(compute_dtype="int8")),
     "NF4": dict(int4=Int4Config("nf4")),
     "int4, output layer too": dict(int4=Int4Config(head=True)),
+    "int4, integers, output layer too": dict(int4=Int4Config(head=True, compute_dtype="int8")),
     "NF4, output layer too": dict(int4=Int4Config("nf4", head=True)),
 }
 FORMATS = {

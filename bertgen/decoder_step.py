@@ -56,8 +56,8 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         return None
     own, cross, source = cache.pools, cache.cross_pools, cache.source if cache.has_cross else None
     return torch.ops.bertgen_C.decoder_step.default(
-        x, walk.heads, walk.eps, walk.found, walk.codebook, own.keys, own.values, cache.slots, cache.table,
-        cache.lengths, *(([], [], None, None, None) if source is None else (
+        x, walk.heads, walk.eps, walk.found, walk.codebook, walk.integers, own.keys, own.values, cache.slots,
+        cache.table, cache.lengths, *(([], [], None, None, None) if source is None else (
             cross.keys, cross.values, source.table, source.lengths, source.cu_rows)),
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class _Walk:
         self.eps: float | None = None  # of all norms
         self.format: str | None = None  # of all weights in 4 bits, and its codebook
         self.codebook: torch.Tensor | None = None
+        self.integers = False  # whether all products with such weights are those of integers
 
     def layer(self, layer: nn.Module) -> None:
         parts = self._parts(layer, Layer)
@@ -119,9 +120,13 @@ class _Walk:
     def _linear(self, layer: Any) -> None:
         if type(layer) is Int4Linear:
             config = layer.config
+            integers = config.compute_dtype == "int8"
             if self.format is None:
                 self.format, self.codebook = config.format, codebook(config.format, torch.device("cpu"))
-            if config.format != self.format or config.compute_dtype not in (None, "float32"):
+                self.integers = integers
+            if config.format != self.format or integers != self.integers:
+                raise _Other
+            if config.compute_dtype not in (None, "float32", "int8"):
                 raise _Other
             self.found += self._weights(layer, Int4Linear, ("packed", "scale", "zero", "bias"))
         else:

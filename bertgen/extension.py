@@ -1,7 +1,8 @@
 """The C++ extension: whether it is here, and why not.
 
 Its operators are `torch.ops.bertgen_C.*`, defined in csrc/binding.cpp. Nothing is loaded before it is asked for.
-BERTGEN_WITHOUT_EXT=1 does as if it had not been built; BERTGEN_REQUIRE_EXT=1 makes its absence an error.
+BERTGEN_WITHOUT_EXT=1 does as if it had not been built; BERTGEN_REQUIRE_EXT=1 makes its absence an error. BERTGEN_CPU
+names the instructions that its kernels use, where those are not to be the best of the processor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 from .errors import BackendError
+
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # each with those before it; "avx512" is F, BW, DQ, VL and VNNI
 
 _loading = threading.Lock()
 _reason: str | None = ""  # of the absence, once it is known
@@ -41,13 +44,49 @@ def require() -> None:
 
 
 def absence() -> str | None:
-    """Why the extension cannot be used; None where it can, and is loaded."""
+    """Why the extension cannot be used; None where it can, and is loaded.
+
+    Raises:
+        BackendError: BERTGEN_CPU names instructions that are not known or not there.
+    """
     global _reason
     if _reason == "":  # operators ask this at every call, so without the lock
         with _loading:
             if _reason == "":
                 _reason = _load()
     return _reason
+
+
+def instructions() -> str:
+    """Which of INSTRUCTIONS the kernels use. BackendError: the extension cannot be used."""
+    require()
+    return INSTRUCTIONS[torch.ops.bertgen_C.use_instructions(-1)]
+
+
+def use_instructions(name: str) -> str:
+    """Choose among INSTRUCTIONS, in this process.
+
+    Returns:
+        The name that held before.
+
+    Raises:
+        BackendError: another name, what the processor does not have, or the extension cannot be used.
+    """
+    require()
+    return _use(name)
+
+
+def _use(name: str) -> str:
+    if name not in INSTRUCTIONS:
+        raise BackendError(f"instructions {name!r} are none of {', '.join(INSTRUCTIONS)} (BERTGEN_CPU)")
+    wanted, change = INSTRUCTIONS.index(name), torch.ops.bertgen_C.use_instructions
+    before = change(wanted)
+    if (best := change(-1)) < wanted:
+        change(before)
+        raise BackendError(
+            f"instructions {name!r} are not there: the best of this processor are {INSTRUCTIONS[best]!r}"
+        )
+    return INSTRUCTIONS[before]
 
 
 def _load() -> str | None:
@@ -65,6 +104,8 @@ def _load() -> str | None:
         _describe()
     except RuntimeError as error:
         return f"it was built from other sources ({error}): build it again"
+    if name := os.environ.get("BERTGEN_CPU"):
+        _use(name)
     return None
 
 

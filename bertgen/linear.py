@@ -94,7 +94,7 @@ def int4_linear(
 ) -> torch.Tensor:
     """x [.., K] times a weight in 4 bits [N, K], plus bias [N] -> [.., N] in the dtype of x.
 
-    Gradients go to x and bias. InputError: x that does not fit.
+    Gradients go to x and bias, past the rounding of integers. InputError: x that does not fit.
     """
     rows, columns = packed.shape[0], 2 * packed.shape[1]
     if x.dim() == 0 or not x.is_floating_point():
@@ -103,13 +103,16 @@ def int4_linear(
         raise InputError(f"the input has {x.shape[-1]} columns, the weight {columns}")
     if x.device != packed.device:
         raise InputError(f"the input is on {x.device}, the weight on {packed.device}")
-    dtype = x.dtype if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+    integers = config.compute_dtype == "int8" and x.is_cpu
+    dtype = torch.float32 if integers else x.dtype
+    if config.compute_dtype not in (None, "int8"):
+        dtype = getattr(torch, config.compute_dtype)
     flat = x if x.dim() == 2 else x.reshape(prod(x.shape[:-1]), columns)
     if dtype != flat.dtype:
         flat = flat.to(dtype)
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
-    given = flat, packed, scale, zero, bias, codebook(config.format, x.device)
+    given = flat, packed, scale, zero, bias, codebook(config.format, x.device), integers
     wanted = torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad))
     y = _Product.apply(*given) if wanted else ops.int4_matmul(*given)
     y = y if y.dtype == x.dtype else y.to(x.dtype)
@@ -120,8 +123,8 @@ class _Product(torch.autograd.Function):
     """`ops.int4_matmul` with gradients for x and bias. Only the 4 bits are kept for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
-        packed, scale, zero, _, codebook = rest
+    def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        packed, scale, zero, _, codebook, _ = rest
         ctx.save_for_backward(packed, scale, zero, codebook)
         return ops.int4_matmul(x, *rest)
 
@@ -129,7 +132,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight = dequantize_reference(*ctx.saved_tensors).to(grad.dtype)
         of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None
+        return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None, None
 
 
 def is_plain(module: nn.Module, *kinds: type) -> bool:

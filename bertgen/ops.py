@@ -205,8 +205,13 @@ def _dense_heads(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _int4_refuses(x: torch.Tensor, *rest: Any, **named: Any) -> str | None:
-    return _wants_gradients(x, *rest, *named.values()) or _dtype_refuses(x)
+def _int4_refuses(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None, codebook: torch.Tensor | None = None, int8: bool = False,
+) -> str | None:  # fmt: skip
+    if int8:
+        return "the kernel does not round x to 8 bits"
+    return _wants_gradients(x, scale, zero, bias, codebook) or _dtype_refuses(x)
 
 
 def _scores_refuse(scores: torch.Tensor, *rest: Any, **named: Any) -> str | None:
@@ -247,7 +252,7 @@ gelu_layer_norm = Op(
     "gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference, gelu_layer_norm_triton, layer_norm_gelu_refuses
 )
 int4_matmul = Op(
-    "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks", int4_matmul_reference,
+    "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks, x in 8 bits or not", int4_matmul_reference,
     int4_matmul_triton, _int4_refuses, int4_matmul_cpp, int4_cpp_refuses,
 )  # fmt: skip
 linear_gelu = Op(
@@ -382,7 +387,7 @@ _define(
 )
 _define(
     int4_matmul,
-    "(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor",
+    "(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook, bool int8) -> Tensor",
     lambda x, packed, *rest: x.new_empty(x.shape[0], packed.shape[0]),
 )
 

@@ -17,7 +17,9 @@
 
 #include "decode_attention_cpu.h"
 #include "decoder_cpu.h"
+#include "instructions.h"
 #include "int4_cpu.h"
+#include "int4_int8_cpu.h"
 #include "kv_cache.h"
 #include "linear_cpu.h"
 
@@ -59,6 +61,14 @@ T* dense(const Tensor& tensor, const std::vector<int64_t>& sizes, const char* na
   for (size_t d = 0; d < sizes.size(); ++d) check_size(tensor, static_cast<int64_t>(d), sizes[d], name);
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous");
   return static_cast<T*>(tensor.data_ptr());
+}
+
+// The instructions of kernels, by their number: those that were used before. A negative number changes nothing, one
+// above what is supported is taken as that.
+int64_t use_instructions(int64_t number) {
+  const Instructions before = instructions;
+  if (number >= 0) instructions = static_cast<Instructions>(std::min<int64_t>(number, supported()));
+  return before;
 }
 
 // The cache
@@ -279,14 +289,16 @@ Int4 int4_of(const Tensor& packed, const Tensor& scale, const std::optional<Tens
 }
 
 Tensor int4_matmul_op(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
-                      const std::optional<Tensor>& bias, const std::optional<Tensor>& codebook) {
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& codebook, bool int8) {
   const Int4 weight = int4_of(packed, scale, zero, codebook);
   check_type(x, ScalarType::Float, 2, "x");
   const int64_t rows = x.size(0);
   const float* x_data = dense<float>(x, {rows, weight.columns}, "x");
   const float* bias_data = bias.has_value() ? dense<float>(*bias, {weight.rows}, "bias") : nullptr;
   Tensor out = torch::stable::new_empty(x, {rows, weight.rows});
-  int4_matmul(x_data, rows, weight, bias_data, static_cast<float*>(out.data_ptr()), threads());
+  STD_TORCH_CHECK(!int8 || weight.codebook == nullptr, "integers have no codebook");
+  const auto multiply = int8 ? int4_matmul_int8 : int4_matmul;
+  multiply(x_data, rows, weight, bias_data, static_cast<float*>(out.data_ptr()), threads());
   return out;
 }
 
@@ -347,7 +359,7 @@ class Parameters {
 };
 
 Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::vector<Tensor>& parameters,
-                       const std::optional<Tensor>& codebook, const std::vector<Tensor>& keys,
+                       const std::optional<Tensor>& codebook, bool int8, const std::vector<Tensor>& keys,
                        const std::vector<Tensor>& values, const Tensor& slots, const Tensor& table,
                        const Tensor& lengths, const std::vector<Tensor>& source_keys,
                        const std::vector<Tensor>& source_values, const std::optional<Tensor>& source_table,
@@ -368,6 +380,7 @@ Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::ve
     return pools.empty() || pools[0].dim() != 3 ? -1 : pools[0].size(0);
   };
   const int64_t pool = slots_of(keys), source_pool = slots_of(source_keys);
+  STD_TORCH_CHECK(!int8 || !codebook.has_value(), "integers have no codebook");
   Parameters given(parameters);
   std::vector<DecoderLayer> layers(count);
   for (size_t i = 0; i < count; ++i) {
@@ -397,6 +410,7 @@ Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::ve
   step.heads = heads;
   step.width = width;
   step.eps = static_cast<float>(eps);
+  step.int8 = int8;
   step.table = dense<int32_t>(table, {rows, stride}, "table");
   step.table_stride = stride;
   step.lengths = dense<int32_t>(lengths, {rows}, "lengths");
@@ -422,6 +436,7 @@ Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::ve
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bertgen_C, m) {
+  m.def("use_instructions(int number) -> int");
   m.def(
       "cache_create(int rows, int positions, int slots, int page, int source_positions, int source_slots, "
       "int source_page) -> int");
@@ -442,15 +457,17 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
       "Tensor cu_rows) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
-      "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook) -> Tensor");
+      "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook, "
+      "bool int8) -> Tensor");
   m.def(
-      "decoder_step(Tensor x, int heads, float eps, Tensor[] parameters, Tensor? codebook, Tensor(a!)[] keys, "
+      "decoder_step(Tensor x, int heads, float eps, Tensor[] parameters, Tensor? codebook, bool int8, Tensor(a!)[] keys, "
       "Tensor(b!)[] values, Tensor slots, Tensor table, Tensor lengths, Tensor[] source_keys, Tensor[] source_values, "
       "Tensor? source_table, Tensor? source_lengths, Tensor? cu_rows) -> Tensor");
   m.def("int4_dequantize(Tensor packed, Tensor scale, Tensor? zero, Tensor? codebook, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // of integers alone: no device to dispatch on
+  m.impl("use_instructions", TORCH_BOX(&use_instructions));
   m.impl("cache_create", TORCH_BOX(&cache_create));
   m.impl("cache_destroy", TORCH_BOX(&cache_destroy));
   m.impl("cache_admit", TORCH_BOX(&cache_admit));

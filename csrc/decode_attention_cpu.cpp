@@ -132,7 +132,7 @@ void attend_anywhere(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }
 
-#if defined(BERTGEN_AVX2)
+#if defined(BERTGEN_X86)
 BERTGEN_AVX2 void attend_avx2(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
 }
@@ -141,7 +141,7 @@ constexpr auto* attend_avx2 = attend_anywhere;
 #endif
 
 void attend_here(const Task& task, float* scratch) {
-  static const auto best = choose(attend_anywhere, attend_avx2);
+  const auto best = choose(attend_anywhere, attend_avx2);
   best(task, scratch);
 }
 

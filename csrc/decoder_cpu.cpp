@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "decode_attention_cpu.h"
+#include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
 
@@ -16,11 +17,11 @@ struct Buffer {
   operator float*() const { return data.get(); }
 };
 
-void multiply(const Dense& dense, const float* x, int64_t rows, float* out, const Threads& threads) {
+void multiply(const Dense& dense, bool int8, const float* x, int64_t rows, float* out, const Threads& threads) {
   if (dense.weight != nullptr) {
     linear(x, rows, dense.inputs, dense.weight, dense.outputs, dense.bias, out, threads);
   } else {
-    int4_matmul(x, rows, dense.int4, dense.bias, out, threads);
+    (int8 ? int4_matmul_int8 : int4_matmul)(x, rows, dense.int4, dense.bias, out, threads);
   }
 }
 
@@ -60,19 +61,22 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
   for (const DecoderLayer& layer : layers) widest = std::max(widest, layer.inner.outputs);
   const Buffer wide(rows * widest), narrow(rows * hidden), other(rows * hidden);
   float *current = x, *next = other;  // the residual, and where the sum with it is made
+  const auto multiply = [&](const Dense& dense, const float* from, float* out) {
+    bertgen::multiply(dense, step.int8, from, rows, out, threads);
+  };
   const auto add_norm = [&](const Dense& dense, const Norm& norm, const float* from) {
-    multiply(dense, from, rows, next, threads);
+    multiply(dense, from, next);
     add_layer_norm(next, current, rows, hidden, norm.weight, norm.shift, step.eps, threads);
     std::swap(current, next);
   };
   for (const DecoderLayer& layer : layers) {
     const bool one = follows(layer.key, layer.query) && follows(layer.value, layer.key);
     if (one) {
-      multiply(joined(layer.query, 3), current, rows, wide, threads);
+      multiply(joined(layer.query, 3), current, wide);
     } else {
-      multiply(layer.query, current, rows, wide, threads);
-      multiply(layer.key, current, rows, wide + rows * hidden, threads);
-      multiply(layer.value, current, rows, wide + 2 * rows * hidden, threads);
+      multiply(layer.query, current, wide);
+      multiply(layer.key, current, wide + rows * hidden);
+      multiply(layer.value, current, wide + 2 * rows * hidden);
     }
     const auto heads = [&](int64_t i) {
       const int64_t start = one ? i * hidden : i * rows * hidden;
@@ -83,13 +87,13 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
     add_norm(layer.output, layer.norm, narrow);
     if (step.sources > 0) {
       const CrossAttention& cross = layer.cross;
-      multiply(cross.query, current, rows, wide, threads);
+      multiply(cross.query, current, wide);
       cross_decode_attention(shape, {wide, hidden, step.width}, cross.keys, cross.values, step.source_table,
                              step.source_table_stride, step.source_lengths, step.cu_rows, step.sources, narrow,
                              threads);
       add_norm(cross.output, cross.norm, narrow);
     }
-    multiply(layer.inner, current, rows, wide, threads);
+    multiply(layer.inner, current, wide);
     gelu(wide, rows * layer.inner.outputs, threads);
     add_norm(layer.outer, layer.outer_norm, wide);
   }

@@ -51,6 +51,7 @@ struct DecoderStep {
   const int32_t* source_table;
   int64_t source_table_stride;
   const int32_t *source_lengths, *cu_rows;
+  bool int8;  // products with weights in 4 bits are those of integers
 };
 
 // x [rows, heads * width] -> the output of the last layer, in place. Post-LN layers with GELU.

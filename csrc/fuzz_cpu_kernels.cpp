@@ -2,8 +2,8 @@
 //
 //     fuzz_cpu_kernels CALLS SEED
 //
-// Every array has exactly the size it needs, so that a step too far is an error. -DBERTGEN_PORTABLE builds the kernels
-// that run where there is no AVX2.
+// Every array has exactly the size it needs, so that a step too far is an error. Each call is with some of the
+// instructions that the machine has; -DBERTGEN_PORTABLE builds the kernels as for a machine that has none of them.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,9 @@
 
 #include "decode_attention_cpu.h"
 #include "decoder_cpu.h"
+#include "instructions.h"
 #include "int4_cpu.h"
+#include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
 
@@ -205,6 +207,52 @@ double between_products(int64_t rows, int64_t columns) {
   return worst;
 }
 
+// What `int4_matmul_int8` makes of x [columns]: integers, and their scale in the last element.
+std::vector<double> rounded(const float* x, int64_t columns) {
+  float largest = 0;
+  for (int64_t k = 0; k < columns; ++k) largest = std::max(largest, std::abs(x[k]));
+  const float scale = largest / 127;
+  std::vector<double> whole(columns + 1);
+  for (int64_t k = 0; k < columns; ++k) whole[k] = scale > 0 ? std::nearbyint(x[k] / scale) : 0;
+  whole[columns] = scale;
+  return whole;
+}
+
+double integer_product(int64_t rows, int64_t groups, int64_t outputs, bool zeros, bool biased) {
+  const int64_t group = int64_t{32} << between(0, 2), inputs = groups * group;
+  std::vector<float> x = normal(rows * inputs);
+  const std::vector<float> scale = normal(outputs * groups), zero = normal(outputs * groups), bias = normal(outputs);
+  std::vector<uint8_t> packed(outputs * inputs / 2);
+  for (uint8_t& byte : packed) byte = static_cast<uint8_t>(randomness());
+  const int64_t odd = x.empty() ? 0 : between(0, 3);  // a row of zeros, with an infinity, with a NaN; most have none
+  for (int64_t k = 0; odd == 1 && k < inputs; ++k) x[k] = 0;
+  if (odd == 2) x[inputs - 1] = -INFINITY;
+  if (odd == 3) x[0] = NAN;
+  const Int4 weight{packed.data(), scale.data(), zeros ? zero.data() : nullptr, nullptr, outputs, inputs, group};
+  std::vector<float> out(rows * outputs, NAN);
+  int4_matmul_int8(x.data(), rows, weight, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  double worst = 0;
+  for (int64_t m = 0; m < rows; ++m) {
+    const std::vector<double> whole = rounded(x.data() + m * inputs, inputs);
+    for (int64_t n = 0; n < outputs; ++n) {
+      if (m == 0 && odd > 1) {
+        if (!std::isnan(out[n])) return INFINITY;
+        continue;
+      }
+      double exact = 0;
+      for (int64_t k = 0; k < inputs; ++k) {
+        const int64_t g = (n * inputs + k) / group;
+        const int nibble = packed[(n * inputs + k) / 2] >> (k % 2 * 4) & 15;
+        exact += whole[k] * (nibble - double{zeros ? zero[g] : 8.0f}) * scale[g];
+      }
+      exact = exact * whole[inputs] + (biased ? bias[n] : 0);
+      const double error = std::abs(exact - out[m * outputs + n]) / 200;  // as above
+      worst = error <= worst ? worst : error;
+    }
+  }
+  return worst;
+}
+
 // A layer with weights of its own, in floats or in 4 bits, beside one another or not.
 struct Weights {
   std::vector<float> values, bias, scale;
@@ -273,7 +321,7 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   layer.outer = outer.all();
   layer.outer_norm = norm_of(2);
   decoder_step({layer}, {rows, heads, width, 1e-3f, slots.data(), table.data(), 1, lengths.data(), sources,
-                         source_table.data(), 1, one.data(), starts.data()},
+                         source_table.data(), 1, one.data(), starts.data(), false},
                x.data(), on(between(1, 5)));
   std::vector<double> exact(given.begin(), given.end()), inside = qkv.times(exact), other = apart.times(exact);
   std::vector<double> attended(rows * hidden);
@@ -320,8 +368,11 @@ int main(int argc, char** argv) {
   for (int64_t call = 0; call < std::atoll(argv[1]); ++call) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
+    instructions = static_cast<Instructions>(between(kAnywhere, supported()));
     const double worst =
-        call % 6 == 0   ? self(groups, heads, width, longest)
+        call % 7 == 6
+            ? integer_product(between(0, 13), between(0, 5), between(0, 60), between(0, 1), between(0, 1))
+        : call % 6 == 0   ? self(groups, heads, width, longest)
         : call % 6 == 1 ? cross(groups, heads, width, longest)
         : call % 6 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
         : call % 6 == 3 ? between_products(between(0, 9), between(1, 200))

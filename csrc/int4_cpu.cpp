@@ -1,34 +1,23 @@
 #include "int4_cpu.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
+#include "int4_blocks.h"
 #include "product.h"
 
 namespace bertgen {
 namespace {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a word is taken to be its lowest");
-
-// Weights come in blocks of 64 along a row: eight words of eight nibbles, so that a mask leaves nibble j of every word,
-// the weights 8 i + j, side by side. x is put in that order once a call; nothing else is shuffled. Half a block, where
-// the columns end with one, is filled up with zeros.
-//
-// There is no body for AVX-512: none could be run where this was written. Reading the weight, which is what counts for
-// few rows, gains little from it.
-constexpr int64_t kBlock = kLanes * kLanes;
+// A mask leaves nibble j of every word of a block, the weights 8 i + j, side by side. x is put in that order once a call;
+// nothing else is shuffled.
 constexpr int64_t kFew = 4;    // rows of x up to which unpacking in registers is faster (bench/int4.py)
 constexpr int64_t kPair = 2;   // rows of the weight that are unpacked in turns there
 constexpr int64_t kTask = 48;  // rows of the weight to a task
 
-typedef int32_t Words __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
-
 enum Form { kSymmetric, kZero, kCodebook };
 
 Form form_of(const Int4& w) { return w.codebook ? kCodebook : w.zero ? kZero : kSymmetric; }
-
-int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
 struct Call {
   Int4 weight;
@@ -41,27 +30,6 @@ struct Call {
 struct Workspace {
   std::unique_ptr<float[]> rows;  // of the weight, unpacked
 };
-
-// Words of row n from column k on.
-BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
-  const uint8_t* packed = w.packed + ((n * w.columns + k) >> 1);
-  if (k + kBlock <= w.columns) {
-    words = *reinterpret_cast<const Words*>(packed);
-  } else {
-    words = Words{};
-    std::memcpy(&words, packed, kBlock / 4);
-  }
-}
-
-// The number of its group for each word of the block of row n from column k on, of an array like the scales.
-BERTGEN_INLINE void spread(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
-  const float* number = numbers + ((n * w.columns + k) >> __builtin_ctzll(w.group));  // a division takes a block's time
-  result = *number - Vector{};  // which keeps the sign of a zero
-  if (w.group < kBlock) {
-    const Vector next = (k + kBlock <= w.columns ? number[1] : 0.0f) - Vector{};
-    result = BERTGEN_SHUFFLE(result, next, 0, 1, 2, 3, 12, 13, 14, 15);
-  }
-}
 
 struct Tables {
   Vector halves[2];
@@ -211,7 +179,8 @@ BERTGEN_INLINE void unpack_any_row(const Int4& w, int64_t n, float* out) {
   }
 }
 
-// Columns first .. last - 1 of the product.
+// Columns first .. last - 1 of the product; for more than a few rows of x kN at a time.
+template <int kN>
 BERTGEN_INLINE void columns(const Call& c, int64_t first, int64_t last, Workspace& workspace) {
   if (c.rows <= kFew) {
     switch (form_of(c.weight)) {
@@ -221,12 +190,12 @@ BERTGEN_INLINE void columns(const Call& c, int64_t first, int64_t last, Workspac
     }
   }
   const int64_t width = blocks_of(c.weight.columns) * kBlock;
-  if (workspace.rows == nullptr) workspace.rows.reset(new float[kOutputs * width]);
-  for (int64_t n = first; n < last; n += kOutputs) {
-    const int64_t count = std::min(kOutputs, last - n);
+  if (workspace.rows == nullptr) workspace.rows.reset(new float[kN * width]);
+  for (int64_t n = first; n < last; n += kN) {
+    const int64_t count = std::min<int64_t>(kN, last - n);
     for (int64_t j = 0; j < count; ++j) unpack_any_row<false>(c.weight, n + j, workspace.rows.get() + j * width);
     const float* bias = c.bias == nullptr ? nullptr : c.bias + n;
-    multiply({c.x, c.rows, width, workspace.rows.get(), count, bias, c.out + n, c.weight.rows}, 0, count);
+    multiply<kN>({c.x, c.rows, width, workspace.rows.get(), count, bias, c.out + n, c.weight.rows}, 0, count);
   }
 }
 
@@ -251,18 +220,25 @@ BERTGEN_INLINE void arrange(const float* x, int64_t count, int64_t columns, bool
   }
 }
 
-void columns_anywhere(const Call& c, int64_t first, int64_t last, Workspace& w) { columns(c, first, last, w); }
+void columns_anywhere(const Call& c, int64_t first, int64_t last, Workspace& w) {
+  columns<kOutputs>(c, first, last, w);
+}
 void rows_anywhere(const Int4& w, int64_t first, int64_t last, float* out) { rows(w, first, last, out); }
 void arrange_anywhere(const float* x, int64_t m, int64_t k, bool low, float* out) { arrange(x, m, k, low, out); }
 
-#if defined(BERTGEN_AVX2)
-BERTGEN_AVX2 void columns_avx2(const Call& c, int64_t first, int64_t last, Workspace& w) { columns(c, first, last, w); }
+#if defined(BERTGEN_X86)
+BERTGEN_AVX2 void columns_avx2(const Call& c, int64_t first, int64_t last, Workspace& w) {
+  columns<kOutputs>(c, first, last, w);
+}
+BERTGEN_AVX512 void columns_avx512(const Call& c, int64_t first, int64_t last, Workspace& w) {
+  columns<kOutputsAvx512>(c, first, last, w);
+}
 BERTGEN_AVX2 void rows_avx2(const Int4& w, int64_t first, int64_t last, float* out) { rows(w, first, last, out); }
 BERTGEN_AVX2 void arrange_avx2(const float* x, int64_t m, int64_t k, bool low, float* out) {
   arrange(x, m, k, low, out);
 }
 #else
-constexpr auto* columns_avx2 = columns_anywhere;
+constexpr auto *columns_avx2 = columns_anywhere, *columns_avx512 = columns_anywhere;
 constexpr auto* rows_avx2 = rows_anywhere;
 constexpr auto* arrange_avx2 = arrange_anywhere;
 #endif
@@ -271,8 +247,8 @@ constexpr auto* arrange_avx2 = arrange_anywhere;
 
 void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
                  const Threads& threads) {
-  static const auto columns_here = choose(columns_anywhere, columns_avx2);
-  static const auto arrange_here = choose(arrange_anywhere, arrange_avx2);
+  const auto columns_here = choose(columns_anywhere, columns_avx2, columns_avx512);
+  const auto arrange_here = choose(arrange_anywhere, arrange_avx2);
   if (rows == 0) return;
   const std::unique_ptr<float[]> arranged(new float[rows * blocks_of(weight.columns) * kBlock]);
   const bool in_place = rows <= kFew && form_of(weight) != kCodebook;
@@ -285,7 +261,7 @@ void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* 
 }
 
 void int4_dequantize(const Int4& weight, float* out, const Threads& threads) {
-  static const auto rows_here = choose(rows_anywhere, rows_avx2);
+  const auto rows_here = choose(rows_anywhere, rows_avx2);
   const auto task = [&](int64_t i, Nothing&) {
     rows_here(weight, i * kTask, std::min(weight.rows, (i + 1) * kTask), out);
   };

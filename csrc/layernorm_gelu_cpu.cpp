@@ -74,7 +74,7 @@ void norm_row_anywhere(float* x, const float* r, int64_t n, const float* w, cons
 }
 void gelu_anywhere(float* x, int64_t count) { gelu_all(x, count); }
 
-#if defined(BERTGEN_AVX2)
+#if defined(BERTGEN_X86)
 BERTGEN_AVX2 void norm_row_avx2(float* x, const float* r, int64_t n, const float* w, const float* s, float eps) {
   norm_row(x, r, n, w, s, eps);
 }
@@ -88,14 +88,14 @@ constexpr auto* gelu_avx2 = gelu_anywhere;
 
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
                     const float* shift, float eps, const Threads& threads) {
-  static const auto norm_row_here = choose(norm_row_anywhere, norm_row_avx2);
+  const auto norm_row_here = choose(norm_row_anywhere, norm_row_avx2);
   for_each<Nothing>(rows, rows * columns, threads, [&](int64_t r, Nothing&) {
     norm_row_here(x + r * columns, residual + r * columns, columns, weight, shift, eps);
   });
 }
 
 void gelu(float* x, int64_t count, const Threads& threads) {
-  static const auto gelu_here = choose(gelu_anywhere, gelu_avx2);
+  const auto gelu_here = choose(gelu_anywhere, gelu_avx2);
   for_each<Nothing>((count + kTask - 1) / kTask, 4 * count, threads, [&](int64_t i, Nothing&) {
     gelu_here(x + i * kTask, std::min(kTask, count - i * kTask));
   });

@@ -8,8 +8,11 @@
 
 namespace bertgen {
 
-constexpr int64_t kRows = 4;     // of x that are multiplied at a time
-constexpr int64_t kOutputs = 3;  // rows of the weight: with them 12 sums and 4 vectors of x fill 16 registers
+constexpr int64_t kRows = 4;  // of x that are multiplied at a time
+
+// Rows of the weight that are multiplied with them: 12 sums and 4 vectors of x fill 16 registers. AVX-512 has 32, but
+// with six rows more columns than 1024 leave the first cache before the next rows of x come to them.
+constexpr int kOutputs = 3, kOutputsAvx512 = 4;
 
 // out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs], the bias may be null; rows of
 // `out` are `stride` apart.
@@ -76,10 +79,11 @@ BERTGEN_INLINE void blocks(const Product& p, int64_t n) {
   }
 }
 
-// Columns first .. last - 1 of the product.
+// Columns first .. last - 1 of the product, kN at a time.
+template <int kN>
 BERTGEN_INLINE void multiply(const Product& p, int64_t first, int64_t last) {
   int64_t n = first;
-  for (; n + kOutputs <= last; n += kOutputs) blocks<kOutputs>(p, n);
+  for (; n + kN <= last; n += kN) blocks<kN>(p, n);
   for (; n < last; ++n) blocks<1>(p, n);
 }
 

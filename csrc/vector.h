@@ -1,29 +1,16 @@
 // Vectors of eight floats. Those of GCC and Clang compile for every machine; which instructions they become is the
-// target's matter: a body marked BERTGEN_INLINE is compiled for each target whose function calls it.
+// target's matter.
 #pragma once
 
 #include <cstdint>
 
-#define BERTGEN_INLINE inline __attribute__((always_inline))
-
-#if defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
-#define BERTGEN_AVX2 __attribute__((target("avx2,fma")))
-#endif
+#include "instructions.h"
 
 namespace bertgen {
 
 constexpr int64_t kLanes = 8;
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-// The function for this machine of two that do the same.
-template <class F>
-F* choose(F* anywhere, [[maybe_unused]] F* avx2) {
-#if defined(BERTGEN_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
-#endif
-  return anywhere;
-}
 
 // Elements of a, counted from 0, and of b, counted from 8, by constants.
 #if defined(__clang__)

@@ -20,9 +20,12 @@ weights. Bytes: N K / 2 + 2 N K / group for the weights, against 2 N K in 16 bit
 instructions for a weight. Above tuning.INT4_DENSE_ROWS rows (and INT4_DENSE_ROWS_FLOAT32) every tile of x would unpack
 the weights once more: there they are dequantized once and torch multiplies.
 
-On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above `few_rows()` rows it only
+On a CPU, in float32, `csrc/int4_cpu.cpp` reads the packed weight once and multiplies; above CPU_ROWS rows it only
 unpacks, some rows of the weight at a time, and torch multiplies. A whole weight is never there in floats.
-`bench/int4.py` has the figures.
+
+With `int8` each row of x is first rounded to 8 bits (`round_rows`), so that the sum over a group is one of integers,
+exact in 32 bits: y = s_x sum_g s_g (sum_k n_k q_k - z_g sum_k q_k) + b, where x is s_x q. `csrc/int4_int8_cpu.cpp` does
+that for any number of rows. `bench/int4.py` has the figures.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ import torch.nn.functional as F
 
 from . import tuning
 from .language import INTERPRETED, tl, triton
-from .linear import few_rows
 
 
 def dequantize_reference(
@@ -48,6 +50,18 @@ def dequantize_reference(
     return (values * scale[..., None]).view(rows, -1)
 
 
+def round_rows(x: torch.Tensor) -> torch.Tensor:
+    """x [M, K] in 8 bits: each row is integers from -127 to 127 times its largest absolute value / 127, in float32.
+
+    A row that is not finite becomes NaN.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(1, keepdim=True) / 127
+    whole = torch.where(scale > 0, wide / scale, 0.0).round().clamp(-127, 127)
+    whole = torch.where(scale.isfinite(), whole, torch.nan)
+    return whole.to(x.dtype) * scale.to(x.dtype)
+
+
 def int4_matmul_reference(
     x: torch.Tensor,
     packed: torch.Tensor,
@@ -55,12 +69,15 @@ def int4_matmul_reference(
     zero: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     codebook: torch.Tensor | None = None,
+    int8: bool = False,
 ) -> torch.Tensor:
-    """x [M, K] @ dequantized W [N, K]^T + bias [N]; dtype of x."""
+    """x [M, K], with int8 its rows rounded to 8 bits, @ dequantized W [N, K]^T + bias [N]; dtype of x."""
+    x = round_rows(x) if int8 else x
     return F.linear(x, dequantize_reference(packed, scale, zero, codebook).to(x.dtype), bias)
 
 
-CPU_ELEMENTS = 2**19  # of a weight that int4_matmul_cpp unpacks at a time for more than few_rows(): 2 MB
+CPU_ROWS = 128  # up to how many int4_matmul_cpp multiplies itself: above that torch is faster (bench/int4.py)
+CPU_ELEMENTS = 2**19  # of a weight that it unpacks at a time for torch: 2 MB
 
 
 def dequantize_cpp(
@@ -87,21 +104,27 @@ def int4_matmul_cpp(
     zero: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     codebook: torch.Tensor | None = None,
+    int8: bool = False,
 ) -> torch.Tensor:
     """As int4_matmul_reference, for what int4_cpp_refuses does not refuse, where the extension is.
 
     Scales of another dtype than float32 are honoured as the definition has them: its rounding, some rows at a time.
+    With int8 and scales in float32 a row of the result does not depend on how many there are, to the last bit.
 
     Raises:
         RuntimeError: shapes that do not fit.
     """
     x, packed, scale, bias = _dense(x), _dense(packed), _dense(scale), _dense(bias, torch.float32)
     ours = scale.dtype == torch.float32
+    if int8 and ours:
+        zero = _dense(zero, torch.float32)
+        return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, None, True)
+    x = round_rows(x) if int8 else x
     if ours:
         codebook = _dense(codebook, torch.float32)
         zero = None if codebook is not None else _dense(zero, torch.float32)
-        if x.shape[0] <= few_rows():
-            return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook)
+        if x.shape[0] <= CPU_ROWS:
+            return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook, False)
     features, columns = packed.shape[0], x.shape[-1]
     for name, tensor in (("scale", scale), ("zero", zero), ("bias", bias)):
         if tensor is not None and len(tensor) != features:
@@ -132,8 +155,11 @@ def int4_cpp_refuses(
     zero: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     codebook: torch.Tensor | None = None,
+    int8: bool = False,
 ) -> str | None:
     """Why int4_matmul_cpp does not take these arguments; None where it does."""
+    if int8 and codebook is not None:
+        return "products of integers have no codebook"
     if x.dtype != torch.float32:
         return f"{x.dtype} is not float32"
     if x.dim() != 2 or scale.dim() != 2 or not scale.is_floating_point():
@@ -397,6 +423,7 @@ def int4_matmul_triton(
     zero: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     codebook: torch.Tensor | None = None,
+    int8: bool = False,
 ) -> torch.Tensor:
     """As int4_matmul_reference, for inference.
 
@@ -409,10 +436,13 @@ def int4_matmul_triton(
         scale: [N, K/group] floating, contiguous; the group is 32, 64 or 128.
         zero: as scale, of any dtype, or None: 8. Not looked at with a codebook.
         bias: [N] floating. codebook: [16] floating.
+        int8: False; the kernel has no integers.
 
     Raises:
         ValueError: anything else.
     """
+    if int8:
+        raise ValueError("int4_matmul_triton does not round x to 8 bits")
     group = _checked(x, packed, scale, zero, bias, codebook)
     (rows, columns), features = x.shape, packed.shape[0]
     y = torch.empty((rows, features), dtype=x.dtype, device=x.device)

@@ -77,10 +77,10 @@ def cpp_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def few_rows() -> int:
     """Up to how many rows linear_cpp is faster than oneDNN, by the vectors of the processor.
 
-    64 was measured with AVX2. With AVX-512 oneDNN computes twice as fast and linear_cpp reads as fast as before: 16 is
-    where the memory stops being the limit. Elsewhere nothing was measured.
+    64 was measured with AVX2, and with AVX-512 on a processor that computes with 256 bits at a time (Zen 4); on those
+    with wider units oneDNN may be faster from fewer rows on. Elsewhere nothing was measured.
     """
-    return {"AVX2": 64, "AVX512": 16}.get(torch.backends.cpu.get_cpu_capability(), 8)
+    return {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
 
 
 @functools.cache

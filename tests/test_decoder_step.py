@@ -90,13 +90,17 @@ def test_computes_what_the_modules_compute(shape, beams, taken):
     assert (got - exact).abs().max() <= 3 * (expected - exact).abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("config", [Int4Config(group_size=32), Int4Config(symmetric=False), Int4Config("nf4")], ids=str)
-def test_weights_in_4_bits(config, taken):
-    model = make(inner=128)
+def in_4_bits(model, config):
     for layer in model.decoder.body.encoder.layer:
         for name, part in list(layer.named_modules()):
             if type(part) is nn.Linear:
                 layer.set_submodule(name, Int4Linear.from_linear(part, config))
+
+
+@pytest.mark.parametrize("config", [Int4Config(group_size=32), Int4Config(symmetric=False), Int4Config("nf4")], ids=str)
+def test_weights_in_4_bits(config, taken):
+    model = make(inner=128)
+    in_4_bits(model, config)
     expected, got = by_modules(logits, model), logits(model)
     assert sum(taken) == STEPS - 1
     assert (got - expected).abs().max() < 2e-5
@@ -107,6 +111,29 @@ def test_weights_in_4_bits(config, taken):
     expected, got = by_modules(logits, model), logits(model)
     assert not any(taken)  # two formats in one stack
     assert (got - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_products_of_integers(symmetric, beams, taken, monkeypatch):
+    """Those of the modules, but where the last bit of a norm or of GELU turns an integer."""
+    model = make(inner=128)
+    in_4_bits(model, Int4Config(symmetric=symmetric, compute_dtype="int8"))
+    got = logits(model, num_beams=beams)
+    assert sum(taken) == STEPS - 1
+    parts = [part for part in model.modules() if type(part) is Int4Linear]
+    with monkeypatch.context() as patch:  # the same operators, one after the other
+        patch.setattr(bertgen.stack, "decoder_step", lambda *arguments: None)
+        by_one = logits(model, num_beams=beams)
+    assert ((got - by_one).abs().amax(-1) < 1e-5).float().mean() > 0.8
+    for part in parts:
+        part.config = Int4Config(symmetric=symmetric)
+    floats = logits(model, num_beams=beams)
+    assert (got - floats).abs().amax(-1)[1:].min() > 1e-3
+    parts[-1].config = Int4Config(symmetric=symmetric, compute_dtype="int8")
+    taken.clear()
+    logits(model)
+    assert not any(taken)  # products of both kinds in one stack
 
 
 @pytest.mark.parametrize("prompt", [1, 3])
@@ -220,8 +247,8 @@ class Call:
     """Arguments of the operator for one layer of two heads and a history of one position."""
 
     NAMES = (
-        "x", "heads", "eps", "parameters", "codebook", "keys", "values", "slots", "table", "lengths", "source_keys",
-        "source_values", "source_table", "source_lengths", "cu_rows",
+        "x", "heads", "eps", "parameters", "codebook", "int8", "keys", "values", "slots", "table", "lengths",
+        "source_keys", "source_values", "source_table", "source_lengths", "cu_rows",
     )  # fmt: skip
 
     def __init__(self):
@@ -230,7 +257,7 @@ class Call:
         norm = [torch.randn(8), torch.randn(8)]
         cross = [t for _ in range(2) for t in (torch.randn(8, 8), torch.randn(8))]
         outer = [torch.randn(5, 8), torch.randn(5), torch.randn(8, 5), torch.empty(0)]
-        self.x, self.heads, self.eps, self.codebook = torch.randn(3, 8), 2, 1e-5, None
+        self.x, self.heads, self.eps, self.codebook, self.int8 = torch.randn(3, 8), 2, 1e-5, None, False
         self.parameters = square + norm + cross + norm + outer + norm
         self.keys, self.values = [torch.randn(6, 2, 4)], [torch.randn(6, 2, 4)]
         self.slots, self.table = torch.arange(3).int(), torch.tensor([[3], [4], [5]]).int()
@@ -258,6 +285,7 @@ def test_schema():
     ("change", "says"),
     [
         (dict(heads=3), "8 columns of x in 3 heads"),
+        (dict(int8=True, codebook=torch.ones(16)), "integers have no codebook"),
         (dict(heads=0), "in 0 heads"),
         (dict(x=torch.randn(3, 8).double()), "x has dtype"),
         (dict(x=torch.randn(8, 3).t()), "x is not contiguous"),

@@ -335,7 +335,8 @@ def compiler():
 def test_fuzz(target, tmp_path):
     """csrc/fuzz_cpu_kernels.cpp under the sanitizers, for this machine and for one without AVX2."""
     names = (
-        "fuzz_cpu_kernels", "decode_attention_cpu", "decoder_cpu", "int4_cpu", "layernorm_gelu_cpu", "linear_cpu",
+        "fuzz_cpu_kernels", "decode_attention_cpu", "decoder_cpu", "int4_cpu", "int4_int8_cpu", "layernorm_gelu_cpu",
+        "linear_cpu",
     )  # fmt: skip
     sources = [CSRC / f"{name}.cpp" for name in names]
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]

@@ -1,4 +1,7 @@
-"""Products with 4-bit weights in the C++ extension: against their definition in float64, and to the last bit."""
+"""Products with 4-bit weights in the C++ extension: against their definition in float64, and to the last bit.
+
+Those of integers too, and with all instructions that the processor has.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from bertgen.kernels.checks import as_float64, difference
 from bertgen.kernels.int4_matmul import (
+    CPU_ROWS,
     dequantize_cpp,
     dequantize_reference,
     int4_matmul_cpp,
     int4_matmul_reference,
+    round_rows,
 )
 from bertgen.kernels.int4_matmul_cases import CHECK, NF4
-from bertgen.kernels.linear import few_rows
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, Int4Config, extension, ops
 from bertgen.errors import BackendError
@@ -25,6 +29,19 @@ from bertgen.modules import Int4Linear
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
 
 FORMS = ("symmetric", "zero", "fraction", "codebook")
+LEVELS = FORMS[:3]  # that products of integers take
+BEST = extension.instructions() if extension.available() else "portable"
+HERE = extension.INSTRUCTIONS[: extension.INSTRUCTIONS.index(BEST) + 1]
+
+
+@pytest.fixture(autouse=True)
+def best_instructions():
+    """A test may choose others."""
+    yield
+    extension.use_instructions(BEST)
+
+
+with_all_instructions = pytest.mark.parametrize("instructions", HERE)
 
 
 def arguments(rows, features, columns, group, form="symmetric", bias=True, seed=0):
@@ -69,7 +86,7 @@ def test_products(rows, group, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rows", [1, 4, 5, 65])
+@pytest.mark.parametrize("rows", [1, 4, 5, 129])
 def test_columns_that_end_with_half_a_block(rows, form):
     for columns in (32, 96, 288, 1056):
         check(arguments(rows, 50, columns, 32, form))
@@ -116,13 +133,13 @@ def test_a_product_sees_the_weight_as_it_is_defined(form, group):
     """In registers, in the cache, and where torch multiplies what was unpacked."""
     before = ops.set_backend("cpp")
     try:
-        for rows in (1, 2, 3, 4, 5, 64, 65):
+        for rows in (1, 2, 3, 4, 5, CPU_ROWS, CPU_ROWS + 1):
             assert identity.wrong(rows, form, group, torch.float32, torch.device("cpu")) == 0, rows
     finally:
         ops.set_backend(before)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 5, few_rows() // 2 + 1, few_rows()])  # with more it is torch that multiplies
+@pytest.mark.parametrize("rows", [1, 3, 5, 33, CPU_ROWS])
 @pytest.mark.parametrize("form", FORMS)
 def test_threads_do_not_change_a_bit(rows, form):
     given, before = arguments(rows, 257, 1024, 64, form), torch.get_num_threads()
@@ -149,6 +166,145 @@ def test_what_is_not_finite_is_where_torch_has_it(rows, form):
     assert torch.equal(got.isinf(), plain.isinf())
 
 
+# Integers
+
+
+@with_all_instructions
+@pytest.mark.parametrize("form", LEVELS)
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 33, 300])
+def test_products_of_integers(rows, form, instructions):
+    """Against the definition in float64, whose x is rounded in float32."""
+    extension.use_instructions(instructions)
+    shapes = [(n, k, group) for group in (32, 64, 128) for n, k in ((1, 128), (7, 1152), (63, 128), (50, 384))]
+    shapes += [(9, 96, 32), (9, 32, 32)]  # ends with half a block
+    check(*({**arguments(rows, n, k, group, form, k > 128), "int8": True} for n, k, group in shapes))
+
+
+@with_all_instructions
+def test_integers_are_exact(instructions):
+    """At their ends, where 16 bits would not do for a sum: with x of integers nothing is rounded."""
+    extension.use_instructions(instructions)
+    for nibbles, value in ((0xFF, 127.0), (0xFF, -127.0), (0x00, 127.0), (0x0F, -127.0)):
+        given = arguments(5, 6, 1024, 128, bias=False)
+        given |= {"packed": torch.full_like(given["packed"], nibbles), "scale": torch.ones_like(given["scale"])}
+        given["x"].fill_(value)
+        exact = int4_matmul_reference(**as_float64(given))
+        assert torch.equal(int4_matmul_cpp(**given, int8=True).double(), exact)
+        given["zero"] = torch.zeros_like(given["scale"])
+        assert torch.equal(int4_matmul_cpp(**given, int8=True).double(), int4_matmul_reference(**as_float64(given)))
+
+
+def test_rows_are_rounded_to_the_nearest_of_255_integers():
+    torch.manual_seed(0)
+    x = torch.randn(6, 64)
+    x[1], x[2, 3], x[3, 3], x[4], x[5] = 0.0, math.inf, math.nan, 1e-43, 3e38
+    got, largest = round_rows(x), x.abs().amax(1, keepdim=True)
+    assert got[2:4].isnan().all() and torch.equal(got[1], x[1])
+    fine = got[[0, 4, 5]] - x[[0, 4, 5]]
+    assert (fine.abs() <= largest[[0, 4, 5]] / 254 * 1.0001 + 1e-44).all()
+    levels = (got[0] / (largest[0] / 127)).round().unique()
+    assert levels.abs().max() == 127 and 30 < len(levels) <= 64
+
+
+@with_all_instructions
+def test_rows_that_cannot_be_rounded(instructions):
+    """Nothing but zeros, the smallest numbers there are, infinity and NaN: as the definition has them."""
+    extension.use_instructions(instructions)
+    for form in LEVELS:
+        given = arguments(9, 50, 192, 64, form)
+        given["x"][1] = 0.0
+        given["x"][2], given["x"][3] = 1e-45, torch.linspace(-2.7e-43, 2.7e-43, 192)
+        given["x"][4, 5], given["x"][5, 100], given["x"][6, 191], given["x"][7] = math.inf, math.nan, -math.inf, 2e38
+        got, plain = int4_matmul_cpp(**given, int8=True), int4_matmul_reference(**given, int8=True)
+        assert torch.equal(got.isnan().all(1), torch.tensor([0, 0, 0, 0, 1, 1, 1, 0, 0]).bool())
+        assert torch.equal(got.isnan(), plain.isnan())
+        rows = [0, 1, 2, 3, 8]
+        assert (got[rows] - plain[rows]).abs().max() < 1e-4 and torch.equal(got[1], given["bias"])
+
+
+@with_all_instructions
+@pytest.mark.parametrize("form", LEVELS)
+def test_a_row_of_integers_is_the_same_whatever_is_beside_it(form, instructions):
+    extension.use_instructions(instructions)
+    given, before = arguments(150, 101, 1024, 64, form), torch.get_num_threads()
+    expected = int4_matmul_cpp(**given, int8=True)
+    for first, last in ((0, 1), (3, 5), (7, 10), (20, 24), (30, 35), (40, 150)):
+        some = {**given, "x": given["x"][first:last]}
+        assert torch.equal(int4_matmul_cpp(**some, int8=True), expected[first:last])
+    some = {name: t[50:60] if name in ("packed", "scale", "zero", "bias") else t for name, t in given.items()}
+    assert torch.equal(int4_matmul_cpp(**some, int8=True), expected[:, 50:60])
+    try:
+        for threads in (2, 3, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(int4_matmul_cpp(**given, int8=True), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@with_all_instructions
+def test_float_products_with_other_instructions(instructions):
+    extension.use_instructions(instructions)
+    for form in FORMS:
+        for rows in (1, 2, 3, 4, 5, 7, 33):
+            check(arguments(rows, 65, 384, 64, form))
+            x, w, bias = torch.randn(rows, 200), torch.randn(65, 200), torch.randn(65)
+            got = torch.ops.bertgen_C.linear(x, w, bias)
+            assert (got - F.linear(x.double(), w.double(), bias.double())).abs().max() < 1e-4
+        given = arguments(1, 77, 192, 64, form)
+        assert torch.equal(dequantize_cpp(*weight(given)), dequantize_reference(*weight(given)))
+
+
+def test_instructions_are_chosen_by_name():
+    names = extension.INSTRUCTIONS
+    for name in HERE:
+        extension.use_instructions(name)
+        assert extension.instructions() == name
+    for name in names[len(HERE) :]:
+        with pytest.raises(BackendError, match=f"{name!r} are not there: the best of this processor are {BEST!r}"):
+            extension.use_instructions(name)
+        assert extension.instructions() == BEST
+    with pytest.raises(BackendError, match="'sse9' are none of portable, avx2, avx512"):
+        extension.use_instructions("sse9")
+
+
+@pytest.mark.parametrize(
+    "config", [Int4Config(compute_dtype="int8"), Int4Config(symmetric=False, compute_dtype="int8")]
+)
+def test_a_module_of_integers(config):
+    """In every dtype of its input; gradients pass the rounding."""
+    torch.manual_seed(0)
+    layer = Int4Linear.from_linear(torch.nn.Linear(128, 48), config)
+    x = torch.randn(3, 128, requires_grad=True)
+    plain, rounded = layer.to_linear(), round_rows(x.detach())
+    with torch.no_grad():
+        y = layer(x)
+        assert torch.equal(y, ops.int4_matmul(x, layer.packed, layer.scale, layer.zero, layer.bias, None, True))
+        assert 1e-4 < (y - plain(x)).abs().max() < 0.1 and (y - plain(rounded)).abs().max() < 1e-5
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            assert layer(x.to(dtype)).dtype == dtype and (layer(x.to(dtype)) - y).abs().max() < 0.05
+    wanted = layer(x)
+    assert torch.equal(wanted, y)
+    assert torch.allclose(torch.autograd.grad(wanted.sum(), x)[0], plain.weight.sum(0).expand(3, -1), atol=1e-5)
+    before = ops.set_backend("reference")
+    try:
+        assert (layer(x) - y).abs().max() < 1e-5
+    finally:
+        ops.set_backend(before)
+
+
+def test_integers_have_no_codebook():
+    given = arguments(3, 50, 128, 32, "codebook")
+    before = ops.set_backend("cpp")
+    try:
+        with pytest.raises(BackendError, match="products of integers have no codebook"):
+            ops.int4_matmul(**given, int8=True)
+    finally:
+        ops.set_backend(before)
+    whole = [given.get(name) for name in ("x", "packed", "scale", "zero", "bias", "codebook")]
+    with pytest.raises(RuntimeError, match="integers have no codebook"):
+        torch.ops.bertgen_C.int4_matmul(*whole, True)
+
+
 def test_no_outputs():
     given = arguments(3, 0, 64, 32)
     assert int4_matmul_cpp(**given).shape == (3, 0) and ops.int4_matmul(**given).shape == (3, 0)
@@ -156,10 +312,10 @@ def test_no_outputs():
 
 def test_a_whole_weight_is_never_unpacked():
     """Of all that a call of many rows takes, its result is the largest."""
-    given = arguments(100, 8192, 1024, 64)
+    given = arguments(CPU_ROWS + 1, 8192, 1024, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
         int4_matmul_cpp(**given)
-    assert 0 < max(event.self_cpu_memory_usage for event in profile.events()) <= 100 * 8192 * 4 < 8192 * 1024 * 4
+    assert 0 < max(event.self_cpu_memory_usage for event in profile.events()) <= (CPU_ROWS + 1) * 8192 * 4
 
 
 def test_what_does_not_fit_is_refused():
@@ -178,12 +334,12 @@ def test_what_does_not_fit_is_refused():
         whole = {**given, **other}
         with pytest.raises(RuntimeError, match=message):
             torch.ops.bertgen_C.int4_matmul(
-                *(whole[name] for name in ("x", "packed", "scale", "zero", "bias")), whole.get("codebook")
+                *(whole[name] for name in ("x", "packed", "scale", "zero", "bias")), whole.get("codebook"), False
             )
         if "x" not in other and "bias" not in other:
             with pytest.raises(RuntimeError, match=message):
                 dequantize_cpp(*weight(whole), torch.empty(50, 128))
-        many = {"x": torch.randn(100, whole["x"].shape[-1])}
+        many = {"x": torch.randn(CPU_ROWS + 1, whole["x"].shape[-1])}
         if "x" not in other or whole["x"].shape[-1] != 128:  # where torch multiplies
             with pytest.raises(RuntimeError):
                 int4_matmul_cpp(**{**whole, **many})
@@ -321,5 +477,6 @@ def test_the_operators_are_as_torch_wants_them():
     for form in FORMS:
         given = arguments(3, 50, 128, 32, form)
         whole = tuple(given.get(name) for name in ("x", "packed", "scale", "zero", "bias", "codebook"))
-        torch.library.opcheck(torch.ops.bertgen_C.int4_matmul.default, whole)
+        for int8 in (False, True) if form in LEVELS else (False,):
+            torch.library.opcheck(torch.ops.bertgen_C.int4_matmul.default, (*whole, int8))
         torch.library.opcheck(torch.ops.bertgen_C.int4_dequantize.default, (*weight(given), torch.empty(50, 128)))

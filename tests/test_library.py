@@ -53,7 +53,7 @@ def arguments() -> dict[str, tuple]:
             torch.zeros(2),
         ),
         "linear_gelu": (torch.randn(5, 8), torch.randn(6, 8), torch.randn(6)),
-        "int4_matmul": (torch.randn(3, 64), packed, scale, None, torch.randn(6), None),
+        "int4_matmul": (torch.randn(3, 64), packed, scale, None, torch.randn(6), None, False),
     }
 
 
@@ -62,12 +62,13 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.bertgen, name).default, arguments()[name])
 
 
-@pytest.mark.parametrize("form", ["zero", "codebook"])
+@pytest.mark.parametrize("form", ["zero", "codebook", "integers"])
 def test_opcheck_of_the_other_forms_of_4_bits(form):
-    x, packed, scale, _, bias, _ = arguments()["int4_matmul"]
+    x, packed, scale, _, bias, _, _ = arguments()["int4_matmul"]
     zero = torch.full(scale.shape, 7.0) if form == "zero" else None
     codebook = torch.linspace(-1, 1, 16) if form == "codebook" else None
-    torch.library.opcheck(torch.ops.bertgen.int4_matmul.default, (x, packed, scale, zero, bias, codebook))
+    given = x, packed, scale, zero, bias, codebook, form == "integers"
+    torch.library.opcheck(torch.ops.bertgen.int4_matmul.default, given)
 
 
 @pytest.mark.parametrize("name", arguments())

@@ -472,6 +472,24 @@ def test_an_extension_of_other_sources(monkeypatch):
     assert "bertgen_C::decode_attention does not exist): build it again" in extension.absence()
 
 
+@needs_extension
+def test_a_variable_chooses_the_instructions(monkeypatch):
+    before = extension.instructions()
+    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
+    try:
+        for name in ("portable", "sse9"):
+            monkeypatch.setattr(extension, "_reason", "")
+            monkeypatch.setenv("BERTGEN_CPU", name)
+            if name == "portable":
+                assert extension.instructions() == "portable"
+            else:
+                with pytest.raises(BackendError, match="'sse9' are none of portable, avx2, avx512"):
+                    extension.available()
+    finally:
+        monkeypatch.undo()
+        extension.use_instructions(before)
+
+
 def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
     monkeypatch.setattr(extension, "absence", lambda: "it fell off")
     with pytest.raises(BackendError, match="the C.. extension is needed here, but it fell off"):

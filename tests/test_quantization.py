@@ -178,6 +178,11 @@ def test_rounding_equals_bitsandbytes(kind, nested, tmp_path):
 def test_configurations_go_round():
     config = Int4Config("nf4", 128, compute_dtype=torch.float16, skip=["pooler"], head=True)
     assert config.compute_dtype == "float16" and config.skip == ("pooler",)
+    assert Int4Config(compute_dtype=torch.int8) == Int4Config.from_dict(Int4Config(compute_dtype="int8").to_dict())
+    with pytest.raises(
+        ConfigError, match="bnb_4bit_compute_dtype must be one of float32, float16, bfloat16, got 'int8'"
+    ):
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="int8")
     assert int4_config(json.loads(json.dumps(config.to_dict()))) == config == Int4Config.from_dict(config.to_dict())
 
 
@@ -194,6 +199,7 @@ def test_configurations_go_round():
         (dict(double_quant=True), "double_quant=True is for the formats nf4 and fp4"),
         (dict(compute_dtype="float8"), "compute_dtype must be one of float32, .*'float8'"),
         (dict(skip="pooler"), "skip must be a list of names"),
+        (dict(format="nf4", compute_dtype="int8"), "compute_dtype='int8' is for the format int4, got 'nf4'"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -561,6 +567,12 @@ def test_command(tmp_path, capsys):
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.uint8, torch.float16}
     capsys.readouterr()
     assert main(["run", "--model", str(out), "--quiet", "Where is the station?"]) == 0
+    assert capsys.readouterr().out == "Wo ist der Bahnhof?\n"
+    integers = tmp_path / "integers"
+    assert main(["convert", "--model", "demo", "--int4", "--compute-dtype", "int8", "--output", str(integers)]) == 0
+    assert json.loads((integers / "config.json").read_text())["quantization_config"]["compute_dtype"] == "int8"
+    capsys.readouterr()
+    assert main(["run", "--model", str(integers), "--quiet", "Where is the station?"]) == 0
     assert capsys.readouterr().out == "Wo ist der Bahnhof?\n"
     assert main(["convert", "--model", str(out), "--int4", "--output", str(tmp_path / "twice")]) == 2
     assert "quantized already" in capsys.readouterr().err

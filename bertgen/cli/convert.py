@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scales", choices=("mse", "absmax"), help="of least squared error (default), or of the largest"
     )
+    group.add_argument(
+        "--compute-dtype",
+        choices=("float32", "float16", "bfloat16", "int8"),
+        help="of the products (default: that of a layer's input); int8: on a CPU by integers, with the input rounded",
+    )
     group.add_argument("--head", action="store_true", help="the output layer too")
     group.add_argument(
         "--skip", action="append", metavar="NAME", help="leave modules of this name as they are; repeatable"
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _int4_config(args: argparse.Namespace) -> Int4Config | None:
     """What the arguments say about 4 bits, None without --int4."""
-    names = ("format", "group_size", "scales", "skip")
+    names = ("format", "group_size", "scales", "compute_dtype", "skip")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     given |= {"symmetric": False} if args.asymmetric else {}
     given |= {"head": True} if args.head else {}

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
-        "extension": {"C++": extension.absence() or "loaded"},
+        "extension": {"C++": extension.absence() or f"loaded, instructions: {extension.instructions()}"},
         "ops": dict(ops.explain("cuda" if gpus else "cpu")),
     }
     if args.model:

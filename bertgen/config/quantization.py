@@ -28,7 +28,8 @@ class Int4Config:
         double_quant: scales themselves in 8 bits, as bitsandbytes rounds them; nf4 and fp4 only. They are held as
             floats, so that this saves nothing here.
         compute_dtype: "float32", "float16", "bfloat16" or such a torch.dtype, in which products are computed; None is
-            the dtype of the layer's input.
+            the dtype of the layer's input. "int8", for the format int4: on a CPU the input is rounded to 8 bits, row by
+            row, and the products are those of integers; elsewhere as None.
         head: quantize the output layer as well, also where it is tied to embeddings, which stay as they are.
         skip: modules that keep their weights, with all that is in them: full names, or parts of names from dot to dot.
 
@@ -58,7 +59,10 @@ class Int4Config:
             raise ConfigError("double_quant=True is for the formats nf4 and fp4, got 'int4'")
         if self.format != "int4" and not self.symmetric:
             raise ConfigError(f"symmetric=False is for the format int4, got {self.format!r}")
-        object.__setattr__(self, "compute_dtype", _dtype_name(self.compute_dtype, "compute_dtype"))
+        computed = _dtype_name(self.compute_dtype, "compute_dtype", (*DTYPES, "int8"))
+        if computed == "int8" and self.format != "int4":
+            raise ConfigError(f"compute_dtype='int8' is for the format int4, got {self.format!r}")
+        object.__setattr__(self, "compute_dtype", computed)
         object.__setattr__(self, "skip", _names(self.skip, "skip"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,12 +161,12 @@ def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _dtype_name(value: Any, name: str) -> str | None:
+def _dtype_name(value: Any, name: str, known: tuple[str, ...] = DTYPES) -> str | None:
     if value is None:
         return None
     found = str(value).removeprefix("torch.")
-    if found not in DTYPES:
-        raise ConfigError(f"{name} must be one of {', '.join(DTYPES)}, got {value!r}")
+    if found not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return found
 
 

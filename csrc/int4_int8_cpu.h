@@ -1,0 +1,18 @@
+// Products with a weight of 4 bits by integers: each row of x is rounded to 8 bits, the products of a group are summed
+// up in 32 bits, which is exact, and the sums are scaled in float32. kernels/int4_matmul.py has the definition.
+#pragma once
+
+#include <cstdint>
+
+#include "int4_cpu.h"
+#include "threads.h"
+
+namespace bertgen {
+
+// out [rows, weight.rows] = x [rows, weight.columns], rounded, times weight^T, + bias [weight.rows], which may be null.
+// The weight has no codebook. A row of `out` is the same to the last bit, whatever is computed beside it, and NaN where
+// its row of x is not finite.
+void int4_matmul_int8(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+                      const Threads& threads);
+
+}  // namespace bertgen
