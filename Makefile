@@ -6,10 +6,12 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 CXX ?= g++
 SEED ?= 1
+TRANSFORMERS ?= 5.16.0
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
+OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu.cpp \
@@ -17,10 +19,10 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels fuzz soak gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels test-transformers fuzz soak gpu lint format dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
 	@echo "  PARALLEL= runs the tests in one process."
@@ -37,6 +39,14 @@ test-long: $(VENV)/.tools ## the test suite and the long tests
 
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
 	$(BIN)/python -m pytest -m long tests/test_kernels.py $(PARALLEL) $(ARGS)
+
+test-transformers: $(OTHER)/constraints.txt ## the drop-in under the oldest transformers supported, or TRANSFORMERS=5.24.0
+	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
+	$(OTHER)/bin/python -m pytest tests/test_dropin.py tests/test_dropin_training.py $(PARALLEL) $(ARGS)
+
+.venv-transformers-%/constraints.txt: constraints.txt
+	mkdir -p $(@D)
+	sed 's/^transformers==.*/transformers==$*/' $< > $@
 
 fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
 	mkdir -p build
