@@ -6,12 +6,14 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 CXX ?= g++
 SEED ?= 1
+TRANSFORMERS ?= 5.16.0
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/interpreter
+OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu.cpp \
@@ -19,10 +21,10 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels fuzz soak gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels test-transformers fuzz soak gpu lint format dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
 	@echo "  PARALLEL= runs the tests in one process."
@@ -41,6 +43,15 @@ test-long: $(VENV)/.tools ## the test suite and the long tests
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 	$(PYTEST) -m long tests/test_kernels.py $(ARGS)
+
+test-transformers: $(OTHER)/constraints.txt ## the drop-in under the oldest transformers supported
+	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
+	$(OTHER)/bin/python -m pytest tests/test_dropin*.py $(PARALLEL) $(ARGS)
+
+# Without the pins of what each transformers has bounds of its own for.
+.venv-transformers-%/constraints.txt: constraints.txt
+	mkdir -p $(@D)
+	sed -e 's/^transformers==.*/transformers==$*/' -e '/^huggingface_hub==/d' -e '/^tokenizers==/d' $< > $@
 
 fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
 	mkdir -p build

@@ -28,7 +28,9 @@ def test_the_table_of_compatibility_names_tests_that_exist():
 
 def test_every_row_of_the_table_has_a_verdict():
     text = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("|---")]
+    verdicts = text.partition("## transformers' own tests")[0]
+    rows = [line for line in verdicts.splitlines() if line.startswith("| ") and not line.startswith("|---")]
+    assert len(rows) > 90
     assert all(line.count("|") - line.count("\\|") == 4 for line in rows), [r for r in rows if r.count("|") != 4]
 
 

@@ -364,6 +364,25 @@ def test_our_cache_in_transformers_own_model_and_loop(beams):
         bertgen.PagedCache(model.config).crop(-1)
 
 
+def test_the_class_of_an_accelerated_model_makes_models_that_work(tmp_path, calls):
+    model, (given, labels) = bertgen.accelerate(pair()), batch()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(*(m.generate(**given, max_new_tokens=9) for m in (model, loaded)))
+    assert bertgen.explain(loaded).models[""] == "EncoderDecoderModel"
+    made = type(model)(model.config)
+    assert made(**given, labels=labels).loss.isfinite() and calls == ["generation"] * 2 + ["forward"]
+    assert type(bertgen.restore(type(model)(model.config))) is EncoderDecoderModel
+
+
+def test_recording_leaves_no_model_in_transformers_registry():
+    """Of the two kinds of registry, a plain dict (5.16) would hold the model as a key, and find nothing by its name."""
+    registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY
+    model, (given, labels) = bertgen.accelerate(pair()), batch()
+    model(**given, decoder_input_ids=labels.clamp(min=0), output_hidden_states=True)
+    assert str(type(model.decoder)) in registry and all(isinstance(key, str) for key in registry)
+
+
 @pytest.mark.parametrize("options", [dict(output_attentions=True), dict(output_hidden_states=True)], ids=str)
 def test_outputs_of_transformers_own_modules(options, calls):
     (theirs, ours), (given, labels) = twins(), batch()

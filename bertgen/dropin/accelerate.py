@@ -95,10 +95,10 @@ def restore(model: nn.Module) -> Any:
     Returns:
         The model, also where nothing in it was accelerated.
     """
-    found: list[Any] = [module for module in model.modules() if "_bertgen" in module.__dict__]
+    found: list[Any] = [module for module in model.modules() if hasattr(type(module), "_bertgen")]
     for module in found:
-        module.__class__, state = type(module).__base__, module.__dict__.pop("_bertgen")
-        if not state.quantized:
+        module.__class__, state = type(module).__base__, module.__dict__.pop("_bertgen", None)
+        if state is None or not state.quantized:
             continue
         for path, layer in list(module.named_modules()):
             if isinstance(layer, Int4Linear):
@@ -110,7 +110,7 @@ def restore(model: nn.Module) -> Any:
 
 def explain(model: nn.Module) -> Explanation:
     """What of a model is accelerated, which backend each operator takes, and which calls went another way and why."""
-    found: dict[str, Any] = {name: m for name, m in model.named_modules() if "_bertgen" in m.__dict__}
+    found: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(type(m), "_bertgen")}
     device = next((p.device.type for p in model.parameters()), "cpu")
     ready = {name: m._bertgen.ready(m) for name, m in found.items()}
     return Explanation(

@@ -63,10 +63,8 @@ def keep_recording(model: Any) -> None:
         from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
     except ImportError:  # another way, in another version
         return
-    try:
-        _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
-    except TypeError:
-        _CAN_RECORD_REGISTRY[str(model.__class__)] = model._can_record_outputs
+    # By the name of the class in every version; the registry of some takes the model and finds the name itself.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
 
 
 def _named(signature: inspect.Signature, model: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -6,52 +6,64 @@ module imports transformers.
 
 from __future__ import annotations
 
+import functools
+
 import transformers
 
 from .forward import accelerated_forward
 from .generation import accelerated_generate
+from .state import State
 
 
-class BertGenerationEncoder(transformers.BertGenerationEncoder):
+class Accelerated:
+    """What all of these classes have besides transformers' own."""
+
+    @functools.cached_property
+    def _bertgen(self) -> State:
+        """Of a model made by calling one of the classes, or by its from_pretrained; `accelerate` puts one in itself."""
+        return State()
+
+
+class BertGenerationEncoder(transformers.BertGenerationEncoder, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.BertGenerationEncoder)
 
 
-class BertGenerationDecoder(transformers.BertGenerationDecoder):
+class BertGenerationDecoder(transformers.BertGenerationDecoder, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.BertGenerationDecoder)
     generate = accelerated_generate(transformers.BertGenerationDecoder)
 
 
-class BertModel(transformers.BertModel):
+class BertModel(transformers.BertModel, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.BertModel)
 
 
-class BertLMHeadModel(transformers.BertLMHeadModel):
+class BertLMHeadModel(transformers.BertLMHeadModel, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.BertLMHeadModel)
     generate = accelerated_generate(transformers.BertLMHeadModel)
 
 
-class RobertaModel(transformers.RobertaModel):
+class RobertaModel(transformers.RobertaModel, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.RobertaModel)
 
 
-class RobertaForCausalLM(transformers.RobertaForCausalLM):
+class RobertaForCausalLM(transformers.RobertaForCausalLM, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.RobertaForCausalLM)
     generate = accelerated_generate(transformers.RobertaForCausalLM)
 
 
-class EncoderDecoderModel(transformers.EncoderDecoderModel):
+class EncoderDecoderModel(transformers.EncoderDecoderModel, Accelerated):
     """transformers' class of that name, on bertgen's operators."""
 
     forward = accelerated_forward(transformers.EncoderDecoderModel)
