@@ -15,6 +15,7 @@ from transformers import EncoderDecoderModel
 
 import bertgen
 import bertgen.modules
+from bertgen import ops
 from bertgen.dropin import forward, generation
 from bertgen.dropin.models import ACCELERATED
 
@@ -459,6 +460,19 @@ def test_nothing_of_transformers_is_changed():
     ours(**given, labels=labels)
     assert all(cls.forward is f and getattr(cls, "generate", None) is g for cls, (f, g) in before.items())
     assert type(other) is EncoderDecoderModel and type(other.encoder) is transformers.BertGenerationEncoder
+
+
+@pytest.mark.parametrize("asked, process", [("auto", "reference"), ("reference", "auto")])
+def test_the_backend_holds_while_the_model_runs(asked, process, monkeypatch):
+    model, (given, labels) = bertgen.accelerate(pair(), backend=asked), batch()
+    seen, run = [], forward._run
+    monkeypatch.setattr(forward, "_run", lambda *args: (seen.append(ops._backend), run(*args))[1])
+    before = ops.set_backend(process)
+    try:
+        model(**given, labels=labels)
+        assert seen == ["reference"] and ops._backend == process
+    finally:
+        ops.set_backend(before)
 
 
 def test_restore():

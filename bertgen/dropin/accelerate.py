@@ -53,7 +53,8 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
         model: an `EncoderDecoderModel`, a `BertGenerationEncoder` or `BertGenerationDecoder` of transformers, or a
             module that holds one, such as a PeftModel. Halves that are `BertModel`, `BertLMHeadModel`, `RobertaModel`
             or `RobertaForCausalLM` count as well.
-        backend: as `bertgen.ops.set_backend` takes it; holds while this model runs.
+        backend: as `bertgen.ops.set_backend` takes it; holds while this model runs. "auto" leaves the choice to the
+            process, which is the fastest backend unless it was told otherwise.
         quantization: an `Int4Config` (or what `from_pretrained` takes as `quantization_config`), or "int4", "nf4",
             "fp4": hold the weights of linear layers in 4 bits. This replaces them: the model is for inference then, and
             `restore` gives floats that are the rounded values.

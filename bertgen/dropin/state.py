@@ -21,7 +21,7 @@ class State:
     """Of one accelerated model; a copy of the model gets one with the same options, and makes a twin of its own.
 
     Args:
-        backend: as `ops.set_backend` takes it.
+        backend: as `ops.set_backend` takes it; "auto" leaves the choice to the process.
         generate: `generate` goes through bertgen too.
         quantized: `accelerate` has put the weights into 4 bits.
 
@@ -67,6 +67,9 @@ class State:
     @contextmanager
     def running(self) -> Iterator[None]:
         """With the operators' backend that was asked for."""
+        if self.backend == "auto":
+            yield
+            return
         before = ops.set_backend(self.backend)
         try:
             yield
