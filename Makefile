@@ -6,6 +6,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 CXX ?= g++
 SEED ?= 1
+PAIRS ?= train.tsv
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels fuzz soak gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels fuzz soak gpu bench bench-gpu figures lint format dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +51,19 @@ soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times ea
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
-	$(PYTHON) bench/ops.py --device cuda --json bench/results/ops-gpu.json
+	$(PYTHON) -m bertgen bench ops --device cuda --cases none --json build/bench/ops-cuda.json
+
+bench: $(VENV)/.tools ## operators, generation, scaling and training beside others', in 10 minutes; a page in build/bench
+	$(BIN)/bertgen bench suite --level quick --output build/bench $(ARGS)
+
+bench-gpu: ## the same on a CUDA device in 9 minutes, with the Python that is there: installs nothing
+	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
+
+figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine: PAIRS=train.tsv
+	$(BIN)/bertgen bench suite --level full --output bench/results --report docs/report
+	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
+	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
+	$(BIN)/python -m bertgen.bench.tables
 
 lint: $(VENV)/.tools ## ruff and mypy
 	$(BIN)/ruff check

@@ -1,0 +1,241 @@
+"""The tables of README.md and docs/benchmarks.md, from the committed results.
+
+    python -m bertgen.bench.tables
+
+Writes each table between its two marks, `<!-- bench: NAME -->` and `<!-- end -->`; a test sees that they are what the
+results give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bertgen.errors import InputError
+
+from . import machine, scale
+from .figures import best_of_cases
+from .output import time_text
+from .result import OURS, Result, Row, load, ratio
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results"
+SUITE = "bertgen bench suite --level full --output bench/results"
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
+BLOCK = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the results give them."""
+    return BLOCK.sub(lambda match: f"<!-- bench: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text)
+
+
+def result(part: str) -> Result:
+    """What all steps of the suite that are of a part have measured."""
+    found = [load(path) for path in sorted(RESULTS.glob("*-cpu.json"))]
+    found = [one for one in found if one.part == part]
+    if not found:
+        raise InputError(f"{RESULTS} has no result of {part}")
+    return Result(part, found[0].command, found[0].environment, [row for one in found for row in one.rows])
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (heads, *rows)]
+    return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
+
+
+def origin(found: Result) -> str:
+    """Command, machine and commit, for a line under a table."""
+    return f"`{SUITE}`, {machine.described(found.environment)}."
+
+
+def words(requests: str, beams: int) -> str:
+    return f"{requests}, " + ("greedy" if beams == 1 else f"{beams} beams")
+
+
+def times(theirs: Row | None, ours: Row) -> str:
+    """How many times as long, and the spread."""
+    return "missing" if theirs is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(theirs, ours))
+
+
+def of_model(found: Result, model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
+    return {case: by for case, by in best_of_cases(found.rows).items() if case[0] == model}
+
+
+MODEL = "base"
+OTHERS = ("transformers sdpa", "CTranslate2", "CTranslate2 int8")
+
+
+def readme() -> str:
+    found = result("generate")
+    rows = [
+        [words(requests, beams), *(times(by.get(name), by[OURS]).split(" ")[0] for name in OTHERS[:2])]
+        for (_, requests, beams), by in of_model(found, MODEL).items()
+    ]
+    return markdown(("requests", *OTHERS[:2]), rows) + f"\n\n{origin(found)}"
+
+
+def seconds(model: str) -> str:
+    """Seconds of each engine, with the batch that suits it and the share of the limit."""
+    found = result("generate")
+    rows = []
+    engines = list(dict.fromkeys(one for by in of_model(found, model).values() for one in by))
+    for (_, requests, beams), by in of_model(found, model).items():
+        cells = [
+            f"{row.median:.2f} ({row.params['batch']}; {row.fraction:.0%})" if (row := by.get(one)) else "missing"
+            for one in engines
+        ]
+        rows.append([words(requests, beams), *cells])
+    return markdown(("requests", *engines), rows) + f"\n\n{origin(found)}"
+
+
+def ratios(model: str) -> str:
+    """How many times as long the others take, and how many outputs are equal."""
+    rows = []
+    for (_, requests, beams), by in of_model(result("generate"), model).items():
+        cells = [times(by.get(one), by[OURS]) for one in ("bertgen int4", "transformers eager", *OTHERS)]
+        equal = [
+            f"{row.extra['equal']}/{row.extra['compared']}" if (row := by.get(one)) else "missing"
+            for one in ("bertgen int4", *OTHERS)
+        ]
+        rows.append([words(requests, beams), *cells, ", ".join(equal)])
+    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal: int4, " + ", ".join(OTHERS))
+    return markdown(heads, rows)
+
+
+def latency() -> str:
+    """One request at a time: milliseconds of a token and seconds of a request."""
+    rows = []
+    for (_, requests, beams), by in of_model(result("generate"), MODEL).items():
+        for one, row in by.items() if requests == "single" else ():
+            figures = [row.extra[key] for key in ("token_p50", "token_p99")]
+            tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
+            waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
+            rows.append([words(requests, beams), one, *tokens, *waits])
+    return markdown(("requests", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
+
+
+def memory() -> str:
+    """MB of the process at its peak, and seconds to load."""
+    found = result("generate")
+    loads = {row.contender: row for row in found.rows if row.name == "load"}
+    peaks: dict[str, dict[int, int]] = {}
+    for row in found.rows:
+        if row.name == "generate" and row.params["model"] == MODEL and row.extra.get("peak"):
+            by = peaks.setdefault(row.contender, {})
+            by[row.params["beams"]] = max(by.get(row.params["beams"], 0), row.extra["peak"])
+    rows = [
+        [one, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), time_text(loads[one].median)]
+        for one, by in peaks.items()
+    ]
+    return markdown(("engine", "greedy, MB", "4 beams, MB", "to load"), rows)
+
+
+def linear() -> str:
+    """GFLOP/s of ops.linear, and how many times as long the others take."""
+    found = result("ops")
+    cases = [rows for rows in found.cases.values() if rows[0].name == "linear" and "rows" in rows[0].params]
+    few = sorted({rows[0].params["rows"] for rows in cases})
+    lines: dict[str, dict[int, str]] = {}
+    for group in cases:
+        by = {row.contender: row for row in group}
+        p, ours = group[0].params, by[OURS]
+        others = (by[one].median / ours.median for one in ("eager", "oneDNN", "oneDNN, packed"))
+        text = f"{ours.extra['flop'] / ours.median / 1e9:.0f} ({' / '.join(f'{value:.2f}' for value in others)})"
+        lines.setdefault(f"{p['n']} x {p['k']}", {})[p["rows"]] = text
+    rows = [[shape, *(by[n] for n in few)] for shape, by in lines.items()]
+    return markdown(("N x K", *(f"M={n}" for n in few)), rows) + f"\n\n{origin(found)}"
+
+
+def operators() -> str:
+    """Each operator at each size beside eager torch and the fastest other."""
+    rows = []
+    for group in result("ops").cases.values():
+        by = {row.contender: row for row in group if row.seconds}
+        if "flop" not in group[0].extra or group[0].name == "linear" or not {OURS, "eager"} <= by.keys():
+            continue
+        ours = by[OURS]
+        others = [row for one, row in by.items() if not row.ours and one not in ("eager", "product alone")]
+        other = min(others, key=lambda row: row.median, default=None)
+        rest = "" if other is None else f"{other.median / ours.median:.2f} ({other.contender})"
+        case = ", ".join(f"{key} {value}" for key, value in ours.params.items())
+        share = f"{ours.fraction:.0%}" if ours.fraction else ""
+        rows.append([ours.name, case, time_text(ours.median), share, times(by["eager"], ours), rest])
+    return markdown(("operator", "case", OURS, "of the limit", "eager", "fastest other"), rows)
+
+
+def growth() -> str:
+    found = result("scale")
+    rows = []
+    for (axis, engine), points in scale.series(found.rows).items():
+        line = scale.fitted(points)
+        x = f"{points[0][0]} to {points[-1][0]}"
+        rows.append([axis, x, engine, time_text(line.fixed), time_text(line.each), f"{line.error:.0%}"])
+    heads = ("varied", "from", "engine", "fixed", "each further one", "largest error of the line")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def training() -> str:
+    found = result("train")
+    rows = []
+    for group in found.cases.values():
+        for row in group:
+            if row.seconds:
+                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not told"
+                figures = [f"{row.median:.2f}", times(row, group[0]), peak]
+            else:
+                figures = ["missing", "", ""]
+            rows.append([str(row.params["batch"]), row.contender, *figures])
+    heads = ("batch", "engine", "seconds", "times bertgen's", "peak, MB")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def step_overhead() -> str:
+    found = result("overhead")
+    rows = []
+    for row in found.rows:
+        figures = [row.median, row.extra["operators"], row.extra["overhead"]] if row.seconds else []
+        cells = [f"{1e3 * value:.1f}" for value in figures] or ["missing"] * 3
+        rows.append([row.contender, str(row.params["beams"]), *cells, f"{row.extra.get('calls', 0):.0f}"])
+    heads = (
+        "24 + 24 tiny layers, one thread, ms",
+        "beams",
+        "step",
+        "operators, bare",
+        "overhead",
+        "operators",
+    )
+    return markdown(heads, rows)
+
+
+def tokenizer() -> str:
+    found = result("tokenizer")
+    rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in found.rows]
+    return markdown(("", "sentences/s"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "readme": readme,
+    "seconds": lambda: seconds(MODEL),
+    "ratios": lambda: ratios(MODEL),
+    "demo": lambda: seconds("demo"),
+    "latency": latency,
+    "memory": memory,
+    "linear": linear,
+    "operators": operators,
+    "growth": growth,
+    "training": training,
+    "overhead": step_overhead,
+    "tokenizer": tokenizer,
+}
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(page)
+
+
+if __name__ == "__main__":
+    main()
