@@ -23,19 +23,15 @@ def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
     """Draw all that there is into PNGs; name -> file."""
     import matplotlib
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     style = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "axes.titlesize": 11}
     found = {}
     folder.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context(style):
+    with matplotlib.rc_context(style):
         for name, draw in FIGURES.items():
             figure = draw([row for result in results for row in result.rows], results)
             if figure is not None:
                 found[name] = folder / f"{name}.png"
                 figure.savefig(found[name], dpi=DPI, bbox_inches="tight")
-                pyplot.close(figure)
     return found
 
 
@@ -49,9 +45,11 @@ def look(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def subplots(*shape: int, size: tuple[float, float]) -> Any:
-    from matplotlib import pyplot
+    """A figure that no window and no other figure knows of, and its axes."""
+    from matplotlib.figure import Figure
 
-    return pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(*shape, squeeze=False)
 
 
 def shaped(rows: Sequence[Row]) -> list[Row]:

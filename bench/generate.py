@@ -36,6 +36,7 @@ from .workload import Budget, Case, Plan
 
 SLACK = 1.1  # larger batches are tried until one takes so much longer than the best
 LOADS = 3  # of each engine
+STATIC = "transformers BART, static and compiled"
 
 
 class Engine:
@@ -55,11 +56,11 @@ ENGINES = {
     "bertgen int4": Engine(Int4, 64, False, judged=False),
     "transformers sdpa": Engine(Transformers, "sdpa"),
     "transformers eager": Engine(Transformers, "eager"),
-    "transformers BART, static and compiled": Engine(StaticBart),
+    STATIC: Engine(StaticBart),
     "CTranslate2": Engine(CTranslate2),
     "CTranslate2 int8": Engine(CTranslate2, "int8", judged=False),
 }
-ON_REQUEST = ("transformers BART, static and compiled",)  # on a CPU, where compiling takes minutes
+ON_REQUEST = (STATIC,)  # on a CPU, where compiling takes minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +213,7 @@ class Race:
             self.runs.pop(key, None)
             return math.inf
         self.runs.setdefault(key, []).append(run)
-        output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, tokens equal {found}")
+        output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, {said(found, ENGINES[name].judged)}")
         return run.seconds
 
     def rows(self, model: str, plan: Plan, limit: dict[str, float]) -> list[Row]:

@@ -37,13 +37,14 @@ def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
     environment = machine.environment(device)
     if (environment["load"] or 0) > machine.BUSY:
         say(f"{environment['load']:.1f} processes keep the machine busy already: times will be too long")
-    return Result(part, command(part, args), environment, path=args.json)
+    return Result(part, command(part), environment, path=args.json)
 
 
-def command(part: str, args: argparse.Namespace) -> str:
-    """The options that were given, files left out."""
-    words = list(getattr(args, "words", None) or sys.argv[1:])
-    words = words[words.index(part) + 1 :] if part in words else []
+def command(part: str) -> str:
+    """That was given, files left out."""
+    words = sys.argv[1:]
+    start = ["bertgen", "bench", part] if part in words else ["python", "-m", f"bertgen.bench.{part}"]
+    words = words[words.index(part) + 1 :] if part in words else words
     kept: list[str] = []
     while words:
         word = words.pop(0)
@@ -51,7 +52,7 @@ def command(part: str, args: argparse.Namespace) -> str:
             words = words[1:]
         elif not word.startswith(("--json=", "--csv=")) and word != "--check":
             kept.append(os.path.basename(word) if os.sep in word else word)
-    return shlex.join(["bertgen", "bench", part, *kept])
+    return shlex.join([*start, *kept])
 
 
 def say(text: str) -> None:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from bertgen.errors import ConfigError
 
 from . import check, output, report
-from .generate import ENGINES
-from .result import load
+from .generate import STATIC
+from .result import OURS, load
 
 BROKEN = 1
 PATIENCE = 15.0  # seconds that a stopped part may take to end
@@ -59,8 +59,9 @@ LEVELS = {
         Step("generate-mixed", "generate --only mixed --beams 1 --requests 16 --batches 4 16 --no-load", 900),
         Step("generate-beams", "generate --only mixed --beams 4 --requests 16 --batches 16 --no-load", 1200),
         Step("generate-single", "generate --only single --singles 2 --no-load", 900),
-        Step("generate-demo", f"generate --size demo --only fixed --requests 16 --batches 16 --no-load --engines "
-             f"{shlex.join(ENGINES)}", 900),
+        Step("generate-demo", "generate --size demo --requests 32 --batches 1 8 32 --no-load", 900),
+        Step("generate-static", f"generate --size demo --only fixed --requests 16 --batches 16 --no-load --engines "
+             f"{OURS} {shlex.quote(STATIC)}", 900),
         Step("scale", "scale --size demo --most 128", 900),
         Step("train", "train --batches 8 --steps 5", 900),
     ),
