@@ -45,9 +45,13 @@ class Judge:
         self.model, self.tie = model, tie
         self._margins: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
 
-    def compare(self, case: Case, ours: Tokens, theirs: Tokens) -> Agreement:
+    def compare(self, case: Case, ours: Tokens, theirs: Tokens, judged: bool = True) -> Agreement:
         """Greedy outputs up to the asked length; outputs of beams where both stop there, since another end is another
-        search."""
+        search.
+
+        Args:
+            judged: False for weights that are rounded: what differs is no error, and nobody looks for its margin.
+        """
         found = Agreement()
         for i, (source, length) in enumerate(zip(case.sources, case.lengths)):
             a, b = ours[i], theirs[i]
@@ -61,6 +65,8 @@ class Judge:
             first = next((at for at in range(length) if a[at] != b[at]), None)
             if first is None:
                 found.equal += 1
+                continue
+            if not judged:
                 continue
             margins = self.margins(source, length, case.beams)
             margin = margins[first] if case.beams == 1 else min(margins)

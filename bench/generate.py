@@ -176,6 +176,7 @@ class Race:
         self.runs: dict[tuple[str, int], list[Run]] = {}
         self.agreement: dict[tuple[str, int], Agreement] = {}
         self.broken: dict[tuple[str, int], str] = {}
+        self.wrong: dict[tuple[str, int], str] = {}
         self.ours: workload.Tokens = []
 
     def run(self, sizes: Sequence[int], repeats: int) -> None:
@@ -207,10 +208,10 @@ class Race:
             self.broken[key] = f"{type(error).__name__}: {error}".splitlines()[0]
             return math.inf
         self.ours = self.ours or run.tokens  # bertgen comes first
-        self.agreement[key] = found = self.judge.compare(case, self.ours, run.tokens)
-        if found.wrong and ENGINES[name].judged:
+        self.agreement[key] = found = self.judge.compare(case, self.ours, run.tokens, ENGINES[name].judged)
+        if found.wrong:
             output.say(f"{case.name}: {name} batch {batch}: WRONG: {found.wrong[0]}")
-            self.runs.pop(key, None)
+            self.wrong[key] = f"{found.wrong[0]}, {len(found.wrong)} in all"
             return math.inf
         self.runs.setdefault(key, []).append(run)
         output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, {said(found, ENGINES[name].judged)}")
@@ -225,11 +226,9 @@ class Race:
         for key in dict.fromkeys([*self.agreement, *self.broken]):
             name, batch = key
             row = Row("generate", params(self.case, model) | setting(batch), name, amount=tokens, unit="token")
-            row.absent = self.broken.get(key)
+            row.absent, row.wrong = self.broken.get(key), self.wrong.get(key)
             agreement = self.agreement.get(key)
-            if agreement and agreement.wrong and ENGINES[name].judged:
-                row.wrong = f"{agreement.wrong[0]}, {len(agreement.wrong)} in all"
-            runs = self.runs.get(key, []) if not row.wrong else []
+            runs = [] if row.wrong or row.absent else self.runs.get(key, [])
             if runs:
                 row.seconds = [run.seconds for run in runs]
                 row.limit, row.correct = fastest, said(agreement, ENGINES[name].judged)

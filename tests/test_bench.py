@@ -390,6 +390,23 @@ def test_a_wrong_token_fails_the_run(generated, monkeypatch, capsys, name):
     assert all("WRONG" in line for line in printed.splitlines() if "| transformers sdpa |" in line)
 
 
+def test_one_wrong_turn_takes_all_times(generated, monkeypatch):
+    right, runs = contenders.Transformers.run, []
+
+    def sometimes(self, sources, lengths, *arguments):
+        found = right(self, sources, lengths, *arguments)
+        runs.append(max(lengths))
+        if runs.count(32) == 2 and runs[-1] == 32:
+            found[-1][-1] ^= 1
+        return found
+
+    monkeypatch.setattr(contenders.Transformers, "run", sometimes)
+    code, found = generated("--beams", 1, "--repeats", 3)
+    (row,) = [row for row in found.rows if row.contender == "transformers sdpa"]
+    assert runs.count(32) == 3, "three turns"
+    assert code == 1 and row.wrong and not row.seconds
+
+
 def test_an_output_that_stops_early_is_wrong(generated, monkeypatch, capsys):
     kind = contenders.Transformers
     right = kind.run
@@ -454,6 +471,8 @@ def test_a_difference_is_excused_at_a_tie_only(beams):
     judge = agreement.Judge(model)
     assert judge.compare(case, [ours], [[*ours, 99][: 6 + (beams == 1)]]) == agreement.Agreement(1, 1)
     assert len(judge.compare(case, [ours], [other]).wrong) == 1
+    unjudged = judge.compare(case, [ours], [other], judged=False)
+    assert (unjudged.compared, unjudged.equal, unjudged.wrong) == (1, 0, []), "rounded weights may differ"
     judge.tie = margins[4] + 1e-6 if beams == 1 else min(margins) + 1e-6
     found = judge.compare(case, [ours], [other])
     assert (found.compared, found.equal, len(found.ties), found.wrong) == (1, 0, 1, [])
