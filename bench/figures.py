@@ -15,7 +15,7 @@ from .result import OURS, Result, Row, best, ratio
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#882255", "#44AA99")
 MARKERS = "osD^vP*Xhp"
 HATCHES = ("", "//", "\\\\", "xx", "..", "--", "oo", "++", "**", "||")
-DPI = 130
+DPI = 100
 WIDE = 9.5  # inches
 
 

@@ -21,7 +21,6 @@ from .result import OURS, Result, Row, load, ratio
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
-SUITE = "bertgen bench suite --level full --output bench/results"
 PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
 BLOCK = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -31,13 +30,21 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda match: f"<!-- bench: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text)
 
 
-def result(part: str) -> Result:
-    """What all steps of the suite that are of a part have measured."""
-    found = [load(path) for path in sorted(RESULTS.glob("*-cpu.json"))]
-    found = [one for one in found if one.part == part]
+def results(part: str, model: str | None = None) -> list[Result]:
+    """What all steps of the suite that are of a part have measured, or those that have rows of a model."""
+    found = [one for one in (load(path) for path in sorted(RESULTS.glob("*-cpu.json"))) if one.part == part]
+    found = [one for one in found if model is None or any(row.params.get("model") == model for row in one.rows)]
     if not found:
-        raise InputError(f"{RESULTS} has no result of {part}")
-    return Result(part, found[0].command, found[0].environment, [row for one in found for row in one.rows])
+        raise InputError(f"{RESULTS} has no result of {part}{(model and f' with a model {model}') or ''}")
+    return found
+
+
+def rows_of(found: Sequence[Result]) -> list[Row]:
+    return [row for one in found for row in one.rows]
+
+
+def cases_of(found: Sequence[Result]) -> list[list[Row]]:
+    return [rows for one in found for rows in one.cases.values()]
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,9 +52,12 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
 
 
-def origin(found: Result) -> str:
-    """Command, machine and commit, for a line under a table."""
-    return f"`{SUITE}`, {machine.described(found.environment)}."
+def origin(found: Sequence[Result]) -> str:
+    """Commands, machine and commit, for a paragraph under a table."""
+    commands: dict[str, list[str]] = {}
+    for one in found:
+        commands.setdefault(machine.described(one.environment), []).append(f"`{one.command}`")
+    return "\n".join(f"{', '.join(words)}: {where}." for where, words in commands.items())
 
 
 def words(requests: str, beams: int) -> str:
@@ -59,8 +69,12 @@ def times(theirs: Row | None, ours: Row) -> str:
     return "missing" if theirs is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(theirs, ours))
 
 
-def of_model(found: Result, model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
-    return {case: by for case, by in best_of_cases(found.rows).items() if case[0] == model}
+def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
+    """(model, requests, beams) -> engine -> its best row."""
+    rows = rows_of(results("generate", model))
+    order = ("fixed", "mixed", "single")
+    cases = sorted(best_of_cases(rows).items(), key=lambda item: (order.index(item[0][1]), item[0][2]))
+    return {case: by for case, by in cases if case[0] == model}
 
 
 MODEL = "base"
@@ -68,32 +82,30 @@ OTHERS = ("transformers sdpa", "CTranslate2", "CTranslate2 int8")
 
 
 def readme() -> str:
-    found = result("generate")
     rows = [
         [words(requests, beams), *(times(by.get(name), by[OURS]).split(" ")[0] for name in OTHERS[:2])]
-        for (_, requests, beams), by in of_model(found, MODEL).items()
+        for (_, requests, beams), by in of_model(MODEL).items()
     ]
-    return markdown(("requests", *OTHERS[:2]), rows) + f"\n\n{origin(found)}"
+    return markdown(("requests", *OTHERS[:2]), rows) + f"\n\n{origin(results('generate', MODEL))}"
 
 
 def seconds(model: str) -> str:
     """Seconds of each engine, with the batch that suits it and the share of the limit."""
-    found = result("generate")
     rows = []
-    engines = list(dict.fromkeys(one for by in of_model(found, model).values() for one in by))
-    for (_, requests, beams), by in of_model(found, model).items():
+    engines = list(dict.fromkeys(one for by in of_model(model).values() for one in by))
+    for (_, requests, beams), by in of_model(model).items():
         cells = [
             f"{row.median:.2f} ({row.params['batch']}; {row.fraction:.0%})" if (row := by.get(one)) else "missing"
             for one in engines
         ]
         rows.append([words(requests, beams), *cells])
-    return markdown(("requests", *engines), rows) + f"\n\n{origin(found)}"
+    return markdown(("requests", *engines), rows) + f"\n\n{origin(results('generate', model))}"
 
 
 def ratios(model: str) -> str:
     """How many times as long the others take, and how many outputs are equal."""
     rows = []
-    for (_, requests, beams), by in of_model(result("generate"), model).items():
+    for (_, requests, beams), by in of_model(model).items():
         cells = [times(by.get(one), by[OURS]) for one in ("bertgen int4", "transformers eager", *OTHERS)]
         equal = [
             f"{row.extra['equal']}/{row.extra['compared']}" if (row := by.get(one)) else "missing"
@@ -107,7 +119,7 @@ def ratios(model: str) -> str:
 def latency() -> str:
     """One request at a time: milliseconds of a token and seconds of a request."""
     rows = []
-    for (_, requests, beams), by in of_model(result("generate"), MODEL).items():
+    for (_, requests, beams), by in of_model(MODEL).items():
         for one, row in by.items() if requests == "single" else ():
             figures = [row.extra[key] for key in ("token_p50", "token_p99")]
             tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
@@ -118,24 +130,24 @@ def latency() -> str:
 
 def memory() -> str:
     """MB of the process at its peak, and seconds to load."""
-    found = result("generate")
-    loads = {row.contender: row for row in found.rows if row.name == "load"}
+    rows = rows_of(results("generate", MODEL))
+    loads = {row.contender: row for row in rows if row.name == "load" and row.params["model"] == MODEL}
     peaks: dict[str, dict[int, int]] = {}
-    for row in found.rows:
+    for row in rows:
         if row.name == "generate" and row.params["model"] == MODEL and row.extra.get("peak"):
             by = peaks.setdefault(row.contender, {})
             by[row.params["beams"]] = max(by.get(row.params["beams"], 0), row.extra["peak"])
-    rows = [
-        [one, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), time_text(loads[one].median)]
-        for one, by in peaks.items()
-    ]
-    return markdown(("engine", "greedy, MB", "4 beams, MB", "to load"), rows)
+    lines = []
+    for one, by in peaks.items():
+        load = time_text(loads[one].median) if one in loads else "not measured"
+        lines.append([one, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
+    return markdown(("engine", "greedy, MB", "4 beams, MB", "to load"), lines)
 
 
 def linear() -> str:
     """GFLOP/s of ops.linear, and how many times as long the others take."""
-    found = result("ops")
-    cases = [rows for rows in found.cases.values() if rows[0].name == "linear" and "rows" in rows[0].params]
+    found = results("ops")
+    cases = [rows for rows in cases_of(found) if rows[0].name == "linear" and "rows" in rows[0].params]
     few = sorted({rows[0].params["rows"] for rows in cases})
     lines: dict[str, dict[int, str]] = {}
     for group in cases:
@@ -150,8 +162,8 @@ def linear() -> str:
 
 def operators() -> str:
     """Each operator at each size beside eager torch and the fastest other."""
-    rows = []
-    for group in result("ops").cases.values():
+    found, rows = results("ops"), []
+    for group in cases_of(found):
         by = {row.contender: row for row in group if row.seconds}
         if "flop" not in group[0].extra or group[0].name == "linear" or not {OURS, "eager"} <= by.keys():
             continue
@@ -162,13 +174,14 @@ def operators() -> str:
         case = ", ".join(f"{key} {value}" for key, value in ours.params.items())
         share = f"{ours.fraction:.0%}" if ours.fraction else ""
         rows.append([ours.name, case, time_text(ours.median), share, times(by["eager"], ours), rest])
-    return markdown(("operator", "case", OURS, "of the limit", "eager", "fastest other"), rows)
+    heads = ("operator", "case", OURS, "of the limit", "eager", "fastest other")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
 
 
 def growth() -> str:
-    found = result("scale")
+    found = results("scale")
     rows = []
-    for (axis, engine), points in scale.series(found.rows).items():
+    for (axis, engine), points in scale.series(rows_of(found)).items():
         line = scale.fitted(points)
         x = f"{points[0][0]} to {points[-1][0]}"
         rows.append([axis, x, engine, time_text(line.fixed), time_text(line.each), f"{line.error:.0%}"])
@@ -177,9 +190,9 @@ def growth() -> str:
 
 
 def training() -> str:
-    found = result("train")
+    found = results("train")
     rows = []
-    for group in found.cases.values():
+    for group in cases_of(found):
         for row in group:
             if row.seconds:
                 peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not told"
@@ -192,9 +205,9 @@ def training() -> str:
 
 
 def step_overhead() -> str:
-    found = result("overhead")
+    found = results("overhead")
     rows = []
-    for row in found.rows:
+    for row in rows_of(found):
         figures = [row.median, row.extra["operators"], row.extra["overhead"]] if row.seconds else []
         cells = [f"{1e3 * value:.1f}" for value in figures] or ["missing"] * 3
         rows.append([row.contender, str(row.params["beams"]), *cells, f"{row.extra.get('calls', 0):.0f}"])
@@ -210,9 +223,9 @@ def step_overhead() -> str:
 
 
 def tokenizer() -> str:
-    found = result("tokenizer")
-    rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in found.rows]
-    return markdown(("", "sentences/s"), rows)
+    found = results("tokenizer")
+    rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in rows_of(found)]
+    return markdown(("", "sentences/s"), rows) + f"\n\n{origin(found)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -41,7 +41,7 @@ def test_neighbours_differ_in_one_or_two_things():
 
 
 def test_the_fastest_right_launch_is_kept(monkeypatch):
-    monkeypatch.setattr("usable", lambda key, launches: launches)
+    monkeypatch.setattr(tune, "usable", lambda key, launches: launches)
     own = tuning.attention(*KEY[1])
     right, wrong, broken = [
         tuning.Launch(own.tiles, num_warps=warps, num_stages=stages) for warps, stages in ((8, 2), (2, 2), (4, 1))
