@@ -19,7 +19,6 @@ from bertgen import extension
 from bertgen.bench import (
     agreement,
     check,
-    child,
     clock,
     compare,
     contenders,
@@ -361,14 +360,13 @@ def test_latencies_of_known_steps():
     assert told["token_p99"] == 9.0 and told["token_p50"] < 0.02
 
 
-def test_engines_in_processes_of_their_own():
+def test_an_engine_in_a_process_of_its_own():
     given = [[7, 8, 9], [9, 10]], [3, 4], 1, 2
-    for name in ("bertgen", "transformers sdpa"):
-        engine = generate.ENGINES[name]
-        apart = contenders.Apart(engine.kind, SMOKE, *engine.arguments)
-        assert apart.run(*given) == contenders.make(engine.kind, SMOKE, *engine.arguments).run(*given)
-        assert apart.measured(*given).tokens == apart.run(*given)
-        apart.close()
+    apart = contenders.Apart(contenders.Bertgen, SMOKE)
+    assert apart.run(*given) == contenders.make(contenders.Bertgen, SMOKE).run(*given)
+    run = apart.measured(*given)
+    assert run.tokens == apart.run(*given) and run.peak != contenders.memory.peak(CPU), "the memory is that process's"
+    apart.close()
 
 
 @pytest.mark.parametrize("name", ["Bertgen", "Transformers"])
@@ -431,7 +429,7 @@ def test_a_missing_engine_is_said_to_be_missing(generated, monkeypatch, capsys, 
     assert name in report.faults([found])
 
 
-def test_given_weights_and_texts(tmp_path, tiny_checkpoint):
+def test_given_weights_and_texts(tmp_path):
     (tmp_path / "a.txt").write_text("Where is the station?\nHelp!\n")
     arguments = "--requests 2 --batches 2 --repeats 1 --only mixed --beams 1 --same-process --no-load".split()
     words = [*arguments, "--engines", "bertgen", "--input", tmp_path / "a.txt", "--json", tmp_path / "a.json"]
@@ -525,6 +523,7 @@ class Local:
         pass
 
 
+@pytest.mark.long
 def test_a_training_step(monkeypatch):
     monkeypatch.setattr(train, "Child", Local)
     rows = train.compared("smoke", SMOKE, [[7, 8, 9], [10]], [[11, 12], [13]], steps=2)
@@ -717,7 +716,3 @@ def test_weights_in_4_bits_beside_floats(tmp_path):
     sizes = [float(row[1]) for row in rows]
     assert sizes[0] > sizes[1] > 8 > sizes[2] and all(float(cell) > 0 for row in rows for cell in row[2:4])
     assert "`decoder.bert.encoder.layer.*.intermediate.dense` | " in module("quantization", "layers")
-
-
-def test_a_child_ends_with_what_made_it():
-    assert child.call(os.getpid) != os.getpid()
