@@ -59,7 +59,8 @@ bench: $(VENV)/.tools ## operators, generation, scaling and training beside othe
 bench-gpu: ## the same on a CUDA device in 9 minutes, with the Python that is there: installs nothing
 	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
 
-figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine: PAIRS=train.tsv
+figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine; PAIRS=train.tsv
+	rm -f bench/results/*-cpu.json
 	$(BIN)/bertgen bench suite --level full --output bench/results --report docs/report
 	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
 	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json

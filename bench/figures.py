@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import scale
+from .generate import ENGINES
 from .result import OURS, Result, Row, best, ratio
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#882255", "#44AA99")
@@ -36,12 +37,11 @@ def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
 
 
 def look(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and a hatch for each name; bertgen is always the same blue."""
-    ordered = sorted(dict.fromkeys(names), key=lambda name: (name.split()[0] != OURS, names.index(name)))
-    return {
-        name: {"color": COLOURS[i % 10], "marker": MARKERS[i % 10], "hatch": HATCHES[i % 10]}
-        for i, name in enumerate(ordered)
-    }
+    """A colour, a marker and a hatch for each name; an engine has the same ones in every picture."""
+    known = list(ENGINES) if any(name in ENGINES for name in names) else []
+    order = [*known, *(name for name in dict.fromkeys(names) if name not in known)]
+    places = {name: order.index(name) % len(COLOURS) for name in names}
+    return {name: {"color": COLOURS[at], "marker": MARKERS[at], "hatch": HATCHES[at]} for name, at in places.items()}
 
 
 def subplots(*shape: int, size: tuple[float, float]) -> Any:
@@ -134,33 +134,39 @@ def short(row: Row) -> str:
 
 
 def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
-    """How many times as long the others take, in each case of `generate`."""
-    cases = best_of_cases(rows)
-    names = list(dict.fromkeys(name for group in cases.values() for name in group if name != OURS))
-    if not cases or not names:
+    """How many times as long the others take, in each case of `generate`; a panel for each model."""
+    cases = {case: by for case, by in best_of_cases(rows).items() if OURS in by and len(by) > 1}
+    models = list(dict.fromkeys(model for model, _, _ in cases))
+    if not cases:
         return None
-    figure, ((axes,),) = subplots(1, 1, size=(WIDE, 4.6))
-    looks = look([OURS, *names])
-    width = 0.8 / len(names)
-    for i, group in enumerate(cases.values()):
-        for j, name in enumerate(names):
-            if name not in group or OURS not in group:
-                continue
-            value, low, high = ratio(group[name], group[OURS])
-            at = i - 0.4 + (j + 0.5) * width
-            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            shape = looks[name]
-            axes.bar(at, value, width * 0.92, color=shape["color"], hatch=shape["hatch"], edgecolor="white",
-                     yerr=spread, error_kw={"lw": 1, "capsize": 2})  # fmt: skip
-            axes.text(at, high + 0.04, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
+    names = [name for name in ENGINES if name != OURS and any(name in by for by in cases.values())]
+    looks, width = look(names), 0.8 / len(names)
+    figure, grid = subplots(len(models), 1, size=(WIDE, 3.6 * len(models) + 0.7))
+    for axes, model in zip(grid.flat, models):
+        shown = {case: by for case, by in cases.items() if case[0] == model}
+        for i, by in enumerate(shown.values()):
+            for j, name in enumerate(names):
+                if name not in by:
+                    continue
+                value, low, high = ratio(by[name], by[OURS])
+                at, shape = i - 0.4 + (j + 0.5) * width, looks[name]
+                axes.bar(at, value, width * 0.92, color=shape["color"], hatch=shape["hatch"], edgecolor="white")
+                if len(by[name].seconds) > 1:
+                    spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                    axes.errorbar(at, value, spread, color="black", lw=1, capsize=2)
+                top = max(value, high) if len(by[name].seconds) > 1 else value
+                axes.text(at, top + 0.04, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
+        axes.axhline(1, color=COLOURS[0], lw=2, label="bertgen")
+        axes.set_xticks(range(len(shown)), [label("", *case[1:]).strip() for case in shown])
+        axes.margins(y=0.12)
+        axes.set_ylabel("time / bertgen's time")
+        axes.set_title(f"model {model}")
     for name in names:
-        axes.bar(0, 0, color=looks[name]["color"], hatch=looks[name]["hatch"], edgecolor="white", label=name)
-    axes.axhline(1, color=COLOURS[0], lw=2, label=f"{OURS}, float")
-    axes.set_xticks(range(len(cases)), [label(*case) for case in cases])
-    axes.margins(y=0.15)
-    axes.set_ylabel("time / bertgen's time")
-    axes.set_title("The same answers from the same weights: above the blue line, others take longer than bertgen")
-    axes.legend(fontsize=8, ncols=2)
+        grid.flat[0].bar(0, 0, color=looks[name]["color"], hatch=looks[name]["hatch"], edgecolor="white", label=name)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(
+        "The same work: a bar above the blue line takes longer than bertgen, one below it less", fontsize=11
+    )
     return figure
 
 
@@ -171,7 +177,7 @@ def best_of_cases(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, R
         if row.name == "generate" and row.seconds:
             case = (row.params["model"], row.params["requests"], row.params["beams"])
             found.setdefault(case, {}).setdefault(row.contender, []).append(row)
-    return {case: {name: best(group) for name, group in by.items()} for case, by in found.items()}
+    return {case: {name: best(group) for name, group in by.items()} for case, by in sorted(found.items())}
 
 
 def label(model: str, requests: str, beams: int) -> str:
@@ -206,7 +212,7 @@ def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], 
             p = row.params
             case = (p["model"], "mixed" if p["requests"] == "single" else p["requests"], p["beams"])
             series.setdefault(case, {}).setdefault(row.contender, []).append((p["batch"], values(row)))
-    series = {case: by for case, by in series.items() if any(len(points) > 1 for points in by.values())}
+    series = {case: by for case, by in sorted(series.items()) if any(len(points) > 1 for points in by.values())}
     if not series:
         return None
     names = list(dict.fromkeys(name for by in series.values() for name in by))

@@ -29,4 +29,20 @@ class Floor:
     device: str = "cpu"
 
 
-FLOORS: tuple[Floor, ...] = ()
+def _generate(requests: str, beams: int, transformers: float, ctranslate2: float) -> tuple[Floor, ...]:
+    """Of the model of base size; transformers' attention is sdpa."""
+    params = {"model": "base", "requests": requests, "beams": beams}
+    return (
+        Floor("generate", "transformers sdpa", transformers, params),
+        Floor("generate", "CTranslate2", ctranslate2, params),
+    )
+
+
+FLOORS: tuple[Floor, ...] = (
+    *_generate("fixed", 1, 1.6, 0.9),
+    *_generate("fixed", 4, 1.7, 0.9),
+    *_generate("mixed", 1, 2.2, 1.0),
+    *_generate("mixed", 4, 2.5, 1.3),
+    *_generate("single", 1, 1.5, 0.8),
+    *_generate("single", 4, 2.8, 1.3),
+)

@@ -17,7 +17,7 @@ from bertgen.errors import InputError
 from . import machine, scale
 from .figures import best_of_cases
 from .output import time_text
-from .result import OURS, Result, Row, load, ratio
+from .result import OURS, Result, Row, best, load, ratio
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
@@ -27,7 +27,15 @@ BLOCK = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 def filled(text: str) -> str:
     """A page with its tables as the results give them."""
-    return BLOCK.sub(lambda match: f"<!-- bench: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text)
+
+    def table(match: re.Match[str]) -> str:
+        try:
+            content = TABLES[match[1]]()
+        except InputError as error:
+            content = f"Not measured yet: {error}."
+        return f"<!-- bench: {match[1]} -->\n{content}\n<!-- end -->"
+
+    return BLOCK.sub(table, text)
 
 
 def results(part: str, model: str | None = None) -> list[Result]:
@@ -35,7 +43,8 @@ def results(part: str, model: str | None = None) -> list[Result]:
     found = [one for one in (load(path) for path in sorted(RESULTS.glob("*-cpu.json"))) if one.part == part]
     found = [one for one in found if model is None or any(row.params.get("model") == model for row in one.rows)]
     if not found:
-        raise InputError(f"{RESULTS} has no result of {part}{(model and f' with a model {model}') or ''}")
+        named = "" if model is None else f" with a model {model}"
+        raise InputError(f"bench/results has no result of {part}{named}")
     return found
 
 
@@ -57,7 +66,7 @@ def origin(found: Sequence[Result]) -> str:
     commands: dict[str, list[str]] = {}
     for one in found:
         commands.setdefault(machine.described(one.environment), []).append(f"`{one.command}`")
-    return "\n".join(f"{', '.join(words)}: {where}." for where, words in commands.items())
+    return "\n".join(f"{', '.join(dict.fromkeys(words))}: {where}." for where, words in commands.items())
 
 
 def words(requests: str, beams: int) -> str:
@@ -66,27 +75,32 @@ def words(requests: str, beams: int) -> str:
 
 def times(theirs: Row | None, ours: Row) -> str:
     """How many times as long, and the spread."""
-    return "missing" if theirs is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(theirs, ours))
+    if theirs is None:
+        return UNKNOWN
+    value, low, high = ratio(theirs, ours)
+    return f"{value:.2f} " + (f"({low:.2f} to {high:.2f})" if len(theirs.seconds) > 1 else "(timed once)")
 
 
 def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
     """(model, requests, beams) -> engine -> its best row."""
     rows = rows_of(results("generate", model))
-    order = ("fixed", "mixed", "single")
-    cases = sorted(best_of_cases(rows).items(), key=lambda item: (order.index(item[0][1]), item[0][2]))
-    return {case: by for case, by in cases if case[0] == model}
+    return {case: by for case, by in best_of_cases(rows).items() if case[0] == model}
 
 
 MODEL = "base"
+UNKNOWN = "not measured"
 OTHERS = ("transformers sdpa", "CTranslate2", "CTranslate2 int8")
 
 
 def readme() -> str:
-    rows = [
-        [words(requests, beams), *(times(by.get(name), by[OURS]).split(" ")[0] for name in OTHERS[:2])]
-        for (_, requests, beams), by in of_model(MODEL).items()
-    ]
-    return markdown(("requests", *OTHERS[:2]), rows) + f"\n\n{origin(results('generate', MODEL))}"
+    """The ratios alone; of transformers' ways the better one."""
+    rows = []
+    for (_, requests, beams), by in of_model(MODEL).items():
+        theirs = best([row for name, row in by.items() if name in ("transformers sdpa", "transformers eager")])
+        cells = [times(other, by[OURS]).split(" ")[0] for other in (theirs, by.get("CTranslate2"))]
+        rows.append([words(requests, beams), *cells])
+    heads = ("requests", "transformers", "CTranslate2")
+    return markdown(heads, rows) + f"\n\n{origin(results('generate', MODEL))}"
 
 
 def seconds(model: str) -> str:
@@ -95,7 +109,7 @@ def seconds(model: str) -> str:
     engines = list(dict.fromkeys(one for by in of_model(model).values() for one in by))
     for (_, requests, beams), by in of_model(model).items():
         cells = [
-            f"{row.median:.2f} ({row.params['batch']}; {row.fraction:.0%})" if (row := by.get(one)) else "missing"
+            f"{row.median:.2f} ({row.params['batch']}; {row.fraction:.0%})" if (row := by.get(one)) else UNKNOWN
             for one in engines
         ]
         rows.append([words(requests, beams), *cells])
@@ -108,7 +122,7 @@ def ratios(model: str) -> str:
     for (_, requests, beams), by in of_model(model).items():
         cells = [times(by.get(one), by[OURS]) for one in ("bertgen int4", "transformers eager", *OTHERS)]
         equal = [
-            f"{row.extra['equal']}/{row.extra['compared']}" if (row := by.get(one)) else "missing"
+            f"{row.extra['equal']}/{row.extra['compared']}" if (row := by.get(one)) and "equal" in row.extra else "?"
             for one in ("bertgen int4", *OTHERS)
         ]
         rows.append([words(requests, beams), *cells, ", ".join(equal)])
@@ -118,30 +132,33 @@ def ratios(model: str) -> str:
 
 def latency() -> str:
     """One request at a time: milliseconds of a token and seconds of a request."""
-    rows = []
-    for (_, requests, beams), by in of_model(MODEL).items():
-        for one, row in by.items() if requests == "single" else ():
-            figures = [row.extra[key] for key in ("token_p50", "token_p99")]
-            tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
-            waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
-            rows.append([words(requests, beams), one, *tokens, *waits])
-    return markdown(("requests", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
+    found, rows = results("generate"), []
+    for (model, requests, beams), by in best_of_cases(rows_of(found)).items():
+        for one, row in by.items():
+            if requests == "single" and "request_p50" in row.extra:
+                figures = [row.extra[key] for key in ("token_p50", "token_p99")]
+                tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
+                waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
+                rows.append([model, "greedy" if beams == 1 else f"{beams} beams", one, *tokens, *waits])
+    if not rows:
+        raise InputError("bench/results has no latencies of single requests")
+    return markdown(("model", "", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
 
 
 def memory() -> str:
-    """MB of the process at its peak, and seconds to load."""
-    rows = rows_of(results("generate", MODEL))
-    loads = {row.contender: row for row in rows if row.name == "load" and row.params["model"] == MODEL}
-    peaks: dict[str, dict[int, int]] = {}
+    """MB of the process at its peak, and time to load."""
+    rows = rows_of(results("generate"))
+    loads = {(row.params["model"], row.contender): row for row in rows if row.name == "load"}
+    peaks: dict[tuple[str, str], dict[int, int]] = {}
     for row in rows:
-        if row.name == "generate" and row.params["model"] == MODEL and row.extra.get("peak"):
-            by = peaks.setdefault(row.contender, {})
+        if row.name == "generate" and row.extra.get("peak"):
+            by = peaks.setdefault((row.params["model"], row.contender), {})
             by[row.params["beams"]] = max(by.get(row.params["beams"], 0), row.extra["peak"])
     lines = []
-    for one, by in peaks.items():
-        load = time_text(loads[one].median) if one in loads else "not measured"
-        lines.append([one, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
-    return markdown(("engine", "greedy, MB", "4 beams, MB", "to load"), lines)
+    for key, by in sorted(peaks.items(), key=lambda item: item[0][0]):
+        load = time_text(loads[key].median) if key in loads else UNKNOWN
+        lines.append([*key, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
+    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "to load"), lines)
 
 
 def linear() -> str:
@@ -219,7 +236,7 @@ def step_overhead() -> str:
         "overhead",
         "operators",
     )
-    return markdown(heads, rows)
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
 
 
 def tokenizer() -> str:
