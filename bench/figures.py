@@ -139,7 +139,8 @@ def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     models = list(dict.fromkeys(model for model, _, _ in cases))
     if not cases:
         return None
-    names = [name for name in ENGINES if name != OURS and any(name in by for by in cases.values())]
+    found = dict.fromkeys(name for by in cases.values() for name in by if name != OURS)
+    names = sorted(found, key=lambda name: list(ENGINES).index(name) if name in ENGINES else len(ENGINES))
     looks, width = look(names), 0.8 / len(names)
     figure, grid = subplots(len(models), 1, size=(WIDE, 3.6 * len(models) + 0.7))
     for axes, model in zip(grid.flat, models):
