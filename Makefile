@@ -81,7 +81,7 @@ dist: $(VENV)/.tools ## build the sdist, and the wheel from it, into dist/
 
 clean: ## remove what was built and the caches, not the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
+	find bench bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first: the C++ extension is built against the one that is there.
 $(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)

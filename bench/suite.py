@@ -66,12 +66,12 @@ LEVELS = {
         Step("train", "train --batches 8 --steps 5", 900),
     ),
     ("quick", "cuda"): (
-        Step("ops", "ops --size full --cases core --seconds 0.02 --device cuda", 170),
-        Step("generate", "generate --size base --requests 64 --batches 1 64 --repeats 3 --device cuda", 130),
+        Step("ops", "ops --size full --cases core --seconds 0.02", 170),
+        Step("generate", "generate --size base --requests 64 --batches 1 64 --repeats 3", 130),
         Step("generate-large", "generate --size large --only fixed --source-length 512 --length 128 --requests 64 "
-             "--batches 1 64 --repeats 1 --no-load --device cuda --engines bertgen transformers\\ sdpa", 100),
-        Step("scale", "scale --size base --device cuda --repeats 2 --engines bertgen transformers\\ sdpa", 60),
-        Step("train", "train --size base --batches 32 --steps 5 --device cuda", 40),
+             "--batches 1 64 --repeats 1 --no-load --engines bertgen transformers\\ sdpa", 100),
+        Step("scale", "scale --size base --repeats 2 --engines bertgen transformers\\ sdpa", 60),
+        Step("train", "train --size base --batches 32 --steps 5", 40),
     ),
 }  # fmt: skip
 
@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         file = args.output / f"{step.name}-{args.device}.json"
         file.unlink(missing_ok=True)
         output.say(f"bertgen bench {step.words}")
-        command = [sys.executable, "-m", "bertgen", "bench", *shlex.split(step.words), "--json", str(file)]
+        where = ["--device", args.device, "--json", str(file)]
+        command = [sys.executable, "-m", "bertgen", "bench", *shlex.split(step.words), *where]
         code = within(step.seconds, command)
         if code is None:
             output.say(f"{step.name}: stopped after {step.seconds:.0f} s; what it has done is kept")

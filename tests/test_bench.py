@@ -597,8 +597,9 @@ def test_the_words_of_the_suite_are_taken(level, device, monkeypatch, tmp_path):
         monkeypatch.setattr(
             getattr(sys.modules["bertgen.bench"], step.part), "run", lambda args: asked.append(args) or 0
         )
-        assert main(["bench", *shlex.split(step.words), "--json", str(tmp_path / "a.json")]) == 0
-    assert len(asked) == len(suite.LEVELS[level, device]) and all(args.json for args in asked)
+        assert main(["bench", *shlex.split(step.words), "--device", device, "--json", str(tmp_path / "a.json")]) == 0
+    assert len(asked) == len(suite.LEVELS[level, device])
+    assert all(args.json and args.device == device for args in asked)
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):
