@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "osD^vP*Xhp"
 HATCHES = ("", "//", "\\\\", "xx", "..", "--", "oo", "++", "**", "||")
 DPI = 100
+CLIPPED = 40.0  # times as fast, where the picture ends
 WIDE = 9.5  # inches
 
 
@@ -114,6 +115,12 @@ def speedups(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
+    high = min(high, CLIPPED)
+    axes.set_xlim(low, high)
+    for i, (eager, ours, _) in enumerate(bars):
+        if eager.median / ours.median > high:
+            axes.text(high, i, f"{eager.median / ours.median:,.0f}x, beyond the picture ", ha="right", va="center",
+                      fontsize=7, color="white")  # fmt: skip
     ticks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) < 12 else ticks[::3]
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])

@@ -110,7 +110,8 @@ def version(package: str) -> str | None:
 def described(environment: dict[str, Any]) -> str:
     """In some words: the device, the versions, the commit."""
     dirty = ", with changes" if environment["dirty"] else ""
-    machine = f"{environment['threads']} threads of {environment['processor']} ({environment['isa']})"
+    threads = environment["threads"]
+    machine = f"{threads} thread{'s' * (threads > 1)} of {environment['processor']} ({environment['isa']})"
     machine = environment.get("gpu") or machine
     names = ("torch", "transformers", "ctranslate2")
     versions = ", ".join(f"{name} {environment[name]}" for name in names if environment.get(name))

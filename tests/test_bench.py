@@ -303,6 +303,20 @@ def test_a_wrong_answer_has_no_time(monkeypatch, capsys):
     assert "its answer is not accepted: error 0.001" in line
 
 
+def test_others_may_round_more_but_not_be_wrong():
+    (shape,) = smoke_shapes("bias_gelu")
+    made = {
+        off: shapes.Contender(lambda x, bias, off=off: lambda: torch.nn.functional.gelu(x + bias) * (1 + off))
+        for off in (1e-6, 1e-4)
+    }
+    contenders = {"eager": shape.contenders["eager"], "near": made[1e-6], "far": made[1e-4]}
+    rows = ops.of_shape(dataclasses.replace(shape, contenders=contenders), CPU, machine.limits(), 0.001)
+    near, far = rows[1:]
+    assert near.seconds and near.correct.startswith("rounds more") and not far.seconds and "not accepted" in far.absent
+    ours = ops.of_shape(dataclasses.replace(shape, contenders={"bertgen": made[1e-6]}), CPU, machine.limits(), 0.001)
+    assert ours[0].wrong and not ours[0].seconds, "bertgen itself may not"
+
+
 def test_an_operator_that_cannot_run_fails_the_run(monkeypatch):
     (shape,) = smoke_shapes("bias_gelu")
 
