@@ -14,7 +14,8 @@ class Floor:
     """A ratio of times that has to be reached.
 
     Attributes:
-        name, params: of the cases that it holds for; params names some of theirs.
+        name, params: of the cases that it holds for; params names those that tell them from others, so that what is
+            compared differs in a setting (the batch) only.
         against: contender whose time is divided by ours.
         ratio: the least.
         ours: contender of bertgen's.
@@ -45,4 +46,8 @@ FLOORS: tuple[Floor, ...] = (
     *_generate("mixed", 4, 2.5, 1.3),
     *_generate("single", 1, 1.5, 0.8),
     *_generate("single", 4, 2.8, 1.3),
+    Floor("decode_attention", "eager", 1.5, {"rows": 64, "past": 128}),
+    Floor("cross_decode_attention", "eager", 1.8, {"sources": 16, "beams": 4, "length": 512}),
+    Floor("beam_reorder", "eager", 100.0, {"sources": 16, "beams": 4, "positions": 256}),
+    Floor("linear", "eager", 1.3, {"rows": 4, "n": 3072, "k": 768}),
 )
