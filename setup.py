@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot declare: where the sources of bertgen.kernels and bertgen.bench lie, and the C++ extension.
+"""What pyproject.toml cannot declare: where the sources of bertgen.kernels and .bench lie, and the C++ extension.
 
 The extension needs torch and a compiler here and now, so it is built where `--no-build-isolation` lets the build see
 the torch that is installed. Without either bertgen is pure Python and says so. BERTGEN_REQUIRE_EXT=1 makes that an
