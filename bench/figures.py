@@ -332,9 +332,10 @@ def training(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     for name in names:
         axes.bar(0, 0, color=looks[name]["color"], hatch=looks[name]["hatch"], edgecolor="white", label=name)
     axes.set_xticks(range(len(groups)), list(groups))
+    axes.margins(y=0.12)
     axes.set_ylabel("seconds of a step")
     axes.set_title("A training step (forward, backward, AdamW): lower is better")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
