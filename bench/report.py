@@ -38,9 +38,9 @@ CAPTIONS = {
     ),
     "latency": (
         "How long a token takes",
-        "The time between two tokens of one request. Where few run at a time and more wait, bertgen lets the next ones in "
-        "between two steps, and those in flight wait while the new texts are read: that is its 99%. Engines that do not "
-        "tell when a token is there are left out (CTranslate2 with beams).",
+        "The time between two tokens of one request. Where few run at a time and more wait, bertgen lets the next ones "
+        "in between two steps, and those in flight wait while the new texts are read: that is its 99%. Engines that do "
+        "not tell when a token is there are left out (CTranslate2 with beams).",
     ),
     "memory": (
         "Memory",
