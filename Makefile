@@ -7,6 +7,7 @@ ARGS ?=
 CXX ?= g++
 SEED ?= 1
 TRANSFORMERS ?= 5.16.0
+PAIRS ?= train.tsv
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
@@ -21,7 +22,8 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels test-transformers fuzz soak gpu lint format dist clean
+.PHONY: help demo test test-long test-kernels test-transformers fuzz soak gpu bench bench-gpu figures lint format dist \
+	clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,7 +67,20 @@ soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times ea
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
-	$(PYTHON) bench/ops.py --device cuda --json bench/results/ops-gpu.json
+	$(PYTHON) -m bertgen bench ops --device cuda --cases none --json build/bench/ops-cuda.json
+
+bench: $(VENV)/.tools ## operators, generation, scaling and training beside others', in 10 minutes; a page in build/bench
+	$(BIN)/bertgen bench suite --level quick --output build/bench $(ARGS)
+
+bench-gpu: ## the same on a CUDA device in 9 minutes, with the Python that is there: installs nothing
+	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
+
+figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine; PAIRS=train.tsv
+	rm -f bench/results/*-cpu.json
+	$(BIN)/bertgen bench suite --level full --output bench/results --report docs/report
+	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
+	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
+	$(BIN)/python -m bertgen.bench.tables
 
 lint: $(VENV)/.tools ## ruff and mypy
 	$(BIN)/ruff check
@@ -82,7 +97,7 @@ dist: $(VENV)/.tools ## build the sdist, and the wheel from it, into dist/
 
 clean: ## remove what was built and the caches, not the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
+	find bench bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first: the C++ extension is built against the one that is there.
 $(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot declare: where the sources of bertgen.kernels lie, and the C++ extension.
+"""What pyproject.toml cannot declare: where the sources of bertgen.kernels and .bench lie, and the C++ extension.
 
 The extension needs torch and a compiler here and now, so it is built where `--no-build-isolation` lets the build see
 the torch that is installed. Without either bertgen is pure Python and says so. BERTGEN_REQUIRE_EXT=1 makes that an
@@ -17,12 +17,13 @@ REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
 
 
 class BuildPy(build_py):
-    """Takes the modules of bertgen.kernels from the top-level folder kernels/, which is not a package itself."""
+    """Takes the modules of bertgen.kernels and bertgen.bench from folders beside bertgen/, which are no packages."""
 
     def find_package_modules(self, package, package_dir):
         modules = super().find_package_modules(package, package_dir)
-        if package == "bertgen.kernels":
-            modules += [(package, path.stem, str(path)) for path in sorted(Path("kernels").glob("*.py"))]
+        if package in ("bertgen.kernels", "bertgen.bench"):
+            folder = Path(package.removeprefix("bertgen."))
+            modules += [(package, path.stem, str(path)) for path in sorted(folder.glob("*.py"))]
         return modules
 
 

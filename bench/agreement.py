@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from workload import START, Case, Tokens
 
-from bertgen import EncoderDecoderModel
+from bertgen.model import EncoderDecoderModel
 
-TIE = 1e-4  # of log-probabilities
+from .workload import START, Case, Tokens
+
+# Differences of log-probabilities that rounding explains; where the model runs in 16 bits, of its whole depth.
+TIES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.4}
 UNITS = 4 * 2.0**-23  # of a sum of many, times its size
 
 
@@ -33,15 +35,23 @@ class Agreement:
 
 
 class Judge:
-    """Compares outputs with ours; keeps the margins that it has searched for."""
+    """Compares outputs with ours; keeps the margins that it has searched for.
 
-    def __init__(self, model: EncoderDecoderModel):
-        self.model = model
+    Args:
+        model: in float32. tie: margin up to which a difference is excused.
+    """
+
+    def __init__(self, model: EncoderDecoderModel, tie: float = TIES["float32"]):
+        self.model, self.tie = model, tie
         self._margins: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
 
-    def compare(self, case: Case, ours: Tokens, theirs: Tokens) -> Agreement:
+    def compare(self, case: Case, ours: Tokens, theirs: Tokens, judged: bool = True) -> Agreement:
         """Greedy outputs up to the asked length; outputs of beams where both stop there, since another end is another
-        search."""
+        search.
+
+        Args:
+            judged: False for weights that are rounded: what differs is no error, and nobody looks for its margin.
+        """
         found = Agreement()
         for i, (source, length) in enumerate(zip(case.sources, case.lengths)):
             a, b = ours[i], theirs[i]
@@ -56,10 +66,12 @@ class Judge:
             if first is None:
                 found.equal += 1
                 continue
+            if not judged:
+                continue
             margins = self.margins(source, length, case.beams)
             margin = margins[first] if case.beams == 1 else min(margins)
             text = f"request {i} differs at token {first}, margin {margin:.1e}"
-            (found.ties if margin < TIE else found.wrong).append(text)
+            (found.ties if margin < self.tie else found.wrong).append(text)
         return found
 
     def margins(self, source: list[int], length: int, beams: int) -> list[float]:
@@ -73,8 +85,10 @@ class Judge:
 def margins(model: EncoderDecoderModel, source: list[int], length: int, beams: int) -> list[float]:
     """Of a search without a cache: by how much the last hypothesis kept beats the best one dropped, at each step; with
     beams, behind the last step, the best one the second. What rounding makes of a sum is taken off."""
-    encoded = model.encoder(input_ids=torch.tensor([source])).last_hidden_state
-    tokens, totals, found = torch.full((1, 1), START), torch.zeros(1, 1, dtype=torch.float64), []
+    device = model.device
+    encoded = model.encoder(input_ids=torch.tensor([source], device=device)).last_hidden_state
+    tokens = torch.full((1, 1), START, device=device)
+    totals, found = torch.zeros(1, 1, dtype=torch.float64, device=device), []
     for _ in range(length):
         states = encoded.expand(len(tokens), -1, -1)
         logits = model(encoder_outputs=(states,), decoder_input_ids=tokens).logits[:, -1].double()

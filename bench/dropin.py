@@ -1,189 +1,158 @@
-"""An accelerated model of transformers beside itself before, and beside bertgen's own class, on a CPU.
+"""A model of transformers before and after `bertgen.accelerate`, and bertgen's own class, on a CPU.
 
-    python bench/dropin.py [generate] [train] [--data FILE] [--repeats 5] [--json FILE]
-
-One model of random weights, 6 + 6 layers of hidden size 768, vocabulary 32,000, float32, in transformers; a second
-instance of it is accelerated, and bertgen's own class has the same weights. All take turns; ratios are those of each
-turn.
-
-`generate`: `model.generate` for a padded batch of 8 sources of WikiSplit, 32 new tokens, greedy and with four beams.
-The tokens of all three must be the same.
-
-`train`: forward, backward and a step of AdamW, dropout at 0.1. "real lengths": a batch of 8 pairs of WikiSplit as they
-come, padded to the longest. "half padding": 8 pairs one of which is long, so that about half of the positions of both
-sides are padding. "no padding": all of one length. The loss without dropout must be the same.
+One model of random weights, three times with the same: in transformers, there and accelerated, and as bertgen's own
+class. They take turns. `generate`: a padded batch of sources and 32 new tokens, greedy and with four beams; the tokens
+of all three have to be equal. `train`: forward, backward and a step of AdamW with the model's dropout, on pairs of one
+length, of the lengths that texts have, and of lengths that leave half of all positions to padding; the losses without
+dropout have to be equal.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
-import warnings
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
-import workload
-from workload import END, PAD, START
 
-from bertgen import accelerate
-from bertgen.peers import load_transformers
+from bertgen.dropin.accelerate import accelerate
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data" / "wikisplit" / "test.tsv"
-ROWS, NEW = 8, 32
+from . import output, workload
+from .contenders import Transformers
+from .result import OURS, Row
+from .workload import END, FIRST, PAD, START, Size, Tokens
+
+ROWS, NEW, IGNORED = 8, 32, -100
+OWN, THEIRS, FAST = f"{OURS}'s own class", "transformers", f"{OURS}: accelerated"
 Batch = dict[str, torch.Tensor]
 
 
-def models(size: workload.Size) -> dict[str, Any]:
-    """By name, with the same weights."""
-    transformers = load_transformers("the comparison")
-    transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="transformers")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model and the texts."""
+    output.add_arguments(parser)
+    parser.add_argument("--size", choices=workload.SIZES, default="base", help="of the model (default: base)")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="as of `generate`")
+    parser.add_argument("--only", choices=("generate", "train"), help="one of the two parts")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns that count (default: 5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table, and return the exit code."""
+    if args.input is None and workload.WIKISPLIT.exists():
+        args.input = workload.WIKISPLIT
+    result = output.begin("dropin", args, torch.device("cpu"))
+    result.environment["input"] = "made-up ids and lengths" if args.input is None else args.input.name
+    size, found = workload.SIZES[args.size], models(workload.SIZES[args.size])
+    output.head()
+    if args.only != "train":
+        for rows in generated(found, *workload.texts(args.input, ROWS, size.vocabulary), args):
+            output.add(result, rows)
+    if args.only != "generate":
+        for rows in trained(found, batches(*workload.texts(args.input, 64, size.vocabulary), size.vocabulary), args):
+            output.add(result, rows)
+    return output.end(result, args)
+
+
+def models(size: Size) -> dict[str, Any]:
+    """By contender, with the same weights."""
     ours = workload.build(size)
-    found = {"bertgen's own class": ours}
-    for name in ("transformers", "accelerated"):
-        config = transformers.EncoderDecoderConfig(**ours.config.to_dict())
-        model = transformers.EncoderDecoderModel(config).eval()
-        model.load_state_dict(ours.state_dict(), strict=False)
+    found: dict[str, Any] = {FAST: None, THEIRS: None, OWN: ours}
+    for name in (FAST, THEIRS):
+        model = Transformers(ours).model
         for settings in (model.config, model.generation_config):
             settings.pad_token_id, settings.eos_token_id, settings.decoder_start_token_id = PAD, END, START
-        found[name] = accelerate(model) if name == "accelerated" else model
+        found[name] = accelerate(model) if name == FAST else model
     return found
 
 
-def padded(rows: list[list[int]], padding: int) -> torch.Tensor:
+def generated(models: dict[str, Any], sources: Tokens, _: list[int], args: argparse.Namespace) -> Any:
+    """Rows of `model.generate`, greedy and with beams."""
+    ids = padded(sources, PAD)
+    given = dict(input_ids=ids, attention_mask=(ids != PAD).long(), max_new_tokens=NEW, min_new_tokens=NEW)
+    for beams in (1, 4):
+        rows = [Row("dropin generate", {"model": args.size, "beams": beams}, name, unit="token") for name in models]
+        tokens = {row.contender: models[row.contender].generate(**given, num_beams=beams) for row in rows}
+        runs: dict[str, Callable[[], Any]] = {}
+        for row in rows:
+            row.amount = float(ROWS * NEW)
+            if not torch.equal(tokens[row.contender], tokens[THEIRS]):
+                row.wrong = "other tokens than transformers'"
+                continue
+            row.correct = "tokens equal"
+            runs[row.contender] = lambda model=models[row.contender], n=beams: model.generate(**given, num_beams=n)
+        yield timed(rows, runs, args.repeats)
+
+
+def trained(models: dict[str, Any], cases: dict[str, Batch], args: argparse.Namespace) -> Any:
+    """Rows of training steps; bertgen's own class is that of `bertgen bench train`."""
+    models = {name: models[name] for name in (FAST, THEIRS)}
+    losses = {case: {n: float(m(**batch).loss.detach()) for n, m in models.items()} for case, batch in cases.items()}
+    for case, batch in cases.items():
+        params = {"model": args.size, "lengths": case, "padding": f"{padding_of(batch):.0%}"}
+        rows = [Row("dropin train", params, name, unit="token") for name in models]
+        runs: dict[str, Callable[[], Any]] = {}
+        for row in rows:
+            own, theirs = losses[case][row.contender], losses[case][THEIRS]
+            row.amount = float((batch["attention_mask"] != 0).sum() + (batch["labels"] != IGNORED).sum())
+            if not abs(own - theirs) <= 1e-4 * theirs:
+                row.wrong = f"loss {own}, transformers' is {theirs}"
+                continue
+            row.correct = f"loss {own:.4f}"
+            runs[row.contender] = step_of(models[row.contender], batch)
+        yield timed(rows, runs, args.repeats)
+
+
+def step_of(model: Any, batch: Batch) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        model.train()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        model.eval()
+
+    return step
+
+
+def timed(rows: list[Row], runs: dict[str, Callable[[], Any]], repeats: int) -> list[Row]:
+    """The rows with the seconds of their runs, by turns; the first turn does not count."""
+    for turn in range(repeats + 1):
+        for row in rows:
+            if row.contender in runs:
+                start = time.perf_counter()
+                runs[row.contender]()
+                if turn:
+                    row.seconds.append(time.perf_counter() - start)
+    return rows
+
+
+def padded(rows: Tokens, padding: int) -> torch.Tensor:
     tensors = [torch.tensor(row) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 
-def batch_of(sources: list[list[int]], targets: list[list[int]]) -> Batch:
-    ids = padded(sources, PAD)
-    return dict(input_ids=ids, attention_mask=(ids != PAD).long(), labels=padded(targets, -100))
-
-
-def training_batches(data: Path | None, vocabulary: int) -> dict[str, Batch]:
-    sources, lengths = workload.texts(data, 64, vocabulary)
+def batches(sources: Tokens, lengths: list[int], vocabulary: int) -> dict[str, Batch]:
+    """By name: pairs of one length, of lengths as they are, and of lengths one of which is far longer."""
     generator = torch.Generator().manual_seed(0)
-    targets = [torch.randint(workload.FIRST, vocabulary, (n,), generator=generator).tolist() for n in lengths]
-    pairs = [(s, t) for s, t in zip(sources, targets) if len(s) >= 24 and len(t) >= 24]
-
-    def cut(lengths: list[int]) -> Batch:
-        """Pairs repeated until they have these lengths."""
-        repeated = [((s * n)[:n], (t * n)[:n]) for (s, t), n in zip(pairs, lengths)]
-        return batch_of(*map(list, zip(*repeated)))
-
+    targets = [torch.randint(FIRST, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    pairs = [(s, t) for s, t in zip(sources, targets) if len(s) >= 24 and len(t) >= 24][:ROWS]
+    lengthened = {"one": [64] * ROWS, "one long": [96] + [41] * (ROWS - 1)}
+    cut = {name: [((s * n)[:n], (t * n)[:n]) for (s, t), n in zip(pairs, ns)] for name, ns in lengthened.items()}
     return {
-        "no padding": cut([64] * ROWS),
-        "real lengths": batch_of(*map(list, zip(*pairs[:ROWS]))),
-        "half padding": cut([96] + [41] * (ROWS - 1)),
+        name: _batch(some) for name, some in {"one": cut["one"], "real": pairs, "one long": cut["one long"]}.items()
     }
+
+
+def _batch(pairs: list[tuple[list[int], list[int]]]) -> Batch:
+    ids = padded([source for source, _ in pairs], PAD)
+    labels = padded([target for _, target in pairs], IGNORED)
+    return dict(input_ids=ids, attention_mask=(ids != PAD).long(), labels=labels)
 
 
 def padding_of(batch: Batch) -> float:
     """The share of positions of both sides that are padding."""
-    real = int(batch["attention_mask"].sum()) + int((batch["labels"] != -100).sum())
+    real = int(batch["attention_mask"].sum()) + int((batch["labels"] != IGNORED).sum())
     return 1 - real / (batch["attention_mask"].numel() + batch["labels"].numel())
-
-
-def by_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, `repeats` times behind a first that does not count."""
-    turns = [{name: machine.seconds(run) for name, run in runs.items()} for _ in range(repeats + 1)][1:]
-    return {name: [turn[name] for turn in turns] for name in runs}
-
-
-def compared(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
-    """For each: the median, and median, least and largest of the ratios base / it."""
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(seconds[base], times)]
-        rows[name] = dict(
-            seconds=statistics.median(times), ratio=statistics.median(ratios), least=min(ratios), most=max(ratios)
-        )
-    return rows
-
-
-def generate(size: workload.Size, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table of `model.generate`."""
-    found = models(size)
-    sources, _ = workload.texts(args.data, ROWS, size.vocabulary)
-    ids = padded(sources, PAD)
-    given = dict(input_ids=ids, attention_mask=(ids != PAD).long(), max_new_tokens=NEW, min_new_tokens=NEW)
-    rows = []
-    for beams in (1, 4):
-        tokens = {name: model.generate(**given, num_beams=beams) for name, model in found.items()}
-        wrong = [name for name, rows_ in tokens.items() if not torch.equal(rows_, tokens["transformers"])]
-        if wrong:
-            raise SystemExit(f"other tokens with {beams} beams: {', '.join(wrong)}")
-        runs = {
-            name: lambda model=model, beams=beams: model.generate(**given, num_beams=beams)
-            for name, model in found.items()
-        }
-        rows.append(
-            dict(
-                case=f"{beams} beams" if beams > 1 else "greedy",
-                rows=compared(by_turns(runs, args.repeats), "transformers"),
-            )
-        )
-    return rows
-
-
-def train(size: workload.Size, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table of training steps."""
-    found = models(size)
-    del found["bertgen's own class"]
-    rows, batches = [], training_batches(args.data, size.vocabulary)
-    for case, batch in batches.items():
-        losses = [float(model(**batch).loss.detach()) for model in found.values()]
-        if abs(losses[0] - losses[1]) > 1e-4 * losses[0]:
-            raise SystemExit(f"{case}: the losses are {losses}")
-    for case, batch in batches.items():
-        runs = {}
-        for name, model in found.items():
-            optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-6)
-
-            def step(model: Any = model, optimizer: Any = optimizer, batch: Batch = batch) -> None:
-                model(**batch).loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            runs[name] = step
-        seconds = by_turns(runs, args.repeats)
-        rows.append(dict(case=f"{case} ({padding_of(batch):.0%} padding)", rows=compared(seconds, "transformers")))
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="generate, train (default: both)")
-    parser.add_argument("--data", type=Path, default=DATA if DATA.exists() else None, help="lines of source TAB target")
-    parser.add_argument("--size", choices=workload.SIZES, default="base")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    parts = {"generate": generate, "train": train}
-    if unknown := set(args.parts) - set(parts):
-        parser.error(f"{', '.join(sorted(unknown))}: the parts are generate and train")
-    result: dict[str, Any] = {"environment": machine.environment(), "size": args.size}
-    for name, part in parts.items():
-        if args.parts and name not in args.parts:
-            continue
-        result[name] = part(workload.SIZES[args.size], args)
-        print(f"\n| {name} | " + " | ".join(result[name][0]["rows"]) + " |")
-        print("|---" * (len(result[name][0]["rows"]) + 1) + "|")
-        for row in result[name]:
-            cells = [
-                f"{one['seconds']:.2f} s, {one['ratio']:.2f}x ({one['least']:.2f} to {one['most']:.2f})"
-                for one in row["rows"].values()
-            ]
-            print(f"| {row['case']} | " + " | ".join(cells) + " |", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,261 +1,278 @@
-"""bertgen beside transformers and CTranslate2: the same weights, sources and lengths, on this machine's CPU.
+"""Whole models on real texts: bertgen beside transformers and CTranslate2, with the same weights, sources and lengths.
 
-    python bench/generate.py [--only KIND ...] [--requests 32] [--singles 4] [--repeats 3] [--json FILE]
+Three kinds of requests, greedy and with four beams: `fixed`, outputs of 32 tokens; `mixed`, the lengths of real
+targets; `single`, one request after another, as long as those. No engine may end by itself, and each output stops at
+its length; what an engine computes beyond it does not count.
 
-Three kinds of requests, each greedy and with four beams: `fixed`, outputs of 32 tokens; `mixed`, the lengths of real
-targets; `single`, one request after another, as long as those. Random weights seldom stop, so no engine may end by
-itself, and each output stops at its length; what an engine computes beyond it does not count.
+Each engine runs with batches of several sizes, from small to large while that pays; the best one is timed again by
+turns with the others'. Before every run that counts comes a short one that does not. Tokens are compared before a time
+is kept: one that differs from bertgen's beyond what rounding explains fails the run, and has no time. Engines with
+rounded weights may differ, and how many outputs are equal is told. Each engine has a process of its own; the peak of
+its memory is that of the process, on a GPU that of torch's allocations.
 
-Each engine runs with batches of several sizes, and with the ways it has (transformers: sdpa, and eager at the size
-best for sdpa), from small to large while that pays; the best goes on. Before every run that counts comes a short one
-that does not. Engines run by turns, each in a process of its own. Printed are medians of seconds, in brackets the
-useful FLOP/s as a share of the speed of a large product in the same run; ratios of medians, behind them the smallest
-and the largest of one turn; `limit`, what the products at that speed take or the weights read once a step, whichever is
-slower; and the outputs that are equal to ours. A wrong token makes the command fail; an engine that is not installed is
-said to be missing.
-
-Then `memory`, the peak of one mixed batch with four beams, and `overhead`, what a step takes besides its operators.
+The limit of a case: its matrix products at the speed of a large one, or the decoder's weights read once a step,
+whichever takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+import math
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import contenders
-import machine
-import overhead
-import peak_memory
-import workload
-from agreement import Agreement, Judge
-from contenders import Contender
-from workload import Case, Size
+import torch
 
-DATA = Path(__file__).parents[2] / "shared/data/wikisplit/test.tsv"
-KINDS = (*workload.KINDS, "memory", "overhead")
-COLUMNS = ("bertgen", "transformers", "CTranslate2")
+from bertgen.errors import BertgenError, ConfigError
+
+from . import child, contenders, machine, output, workload
+from .agreement import TIES, Agreement, Judge
+from .contenders import Bertgen, Contender, CTranslate2, Run, StaticBart, Transformers
+from .int4 import Int4
+from .result import OURS, Row
+from .workload import Budget, Case, Plan
+
 SLACK = 1.1  # larger batches are tried until one takes so much longer than the best
-MEMORY_BATCH = 16
-OVERHEAD_REPEATS = 9
-Setting = tuple[str, int]  # variant, batch
+LOADS = 3  # of each engine
+STATIC = "transformers BART, static and compiled"
+
+
+class Engine:
+    """How an engine is made, and whether its tokens have to be ours.
+
+    Args:
+        kind, arguments: the contender, and what it takes besides the model.
+        judged: False for weights that are rounded.
+    """
+
+    def __init__(self, kind: type[Contender], *arguments: Any, judged: bool = True):
+        self.kind, self.arguments, self.judged = kind, arguments, judged
+
+
+ENGINES = {
+    OURS: Engine(Bertgen),
+    "bertgen int4": Engine(Int4, 64, False, judged=False),
+    "transformers sdpa": Engine(Transformers, "sdpa"),
+    "transformers eager": Engine(Transformers, "eager"),
+    STATIC: Engine(StaticBart),
+    "CTranslate2": Engine(CTranslate2),
+    "CTranslate2 int8": Engine(CTranslate2, "int8", judged=False),
+}
+ON_REQUEST = (STATIC,)  # on a CPU, where compiling takes minutes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the requests, the engines."""
+    output.add_arguments(parser, device=True)
+    add_model(parser)
+    parser.add_argument("--input", type=Path, metavar="FILE", help="lines of source TAB target, or of sources alone "
+                        "(default: WikiSplit's where it is, else made-up ids)")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=workload.KINDS, default=workload.KINDS, metavar="KIND",
+                        help="of requests: fixed, mixed, single (default: all)")  # fmt: skip
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], metavar="N", help="default: 1 4")
+    parser.add_argument("--requests", type=int, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--singles", type=int, default=4, metavar="N", help="requests one by one (default: 4)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="default: 8 16 32")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[], metavar="N",
+                        help="batches of at most so many source tokens, too")  # fmt: skip
+    parser.add_argument(
+        "--length", type=int, default=workload.FIXED, metavar="N", help="of fixed outputs (default: 32)"
+    )
+    parser.add_argument("--source-length", type=int, metavar="N", help="of all sources, which are made up then")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="NAME", help=", ".join(ENGINES))
+    parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
+    parser.add_argument("--no-load", action="store_true", help="do not measure how long models take to load")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=workload.SIZES, default="base", help="of a model of random weights")
+    parser.add_argument("--model", metavar="PATH", help='given weights instead: folder or hub id, or "demo"')
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                        help="default: float32 on a CPU, float16 on a GPU")  # fmt: skip
+
+
+def plan(args: argparse.Namespace) -> tuple[str, Plan]:
+    """What the model is called, and how it is made."""
+    dtype = args.dtype or ("float16" if args.device == "cuda" else "float32")
+    size = workload.SIZES[args.size] if args.model is None else workload.size_of(args.model)
+    return args.model or args.size, Plan(size, args.model, args.device, dtype)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table, and return the exit code."""
+    for name in ("requests", "singles", "repeats", "length"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.input is None and workload.WIKISPLIT.exists():
+        args.input = workload.WIKISPLIT
+    device = torch.device(args.device)
+    result = output.begin("generate", args, device)
+    name, model = plan(args)
+    result.environment["input"] = "made-up ids and lengths" if args.input is None else args.input.name
+    result.environment["dtype"] = model.dtype
+    wanted = args.engines or [one for one in ENGINES if device.type == "cuda" or one not in ON_REQUEST]
+    output.say("building the model, converting it for the others")
+    present, missing = engines(wanted, model, apart=not args.same_process)
+    missing |= {one: "on a CPU on request only (--engines): compiling takes minutes" for one in ENGINES
+                if one in ON_REQUEST and not args.engines and device.type == "cpu"}  # fmt: skip
+    judge = Judge(model.build().float(), TIES[model.dtype])
+    limit = result.environment["limits"] = machine.limits(device, getattr(torch, model.dtype))
+    output.head()
+    try:
+        for kind in args.only:
+            count, sizes = (args.singles, [1]) if kind == "single" else (args.requests, args.batches)
+            budgets = [] if kind == "single" else [Budget(n) for n in args.budgets]
+            for case in workload.cases(
+                kind, args.input, count, model.size, tuple(args.beams), args.length, args.source_length,
+                args.model or "demo",
+            ):  # fmt: skip
+                race = Race(case, present, judge)
+                race.run([*sorted({min(n, count) for n in sizes}), *budgets], args.repeats)
+                output.add(result, [*race.rows(name, model, limit), *absent(case, name, missing)])
+    finally:
+        for one in present.values():
+            one.close()
+    if not args.no_load:
+        output.add(result, loads(present, name, model))
+    return output.end(result, args)
+
+
+def engines(names: Sequence[str], model: Plan, apart: bool) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Those that are there, bertgen first, and why the others are missing."""
+    present: dict[str, Contender] = {}
+    missing: dict[str, str] = {}
+    for name in dict.fromkeys([OURS, *names]):
+        engine = ENGINES[name]
+        try:
+            make = contenders.Apart if apart else contenders.make
+            present[name] = make(engine.kind, model, *engine.arguments)
+        except (BertgenError, ValueError, RuntimeError) as error:  # the latter of CTranslate2, say of a compute type
+            if name == OURS:
+                raise
+            missing[name] = str(error).splitlines()[0]
+    return present, missing
+
+
+def params(case: Case, model: str) -> dict[str, Any]:
+    return {"model": model, "requests": case.kind, "beams": case.beams, "count": len(case.sources)}
+
+
+def setting(batch: int) -> dict[str, int]:
+    return {"tokens": int(batch)} if isinstance(batch, Budget) else {"batch": batch}
+
+
+def absent(case: Case, model: str, missing: dict[str, str]) -> list[Row]:
+    return [Row("generate", params(case, model), name, absent=why) for name, why in missing.items()]
 
 
 class Race:
     """One case, the contenders by turns."""
 
-    def __init__(self, case: Case, present: Sequence[Contender], judge: Judge):
+    def __init__(self, case: Case, present: dict[str, Contender], judge: Judge):
         self.case, self.present, self.judge = case, present, judge
-        self.seconds: dict[str, dict[Setting, list[float]]] = {one.name: {} for one in present}
-        self.best: dict[str, Setting] = {}
-        self.agreement: dict[str, dict[Setting, Agreement]] = {one.name: {} for one in present}
-        self.wrong: list[str] = []
-        self.speeds: list[tuple[float, float]] = []
+        self.runs: dict[tuple[str, int], list[Run]] = {}
+        self.agreement: dict[tuple[str, int], Agreement] = {}
+        self.broken: dict[tuple[str, int], str] = {}
+        self.wrong: dict[tuple[str, int], str] = {}
         self.ours: workload.Tokens = []
 
     def run(self, sizes: Sequence[int], repeats: int) -> None:
+        best = {}
         for turn in range(repeats):
-            self.speeds.append(machine.speeds())
-            for one in self.present:
+            for name in self.present:
                 if turn == 0:
-                    self._choose(one, sizes)
-                else:
-                    self._time(one, self.best[one.name])
+                    best[name] = self._choose(name, sizes)
+                elif best[name] is not None:
+                    self._time(name, best[name])
 
-    def _choose(self, one: Contender, sizes: Sequence[int]) -> None:
-        taken: dict[Setting, float] = {}
-        first, *others = one.variants
+    def _choose(self, name: str, sizes: Sequence[int]) -> int | None:
+        taken: dict[int, float] = {}
         for size in sizes:
-            taken[first, size] = self._time(one, (first, size))
-            if taken[first, size] > SLACK * min(taken.values()):
+            taken[size] = self._time(name, size)
+            if taken[size] > SLACK * min(taken.values()) and not isinstance(size, Budget):
                 break
-        _, size = min(taken, key=taken.__getitem__)
-        for variant in others:
-            taken[variant, size] = self._time(one, (variant, size))
-        self.best[one.name] = min(taken, key=taken.__getitem__)
+        fastest = min(taken, key=taken.__getitem__)
+        return fastest if taken[fastest] < math.inf else None
 
-    def _time(self, one: Contender, setting: Setting) -> float:
-        case, (variant, batch) = self.case, setting
-        few = slice(0, 1 if case.kind == "single" else batch)
-        short = [4] * len(case.lengths[few])
-        one.run(case.sources[few], short, case.beams, batch, variant)  # wakes threads
-        start = time.perf_counter()
-        tokens = one.run(case.sources, case.lengths, case.beams, batch, variant)
-        spent = time.perf_counter() - start
-        self.seconds[one.name].setdefault(setting, []).append(spent)
-        self.ours = self.ours or tokens  # bertgen comes first
-        found = self.judge.compare(case, self.ours, tokens)
-        self.agreement[one.name][setting] = found
-        self.wrong += [f"{case.name}, {one.name} {label(setting)}: {text}" for text in found.wrong]
-        say(f"{case.name}: {one.name} {label(setting)} {spent:.2f} s, tokens equal {found}")
-        return spent
+    def _time(self, name: str, batch: int) -> float:
+        """Seconds of a run whose tokens are accepted; infinitely many of another one."""
+        case, key = self.case, (name, batch)
+        try:
+            run = self.present[name].measured(case.sources, case.lengths, case.beams, batch)
+        except (RuntimeError, ValueError) as error:  # out of memory, or what does not compile
+            if name == OURS:
+                raise
+            self.broken[key] = f"{type(error).__name__}: {error}".splitlines()[0]
+            return math.inf
+        self.ours = self.ours or run.tokens  # bertgen comes first
+        self.agreement[key] = found = self.judge.compare(case, self.ours, run.tokens, ENGINES[name].judged)
+        if found.wrong:
+            output.say(f"{case.name}: {name} batch {batch}: WRONG: {found.wrong[0]}")
+            self.wrong[key] = f"{found.wrong[0]}, {len(found.wrong)} in all"
+            return math.inf
+        self.runs.setdefault(key, []).append(run)
+        output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, {said(found, ENGINES[name].judged)}")
+        return run.seconds
 
-    def row(self, size: Size) -> dict[str, Any]:
-        flops, bandwidth = (statistics.median(side) for side in zip(*self.speeds))
-        useful = self.case.flop(size)
-        row: dict[str, Any] = dict(
-            kind=self.case.kind, beams=self.case.beams, requests=len(self.case.sources), flops=flops,
-            bandwidth=bandwidth, useful_flop=useful, limit=self.case.limit(size, flops, bandwidth), engines={},
-            wrong=self.wrong,
-        )  # fmt: skip
-        ours = self.seconds["bertgen"][self.best["bertgen"]]
-        for one in self.present:
-            best = self.best[one.name]
-            taken, found = self.seconds[one.name][best], self.agreement[one.name][best]
-            median = statistics.median(taken)
-            turns = [theirs / mine for theirs, mine in zip(taken, ours)]
-            row["engines"][one.name] = dict(
-                variant=best[0], batch=best[1], seconds=taken, median=median, useful=useful / median / flops,
-                ratio=median / statistics.median(ours), ratios=[min(turns), max(turns)],
-                compared=found.compared, equal=found.equal, ties=found.ties,
-                tried={label(setting): values[0] for setting, values in self.seconds[one.name].items()},
-            )  # fmt: skip
-        return row
-
-
-def label(setting: Setting) -> str:
-    variant, batch = setting
-    return f"{variant} batch {batch}".strip()
+    def rows(self, model: str, plan: Plan, limit: dict[str, float]) -> list[Row]:
+        """One for each contender and setting."""
+        tokens = sum(self.case.lengths)
+        item = torch.finfo(getattr(torch, plan.dtype)).bits // 8
+        fastest = tokens / self.case.limit(plan.size, limit["FLOP"], limit["B"], item)
+        found = []
+        for key in dict.fromkeys([*self.agreement, *self.broken]):
+            name, batch = key
+            row = Row("generate", params(self.case, model) | setting(batch), name, amount=tokens, unit="token")
+            row.absent, row.wrong = self.broken.get(key), self.wrong.get(key)
+            agreement = self.agreement.get(key)
+            runs = [] if row.wrong or row.absent else self.runs.get(key, [])
+            if runs:
+                row.seconds = [run.seconds for run in runs]
+                row.limit, row.correct = fastest, said(agreement, ENGINES[name].judged)
+                row.extra = told(runs) | {"equal": agreement.equal, "compared": agreement.compared}
+            found.append(row)
+        return found
 
 
-def say(text: str) -> None:
-    """Progress, beside the tables."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+def said(agreement: Agreement, judged: bool) -> str:
+    """How many outputs are ours token for token."""
+    if judged:
+        return f"{agreement} equal"
+    return f"{agreement.equal} of {agreement.compared} equal, {agreement.compared - agreement.equal} differ"
 
 
-def races(args: argparse.Namespace, size: Size, missing: dict[str, str]) -> list[dict[str, Any]]:
-    """Rows of the kinds of requests that were asked for; names the engines that are missing."""
-    kinds = [kind for kind in workload.KINDS if kind in args.only]
-    if not kinds:
-        return []
-    say("building the model, converting it for the others")
-    model = workload.build(size)
-    present, absent = contenders.load(size, apart=not args.same_process)
-    missing |= absent
-    print(
-        "| requests | bertgen s | transformers s | CTranslate2 s | limit s | transformers / bertgen "
-        "| CTranslate2 / bertgen | best settings | tokens equal |"
-    )
-    print("|---" * 9 + "|", flush=True)
-    rows = []
-    for kind in kinds:
-        count, sizes = (args.singles, [1]) if kind == "single" else (args.requests, args.batches)
-        for case in workload.cases(kind, args.data, count, size):
-            race = Race(case, present, Judge(model))
-            race.run(sorted({min(n, count) for n in sizes}), args.repeats)
-            rows.append(race.row(size))
-            print(line(case, rows[-1]), flush=True)
-    for one in present:
-        one.close()
-    return rows
-
-
-def line(case: Case, row: dict[str, Any]) -> str:
-    def each(text: Callable[[dict[str, Any]], str], names: Sequence[str]) -> list[str]:
-        return [text(row["engines"][name]) if name in row["engines"] else "missing" for name in names]
-
-    seconds = each(lambda one: f"{one['median']:.2f} ({one['useful']:.0%})", COLUMNS)
-    ratios = each(lambda one: "{:.2f}x ({:.2f} to {:.2f})".format(one["ratio"], *one["ratios"]), COLUMNS[1:])
-    settings = each(lambda one: label((one["variant"], one["batch"])), COLUMNS)
-    equal = each(lambda one: f"{one['equal']} of {one['compared']}" + tied(one["ties"]), COLUMNS[1:])
-    cells = [case.name, *seconds, f"{row['limit']:.2f}", *ratios, "; ".join(settings), "; ".join(equal)]
-    return f"| {' | '.join(cells)} |"
-
-
-def tied(ties: list[str]) -> str:
-    return f" and {len(ties)} at a tie" if ties else ""
-
-
-def memory(args: argparse.Namespace, size: Size) -> dict[str, dict[str, Any]]:
-    _, case = workload.cases("mixed", args.data, min(MEMORY_BATCH, args.requests), size)
-    say(f"memory: a batch of {len(case.sources)}, four beams, each engine in its own process")
-    found = peak_memory.compare(case, size)
-    bare = found["bertgen"]
-    print(f"\nPeak memory of a batch of {len(case.sources)} mixed requests with four beams, MB")
-    print("| | model loaded | peak | above the model | bertgen / this | above the model |")
-    print("|---" * 6 + "|")
-    for name, one in found.items():
-        if "missing" in one:
-            print(f"| {name} | missing | | | | |")
-            continue
-        above = one["peak"] - one["loaded"]
-        ratios = f"{bare['peak'] / one['peak']:.2f}x | {(bare['peak'] - bare['loaded']) / above:.2f}x"
-        print(f"| {name} | {one['loaded'] / 1e6:.0f} | {one['peak'] / 1e6:.0f} | {above / 1e6:.0f} | {ratios} |")
-    sys.stdout.flush()
+def told(runs: Sequence[Run]) -> dict[str, Any]:
+    """Percentiles over all runs, and the largest memory."""
+    found: dict[str, Any] = {}
+    for name in ("requests", "gaps"):
+        values = sorted(value for run in runs for value in getattr(run, name))
+        for percent in (50, 99):
+            found[f"{'request' if name == 'requests' else 'token'}_p{percent}"] = percentile(values, percent)
+    for name in ("loaded", "peak"):
+        values = [getattr(run, name) for run in runs if getattr(run, name) is not None]
+        found[name] = max(values, default=None)
     return found
 
 
-def overheads() -> list[dict[str, Any]]:
-    size = overhead.DEEP
-    say("overhead: layers that are all overhead, on one thread")
-    rows = overhead.compare(size, OVERHEAD_REPEATS)
-    print(f"\nOverhead of a step, {size.layers} + {size.layers} layers of hidden size {size.hidden}, one thread, ms")
-    print("| | beams | step | its operators, bare | overhead | operators |")
-    print("|---" * 6 + "|")
-    for row in rows:
-        if "missing" in row:
-            print(f"| {row['name']} | {row['beams']} | missing | | | |")
-            continue
-        step, operators, rest = (f"{1000 * row[name]:.1f}" for name in ("step", "operators", "overhead"))
-        print(f"| {row['name']} | {row['beams']} | {step} | {operators} | {rest} | {row['calls']:.0f} |")
-    sys.stdout.flush()
-    return rows
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """The smallest of sorted values that so many percent do not exceed."""
+    return values[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=workload.SIZES, default="base")
-    parser.add_argument("--data", type=Path, help="lines of source TAB target; by default WikiSplit's, if it is there")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--singles", type=int, default=4)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(words)
-    if args.data is None and DATA.exists():
-        args.data = DATA
-    return args
+def loads(present: dict[str, Contender], name: str, model: Plan) -> list[Row]:
+    """Seconds until an engine has its model in memory, from files that the system has read before."""
+    output.say("loading: each engine in processes that begin with nothing")
+    return [
+        Row("load", {"model": name}, one, seconds=child.call(loading, ENGINES[one].kind, model, ENGINES[one].arguments))
+        for one in present
+    ]
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    args = arguments(words)
-    size = workload.SIZES[args.size]
-    result = dict(
-        machine.environment(), size=args.size, same_process=args.same_process, requests=args.requests,
-        singles=args.singles, repeats=args.repeats, data="made up" if args.data is None else args.data.name,
-    )  # fmt: skip
-    if result["load"] > 0.5:
-        say(f"{result['load']:.1f} processes keep the machine busy already: times will be too long, and unequally so")
-    missing: dict[str, str] = {}
-    result["rows"] = races(args, size, missing)
-    result["missing"] = missing
-    for name, why in missing.items():
-        print(f"\n{name} is missing: {why}")
-    if result["rows"]:
-        flops, bandwidth = (statistics.median(row[name] for row in result["rows"]) for name in ("flops", "bandwidth"))
-        print(f"\n{flops / 1e9:.0f} GFLOP/s of a large product, {bandwidth / 1e9:.1f} GB/s of reading; {texts(args)}")
-    result["memory"] = memory(args, size) if "memory" in args.only else {}
-    result["overhead"] = overheads() if "overhead" in args.only else []
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    wrong = [text for row in result["rows"] for text in row["wrong"]]
-    for text in wrong:
-        print(f"wrong: {text}", file=sys.stderr)
-    return 1 if wrong else 0
-
-
-def texts(args: argparse.Namespace) -> str:
-    origin = "made-up ids and lengths" if args.data is None else f"texts of {args.data.name}"
-    return f"{args.requests} requests, {args.singles} single ones, {origin}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def loading(kind: type[Contender], model: Plan, arguments: tuple[Any, ...]) -> list[float]:
+    """Of an engine's own files, the first time left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        load = kind.saved(model.build(), Path(folder), *arguments)
+        return [machine.seconds(load) for _ in range(1 + LOADS)][1:]

@@ -1,6 +1,6 @@
 """4-bit weights on a CPU: products in float32 and by integers, and decoding one request.
 
-    python bench/int4.py [products] [decode] [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
+    python -m bertgen.bench.int4 [products] [decode] [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
 
 `products`: `ops.int4_matmul`, with x as it is and rounded to 8 bits, beside `F.linear`, `ops.linear` and torch's 4-bit
 product. Each contender goes through enough weights that the caches do not hold them, and all take turns; printed are
@@ -29,12 +29,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import workload
 from bertgen.kernels.int4_matmul_cases import NF4
-from contenders import Apart, Bertgen, Contender, CTranslate2
 
-from bertgen import EncoderDecoderModel, Int4Config, extension, ops
+from bertgen import extension, ops
+from bertgen.config import Int4Config
 from bertgen.errors import BackendError
+from bertgen.model import EncoderDecoderModel
+
+from . import workload
+from .contenders import Apart, Bertgen, Contender, CTranslate2
 
 SHAPES = [(32000, 768), (3072, 768), (768, 3072), (768, 768), (1024, 256)]  # N, K
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -163,7 +166,7 @@ class Int4(Bertgen):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             config = Int4Config(group_size=group, head=head, compute_dtype=compute_dtype)
-            super().__init__(EncoderDecoderModel.from_pretrained(folder, quantization_config=config))
+            super().__init__(EncoderDecoderModel.from_pretrained(folder, quantization_config=config).to(model.device))
 
 
 def decoders(size: workload.Size, group: int) -> dict[str, Contender]:

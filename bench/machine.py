@@ -15,14 +15,8 @@ import torch
 
 from bertgen import __version__, ops
 
-
-def speeds() -> tuple[float, float]:
-    """FLOP/s of a large float32 product, by the faster of torch's two libraries (MKL, oneDNN); bytes/s of reading."""
-    a, big = torch.randn(2048, 2048), torch.ones(256 * 2**20 // 4)
-    with torch.inference_mode():
-        product = min(seconds(run) for run in (lambda: a @ a, lambda: ops.linear(a, a)) for _ in range(4))
-        read = min(seconds(big.sum) for _ in range(4))
-    return 2 * 2048**3 / product, big.numel() * 4 / read
+PACKAGES = ("torch", "triton", "transformers", "ctranslate2", "liger_kernel", "gemlite", "bitsandbytes", "torchao")
+BUSY = 0.5  # processes that others run, above which times are too long
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -31,20 +25,79 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def environment() -> dict[str, Any]:
-    root = Path(__file__).parents[1]
+def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes and FLOPs a second that the machine reaches now: reading or copying a large array, whichever is faster, and
+    a large matrix product, by the faster of the libraries that there are."""
+    if device.type == "cuda":
+        from .clock import on_device
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+        a, b = (torch.empty(2**29, device=device, dtype=torch.uint8) for _ in range(2))
+        x = torch.randn(8192, 8192, device=device, dtype=dtype)
+        copy, product = (min(on_device(run) for _ in range(10)) for run in (lambda: a.copy_(b), lambda: x @ x))
+        return {"B": 2 * a.numel() / copy, "FLOP": 2 * 8192**3 / product}
+    x, big = torch.randn(2048, 2048), torch.ones(256 * 2**20 // 4)
+    other = torch.empty_like(big)
+    with torch.inference_mode():
+        product = min(seconds(run) for run in (lambda: x @ x, lambda: ops.linear(x, x)) for _ in range(4))
+        read = min(seconds(big.sum) for _ in range(4))
+        copy = min(seconds(lambda: other.copy_(big)) for _ in range(4))
+    return {"B": max(big.nbytes / read, 2 * big.nbytes / copy), "FLOP": 2 * 2048**3 / product}
 
-    processor = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x][:1]
-    return dict(
-        device="cpu", processor=processor[0].split(":")[1].strip() if processor else platform.processor(),
-        cores=os.cpu_count(), threads=torch.get_num_threads(), isa=torch.backends.cpu.get_cpu_capability(),
-        load=os.getloadavg()[0], python=platform.python_version(), torch=torch.__version__,
-        transformers=version("transformers"), ctranslate2=version("ctranslate2"), bertgen=__version__,
-        commit=git("rev-parse", "--short", "HEAD"), dirty=bool(git("status", "--porcelain")),
-    )  # fmt: skip
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a figure depends on besides its command."""
+    device = device or torch.device("cpu")
+    found: dict[str, Any] = {"device": device.type, "processor": processor(), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        found |= gpu(device)
+    found |= {
+        "threads": torch.get_num_threads(), "isa": torch.backends.cpu.get_cpu_capability(), "clock": clock(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": platform.system(), "python": platform.python_version(), "bertgen": __version__,
+        **{name: version(name) for name in PACKAGES},
+        "commit": git("rev-parse", "--short", "HEAD") or None, "dirty": bool(git("status", "--porcelain")),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    return found
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """Name, memory, driver, and the clocks that the device has now and may have."""
+    properties = torch.cuda.get_device_properties(device)
+    asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "-i", str(device.index or 0)]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip().split(", ")
+    except (OSError, subprocess.TimeoutExpired):
+        said = []
+    return {
+        "gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda,
+        **dict(zip(("driver", "gpu_clock", "gpu_clock_limit", "gpu_memory_clock", "gpu_power_limit"), said)),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def clock() -> str | None:
+    """MHz of a core now."""
+    return _cpuinfo("cpu MHz")
+
+
+def _cpuinfo(name: str) -> str | None:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
+
+
+def git(*words: str) -> str:
+    """Of the checkout that this file lies in; nothing where it is none."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def version(package: str) -> str | None:
@@ -52,3 +105,14 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def described(environment: dict[str, Any]) -> str:
+    """In some words: the device, the versions, the commit."""
+    dirty = ", with changes" if environment["dirty"] else ""
+    threads = environment["threads"]
+    machine = f"{threads} thread{'s' * (threads > 1)} of {environment['processor']} ({environment['isa']})"
+    machine = environment.get("gpu") or machine
+    names = ("torch", "transformers", "ctranslate2")
+    versions = ", ".join(f"{name} {environment[name]}" for name in names if environment.get(name))
+    return f"{machine}; {versions}; commit {environment['commit'] or 'unknown'}{dirty}"

@@ -1,6 +1,7 @@
 """Compile every kernel for sm_80, sm_90 and sm_100 without a device, and say what came out.
 
-    python bench/offline.py [--kernel NAME] [--all] [--write] [--table FILE] [--markdown] [--sass] [--processes N]
+    python -m bertgen.bench.offline [--kernel NAME] [--all] [--write] [--table FILE] [--markdown] [--sass]
+        [--processes N]
 
 Prints registers, spills, shared memory and counts of SASS instructions of each variant; for its hot loops, instructions
 per score or weight. Exits with 1 where a variant spills, takes more shared memory than a program may have, lacks an

@@ -1,5 +1,7 @@
 """What a decode step takes besides its operators: 24 + 24 layers so small that hardly anything else is left.
 
+    python -m bertgen.bench.overhead [--repeats 9] [--json FILE]
+
 On one thread, in a process of its own, one source. Two runs, one of which decodes STEPS tokens more, are timed; the
 difference over STEPS is a step. All operators that each of them calls are recorded by a TorchDispatchMode, with the
 tensors themselves, and called again one after the other, with nothing between. That difference over STEPS is the
@@ -15,22 +17,25 @@ operator writes in place (a cache, a count of positions) is put back before each
 
 from __future__ import annotations
 
+import argparse
 import gc
 from collections.abc import Callable
 from typing import Any
 
-import child
 import torch
-from contenders import Transformers
-from machine import seconds
 from torch.utils._python_dispatch import TorchDispatchMode
-from workload import END, FIRST, PAD, START, Size, build
 
-from bertgen import EncoderDecoderModel, GenerationConfig
-from bertgen.config import EngineConfig
+from bertgen.config import EngineConfig, GenerationConfig
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
+from bertgen.model import EncoderDecoderModel
 from bertgen.search import settle
+
+from . import child, output
+from .contenders import Transformers
+from .machine import seconds
+from .result import Row
+from .workload import END, FIRST, PAD, START, Size, build
 
 DEEP = Size(hidden=64, layers=24, intermediate=128, heads=4, vocabulary=500)
 STEPS = 16
@@ -38,12 +43,12 @@ SPECIAL = dict(pad_token_id=PAD, eos_token_id=END)
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-def compare(size: Size, repeats: int) -> list[dict[str, Any]]:
+def compare(size: Size, repeats: int) -> list[Row]:
     """A row for each way to decode, greedy and with four beams; times in seconds of a step."""
     return child.call(measured, size, repeats)
 
 
-def measured(size: Size, repeats: int) -> list[dict[str, Any]]:
+def measured(size: Size, repeats: int) -> list[Row]:
     torch.set_num_threads(1)
     model = build(size)
     source = [FIRST + i for i in range(16)]
@@ -58,8 +63,9 @@ def measured(size: Size, repeats: int) -> list[dict[str, Any]]:
             theirs = Transformers(model).model
             runs["transformers"] = of_generate(theirs, source, beams, decoder_start_token_id=START)
         except BackendError as error:
-            missing = dict(name="transformers", beams=beams, missing=str(error))
-        rows += [dict(name=name, beams=beams, **step) for name, step in steps(runs, repeats).items()]
+            missing = Row("step", {"beams": beams}, "transformers", absent=str(error))
+        for name, step in steps(runs, repeats).items():
+            rows.append(Row("step", {"beams": beams}, name, [step.pop("step")], extra=step))
         rows += [missing] if missing else []
     return rows
 
@@ -155,3 +161,23 @@ class Recording(TorchDispatchMode):
     def _replay(self) -> None:
         for func, args, kwargs in self.calls:
             func(*args, **kwargs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    output.add_arguments(parser)
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    result = output.begin("overhead", args, torch.device("cpu"))
+    output.head()
+    rows = compare(DEEP, args.repeats)
+    output.add(result, rows)
+    for row in rows:
+        if row.seconds:
+            overhead, calls = 1e3 * row.extra["overhead"], row.extra["calls"]
+            print(f"{row.title}, {row.contender}: {overhead:.1f} ms beside {calls:.0f} operators")
+    raise SystemExit(output.end(result, args))
+
+
+if __name__ == "__main__":
+    main()

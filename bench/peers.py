@@ -1,7 +1,7 @@
 """Other people's kernels for the same operators, where they are installed: none of them is needed.
 
 Each function gives a call without arguments, or raises: ImportError where the package is absent, anything else where
-it does not take the case. `bench/ops.py` tells the reason instead of a time.
+it does not take the case. `bertgen bench ops` tells the reason instead of a time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,28 @@ def liger_layer_norm(
     return lambda: LigerLayerNormFunction.apply(x + bias + residual, weight, shift, eps)
 
 
+FEW = 4  # rows that torch's 4-bit product on a CPU is asked for
+
+
 def tinygemm(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call:
     """torch's own 4-bit product of the same weights: its even columns lie in the high nibbles."""
+    if x.is_cpu:
+        return _tinygemm_cpu(x, packed, scale)
     swapped = (packed << 4) | (packed >> 4)
     tiled = torch.ops.aten._convert_weight_to_int4pack(swapped.contiguous(), 8)
     scales = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1).contiguous()
     group = 2 * packed.shape[1] // scale.shape[1]
     return lambda: torch.ops.aten._weight_int4pack_mm(x, tiled, group, scales)
+
+
+def _tinygemm_cpu(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call:
+    if len(x) > FEW:
+        raise ValueError(f"so slow on a CPU that it is asked for at most {FEW} rows")
+    nibbles = torch.stack((packed & 15, packed >> 4), -1).view(len(packed), -1).int()
+    tiled = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
+    scales = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1).contiguous()
+    group = 2 * packed.shape[1] // scale.shape[1]
+    return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, tiled, group, scales)
 
 
 def bitsandbytes_nf4(x: torch.Tensor, weight: torch.Tensor, group: int) -> Call:

@@ -1,7 +1,8 @@
 """What weights in 4 bits take, lose and gain: size, BLEU and tokens/s beside floats, and the error layer by layer.
 
-    python bench/quantization.py models [--model demo] [--data test.tsv] [--num-beams 4] [--repeats 3] [--lines N]
-    python bench/quantization.py layers [--model demo] [--per-layer]
+    python -m bertgen.bench.quantization models [--model demo] [--data test.tsv] [--num-beams 4] [--repeats 3]
+        [--lines N]
+    python -m bertgen.bench.quantization layers [--model demo] [--per-layer]
 
 `models` converts the model to each format, and translates the data with all of them by turns, each on its own, as
 `bertgen evaluate` does; tokens/s and their ratio to float32 are medians, the ratio that of each turn. `layers` prints
@@ -12,12 +13,11 @@ decibels of the weights over their rounding errors, 6 dB to a bit: layers of one
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import json
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +26,9 @@ from typing import Any
 
 from torch import nn
 
-from bertgen import EncoderDecoderModel, Int4Config
-from bertgen.cli import main as command
+from bertgen.config import Int4Config
 from bertgen.conversion import convert
+from bertgen.model import EncoderDecoderModel
 from bertgen.quantization import signal_to_noise
 
 DATA = Path(__file__).parents[2] / "shared/data/tatoeba-en-de/test.tsv"
@@ -76,13 +76,12 @@ def models(args: argparse.Namespace) -> None:
 
 def evaluated(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What `bertgen evaluate --json` prints."""
-    start, printed = time.perf_counter(), io.StringIO()
+    start = time.perf_counter()
     words = ["--model", str(folder), "--data", str(data), "--num-beams", str(args.num_beams), "--json", "--quiet"]
-    with contextlib.redirect_stdout(printed):
-        if command(["evaluate", *words]) != 0:
-            raise SystemExit(f"bertgen evaluate {' '.join(words)} failed")
+    command = [sys.executable, "-m", "bertgen", "evaluate", *words]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     print(f"{folder.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-    return json.loads(printed.getvalue())
+    return json.loads(printed)
 
 
 def layers(args: argparse.Namespace) -> None:

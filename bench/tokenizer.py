@@ -1,6 +1,6 @@
 """Sentences encoded and decoded per second: bertgen, sentencepiece alone, and transformers, by turns.
 
-    python bench/tokenizer.py --input train.tsv [--lines 50000] [--repeats 5] [--json FILE]
+    python -m bertgen.bench.tokenizer --input train.tsv [--lines 50000] [--repeats 5] [--json FILE]
 
 The first column of the file is encoded with the demo model's vocabulary. The ids of all three must be equal.
 """
@@ -8,63 +8,78 @@ The first column of the file is encoded with the demo model's vocabulary. The id
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from pathlib import Path
 
 import sentencepiece
-from machine import environment
+import torch
 
-from bertgen import AutoTokenizer
+from bertgen.errors import BackendError
 from bertgen.hub import DEMO_MODEL
+from bertgen.peers import load_transformers
+from bertgen.tokenizer import AutoTokenizer
 
+from . import output
+from .machine import seconds
+from .result import Row
 
-def rate(run, count: int) -> float:
-    start = time.perf_counter()
-    run()
-    return count / (time.perf_counter() - start)
+SHARE = 10  # transformers gets one text in so many, since it takes its time
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    output.add_arguments(parser)
     parser.add_argument("--input", type=Path, required=True)
     parser.add_argument("--lines", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    from transformers import BertGenerationTokenizer
-
+    result = output.begin("tokenizer", args, torch.device("cpu"))
     with args.input.open(encoding="utf-8") as file:
         texts = [line.rstrip("\n").split("\t")[0] for line, _ in zip(file, range(args.lines))]
-    few = texts[: max(1, len(texts) // 10)]  # for transformers, which takes its time
+    output.head()
+    for rows in raced(texts, args.repeats):
+        output.add(result, rows)
+    print(f"{len(texts)} sentences")
+    raise SystemExit(output.end(result, args))
+
+
+def raced(texts: list[str], repeats: int) -> list[list[Row]]:
+    """Rows of encoding and of decoding."""
+    few = texts[: max(1, len(texts) // SHARE)]
     ours = AutoTokenizer.from_pretrained("demo")
     plain = sentencepiece.SentencePieceProcessor(model_file=str(DEMO_MODEL / "spiece.model"))
-    theirs = BertGenerationTokenizer(str(DEMO_MODEL / "spiece.model"))
     ids = ours.encode_batch(texts)
-    if ids != plain.encode(texts) or ids[: len(few)] != theirs(few)["input_ids"]:
-        raise SystemExit("the ids differ")
-
+    if ids != plain.encode(texts):
+        raise SystemExit("the ids differ from sentencepiece's")
     runs = {
-        "encode: bertgen encode_batch": (lambda: ours.encode_batch(texts), texts),
-        "encode: bertgen tokenizer(texts)": (lambda: ours(texts), texts),
-        "encode: sentencepiece alone": (lambda: plain.encode(texts), texts),
-        "encode: transformers tokenizer(texts)": (lambda: theirs(few), few),
-        "decode: bertgen batch_decode": (lambda: ours.batch_decode(ids), texts),
-        "decode: sentencepiece alone": (lambda: plain.decode(ids), texts),
-        "decode: transformers batch_decode": (lambda: theirs.batch_decode(ids[: len(few)]), few),
+        ("encode", "bertgen encode_batch"): (lambda: ours.encode_batch(texts), texts),
+        ("encode", "bertgen tokenizer(texts)"): (lambda: ours(texts), texts),
+        ("encode", "sentencepiece alone"): (lambda: plain.encode(texts), texts),
+        ("decode", "bertgen batch_decode"): (lambda: ours.batch_decode(ids), texts),
+        ("decode", "sentencepiece alone"): (lambda: plain.decode(ids), texts),
     }
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.repeats):
-        for name, (run, part) in runs.items():
-            rates[name].append(rate(run, len(part)))
-    print(f"{len(texts)} sentences of {sum(map(len, ids)) / len(ids):.1f} pieces on average")
-    print("| | sentences/s, median | fastest |\n|---|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):,.0f} | {max(values):,.0f} |")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(dict(environment(), lines=len(texts), rates=rates), indent=1) + "\n")
+    missing = None
+    try:
+        kind = load_transformers("the comparison").BertGenerationTokenizer
+    except BackendError as error:
+        missing = str(error)
+    else:
+        theirs = kind(str(DEMO_MODEL / "spiece.model"))
+        if ids[: len(few)] != theirs(few)["input_ids"]:
+            raise SystemExit("the ids differ from transformers'")
+        runs["encode", "transformers tokenizer(texts)"] = (lambda: theirs(few), few)
+        runs["decode", "transformers batch_decode"] = (lambda: theirs.batch_decode(ids[: len(few)]), few)
+    rows = {
+        key: Row(key[0], {"vocabulary": len(ours)}, key[1], amount=len(part), unit="sentence", correct="ids equal")
+        for key, (_, part) in runs.items()
+    }
+    for _ in range(repeats):
+        for key, (run, _) in runs.items():
+            rows[key].seconds.append(seconds(run))
+    found = [[row for (what, _), row in rows.items() if what == side] for side in ("encode", "decode")]
+    if missing:
+        for side in found:
+            side.append(Row(side[0].name, side[0].params, "transformers", absent=missing))
+    return found
 
 
 if __name__ == "__main__":

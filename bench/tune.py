@@ -1,4 +1,6 @@
-"""Which launch is fastest, measured: for `bench/ops.py --tune`, which writes kernels/tuned.py.
+"""Which launch is fastest, measured on a GPU: writes kernels/tuned.py.
+
+    python -m bertgen.bench.tune [--op NAME] [--output FILE]
 
 A rule of kernels/tuning.py proposes a launch; its neighbours (tiles that may change, warps, stages) compete with it.
 A neighbour is compiled for the device first and dropped where it spills, takes too much shared memory or lost its
@@ -9,17 +11,26 @@ batches (splits of K, chunks of keys) may change.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import multiprocessing
 import pprint
+import statistics
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import offline
+import torch
 from bertgen.kernels.all_cases import CHECKS
+from bertgen.kernels.checks import as_float64, difference
 
 from bertgen.kernels import tuning
+
+from . import machine, offline
+from .clock import on_device
+from .ops import cloned
+from .shapes import Shape, shapes
 
 # Tiles that may change, by rule; warps and stages may always.
 TILES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -32,6 +43,8 @@ TILES: dict[str, dict[str, tuple[int, ...]]] = {
     "bias_gelu": {"ROWS": (2, 4, 8)},
 }
 WARPS, STAGES = (1, 2, 4, 8), (1, 2, 3, 4, 6)
+TUNED = Path(__file__).parents[1] / "kernels/tuned.py"
+TURNS = 7
 GAIN = 0.97  # of the rule's own time, that an entry must stay below
 Key = tuple[str, tuple[Any, ...]]
 
@@ -123,10 +136,38 @@ def tuned(
 def source(found: dict[Key, tuning.Launch], device: str, commit: str) -> str:
     """The text of kernels/tuned.py."""
     table = {key: (launch.tiles, launch.num_warps, launch.num_stages) for key, launch in sorted(found.items(), key=str)}
+    origin = f"Measured on {device}, commit {commit}." if found else "Empty."
     return (
         '"""Launches that were measured: (rule of tuning.py, its arguments) -> tiles, warps, stages.\n\n'
-        f"`bench/ops.py --tune` writes this file. {f'Measured on {device}, commit {commit}.' if found else 'Empty.'}\n"
+        f"`python -m bertgen.bench.tune` writes this file. {origin}\n"
         '"""\n\nfrom typing import Any\n\n'
         "MEASURED: dict[tuple[str, tuple[Any, ...]], tuple[dict[str, int], int, int]] = "
         f"{pprint.pformat(table, width=110, sort_dicts=False)}\n"
     )
+
+
+def of_shape(shape: Shape, seconds: Callable[[Callable[[], Any]], float]) -> dict[Key, tuning.Launch]:
+    """What is faster than the rules for bertgen's own call of a shape."""
+    contender = shape.contenders["bertgen"]
+    call = contender.make(**shape.arguments)
+    plain, exact = shape.reference(**cloned(shape.arguments)), shape.reference(**as_float64(cloned(shape.arguments)))
+    return tuned(call, lambda: difference(contender.view(call()), plain, exact) is None, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", help="one operator only")
+    parser.add_argument("--output", type=Path, default=TUNED)
+    args = parser.parse_args()
+    device = torch.device("cuda")
+    with torch.no_grad(), tuning.measured({}) as launches:
+        for shape in shapes("full", device, torch.bfloat16, args.op):
+            found = of_shape(shape, lambda call: statistics.median(on_device(call) for _ in range(TURNS)))
+            launches.update(found)
+            print(f"{shape.op} {shape.params}: {len(found)} launches are faster than the rules'", flush=True)
+    where = machine.environment(device)
+    args.output.write_text(source(launches, where["gpu"], where["commit"] or "unknown"))
+
+
+if __name__ == "__main__":
+    main()

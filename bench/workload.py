@@ -1,7 +1,8 @@
-"""What every engine is asked: a random model, sources, and the length at which each output stops.
+"""What every engine is asked: a model, sources, and the length at which each output stops.
 
-Random weights seldom stop, and where they do is no matter of the engine. So the head has a bias that puts the three
-special ids out of reach, the same in every engine, and each request stops at a length that is given.
+Random weights seldom stop, and where they do is no matter of the engine; weights that are given may stop anywhere. So
+the head has a bias that puts the three special ids out of reach, the same in every engine, and each request stops at a
+length that is given.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import NamedTuple
 
 import torch
 
-from bertgen import AutoTokenizer, EncoderDecoderConfig, EncoderDecoderModel
+from bertgen.config import EncoderDecoderConfig
+from bertgen.errors import ConfigError, InputError
+from bertgen.model import EncoderDecoderModel
+from bertgen.tokenizer import AutoTokenizer
 
 PAD, END, START = 0, 1, 2
 FIRST = 5  # ids below it are special
 OUT_OF_REACH = -1e4
 FIXED, LONGEST = 32, 128
 KINDS = ("fixed", "mixed", "single")
+WIKISPLIT = Path(__file__).parents[2] / "shared/data/wikisplit/test.tsv"
 Tokens = list[list[int]]
 
 
@@ -41,12 +46,38 @@ class Size(NamedTuple):
         """Weights that a token of an output meets: of the decoder's layers and of the head."""
         return self.of_source_token + self.vocabulary * self.hidden
 
+    def build(self) -> EncoderDecoderModel:
+        return build(self)
+
 
 SIZES = {
-    "base": Size(768, 6, 3072, 12, 32000),
     "demo": Size(256, 4, 1024, 4, 8000),
+    "base": Size(768, 6, 3072, 12, 32000),
+    "large": Size(1024, 24, 4096, 16, 50358),
     "smoke": Size(64, 2, 128, 4, 500),
 }
+
+
+class Plan(NamedTuple):
+    """Which model, and where it runs. An engine that starts in a process of its own builds it there.
+
+    Attributes:
+        path: of a checkpoint; None makes random weights of the size.
+        dtype: a name in torch.
+    """
+
+    size: Size
+    path: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def build(self) -> EncoderDecoderModel:
+        model = build(self.size) if self.path is None else given(self.path)
+        return model.to(self.device, getattr(torch, self.dtype))
+
+
+class Budget(int):
+    """Of source tokens in a batch, padding included, instead of a number of requests."""
 
 
 class Case(NamedTuple):
@@ -66,16 +97,20 @@ class Case(NamedTuple):
         source, output = sum(map(len, self.sources)), sum(self.lengths) * self.beams
         return 2.0 * (source * size.of_source_token + output * size.of_output_token)
 
-    def limit(self, size: Size, flops: float, bandwidth: float) -> float:
-        """Seconds that no engine can beat: the products at full speed, or the decoder's weights read once a step."""
+    def limit(self, size: Size, flops: float, bandwidth: float, item: int = 4) -> float:
+        """Seconds that no engine can beat: the products at full speed, or the decoder's weights read once a step.
+
+        Args:
+            flops, bandwidth: per second, what the machine does. item: bytes of a weight.
+        """
         if self.kind == "single":
             alone = [Case("fixed", self.beams, [ids], [n]) for ids, n in zip(self.sources, self.lengths)]
-            return sum(case.limit(size, flops, bandwidth) for case in alone)
-        return max(self.flop(size) / flops, max(self.lengths) * 4 * size.of_output_token / bandwidth)
+            return sum(case.limit(size, flops, bandwidth, item) for case in alone)
+        return max(self.flop(size) / flops, max(self.lengths) * item * size.of_output_token / bandwidth)
 
 
 def build(size: Size) -> EncoderDecoderModel:
-    """The model of a size; each call makes the same."""
+    """The model of a size, with random weights; each call makes the same."""
     half = dict(
         vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, intermediate_size=size.intermediate, initializer_range=0.05,
@@ -83,34 +118,98 @@ def build(size: Size) -> EncoderDecoderModel:
     special = dict(pad_token_id=PAD, eos_token_id=END, bos_token_id=START, decoder_start_token_id=START)
     decoder = dict(half, is_decoder=True, add_cross_attention=True)
     torch.manual_seed(0)
-    model = EncoderDecoderModel(EncoderDecoderConfig(encoder=half, decoder=decoder, **special)).eval()
+    return endless(EncoderDecoderModel(EncoderDecoderConfig(encoder=half, decoder=decoder, **special)).eval())
+
+
+def given(path: str) -> EncoderDecoderModel:
+    """A checkpoint in float32.
+
+    Raises:
+        ConfigError: its special ids are not those of a bert-generation model.
+    """
+    model = EncoderDecoderModel.from_pretrained(path, dtype=torch.float32).eval()
+    config = model.config
+    found = config.pad_token_id, config.eos_token_id, config.decoder_start_token_id
+    if found != (PAD, END, START):
+        raise ConfigError(f"{path} has ids {found} to pad, end and start; those of {PAD, END, START} can be measured")
+    return endless(model)
+
+
+def endless(model: EncoderDecoderModel) -> EncoderDecoderModel:
+    """The model, which will not choose a special id any more."""
     with torch.no_grad():
         model.decoder.head.bias[[PAD, END, START]] = OUT_OF_REACH
     return model
 
 
-def texts(data: Path | None, count: int, vocabulary: int) -> tuple[Tokens, list[int]]:
-    """Sources, and lengths of their targets, at most LONGEST.
+def size_of(path: str) -> Size:
+    """Of a checkpoint, from its configuration.
+
+    Raises:
+        ConfigError: its halves differ in depth or width.
+    """
+    config = EncoderDecoderConfig.from_pretrained(path)
+    halves = [
+        Size(h.hidden_size, h.num_hidden_layers, h.intermediate_size, h.num_attention_heads, h.vocab_size)
+        for h in (config.encoder, config.decoder)
+    ]
+    if halves[0] != halves[1]:
+        raise ConfigError(
+            f"{path} has an encoder of {halves[0]} and a decoder of {halves[1]}: they have to be the same"
+        )
+    return halves[1]
+
+
+def made_up(count: int, vocabulary: int) -> tuple[Tokens, list[int]]:
+    """Sources of random ids, as long as sentences are, and lengths of outputs."""
+    draw = random.Random(0)
+    lengths = [min(LONGEST - 1, max(8, round(draw.lognormvariate(4.1, 0.4)))) for _ in range(count)]
+    sources = [[draw.randrange(FIRST, vocabulary) for _ in range(n)] for n in lengths]
+    return sources, [min(LONGEST - 1, max(4, round(n * draw.uniform(0.9, 1.3)))) for n in lengths]
+
+
+def texts(data: Path | None, count: int, vocabulary: int, tokenizer: str = "demo") -> tuple[Tokens, list[int]]:
+    """Sources, and lengths of their targets, at most LONGEST - 1.
 
     Args:
-        data: lines of source TAB target; None makes up ids and lengths.
+        data: lines of source TAB target, or of sources alone, whose outputs are as long as they are; None makes up
+            ids and lengths.
+        tokenizer: of the texts; ids that the vocabulary does not have become others.
     """
     if data is None:
+        return made_up(count, vocabulary)
+    try:
+        with data.open(encoding="utf-8") as file:
+            pairs = [line.rstrip("\n").split("\t")[:2] for line, _ in zip(file, range(count))]
+    except OSError as error:
+        raise InputError(f"{data} cannot be read: {error.strerror}") from error
+    if not pairs:
+        raise InputError(f"{data} has no lines")
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    sources, targets = (words.encode_batch([pair[at] for pair in pairs]) for at in (0, -1))
+    fitting = [[FIRST + id % (vocabulary - FIRST) for id in ids[: LONGEST - 1]] or [FIRST] for ids in sources]
+    return fitting, [max(1, min(len(ids), LONGEST - 1)) for ids in targets]
+
+
+def cases(
+    kind: str,
+    data: Path | None,
+    count: int,
+    size: Size,
+    beams: tuple[int, ...] = (1, 4),
+    length: int = FIXED,
+    source_length: int | None = None,
+    tokenizer: str = "demo",
+) -> list[Case]:
+    """One for each number of beams.
+
+    Args:
+        length: of every output of the kind "fixed". source_length: of every source, which is made up then.
+    """
+    sources, lengths = texts(data, count, size.vocabulary, tokenizer)
+    if source_length is not None:
         draw = random.Random(0)
-        lengths = [min(LONGEST, max(8, round(draw.lognormvariate(4.1, 0.4)))) for _ in range(count)]
-        sources = [[draw.randrange(FIRST, vocabulary) for _ in range(n)] for n in lengths]
-        return sources, [min(LONGEST, max(4, round(n * draw.uniform(0.9, 1.3)))) for n in lengths]
-    tokenizer = AutoTokenizer.from_pretrained("demo")
-    with data.open(encoding="utf-8") as file:
-        pairs = [line.rstrip("\n").split("\t")[:2] for line, _ in zip(file, range(count))]
-    sources, targets = (tokenizer.encode_batch(list(side)) for side in zip(*pairs))
-    fitting = [[FIRST + id % (vocabulary - FIRST) for id in ids[:LONGEST]] for ids in sources]
-    return fitting, [min(len(ids), LONGEST) for ids in targets]
-
-
-def cases(kind: str, data: Path | None, count: int, size: Size) -> list[Case]:
-    """Greedy, and with four beams."""
-    sources, lengths = texts(data, count, size.vocabulary)
+        sources = [[draw.randrange(FIRST, size.vocabulary) for _ in range(source_length)] for _ in range(count)]
     if kind == "fixed":
-        lengths = [FIXED] * len(sources)
-    return [Case(kind, beams, sources, lengths) for beams in (1, 4)]
+        lengths = [length] * len(sources)
+    return [Case(kind, n, sources, lengths[: len(sources)]) for n in beams]

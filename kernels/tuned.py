@@ -1,6 +1,6 @@
 """Launches that were measured: (rule of tuning.py, its arguments) -> tiles, warps, stages.
 
-`bench/ops.py --tune` writes this file. Empty.
+`python -m bertgen.bench.tune` writes this file. Empty.
 """
 
 from typing import Any

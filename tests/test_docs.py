@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from bertgen import Int4Config
+from bertgen.bench import offline
 from bertgen.conversion import convert
 
 ROOT = Path(__file__).parents[1]
@@ -35,12 +35,6 @@ def test_every_row_of_the_table_has_a_verdict():
 
 
 def test_the_page_of_kernels_has_the_offline_table():
-    path = str(ROOT / "bench")
-    sys.path.insert(0, path)
-    try:
-        import offline
-    finally:
-        sys.path.remove(path)
     table = json.loads((ROOT / "bench/results/offline.json").read_text())["3.6.0"]
     assert offline.markdown(table) in (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -16,6 +15,8 @@ from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import difference
 from bertgen.kernels.language import HAS_TRITON
 
+from bertgen.bench import offline
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_variant_compiles_as_the_table_says(record_property):
     """No spills, wide loads and tensor cores where they belong, and registers and instructions as in the table."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "bench/offline.py"]
+    command = [sys.executable, "-m", "bertgen.bench.offline"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     wrong = [line for line in done.stdout.splitlines() if "<--" in line]
     assert done.returncode == 0, "\n".join(wrong) + done.stdout[-500:] + done.stderr[-2000:]
@@ -51,7 +52,7 @@ tt.func public @_kernel(%x: !tt.ptr<f32> loc("x"(#loc)), %stride: i32 loc("strid
 
 
 def test_products_of_an_index_in_32_bits_are_found():
-    found = offline().narrow_products(TTIR)
+    found = offline.narrow_products(TTIR)
     assert [line.split(" = ")[0] for line in found] == ["%wrong", "%too"]
 
 
@@ -62,13 +63,13 @@ def test_hot_loops_are_the_innermost_ones():
 
     sass = [".L_x_1:", *instructions(40), ".L_x_2:", *instructions(99, "L_x_2"), ".L_x_3:", *instructions(49, "L_x_3")]
     sass += [*instructions(20, "L_x_1"), ".L_x_4:", *instructions(3, "L_x_4")]
-    assert offline().hot_loops("\n".join(sass)) == [50, 100]
-    assert offline().hot_loops("\n".join(instructions(7))) == [7]
+    assert offline.hot_loops("\n".join(sass)) == [50, 100]
+    assert offline.hot_loops("\n".join(instructions(7))) == [7]
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
 def test_the_table_is_of_the_sources_that_are_here():
-    """What `bench/offline.py` leaves out is what did not change; its table is of all variants, and none is bad."""
+    """What `bertgen.bench.offline` leaves out is what did not change; its table is of all variants, and none is bad."""
     tables = json.loads((ROOT / "bench/results/offline.json").read_text())
     variants = {
         f"{op}/{variant.name}/sm_{arch}": (variant, arch)
@@ -80,28 +81,18 @@ def test_the_table_is_of_the_sources_that_are_here():
     for version, table in tables.items():
         assert table.keys() == variants.keys(), version
         for name, facts in table.items():
-            assert facts["sources"] == offline().digest(*variants[name]), f"{name}: bench/offline.py --write"
-            assert not offline().problems(*variants[name], facts), name
+            assert facts["sources"] == offline.digest(*variants[name]), f"{name}: bertgen.bench.offline --write"
+            assert not offline.problems(*variants[name], facts), name
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
 def test_a_digest_is_of_what_a_variant_depends_on(tmp_path):
     variant = CHECKS["bias_gelu"].variants[0]
-    digest = offline().digest
+    digest = offline.digest
     assert digest(variant, 80) != digest(variant, 90)
     assert digest(variant, 80) != digest(dataclasses.replace(variant, num_warps=16), 80)
     assert digest(variant, 80) != digest(dataclasses.replace(variant, constants={}), 80)
     assert digest(variant, 80) == digest(dataclasses.replace(variant, name="another"), 80)
-
-
-@functools.cache
-def offline():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("offline", ROOT / "bench/offline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # The rule by which answers are accepted

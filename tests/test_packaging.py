@@ -27,10 +27,10 @@ COMPILER = os.environ.get("CXX", "g++")
 def dotted(path):
     """bertgen/trainer/loop.py -> bertgen.trainer.loop; kernels/attention.py -> bertgen.kernels.attention"""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(("bertgen",) * (parts[0] == "kernels") + parts).removesuffix(".__init__")
+    return ".".join(("bertgen",) * (parts[0] != "bertgen") + parts).removesuffix(".__init__")
 
 
-PATHS = sorted([*(ROOT / "bertgen").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+PATHS = sorted([*(ROOT / "bertgen").rglob("*.py"), *(ROOT / "kernels").glob("*.py"), *(ROOT / "bench").glob("*.py")])
 SOURCES = {dotted(path): path for path in PATHS if path.stem != "__main__"}
 
 
@@ -116,8 +116,9 @@ def files_under(folder):
 # What is installed
 
 
-def test_kernels_is_no_package_of_its_own():
-    assert not (ROOT / "kernels/__init__.py").exists()
+@pytest.mark.parametrize("folder", ["kernels", "bench"])
+def test_a_folder_of_sources_is_no_package_of_its_own(folder):
+    assert not (ROOT / folder / "__init__.py").exists()
 
 
 def test_sdist_holds_the_whole_checkout(checkout, distributions):
@@ -130,7 +131,9 @@ def test_wheel_holds_the_package_and_nothing_else(checkout, distributions):
     with zipfile.ZipFile(distributions[1]) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     package = {f"bertgen/{name}" for name in files_under(checkout / "bertgen")}
-    assert held == package | {f"bertgen/kernels/{name}" for name in files_under(checkout / "kernels")}
+    kernels = {f"bertgen/kernels/{name}" for name in files_under(checkout / "kernels")}
+    bench = {f"bertgen/bench/{path.name}" for path in (checkout / "bench").glob("*.py")}
+    assert held == package | kernels | bench
     assert {"bertgen/py.typed", "bertgen/kernels/attention.py", "bertgen/demo/model.safetensors"} < held
 
 
@@ -189,7 +192,7 @@ def test_version_is_written_once():
 
 IMPORT_EVERYTHING = f"""
     import importlib
-    import bertgen, bertgen.kernels
+    import bertgen, bertgen.bench, bertgen.kernels
     for name in {sorted(SOURCES.keys() - OF_TRANSFORMERS)!r}:
         importlib.import_module(name)
     for name, module in bertgen._MODULE_OF.items():
@@ -408,7 +411,7 @@ def test_ladder(name):
         top, module, *_ = [*imported.split("."), ""]
         if name != "bertgen.peers" and own != "dropin":
             assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
-        assert top != "kernels", "the kernels are imported as bertgen.kernels"
+        assert top not in ("kernels", "bench"), f"{top} is imported as bertgen.{top}"
         if top == "bertgen" and module not in (own, "__version__"):
             assert module in rungs, f"{imported}: import from the module, not from the package"
             assert rungs[own] < rungs[module], f"{own} imports {module}, which does not stand below it"

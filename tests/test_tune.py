@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.language import HAS_TRITON
 
+from bertgen.bench import tune
 from bertgen.kernels import tuning
 
 ROOT = Path(__file__).parents[1]
 KEY = ("attention", (90, 64, 2, False))
-
-
-@pytest.fixture(scope="module")
-def tune():
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import tune
-
-        yield tune
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
 
 
 def test_a_measured_launch_overrules_a_rule():
@@ -38,7 +27,7 @@ def test_a_measured_launch_overrules_a_rule():
     assert tuning.attention(*KEY[1]) == own and tuning.norm(90, 64) != other and len(keys) == 2
 
 
-def test_neighbours_differ_in_one_or_two_things(tune):
+def test_neighbours_differ_in_one_or_two_things():
     own = tuning.attention(*KEY[1])
     found = list(tune.neighbours("attention", own))
     assert own not in found and len(set(found)) == len(found) > 20
@@ -51,7 +40,7 @@ def test_neighbours_differ_in_one_or_two_things(tune):
     assert {launch.tiles["SPLITS"] for launch in tune.neighbours("int4_matmul", split)} == {4}
 
 
-def test_the_fastest_right_launch_is_kept(tune, monkeypatch):
+def test_the_fastest_right_launch_is_kept(monkeypatch):
     monkeypatch.setattr(tune, "usable", lambda key, launches: launches)
     own = tuning.attention(*KEY[1])
     right, wrong, broken = [
@@ -75,7 +64,7 @@ def test_the_fastest_right_launch_is_kept(tune, monkeypatch):
     assert tune.tuned(call, judge, lambda call: times.get(now(), 20.0)) == {}
 
 
-def test_what_is_written_can_be_read(tune, tmp_path):
+def test_what_is_written_can_be_read(tmp_path):
     path = tmp_path / "tuned.py"
     path.write_text(tune.source({KEY: tuning.Launch({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3)}, "a device", "abc"))
     assert runpy.run_path(str(path))["MEASURED"] == {KEY: ({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3)}
@@ -83,7 +72,7 @@ def test_what_is_written_can_be_read(tune, tmp_path):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
-def test_variants_are_what_the_rules_say(tune):
+def test_variants_are_what_the_rules_say():
     """So that the tuner drops launches by compiling the right kernel."""
     named = {v.launch for check in CHECKS.values() for v in check.variants if v.launch}
     assert {name for name, _ in named} == set(tune.TILES) - {"linear_gelu_tiles"}
@@ -98,7 +87,7 @@ def test_variants_are_what_the_rules_say(tune):
 
 @pytest.mark.long
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
-def test_launches_that_spill_are_dropped(tune):
+def test_launches_that_spill_are_dropped():
     own = tuning.attention(*KEY[1])
     spilling = tuning.Launch({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=1, num_stages=2)
     greedy = tuning.Launch(own.tiles, num_warps=4, num_stages=12)

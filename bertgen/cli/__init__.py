@@ -1,6 +1,7 @@
-"""The command `bertgen`: run, score, evaluate, compare, train, convert, info. Results go to stdout, all else to stderr.
+"""The command `bertgen`: run, score, evaluate, compare, train, convert, bench, info.
 
-torch and what needs it are imported inside the commands, so that `bertgen --help` comes at once.
+Results go to stdout, all else to stderr. torch and what needs it are imported inside the commands, so that
+`bertgen --help` comes at once.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ COMMANDS = {
     "convert": (
         "the same model in other forms: a checkpoint of today, BART, CTranslate2",
         "example:\n  bertgen convert --model demo --to bart --output demo-bart",
+    ),
+    "bench": (
+        "measure: operators, generation and training beside other engines; reports and comparisons",
+        "example:\n  bertgen bench suite --level quick --output build/bench",
     ),
     "info": (
         "versions, devices, which backend each operator takes and why; a model's shape",

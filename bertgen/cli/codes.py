@@ -3,7 +3,8 @@
 FAILED_LINES, BAD_INPUT, BAD_FILE, BROKEN_PIPE = 1, 2, 3, 141
 EXIT_CODES = """exit codes:
   0    done
-  1    done, but some lines failed and were recorded as such (--strict stops); compare: outputs differ
+  1    done, but some lines failed and were recorded as such (--strict stops); compare: outputs differ;
+       bench: an answer is wrong, or a ratio below its floor
   2    wrong options, or input that cannot be used
   3    a model that is missing or corrupt, or an output that cannot be written
   130  interrupted (Ctrl-C)        143  terminated (SIGTERM)

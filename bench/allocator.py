@@ -1,0 +1,48 @@
+"""The allocator of cache slots in the C++ extension: microseconds of a step of many rows.
+
+python -m bertgen.bench.allocator [--rows 64 1024]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from bertgen import extension
+from bertgen.pages import Pages
+
+POSITIONS = 512
+PAGE = 16  # positions; a row takes a page whenever it begins one
+
+
+def step_times(rows: int) -> tuple[float, float]:
+    """Median microseconds of a step within pages, and of one where every row begins a page."""
+    pages = Pages(rows, POSITIONS, rows * POSITIONS, backend="cpp")
+    for row in range(0, rows, 4):
+        pages.admit(4, POSITIONS, row, 0)
+    every, slots = torch.arange(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
+    taken = []
+    for t in range(POSITIONS):
+        at = torch.full((rows,), t, dtype=torch.int32)
+        start = time.perf_counter()
+        pages.step(every, at, slots)
+        taken.append(1e6 * (time.perf_counter() - start))
+    within = [t for i, t in enumerate(taken) if i % PAGE]
+    return statistics.median(within), statistics.median(taken[PAGE::PAGE])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 1024])
+    args = parser.parse_args()
+    extension.require()
+    for rows in args.rows:
+        usual, most = step_times(rows)
+        print(f"allocator, {rows} rows: {usual:.1f} us a step, {most:.1f} us where every row takes a page")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The clock of short calls: contenders take turns, and every single time is kept.
+
+On a CPU a sample is as many calls as take some hundred microseconds, behind one that does not count: what the one
+before left in the caches and the tables of pages is not the next one's matter. On a GPU a call is captured in a graph
+where that can be done, so that launches from Python do not count; the L2 cache is flushed before each, and events on
+the device take the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+SHORTEST = 3e-4  # seconds of a sample
+FLUSHED = 2**28  # bytes, several times the largest L2
+
+
+def race(
+    contenders: Mapping[str, Sequence[Call]], device: torch.device, seconds: float = 0.2, least: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of one call of each contender, by turns.
+
+    Args:
+        contenders: by name, the same call on tensors of its own each, which are gone through one after the other.
+        seconds: about so long for each contender. least: samples of each, however long they take.
+    """
+    samplers = {name: _sampler(calls, device) for name, calls in contenders.items()}
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    start = time.perf_counter()
+    while len(next(iter(found.values()), [0] * least)) < least or (
+        time.perf_counter() - start < seconds * len(contenders)
+    ):
+        for name, sample in samplers.items():
+            found[name].append(sample())
+    return found
+
+
+def _sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
+    if device.type == "cuda":
+        return functools.partial(on_device, captured(calls[0]))
+    for call in calls:
+        call()
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    once = (time.perf_counter() - start) / len(calls)
+    rounds = max(1, math.ceil(SHORTEST / max(once, 1e-9) / len(calls)))
+    state = {"next": 0}
+
+    def sample() -> float:
+        """One call after another, so many that the clock's own grain does not count."""
+        if once > SHORTEST:  # long: one of them, another one each time
+            state["next"] += 1
+            calls[(state["next"] - 1) % len(calls)]()
+            call = calls[state["next"] % len(calls)]
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        calls[-1]()
+        start = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        return (time.perf_counter() - start) / (rounds * len(calls))
+
+    return sample
+
+
+def on_device(call: Call) -> float:
+    """Seconds of a call on a GPU, behind a flush of its L2 cache."""
+    _flush().zero_()
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3
+
+
+@functools.cache
+def _flush() -> torch.Tensor:
+    return torch.empty(FLUSHED, device="cuda", dtype=torch.uint8)
+
+
+def captured(call: Call) -> Call:
+    """The replay of a graph of the call; the call itself where it cannot be captured (it looks at a value, say)."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return call
+    return graph.replay

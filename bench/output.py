@@ -1,0 +1,126 @@
+"""What the parts have in common: their options, the table they print, the files they write, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import machine
+from .result import Result, Row, best, save, save_csv
+
+WRONG = 1
+SAVED_EVERY = 5.0  # seconds
+_saved: dict[Path, float] = {}
+ENGINEERING = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def add_arguments(parser: argparse.ArgumentParser, device: bool = False) -> None:
+    """Where results go, and on which device they are taken."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for report, compare and check")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table for other programs")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor (floors.py)")
+    if device:
+        import torch
+
+        has = torch.cuda.is_available()
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if has else "cpu")
+
+
+def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
+    """An empty result, with what it depends on; says so where others keep the machine busy."""
+    environment = machine.environment(device)
+    if (environment["load"] or 0) > machine.BUSY:
+        say(f"{environment['load']:.1f} processes keep the machine busy already: times will be too long")
+    return Result(part, command(part), environment, path=args.json)
+
+
+def command(part: str) -> str:
+    """That was given, files left out."""
+    words = sys.argv[1:]
+    start = ["bertgen", "bench", part] if part in words else ["python", "-m", f"bertgen.bench.{part}"]
+    words = words[words.index(part) + 1 :] if part in words else words
+    kept: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word in ("--json", "--csv"):
+            words = words[1:]
+        elif not word.startswith(("--json=", "--csv=")) and word != "--check":
+            kept.append(os.path.basename(word) if os.sep in word else word)
+    return shlex.join([*start, *kept])
+
+
+def say(text: str) -> None:
+    """Progress, beside the tables."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def head() -> None:
+    print("| case | contender | time (quartiles) | rate | of the limit | times faster than the first | correct |")
+    print("|---" * 7 + "|", flush=True)
+
+
+def add(result: Result, rows: Sequence[Row]) -> None:
+    """Rows of one case into the result, onto the screen, and from time to time into the file: a run may be stopped."""
+    result.rows += rows
+    first = best(row for row in rows if row.contender == rows[0].contender)
+    for row in rows:
+        print(line(row, first), flush=True)
+    if result.path and time.monotonic() - _saved.get(result.path, 0.0) > SAVED_EVERY:
+        save(result, result.path)
+        _saved[result.path] = time.monotonic()
+
+
+def line(row: Row, first: Row | None) -> str:
+    if not row.seconds:
+        why = f"WRONG: {row.wrong}" if row.wrong else f"missing: {row.absent}"
+        return f"| {row.title} | {row.contender} | {why} | | | | |"
+    spread = " to ".join(time_text(edge) for edge in row.quartiles) if row.quartiles else "once"
+    rate = f"{engineering(row.rate)}{row.unit}/s" if row.rate else ""
+    share = f"{row.fraction:.0%}" if row.fraction else ""
+    faster = f"{first.median / row.median:.2f}x" if first and first.seconds else ""
+    cells = [row.title, row.contender, f"{time_text(row.median)} ({spread})", rate, share, faster, row.correct or ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def time_text(seconds: float) -> str:
+    """Three digits and the unit that suits."""
+    for scale, unit in ((1, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def engineering(value: float) -> str:
+    """12.3 G, for a unit to follow."""
+    for scale, prefix in ENGINEERING:
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def end(result: Result, args: argparse.Namespace) -> int:
+    """Write the files, name what is missing and wrong, check the floors where that was asked for; the exit code."""
+    from . import check
+
+    missing: dict[str, set[str]] = {}
+    for row in result.rows:
+        if row.absent:
+            missing.setdefault(row.absent, set()).add(row.contender)
+    for why, names in missing.items():
+        print(f"missing: {', '.join(sorted(names))}: {why[:200]}")
+    if args.json:
+        save(result, args.json)
+    if args.csv:
+        save_csv(result, args.csv)
+    for row in result.wrong:
+        say(f"wrong: {row.title}: {row.contender}: {row.wrong}")
+    failed = bool(result.wrong)
+    if args.check:
+        failed |= bool(check.report([result]))
+    return WRONG if failed else 0

@@ -1,0 +1,471 @@
+"""Operators at the sizes that matter, and who else does the same: eager torch, torch.compile, torch's own kernels.
+
+`full` are the sizes of 24 layers of hidden size 1024 with a vocabulary of 50,358 and batches that fill a GPU; `small`
+those of 6 layers of hidden size 768, a vocabulary of 32,000 and batches for a CPU; `smoke` only show that all runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from bertgen.kernels.attention import attention_reference
+from bertgen.kernels.decode_attention import cross_decode_attention_reference, decode_attention_reference
+from bertgen.kernels.int4_matmul import int4_matmul_reference
+from bertgen.kernels.layernorm_gelu import add_layer_norm_reference, bias_gelu_reference
+from bertgen.kernels.linear import linear_onednn, linear_reference
+from bertgen.kernels.linear_gelu import linear_gelu_reference
+from bertgen.kernels.top_log_probs import top_log_probs_reference
+
+from bertgen import ops
+from bertgen.quantization import quantize
+
+from . import peers
+
+Call = Callable[[], torch.Tensor]
+NORM, GELU, SOFTMAX = 8.0, 10.0, 4.0  # operations for an element, about
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who does an operator's work.
+
+    Attributes:
+        make: from the operator's arguments, by name, a call without arguments on tensors as its caller would hold them.
+        view: makes its answer the operator's.
+        judged: whether the answer has to be the operator's; other weights, say, make another product.
+    """
+
+    make: Callable[..., Call]
+    view: Callable[[torch.Tensor], torch.Tensor] = lambda answer: answer
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An operator at one size.
+
+    Attributes:
+        arguments: of the operator, by name.
+        reference: its definition; run in float64 it is the truth.
+        contenders: "eager" is what a model without bertgen would run.
+        bytes, flop: that must be moved and done, whoever does it.
+    """
+
+    op: str
+    params: dict[str, Any]
+    arguments: dict[str, Any]
+    reference: Callable[..., torch.Tensor]
+    contenders: dict[str, Contender]
+    bytes: float
+    flop: float
+
+
+class Sizes(NamedTuple):
+    """Of one model and its batches."""
+
+    heads: int
+    width: int  # of a head
+    encoder: tuple[tuple[int, int], ...]  # batch, length
+    decode: tuple[tuple[int, int], ...]  # rows, past positions
+    cross: tuple[tuple[int, int, int], ...]  # sources, beams, length
+    reorder: tuple[tuple[int, int, int], ...]  # sources, beams, positions
+    tokens: int  # of layers that work on each token by itself
+    hidden: int
+    linear: tuple[tuple[int, int], ...]  # N, K
+    few: tuple[int, ...]  # rows of such products
+    gelu: tuple[int, ...]  # rows of the first product of a feed-forward block
+    int4: tuple[tuple[int, int], ...]  # N, K
+    int4_rows: tuple[int, ...]
+    vocabulary: int
+    choice: tuple[tuple[int, int], ...]  # sources, beams
+
+
+SIZES = {
+    "full": Sizes(
+        16, 64, ((128, 128), (64, 256), (32, 512)), ((1, 256), (64, 256), (256, 128)),
+        ((1, 4, 512), (16, 4, 512), (64, 4, 512)), ((64, 4, 128), (64, 4, 256)), 16384, 1024,
+        ((50432, 1024), (1024, 1024), (4096, 1024), (1024, 4096)), (1, 16, 64, 256), (2048, 4096, 16384),
+        ((50432, 1024), (1024, 1024), (4096, 1024), (1024, 4096)), (1, 4, 8, 16, 32, 64, 128, 256),
+        50358, ((64, 1), (64, 4)),
+    ),
+    "small": Sizes(
+        12, 64, ((16, 64), (8, 128), (2, 512)), ((1, 32), (16, 32), (64, 128)),
+        ((1, 4, 64), (16, 4, 64), (16, 4, 512)), ((16, 4, 64), (16, 4, 256)), 1024, 768,
+        ((32000, 768), (3072, 768), (768, 3072), (2304, 768), (768, 768), (8000, 256), (1024, 256)),
+        (1, 4, 16, 32, 64), (16, 64, 1024),
+        ((32000, 768), (3072, 768), (768, 3072), (768, 768)), (1, 4, 16, 64),
+        32000, ((16, 1), (16, 4)),
+    ),
+    "smoke": Sizes(
+        2, 16, ((2, 16),), ((4, 7),), ((2, 2, 5),), ((2, 2, 5),), 8, 32, ((64, 32),), (3,), (8,), ((64, 64),), (1, 3),
+        101, ((2, 3),),
+    ),
+}  # fmt: skip
+
+
+def shapes(size: str, device: torch.device, dtype: torch.dtype, only: str | None = None) -> Iterator[Shape]:
+    """All shapes of a size, or those of one operator; made one after the other, since they are large."""
+    for make in (attention, decode, cross, reorder, norm, gelu, linear, linear_gelu, int4, choice):
+        for shape in make(SIZES[size], device, dtype):
+            if only in (None, shape.op):
+                yield shape
+
+
+def of(function: Callable[..., Any], **more: Any) -> Callable[..., Call]:
+    """Makes calls of a function of the operator's own arguments."""
+    return lambda **arguments: functools.partial(function, **arguments, **more)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Call]:
+    """Makes calls of what torch.compile makes of a function, for exactly this shape."""
+    return lambda **arguments: functools.partial(torch.compile(function, dynamic=False), **arguments)
+
+
+# Attention
+
+
+def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    for batch, length in sizes.encoder:
+        for fill, causal in ((1.0, False), (0.6, False), (1.0, True)):
+            torch.manual_seed(0)
+            lengths = torch.full((batch,), length)
+            if fill < 1:
+                lengths = (torch.rand(batch) * 2 * (1 - fill) + 2 * fill - 1).mul(length).long().clamp(1, length)
+            cu = torch.cat((torch.zeros(1), lengths.cumsum(0))).int().to(device)
+            tokens, longest = int(lengths.sum()), int(lengths.max())
+            q, k, v = torch.randn(3, tokens, sizes.heads, sizes.width, device=device, dtype=dtype).unbind()
+            inside = (torch.arange(longest) < lengths[:, None]).to(device)
+            padded = functools.partial(_padded, inside=inside, masked=fill < 1)
+            contenders = {
+                name: Contender(padded(attend), lambda out, inside=inside: out.transpose(1, 2)[inside])
+                for name, attend in _attentions(device, fill < 1).items()
+            }
+            contenders["bertgen"] = Contender(of(ops.attention))
+            if device.type == "cuda":
+                contenders["varlen_attn"] = Contender(lambda **a: peers.varlen_attention(a))
+            arguments = dict(q=q, k=k, v=v, cu_q=cu, cu_k=cu, max_q=longest, max_k=longest, causal=causal)
+            flop = float(4 * sizes.heads * sizes.width * (lengths.double() ** 2).sum()) / (1 + causal)
+            yield Shape(
+                "attention",
+                dict(batch=batch, length=length, heads=sizes.heads, width=sizes.width, fill=fill, causal=causal),
+                arguments, attention_reference, contenders, 4.0 * q.nbytes, flop,
+            )  # fmt: skip
+
+
+def _padded(attend: Callable[..., torch.Tensor], inside: torch.Tensor, masked: bool) -> Callable[..., Call]:
+    """Makes calls on a padded batch [B, H, S, D], as models without packing have it."""
+
+    def make(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, **rest: Any) -> Call:
+        index = inside.flatten().nonzero()[:, 0]
+        dense = [
+            t.new_zeros(inside.numel(), *t.shape[1:]).index_copy(0, index, t).view(*inside.shape, *t.shape[1:])
+            for t in (q, k, v)
+        ]
+        mask = inside[:, None, None] if masked else None
+        return functools.partial(attend, *(t.transpose(1, 2) for t in dense), attn_mask=mask, is_causal=causal)
+
+    return make
+
+
+def _attentions(device: torch.device, masked: bool) -> dict[str, Callable[..., torch.Tensor]]:
+    """torch's attention as it chooses, compiled, and by each of its backends."""
+    attend = F.scaled_dot_product_attention
+    calls = {"eager": attend, "compiled": torch.compile(lambda *given, **named: attend(*given, **named), dynamic=False)}
+    if device.type == "cuda":
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+        for backend in backends + [SDPBackend.FLASH_ATTENTION] * (not masked):
+
+            def forced(*given: Any, backend: Any = backend, **named: Any) -> torch.Tensor:
+                with sdpa_kernel(backend):
+                    return attend(*given, **named)
+
+            calls[f"sdpa {backend.name.split('_')[0].lower()}"] = forced
+    return calls
+
+
+def decode(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    heads, width = sizes.heads, sizes.width
+    for rows, past in sizes.decode:
+        torch.manual_seed(0)
+        capacity = past + 1
+        pools = torch.randn(2, rows * capacity, heads, width, device=device, dtype=dtype).unbind()
+        q, k, v = torch.randn(3, rows, heads, width, device=device, dtype=dtype).unbind()
+        table = torch.arange(rows * capacity, device=device, dtype=torch.int32).view(rows, capacity)
+        arguments = dict(
+            q=q, k=k, v=v, key_pool=pools[0], value_pool=pools[1], slots=table[:, past].contiguous(), table=table,
+            lengths=torch.full((rows,), past, dtype=torch.int32, device=device),
+        )  # fmt: skip
+        contenders = {
+            "eager": Contender(_grown(past)),
+            "compiled": Contender(_grown(past, compile=True)),
+            "sdpa, gathered": Contender(_gathered(past)),
+            "bertgen": Contender(of(ops.decode_attention)),
+        }
+        yield Shape(
+            "decode_attention", dict(rows=rows, past=past, heads=heads, width=width), arguments,
+            decode_attention_reference, contenders, float(pools[0].nbytes + pools[1].nbytes), 4.0 * pools[0].numel(),
+        )  # fmt: skip
+
+
+def _grown(past: int, compile: bool = False) -> Callable[..., Call]:
+    """Keys and values in order, to which each step concatenates a position, as transformers does."""
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        grown = (torch.cat((old, new[:, :, None]), 2) for old, new in ((keys, k), (values, v)))
+        return F.scaled_dot_product_attention(q[:, :, None], *grown)[:, :, 0]
+
+    run = torch.compile(attend, dynamic=False) if compile else attend
+
+    def make(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **cache: Any) -> Call:
+        keys, values = (
+            pool.view(len(q), -1, *q.shape[1:])[:, :past].transpose(1, 2).contiguous()
+            for pool in (cache["key_pool"], cache["value_pool"])
+        )
+        return functools.partial(run, q, k, v, keys, values)
+
+    return make
+
+
+def _gathered(past: int) -> Callable[..., Call]:
+    """Attention alone, over keys and values that lie in order already, the new ones too."""
+
+    def make(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **cache: Any) -> Call:
+        keys, values = (
+            torch.cat((pool.view(len(q), -1, *q.shape[1:])[:, :past], new[:, None]), 1).transpose(1, 2).contiguous()
+            for pool, new in ((cache["key_pool"], k), (cache["value_pool"], v))
+        )
+        return lambda: F.scaled_dot_product_attention(q[:, :, None], keys, values)[:, :, 0]
+
+    return make
+
+
+def cross(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    heads, width = sizes.heads, sizes.width
+    for sources, beams, length in sizes.cross:
+        torch.manual_seed(0)
+        q = torch.randn(sources * beams, heads, width, device=device, dtype=dtype)
+        pools = torch.randn(2, sources * length, heads, width, device=device, dtype=dtype).unbind()
+        arguments = dict(
+            q=q, key_pool=pools[0], value_pool=pools[1],
+            table=torch.arange(sources * length, device=device, dtype=torch.int32).view(sources, length),
+            lengths=torch.full((sources,), length, dtype=torch.int32, device=device),
+            cu_rows=torch.arange(sources + 1, dtype=torch.int32, device=device) * beams, max_rows=beams,
+        )  # fmt: skip
+        contenders = {
+            "eager": Contender(_per_beam),
+            "sdpa, shared": Contender(_shared),
+            "bertgen": Contender(of(ops.cross_decode_attention)),
+        }
+        yield Shape(
+            "cross_decode_attention", dict(sources=sources, beams=beams, length=length, heads=heads, width=width),
+            arguments, cross_decode_attention_reference, contenders,
+            float(pools[0].nbytes + pools[1].nbytes), 4.0 * beams * pools[0].numel(),
+        )  # fmt: skip
+
+
+def _sources(q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, table: torch.Tensor, **_: Any) -> Any:
+    return (pool.view(*table.shape, *q.shape[1:]).transpose(1, 2) for pool in (key_pool, value_pool))
+
+
+def _per_beam(q: torch.Tensor, max_rows: int, **cache: Any) -> Call:
+    """Keys and values once for each beam, as transformers keeps them."""
+    keys, values = (t.repeat_interleave(max_rows, 0).contiguous() for t in _sources(q, **cache))
+    return lambda: F.scaled_dot_product_attention(q[:, :, None], keys, values)[:, :, 0]
+
+
+def _shared(q: torch.Tensor, max_rows: int, **cache: Any) -> Call:
+    """The beams as the queries of one source, which nobody but us does."""
+    keys, values = (t.contiguous() for t in _sources(q, **cache))
+    queries = q.unflatten(0, (-1, max_rows)).transpose(1, 2)
+    return lambda: F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
+
+
+def reorder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    """The beams of one layer continue others: rows of the slot table are gathered, or all keys and values."""
+    for sources, beams, positions in sizes.reorder:
+        torch.manual_seed(0)
+        rows = sources * beams
+        pools = torch.randn(2, rows, positions, sizes.heads, sizes.width, device=device, dtype=dtype)
+        table = torch.arange(rows * positions, device=device, dtype=torch.int32).view(rows, positions)
+        parents = torch.randint(beams, (rows,), device=device)
+        parents += torch.arange(sources, device=device).repeat_interleave(beams) * beams
+
+        def cached(pools: torch.Tensor, parents: torch.Tensor, **_: Any) -> torch.Tensor:
+            return pools.index_select(1, parents)
+
+        def slots(table: torch.Tensor, parents: torch.Tensor, **_: Any) -> torch.Tensor:
+            return table.index_select(0, parents)
+
+        contenders = {
+            "eager": Contender(of(cached)),
+            "bertgen": Contender(
+                of(slots), lambda got, pools=pools: pools.flatten(1, 2)[:, got.long().flatten()].view_as(pools)
+            ),
+        }
+        yield Shape(
+            "beam_reorder", dict(sources=sources, beams=beams, positions=positions, heads=sizes.heads, layers=1),
+            dict(pools=pools, table=table, parents=parents), cached, contenders, 2.0 * table.nbytes, 0.0,
+        )  # fmt: skip
+
+
+# Norms and activations
+
+
+def norm(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, sizes.tokens, sizes.hidden, device=device, dtype=dtype).unbind()
+    bias, weight, shift = torch.randn(3, sizes.hidden, device=device, dtype=dtype).unbind()
+
+    def eager(x, bias, residual, weight, shift, eps):
+        return F.layer_norm(x + bias + residual, x.shape[-1:], weight, shift, eps)
+
+    contenders = {
+        "eager": Contender(of(eager)),
+        "compiled": Contender(compiled(eager)),
+        "liger": Contender(peers.liger_layer_norm),
+        "bertgen": Contender(of(ops.add_layer_norm)),
+    }
+    yield Shape(
+        "add_layer_norm", dict(tokens=sizes.tokens, hidden=sizes.hidden),
+        dict(x=x, bias=bias, residual=residual, weight=weight, shift=shift, eps=1e-12), add_layer_norm_reference,
+        contenders, 3.0 * x.nbytes, NORM * x.numel(),
+    )  # fmt: skip
+
+
+def gelu(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    torch.manual_seed(0)
+    wide = 4 * sizes.hidden
+    x, bias = torch.randn(sizes.tokens, wide, device=device, dtype=dtype), torch.randn(wide, device=device, dtype=dtype)
+
+    def eager(x, bias):
+        return F.gelu(x + bias)
+
+    contenders = {
+        "eager": Contender(of(eager)),
+        "compiled": Contender(compiled(eager)),
+        "bertgen": Contender(of(ops.bias_gelu)),
+    }
+    yield Shape(
+        "bias_gelu", dict(tokens=sizes.tokens, hidden=wide), dict(x=x, bias=bias), bias_gelu_reference, contenders,
+        2.0 * x.nbytes, GELU * x.numel(),
+    )  # fmt: skip
+
+
+# Products
+
+
+def _product(rows: int, n: int, k: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(
+        x=torch.randn(rows, k, device=device, dtype=dtype),
+        weight=(torch.randn(n, k, device=device) / math.sqrt(k)).to(dtype),
+        bias=torch.randn(n, device=device, dtype=dtype),
+    )
+
+
+def linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    """Few rows: up to some tens of them the time is that of reading the weight."""
+    for n, k in sizes.linear:
+        for rows in sizes.few:
+            contenders = {"eager": Contender(of(linear_reference)), "bertgen": Contender(of(ops.linear))}
+            if device.type == "cpu":
+                contenders["oneDNN"] = Contender(of(linear_onednn))
+                contenders["oneDNN, packed"] = Contender(_packed)
+            yield Shape(
+                "linear", dict(rows=rows, n=n, k=k), _product(rows, n, k, device, dtype), linear_reference, contenders,
+                *_work(rows, n, k, dtype),
+            )  # fmt: skip
+
+
+def _packed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Call:
+    """oneDNN with a copy of the weight in an order of its own."""
+    return functools.partial(linear_onednn, x, torch.ops.mkldnn._reorder_linear_weight(weight, len(x)), bias)
+
+
+def _work(rows: int, n: int, k: int, dtype: torch.dtype, bits: float | None = None) -> tuple[float, float]:
+    """Bytes and FLOPs of a product. `bits`: of a weight, where they are not those of the dtype."""
+    item = torch.finfo(dtype).bits / 8
+    return n * k * (item if bits is None else bits / 8) + rows * (n + k) * item, 2.0 * rows * n * k
+
+
+def linear_gelu(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    def eager(x, weight, bias):
+        return F.gelu(F.linear(x, weight, bias))
+
+    for rows in sizes.gelu:
+        n, k = 4 * sizes.hidden, sizes.hidden
+        contenders = {
+            "eager": Contender(of(eager)),
+            "compiled": Contender(compiled(eager)),
+            "product alone": Contender(lambda x, weight, bias: functools.partial(F.linear, x, weight), judged=False),
+            "bertgen": Contender(of(ops.linear, activation="gelu")),
+        }
+        yield Shape(
+            "linear_gelu", dict(rows=rows, n=n, k=k), _product(rows, n, k, device, dtype), linear_gelu_reference,
+            contenders, *_work(rows, n, k, dtype),
+        )  # fmt: skip
+
+
+def int4(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    for n, k in sizes.int4:
+        weight = _product(1, n, k, device, dtype)["weight"]
+        packed, scale, _ = quantize(weight)
+        for rows in sizes.int4_rows:
+            x = torch.randn(rows, k, device=device, dtype=dtype)
+            contenders = {
+                # Of the weights before they were rounded: another product.
+                "eager": Contender(lambda x, w=weight, **_: functools.partial(F.linear, x, w), judged=False),
+                "bertgen": Contender(of(ops.int4_matmul)),
+                "tinygemm": Contender(peers.tinygemm),
+            }
+            if device.type == "cuda":
+                contenders |= {
+                    "gemlite": Contender(peers.gemlite_int4),
+                    "bitsandbytes": Contender(
+                        lambda x, w=weight, **_: peers.bitsandbytes_nf4(x, w, 64), judged=False
+                    ),
+                    "torchao": Contender(lambda x, w=weight, **_: peers.torchao_int4(x, w, 64), judged=False),
+                }  # fmt: skip
+            yield Shape(
+                "int4_matmul", dict(rows=rows, n=n, k=k, group=64), dict(x=x, packed=packed, scale=scale),
+                int4_matmul_reference, contenders,
+                *_work(rows, n, k, dtype, 4 + torch.finfo(dtype).bits / 64),
+            )  # fmt: skip
+
+
+# The choice of tokens
+
+
+def choice(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    def eager(scores, count, offsets, group):
+        total = scores.float().log_softmax(-1) + offsets[:, None]
+        return total.unflatten(0, (-1, group)).flatten(1).topk(count).values
+
+    def values(**arguments):
+        return top_log_probs_reference(**arguments)[0]
+
+    for sources, beams in sizes.choice:
+        torch.manual_seed(0)
+        arguments = dict(
+            scores=torch.randn(sources * beams, sizes.vocabulary, device=device, dtype=dtype) * 3,
+            count=1 if beams == 1 else 2 * beams, offsets=torch.randn(sources * beams, device=device), group=beams,
+        )  # fmt: skip
+        contenders = {
+            "eager": Contender(of(eager)),
+            "compiled": Contender(compiled(eager)),
+            "bertgen": Contender(of(ops.top_log_probs), lambda got: got[0]),
+        }
+        yield Shape(
+            "top_log_probs", dict(sources=sources, beams=beams, vocabulary=sizes.vocabulary), arguments, values,
+            contenders, float(arguments["scores"].nbytes), SOFTMAX * arguments["scores"].numel(),
+        )  # fmt: skip

@@ -1,0 +1,134 @@
+"""`bertgen bench suite`: ops, generate, scale and train one after the other, and the report.
+
+Each part is a process of its own, so that none is in another's memory, and has a share of the time; one that is not
+done then is stopped, and keeps the cases that it has done. `smoke` shows that all runs; `quick` takes less than 10
+minutes on two CPU cores, or 9 on a GPU; `full` is what the committed figures come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bertgen.errors import ConfigError
+
+from . import check, output, report
+from .generate import STATIC
+from .result import OURS, load
+
+BROKEN = 1
+PATIENCE = 15.0  # seconds that a stopped part may take to end
+
+
+class Step(NamedTuple):
+    """A part with its options, and after how many seconds it is stopped."""
+
+    name: str
+    words: str
+    seconds: float
+
+    @property
+    def part(self) -> str:
+        return self.words.split()[0]
+
+
+LEVELS = {
+    ("smoke", "cpu"): (
+        Step("ops", "ops --size smoke --cases none --no-compile --seconds 0.01", 120),
+        Step("generate", "generate --size smoke --only fixed --requests 3 --batches 2 --repeats 2 --no-load "
+             "--same-process", 120),
+        Step("scale", "scale --size smoke --axes batch --most 2 --repeats 1 --same-process", 120),
+        Step("train", "train --size smoke --batches 2 --steps 2", 120),
+    ),
+    ("quick", "cpu"): (
+        Step("ops", "ops --size small --cases core --no-compile --seconds 0.05", 150),
+        Step("generate", "generate --size demo --requests 16 --singles 2 --batches 1 4 16 --repeats 3", 200),
+        Step("scale", "scale --size demo --most 16 --repeats 3", 120),
+        Step("train", "train --size demo --batches 8 --steps 5", 60),
+    ),
+    ("full", "cpu"): (
+        Step("ops", "ops --size small --seconds 0.1", 900),
+        Step("generate-fixed", "generate --only fixed --requests 16 --batches 4 16", 900),
+        Step("generate-mixed", "generate --only mixed --beams 1 --requests 16 --batches 4 16 --no-load", 900),
+        Step("generate-beams", "generate --only mixed --beams 4 --requests 16 --batches 16 --no-load", 1200),
+        Step("generate-single", "generate --only single --singles 2 --no-load", 900),
+        Step("generate-demo", "generate --size demo --requests 32 --batches 1 8 32 --no-load", 900),
+        Step("generate-static", f"generate --size demo --only fixed --requests 16 --batches 16 --no-load --engines "
+             f"{OURS} {shlex.quote(STATIC)}", 900),
+        Step("scale", "scale --size demo --most 128", 900),
+        Step("train", "train --batches 8 --steps 5", 900),
+    ),
+    ("quick", "cuda"): (
+        Step("ops", "ops --size full --cases core --seconds 0.02", 170),
+        Step("generate", "generate --size base --requests 64 --batches 1 64 --repeats 3", 130),
+        Step("generate-large", "generate --size large --only fixed --source-length 512 --length 128 --requests 64 "
+             "--batches 1 64 --repeats 1 --no-load --engines bertgen transformers\\ sdpa", 100),
+        Step("scale", "scale --size base --repeats 2 --engines bertgen transformers\\ sdpa", 60),
+        Step("train", "train --size base --batches 32 --steps 5", 40),
+    ),
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much, and where it goes."""
+    levels = list(dict.fromkeys(level for level, _ in LEVELS))
+    parser.add_argument("--level", choices=levels, default="quick", help="default: quick")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for PART-DEVICE.json")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the steps: ops, generate, scale, train, ...")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="for the page (default: that of the results)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor (floors.py)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the steps, and return 1 where one failed, or a ratio is below its floor."""
+    steps = LEVELS.get((args.level, args.device))
+    if steps is None:
+        raise ConfigError(f"--level {args.level} is not for --device {args.device}")
+    files, failed = [], False
+    for step in steps:
+        if args.only and step.name not in args.only:
+            continue
+        file = args.output / f"{step.name}-{args.device}.json"
+        file.unlink(missing_ok=True)
+        output.say(f"bertgen bench {step.words}")
+        where = ["--device", args.device, "--json", str(file)]
+        command = [sys.executable, "-m", "bertgen", "bench", *shlex.split(step.words), *where]
+        code = within(step.seconds, command)
+        if code is None:
+            output.say(f"{step.name}: stopped after {step.seconds:.0f} s; what it has done is kept")
+        elif code:
+            output.say(f"{step.name}: failed with code {code}")
+            failed = True
+        if file.exists():
+            files.append(file)
+    results = [load(file) for file in files]
+    if results:
+        print(report.write(results, args.report or args.output))
+    if args.check and check.report(results):
+        failed = True
+    return BROKEN if failed or not results else 0
+
+
+def within(seconds: float, command: Sequence[str]) -> int | None:
+    """The exit code of a command; None where it had to be stopped, and with it the processes that it started."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return None

@@ -1,0 +1,285 @@
+"""The tables of README.md and docs/benchmarks.md, from the committed results.
+
+    python -m bertgen.bench.tables
+
+Writes each table between its two marks, `<!-- bench: NAME -->` and `<!-- end -->`; a test sees that they are what the
+results give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bertgen.errors import InputError
+
+from . import dropin, machine, scale
+from .figures import best_of_cases
+from .output import time_text
+from .result import OURS, Result, Row, best, load, ratio
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results"
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/transformers.md")
+BLOCK = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the results give them."""
+
+    def table(match: re.Match[str]) -> str:
+        try:
+            content = TABLES[match[1]]()
+        except InputError as error:
+            content = f"Not measured yet: {error}."
+        return f"<!-- bench: {match[1]} -->\n{content}\n<!-- end -->"
+
+    return BLOCK.sub(table, text)
+
+
+def results(part: str, model: str | None = None) -> list[Result]:
+    """What all steps of the suite that are of a part have measured, or those that have rows of a model."""
+    found = [one for one in (load(path) for path in sorted(RESULTS.glob("*-cpu.json"))) if one.part == part]
+    found = [one for one in found if model is None or any(row.params.get("model") == model for row in one.rows)]
+    if not found:
+        named = "" if model is None else f" with a model {model}"
+        raise InputError(f"bench/results has no result of {part}{named}")
+    return found
+
+
+def rows_of(found: Sequence[Result]) -> list[Row]:
+    return [row for one in found for row in one.rows]
+
+
+def cases_of(found: Sequence[Result]) -> list[list[Row]]:
+    return [rows for one in found for rows in one.cases.values()]
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (heads, *rows)]
+    return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
+
+
+def origin(found: Sequence[Result]) -> str:
+    """Commands, machine and commit, for a paragraph under a table."""
+    commands: dict[str, list[str]] = {}
+    for one in found:
+        commands.setdefault(machine.described(one.environment), []).append(f"`{one.command}`")
+    return "\n".join(f"{', '.join(dict.fromkeys(words))}: {where}." for where, words in commands.items())
+
+
+def words(requests: str, beams: int) -> str:
+    return f"{requests}, " + ("greedy" if beams == 1 else f"{beams} beams")
+
+
+def times(theirs: Row | None, ours: Row) -> str:
+    """How many times as long, and the spread."""
+    if theirs is None:
+        return UNKNOWN
+    value, low, high = ratio(theirs, ours)
+    return f"{value:.2f} " + (f"({low:.2f} to {high:.2f})" if len(theirs.seconds) > 1 else "(timed once)")
+
+
+def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
+    """(model, requests, beams) -> engine -> its best row."""
+    rows = rows_of(results("generate", model))
+    return {case: by for case, by in best_of_cases(rows).items() if case[0] == model}
+
+
+MODEL = "base"
+UNKNOWN = "not measured"
+OTHERS = ("transformers sdpa", "CTranslate2", "CTranslate2 int8")
+
+
+def readme() -> str:
+    """The ratios alone; of transformers' ways the better one."""
+    rows = []
+    for (_, requests, beams), by in of_model(MODEL).items():
+        theirs = best([row for name, row in by.items() if name in ("transformers sdpa", "transformers eager")])
+        cells = [times(other, by[OURS]).split(" ")[0] for other in (theirs, by.get("CTranslate2"))]
+        rows.append([words(requests, beams), *cells])
+    heads = ("requests", "transformers", "CTranslate2")
+    return markdown(heads, rows) + f"\n\n{origin(results('generate', MODEL))}"
+
+
+def seconds(model: str) -> str:
+    """Seconds of each engine, with the batch that suits it and the share of the limit."""
+    rows = []
+    engines = list(dict.fromkeys(one for by in of_model(model).values() for one in by))
+    for (_, requests, beams), by in of_model(model).items():
+        cells = [
+            f"{row.median:.2f} ({row.params['batch']}; {row.fraction:.0%})" if (row := by.get(one)) else UNKNOWN
+            for one in engines
+        ]
+        rows.append([words(requests, beams), *cells])
+    return markdown(("requests", *engines), rows) + f"\n\n{origin(results('generate', model))}"
+
+
+def ratios(model: str) -> str:
+    """How many times as long the others take, and how many outputs are equal."""
+    rows = []
+    for (_, requests, beams), by in of_model(model).items():
+        cells = [times(by.get(one), by[OURS]) for one in ("bertgen int4", "transformers eager", *OTHERS)]
+        equal = [
+            f"{row.extra['equal']}/{row.extra['compared']}" if (row := by.get(one)) and "equal" in row.extra else "?"
+            for one in ("bertgen int4", *OTHERS)
+        ]
+        rows.append([words(requests, beams), *cells, ", ".join(equal)])
+    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal: int4, " + ", ".join(OTHERS))
+    return markdown(heads, rows)
+
+
+def latency() -> str:
+    """One request at a time: milliseconds of a token and seconds of a request."""
+    found, rows = results("generate"), []
+    for (model, requests, beams), by in best_of_cases(rows_of(found)).items():
+        for one, row in by.items():
+            if requests == "single" and "request_p50" in row.extra:
+                figures = [row.extra[key] for key in ("token_p50", "token_p99")]
+                tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
+                waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
+                rows.append([model, "greedy" if beams == 1 else f"{beams} beams", one, *tokens, *waits])
+    if not rows:
+        raise InputError("bench/results has no latencies of single requests")
+    return markdown(("model", "", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
+
+
+def memory() -> str:
+    """MB of the process at its peak, and time to load."""
+    rows = rows_of(results("generate"))
+    loads = {(row.params["model"], row.contender): row for row in rows if row.name == "load"}
+    peaks: dict[tuple[str, str], dict[int, int]] = {}
+    for row in rows:
+        if row.name == "generate" and row.extra.get("peak"):
+            by = peaks.setdefault((row.params["model"], row.contender), {})
+            by[row.params["beams"]] = max(by.get(row.params["beams"], 0), row.extra["peak"])
+    lines = []
+    for key, by in sorted(peaks.items(), key=lambda item: item[0][0]):
+        load = time_text(loads[key].median) if key in loads else UNKNOWN
+        lines.append([*key, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
+    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "to load"), lines)
+
+
+def linear() -> str:
+    """GFLOP/s of ops.linear, and how many times as long the others take."""
+    found = results("ops")
+    cases = [rows for rows in cases_of(found) if rows[0].name == "linear" and "rows" in rows[0].params]
+    few = sorted({rows[0].params["rows"] for rows in cases})
+    lines: dict[str, dict[int, str]] = {}
+    for group in cases:
+        by = {row.contender: row for row in group}
+        p, ours = group[0].params, by[OURS]
+        others = (by[one].median / ours.median for one in ("eager", "oneDNN", "oneDNN, packed"))
+        text = f"{ours.extra['flop'] / ours.median / 1e9:.0f} ({' / '.join(f'{value:.2f}' for value in others)})"
+        lines.setdefault(f"{p['n']} x {p['k']}", {})[p["rows"]] = text
+    rows = [[shape, *(by[n] for n in few)] for shape, by in lines.items()]
+    return markdown(("N x K", *(f"M={n}" for n in few)), rows) + f"\n\n{origin(found)}"
+
+
+def operators() -> str:
+    """Each operator at each size beside eager torch and the fastest other."""
+    found, rows = results("ops"), []
+    for group in cases_of(found):
+        by = {row.contender: row for row in group if row.seconds}
+        if "flop" not in group[0].extra or group[0].name == "linear" or not {OURS, "eager"} <= by.keys():
+            continue
+        ours = by[OURS]
+        others = [row for one, row in by.items() if not row.ours and one not in ("eager", "product alone")]
+        other = min(others, key=lambda row: row.median, default=None)
+        rest = "" if other is None else f"{other.median / ours.median:.2f} ({other.contender})"
+        case = ", ".join(f"{key} {value}" for key, value in ours.params.items())
+        share = f"{ours.fraction:.0%}" if ours.fraction else ""
+        rows.append([ours.name, case, time_text(ours.median), share, times(by["eager"], ours), rest])
+    heads = ("operator", "case", OURS, "of the limit", "eager", "fastest other")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def growth() -> str:
+    found = results("scale")
+    rows = []
+    for (axis, engine), points in scale.series(rows_of(found)).items():
+        line = scale.fitted(points)
+        x = f"{points[0][0]} to {points[-1][0]}"
+        rows.append([axis, x, engine, time_text(line.fixed), time_text(line.each), f"{line.error:.0%}"])
+    heads = ("varied", "from", "engine", "fixed", "each further one", "largest error of the line")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def training() -> str:
+    found = results("train")
+    rows = []
+    for group in cases_of(found):
+        for row in group:
+            if row.seconds:
+                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not told"
+                figures = [f"{row.median:.2f}", times(row, group[0]), peak]
+            else:
+                figures = ["missing", "", ""]
+            rows.append([str(row.params["batch"]), row.contender, *figures])
+    heads = ("batch", "engine", "seconds", "times bertgen's", "peak, MB")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def drop_in() -> str:
+    """Seconds of transformers before and after `accelerate`."""
+    found, rows = results("dropin"), []
+    for group in cases_of(found):
+        by_name = {row.contender: row for row in group}
+        before, after, own = by_name[dropin.THEIRS], by_name[dropin.FAST], by_name.get(dropin.OWN)
+        params = before.params
+        case = f"padding {params['padding']}" if "padding" in params else words("generate", params["beams"])
+        figures = [f"{row.median:.2f}" if row else "" for row in (before, after, own)]
+        rows.append([case if case.startswith("gen") else f"training step, {case}", *figures, times(before, after)])
+    return markdown(("", "before, s", "accelerated, s", "own class, s", "times faster"), rows) + f"\n\n{origin(found)}"
+
+
+def step_overhead() -> str:
+    found = results("overhead")
+    rows = []
+    for row in rows_of(found):
+        figures = [row.median, row.extra["operators"], row.extra["overhead"]] if row.seconds else []
+        cells = [f"{1e3 * value:.1f}" for value in figures] or ["missing"] * 3
+        rows.append([row.contender, str(row.params["beams"]), *cells, f"{row.extra.get('calls', 0):.0f}"])
+    heads = (
+        "24 + 24 tiny layers, one thread, ms",
+        "beams",
+        "step",
+        "operators, bare",
+        "overhead",
+        "operators",
+    )
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
+
+
+def tokenizer() -> str:
+    found = results("tokenizer")
+    rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in rows_of(found)]
+    return markdown(("", "sentences/s"), rows) + f"\n\n{origin(found)}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "readme": readme,
+    "seconds": lambda: seconds(MODEL),
+    "ratios": lambda: ratios(MODEL),
+    "demo": lambda: seconds("demo"),
+    "latency": latency,
+    "memory": memory,
+    "linear": linear,
+    "operators": operators,
+    "growth": growth,
+    "training": training,
+    "drop-in": drop_in,
+    "overhead": step_overhead,
+    "tokenizer": tokenizer,
+}
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(page)
+
+
+if __name__ == "__main__":
+    main()
