@@ -171,7 +171,7 @@ def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
         axes.set_title(f"model {model}")
     for name in names:
         grid.flat[0].bar(0, 0, color=looks[name]["color"], hatch=looks[name]["hatch"], edgecolor="white", label=name)
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    _legend(figure, grid)
     figure.suptitle(
         "The same work: a bar above the blue line takes longer than bertgen, one below it less", fontsize=11
     )
@@ -213,6 +213,16 @@ def latencies(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     return _by_batch(rows, values, "milliseconds", title)
 
 
+def _legend(figure: Any, grid: Any) -> None:
+    """One for all panels, under them, with whatever any of them shows."""
+    shown = {}
+    for axes in grid.flat:
+        if axes.get_visible():
+            handles, texts = axes.get_legend_handles_labels()
+            shown |= {text: handle for handle, text in zip(handles, texts) if text not in shown}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
+
+
 def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], unit: str, title: str) -> Any:
     series: dict[tuple[str, str, int], dict[str, list[tuple[int, list[float]]]]] = {}
     for row in rows:
@@ -237,7 +247,7 @@ def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], 
             for k, dash in enumerate(("-", "--")[: len(points[0][1])]):
                 axes.plot(
                     [batch for batch, _ in points], [value[k] for _, value in points], dash, marker=shape["marker"],
-                    color=shape["color"], lw=2.5 if name == OURS else 1.3, ms=5, label=name if k == 0 else None,
+                    color=shape["color"], lw=2.5 if name == OURS else 1.3, ms=5, label=name,
                 )  # fmt: skip
         ticks = sorted({batch for points in by.values() for batch, _ in points})
         axes.set_xscale("log", base=2)
@@ -245,8 +255,7 @@ def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], 
         axes.set_ylim(bottom=0)
         axes.set(xlabel="requests decoded together", ylabel=unit)
         axes.set_title(label(*case).replace("\n", ", "))
-    handles, texts = next(axes for axes in grid.flat if axes.get_visible()).get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=3, fontsize=8)
+    _legend(figure, grid)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -304,8 +313,7 @@ def growth(rows: Sequence[Row], results: Sequence[Result]) -> Any:
         axes.set(xlabel=what[axis], ylabel="seconds")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-    handles, texts = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=3, fontsize=8)
+    _legend(figure, grid)
     figure.suptitle("How the time grows: lower is better. Points were measured, lines are fitted to them", fontsize=11)
     return figure
 
