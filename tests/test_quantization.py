@@ -568,12 +568,13 @@ def test_command(tmp_path, capsys):
     capsys.readouterr()
     assert main(["run", "--model", str(out), "--quiet", "Where is the station?"]) == 0
     assert capsys.readouterr().out == "Wo ist der Bahnhof?\n"
-    integers = tmp_path / "integers"
-    assert main(["convert", "--model", "demo", "--int4", "--compute-dtype", "int8", "--output", str(integers)]) == 0
-    assert json.loads((integers / "config.json").read_text())["quantization_config"]["compute_dtype"] == "int8"
-    capsys.readouterr()
-    assert main(["run", "--model", str(integers), "--quiet", "Where is the station?"]) == 0
-    assert capsys.readouterr().out == "Wo ist der Bahnhof?\n"
+    for options, expected in (("", "int8"), ("--compute-dtype input", None), ("--format nf4", None)):
+        other = tmp_path / f"other{options}"
+        assert main(["convert", "--model", "demo", "--int4", *options.split(), "--output", str(other)]) == 0
+        assert json.loads((other / "config.json").read_text())["quantization_config"]["compute_dtype"] == expected
+        capsys.readouterr()
+        assert main(["run", "--model", str(other), "--quiet", "Where is the station?"]) == 0
+        assert capsys.readouterr().out == "Wo ist der Bahnhof?\n"
     assert main(["convert", "--model", str(out), "--int4", "--output", str(tmp_path / "twice")]) == 2
     assert "quantized already" in capsys.readouterr().err
     assert main(["convert", "--model", "demo", "--format", "nf4", "--output", str(tmp_path / "x")]) == 2

@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--compute-dtype",
-        choices=("float32", "float16", "bfloat16", "int8"),
-        help="of the products (default: that of a layer's input); int8: on a CPU by integers, with the input rounded",
+        choices=("int8", "input", "float32", "float16", "bfloat16"),
+        help="of the products (default: int8 for the format int4, else input). int8: on a CPU by integers, with "
+        "a layer's input rounded; input: that of a layer's input",
     )
     group.add_argument("--head", action="store_true", help="the output layer too")
     group.add_argument(
@@ -72,6 +73,10 @@ def _int4_config(args: argparse.Namespace) -> Int4Config | None:
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     given |= {"symmetric": False} if args.asymmetric else {}
     given |= {"head": True} if args.head else {}
+    if args.int4 and given.get("format", "int4") == "int4":
+        given.setdefault("compute_dtype", "int8")
+    if given.get("compute_dtype") == "input":
+        given["compute_dtype"] = None
     if not args.int4:
         if given:
             raise ConfigError(f"{', '.join(sorted(given))}: options of 4 bits need --int4")
