@@ -121,11 +121,18 @@ class Bertgen(Contender):
         self.engine: Engine | None = None
 
     @staticmethod
-    def saved(model: EncoderDecoderModel, folder: Path, group: int | None = None, head: bool = False) -> Any:
+    def saved(
+        model: EncoderDecoderModel,
+        folder: Path,
+        group: int | None = None,
+        head: bool = False,
+        compute_dtype: str | None = None,
+    ) -> Any:
         own, device = folder / "model", model.device
         model.save_pretrained(own)
         if group is not None:
-            convert(own, folder / "int4", tokenizer=DEMO_MODEL, int4=Int4Config(group_size=group, head=head))
+            config = Int4Config(group_size=group, head=head, compute_dtype=compute_dtype)
+            convert(own, folder / "int4", tokenizer=DEMO_MODEL, int4=config)
             own = folder / "int4"
         return lambda: Engine(EncoderDecoderModel.from_pretrained(own).to(device))
 

@@ -53,7 +53,7 @@ class Engine:
 
 ENGINES = {
     OURS: Engine(Bertgen),
-    "bertgen int4": Engine(Int4, 64, False, judged=False),
+    "bertgen int4": Engine(Int4, 64, True, "int8", judged=False),  # the fastest: output layer, and by integers
     "transformers sdpa": Engine(Transformers, "sdpa"),
     "transformers eager": Engine(Transformers, "eager"),
     STATIC: Engine(StaticBart),
