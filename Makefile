@@ -78,6 +78,7 @@ bench-gpu: ## the same on a CUDA device in 9 minutes, with the Python that is th
 figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine; PAIRS=train.tsv
 	rm -f bench/results/*-cpu.json
 	$(BIN)/bertgen bench suite --level full --output bench/results --report docs/report
+	$(BIN)/bertgen bench dropin --json bench/results/dropin-cpu.json
 	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
 	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
 	$(BIN)/python -m bertgen.bench.tables

@@ -667,6 +667,14 @@ def test_the_tables_are_what_the_committed_results_give(page):
     assert re.search(r"^`.*`: .*commit \w+\.$", text, re.MULTILINE), "command, device and commit"
 
 
+def test_one_command_takes_all_committed_results_anew():
+    """`make figures` removes them first."""
+    (recipe,) = re.findall(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = {f"{step.name}-cpu.json" for step in suite.LEVELS["full", "cpu"]}
+    made |= set(re.findall(r"[\w-]+-cpu\.json", recipe))
+    assert {path.name for path in (ROOT / "bench/results").glob("*-cpu.json")} <= made
+
+
 def test_every_part_is_a_command(capsys):
     from bertgen.cli.bench import PARTS
 

@@ -19,7 +19,7 @@ from .cache import PagedCache
 from .state import State
 from .twin import Twin
 
-_ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
+ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
 _BODY = frozenset(
     "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask past_key_values "
     "use_cache token_type_ids".split()
@@ -78,13 +78,13 @@ def _named(signature: inspect.Signature, model: Any, args: tuple, kwargs: dict[s
 def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     """Why a call with these arguments must go through transformers' own code; None where nothing stands in the way."""
     config, joint = model.config, isinstance(twin.ours.config, EncoderDecoderConfig)
-    for name in _ASKED:
+    for name in ASKED:
         halves = (config.encoder, config.decoder) if joint else (config,)
         if given.get(name, any(getattr(half, name, False) for half in halves)):
             return f"{name} is asked for"
     known = _JOINT if joint else _BODY if isinstance(twin.ours, BertGenerationEncoder) else _DECODER
     for name, value in given.items():
-        if name not in known and name not in _ASKED and name != "return_dict":
+        if name not in known and name not in ASKED and name != "return_dict":
             return f"bertgen has no argument {name}"
         if name.endswith("attention_mask") and not (isinstance(value, torch.Tensor) and value.dim() == 2):
             return f"{name} is no tensor of two dimensions"
@@ -114,7 +114,7 @@ def _fits(mask: torch.Tensor | None, length: int | None) -> bool:
 
 def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
     ours = twin.ours
-    given = {name: value for name, value in given.items() if name not in _ASKED}
+    given = {name: value for name, value in given.items() if name not in ASKED}
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     paged = given.pop("past_key_values", None)
     if model.training or "labels" in given:  # nobody goes on from there

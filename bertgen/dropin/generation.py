@@ -17,7 +17,7 @@ from ..config import EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, UnsupportedError
 from ..outputs import GenerateOutput
 from .cache import PagedCache
-from .forward import keep_recording
+from .forward import ASKED, keep_recording
 from .state import State
 from .twin import Twin
 
@@ -69,7 +69,7 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     if past is not None and not (isinstance(past, PagedCache) and past.ours is not None and past.is_shared):
         return f"past_key_values are a {type(past).__name__}"
     config = given.get("generation_config") or model.generation_config
-    for name in ("output_attentions", "output_hidden_states"):
+    for name in ASKED:
         if given.get(name, getattr(config, name, False)):
             return f"{name} is asked for"
     mask = given.get("attention_mask")
