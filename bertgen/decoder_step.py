@@ -17,7 +17,7 @@ from torch.nn.modules import module as hooks
 from . import extension, ops
 from .kernels.linear import cpp_takes
 from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, Projections, fused_weights
-from .linear import Int4Linear
+from .linear import Int4Linear, is_plain
 from .quantization import codebook
 
 _NOTHING = torch.empty(0)  # in place of a tensor that a layer lacks
@@ -150,12 +150,7 @@ class _Walk:
     @staticmethod
     def _parts(module: nn.Module, kind: type) -> dict[str, Any]:
         """The modules in one of exactly this kind, on which nothing is hung."""
-        if (
-            type(module) is not kind
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in module.__dict__
-        ):
+        if not is_plain(module, kind):
             raise _Other
         return module._modules
 

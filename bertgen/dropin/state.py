@@ -33,7 +33,6 @@ class State:
         self.backend, self.generate, self.quantized = backend, generate, quantized
         self.detours: Counter[str] = Counter()
         self._twin: Twin | None = None
-        self._refusal: str | None = None
 
     def __reduce__(self) -> Any:
         return State, (self.backend, self.generate, self.quantized)

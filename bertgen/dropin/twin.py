@@ -16,27 +16,15 @@ from ..config import EncoderDecoderConfig, half_config
 from ..errors import UnsupportedError
 from ..layers import AddNorm, Attention
 from ..linear import is_plain
-from ..model import (
-    BertGenerationDecoder,
-    BertGenerationEncoder,
-    BertLMHeadModel,
-    BertModel,
-    EncoderDecoderModel,
-    RobertaForCausalLM,
-    RobertaModel,
-)
+from ..model import BertModel, EncoderDecoderModel, RobertaModel
 from ..model.encoder_decoder import DECODERS, ENCODERS
 from ..pretrained import PretrainedModel
 from ..stack import Stack
 
 # Name of the class there -> the class here; the kind of half must be that of the configuration.
 MODELS: dict[str, type[PretrainedModel]] = {
-    cls.__name__: cls
-    for cls in (
-        BertGenerationDecoder, BertGenerationEncoder, BertLMHeadModel, BertModel, EncoderDecoderModel,
-        RobertaForCausalLM, RobertaModel,
-    )
-}  # fmt: skip
+    cls.__name__: cls for cls in (*ENCODERS.values(), *DECODERS.values(), EncoderDecoderModel)
+}
 
 
 class Twin:
