@@ -31,6 +31,7 @@ from .child import Child
 from .workload import END, PAD, START, Budget, Plan, Size, Tokens
 
 PURPOSE = "the comparison"
+SHAPES = 256  # that a model is compiled for, at most
 GRAIN = 32  # sources of a compiled model are padded to multiples of it, so that it is compiled for few lengths
 
 
@@ -215,7 +216,8 @@ class StaticBart(Transformers):
     """transformers' BART of the same weights, with a static cache and torch.compile.
 
     It is compiled for each shape, so sources are padded to a multiple of 32 and batches to one number of rows; its
-    LayerNorms get the epsilon of the model. The first run of a setting compiles, and does not count.
+    LayerNorms get the epsilon of the model. The first run of a setting compiles, and does not count. Behind so many
+    shapes torch.compile would go on without compiling, and say so in its log only: the limit is far off, and an error.
     """
 
     def __init__(self, model: EncoderDecoderModel):
@@ -228,6 +230,8 @@ class StaticBart(Transformers):
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = model.config.decoder.layer_norm_eps
+        torch._dynamo.config.recompile_limit = SHAPES
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.model.forward = torch.compile(self.model.forward, dynamic=False)
         self._compiled: set[Any] = set()
         self._rows = 1

@@ -60,6 +60,7 @@ ENGINES = {
     "CTranslate2": Engine(CTranslate2),
     "CTranslate2 int8": Engine(CTranslate2, "int8", judged=False),
 }
+ALL = "all"
 ON_REQUEST = (STATIC,)  # on a CPU, where compiling takes minutes
 
 
@@ -82,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--source-length", type=int, metavar="N", help="of all sources, which are made up then")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="NAME", help=", ".join(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=(*ENGINES, ALL), metavar="NAME",
+                        help=f"{ALL}, or some of {', '.join(ENGINES)} (on a CPU without the compiled one)")  # fmt: skip
     parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
     parser.add_argument("--no-load", action="store_true", help="do not measure how long models take to load")
 
@@ -114,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     result.environment["input"] = "made-up ids and lengths" if args.input is None else args.input.name
     result.environment["dtype"] = model.dtype
     wanted = args.engines or [one for one in ENGINES if device.type == "cuda" or one not in ON_REQUEST]
+    wanted = list(ENGINES) if ALL in wanted else wanted
     output.say("building the model, converting it for the others")
     present, missing = engines(wanted, model, apart=not args.same_process)
     missing |= {one: "on a CPU on request only (--engines): compiling takes minutes" for one in ENGINES

@@ -16,7 +16,8 @@ import torch
 from bertgen import __version__, ops
 
 PACKAGES = ("torch", "triton", "transformers", "ctranslate2", "liger_kernel", "gemlite", "bitsandbytes", "torchao")
-BUSY = 0.5  # processes that others run, above which times are too long
+BUSY = 0.5  # cores that others keep busy, above which times are too long
+WRITTEN = ("bench/results", "docs/report")  # by the benchmarks themselves: no change of what is measured
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -52,10 +53,10 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         found |= gpu(device)
     found |= {
         "threads": torch.get_num_threads(), "isa": torch.backends.cpu.get_cpu_capability(), "clock": clock(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "busy": busy(),
         "system": platform.system(), "python": platform.python_version(), "bertgen": __version__,
         **{name: version(name) for name in PACKAGES},
-        "commit": git("rev-parse", "--short", "HEAD") or None, "dirty": bool(git("status", "--porcelain")),
+        "commit": git("rev-parse", "--short", "HEAD") or None, "dirty": bool(changes()),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     return found
@@ -85,6 +86,20 @@ def clock() -> str | None:
     return _cpuinfo("cpu MHz")
 
 
+def busy(path: Path = Path("/proc/stat"), seconds: float = 0.5) -> float | None:
+    """Cores that others keep busy while this process sleeps for so long; None where the system does not tell."""
+    if not path.exists():
+        return None
+
+    def idle() -> tuple[int, int]:
+        fields = [int(field) for field in path.read_text().splitlines()[0].split()[1:9]]
+        return fields[3] + fields[4], sum(fields)
+
+    (idle_before, all_before), _, (idle_behind, all_behind) = idle(), time.sleep(seconds), idle()
+    spent = max(1, all_behind - all_before)
+    return round((os.cpu_count() or 1) * (1 - (idle_behind - idle_before) / spent), 2)
+
+
 def _cpuinfo(name: str) -> str | None:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -98,6 +113,11 @@ def git(*words: str) -> str:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
+
+
+def changes() -> str:
+    """Of files since the commit, but for what benchmarks write."""
+    return git("status", "--porcelain", "--", ":(top)", *(f":(top,exclude){path}" for path in WRITTEN))
 
 
 def version(package: str) -> str | None:

@@ -22,22 +22,24 @@ from bertgen.errors import BackendError
 from . import machine, output
 from .clock import race
 from .result import Row
-from .shapes import SIZES, Contender, Shape, shapes
+from .shapes import MAKERS, SIZES, Contender, Shape, shapes
 
 ROTATED = 2**26  # bytes: on a CPU calls go through copies of their arguments until the caches do not hold them
 COPIES = 8  # of them, at most
 ROUNDING = 32  # units in the last place of the largest element
 CASES = ("none", "core", "all")
+NAMES = tuple(dict.fromkeys((*MAKERS, *CHECKS)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is timed, and for how long."""
     output.add_arguments(parser, device=True)
     parser.add_argument("--size", choices=SIZES, help="of the shapes (default: full on a GPU, small on a CPU)")
-    parser.add_argument("--op", metavar="NAME", help="one operator only")
+    parser.add_argument("--op", choices=NAMES, metavar="NAME", help=f"one operator only: {', '.join(NAMES)}")
     parser.add_argument("--cases", choices=CASES, default="all", help="of the kernels' tests (default: all)")
     parser.add_argument("--seconds", type=float, default=0.2, metavar="S", help="for each contender (default: 0.2)")
-    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes its time")
+    parser.add_argument("--no-compile", nargs="*", choices=MAKERS, metavar="NAME",
+                        help="without torch.compile, which takes its time, for these operators (for all)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     with torch.no_grad():
         size = args.size or ("full" if device.type == "cuda" else "small")
         for shape in shapes(size, device, dtype, args.op):
-            output.add(result, of_shape(shape, device, limit, args.seconds, not args.no_compile))
+            spared = args.no_compile == [] or shape.op in (args.no_compile or ())
+            output.add(result, of_shape(shape, device, limit, args.seconds, not spared))
         for rows in of_cases(args.cases, args.op, device, dtype, args.seconds / 4):
             output.add(result, rows)
     return output.end(result, args)
@@ -63,8 +66,6 @@ def of_shape(
     """A row for each contender."""
     torch.compiler.reset()  # it compiles a function for so many shapes, and then stops to without a word
     contenders = dict(shape.contenders)
-    if not compile:
-        contenders.pop("compiled", None)
     if shape.op in ops.OPS and "bertgen" in contenders:
         ours = contenders["bertgen"]
         contenders["bertgen reference"] = Contender(
@@ -81,6 +82,9 @@ def of_shape(
         row = Row(shape.op, shape.params, name, amount=work[unit], unit=unit, limit=limit[unit])
         row.extra = {"bytes": shape.bytes, "flop": shape.flop}
         rows.append(row)
+        if name == "compiled" and not compile:
+            row.absent = "--no-compile"
+            continue
         try:
             calls[name] = [contender.make(**arguments) for arguments in given]
             answer = contender.view(calls[name][0]())

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser, device: bool = False) -> None
 def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
     """An empty result, with what it depends on; says so where others keep the machine busy."""
     environment = machine.environment(device)
-    if (environment["load"] or 0) > machine.BUSY:
-        say(f"{environment['load']:.1f} processes keep the machine busy already: times will be too long")
+    if (environment["busy"] or 0) > machine.BUSY:
+        say(f"others keep {environment['busy']:.1f} cores busy: times will be too long")
     return Result(part, command(part), environment, path=args.json)
 
 
@@ -83,15 +83,20 @@ def line(row: Row, first: Row | None) -> str:
     spread = " to ".join(time_text(edge) for edge in row.quartiles) if row.quartiles else "once"
     rate = f"{engineering(row.rate)}{row.unit}/s" if row.rate else ""
     share = f"{row.fraction:.0%}" if row.fraction else ""
-    faster = f"{first.median / row.median:.2f}x" if first and first.seconds else ""
+    faster = f"{pace(row) / pace(first):.2f}x" if first and first.seconds else ""
     cells = [row.title, row.contender, f"{time_text(row.median)} ({spread})", rate, share, faster, row.correct or ""]
     return f"| {' | '.join(cells)} |"
+
+
+def pace(row: Row) -> float:
+    """Work per second; runs per second where nobody knows the work."""
+    return row.rate or 1 / row.median
 
 
 def time_text(seconds: float) -> str:
     """Three digits and the unit that suits."""
     for scale, unit in ((1, "s"), (1e-3, "ms")):
-        if seconds >= scale:
+        if abs(seconds) >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
 
@@ -120,7 +125,9 @@ def end(result: Result, args: argparse.Namespace) -> int:
         save_csv(result, args.csv)
     for row in result.wrong:
         say(f"wrong: {row.title}: {row.contender}: {row.wrong}")
-    failed = bool(result.wrong)
+    failed = bool(result.wrong) or not result.rows
+    if not result.rows:
+        say("nothing was measured")
     if args.check:
         failed |= bool(check.report([result]))
     return WRONG if failed else 0

@@ -23,9 +23,14 @@ from bertgen.kernels.linear_gelu import linear_gelu_reference
 from bertgen.kernels.top_log_probs import top_log_probs_reference
 
 from bertgen import ops
+from bertgen.config import BertGenerationConfig
+from bertgen.layers import AttentionContext
+from bertgen.model import BertGenerationEncoder
+from bertgen.packing import Packing
 from bertgen.quantization import quantize
 
 from . import peers
+from .contenders import silent_transformers
 
 Call = Callable[[], torch.Tensor]
 NORM, GELU, SOFTMAX = 8.0, 10.0, 4.0  # operations for an element, about
@@ -84,6 +89,8 @@ class Sizes(NamedTuple):
     int4_rows: tuple[int, ...]
     vocabulary: int
     choice: tuple[tuple[int, int], ...]  # sources, beams
+    layers: int
+    whole: tuple[tuple[int, int], ...]  # batch, length of a whole encoder
 
 
 SIZES = {
@@ -92,7 +99,7 @@ SIZES = {
         ((1, 4, 512), (16, 4, 512), (64, 4, 512)), ((64, 4, 128), (64, 4, 256)), 16384, 1024,
         ((50432, 1024), (1024, 1024), (4096, 1024), (1024, 4096)), (1, 16, 64, 256), (2048, 4096, 16384),
         ((50432, 1024), (1024, 1024), (4096, 1024), (1024, 4096)), (1, 4, 8, 16, 32, 64, 128, 256),
-        50358, ((64, 1), (64, 4)),
+        50358, ((64, 1), (64, 4)), 24, ((32, 512),),
     ),
     "small": Sizes(
         12, 64, ((16, 64), (8, 128), (2, 512)), ((1, 32), (16, 32), (64, 128)),
@@ -100,21 +107,20 @@ SIZES = {
         ((32000, 768), (3072, 768), (768, 3072), (2304, 768), (768, 768), (8000, 256), (1024, 256)),
         (1, 4, 16, 32, 64), (16, 64, 1024),
         ((32000, 768), (3072, 768), (768, 3072), (768, 768)), (1, 4, 16, 64),
-        32000, ((16, 1), (16, 4)),
+        32000, ((16, 1), (16, 4)), 6, ((16, 64),),
     ),
     "smoke": Sizes(
         2, 16, ((2, 16),), ((4, 7),), ((2, 2, 5),), ((2, 2, 5),), 8, 32, ((64, 32),), (3,), (8,), ((64, 64),), (1, 3),
-        101, ((2, 3),),
+        101, ((2, 3),), 2, ((2, 16),),
     ),
 }  # fmt: skip
 
 
 def shapes(size: str, device: torch.device, dtype: torch.dtype, only: str | None = None) -> Iterator[Shape]:
     """All shapes of a size, or those of one operator; made one after the other, since they are large."""
-    for make in (attention, decode, cross, reorder, norm, gelu, linear, linear_gelu, int4, choice):
-        for shape in make(SIZES[size], device, dtype):
-            if only in (None, shape.op):
-                yield shape
+    for name, make in MAKERS.items():
+        if only in (None, name):
+            yield from make(SIZES[size], device, dtype)
 
 
 def of(function: Callable[..., Any], **more: Any) -> Callable[..., Call]:
@@ -133,10 +139,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Call]:
 def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
     for batch, length in sizes.encoder:
         for fill, causal in ((1.0, False), (0.6, False), (1.0, True)):
-            torch.manual_seed(0)
-            lengths = torch.full((batch,), length)
-            if fill < 1:
-                lengths = (torch.rand(batch) * 2 * (1 - fill) + 2 * fill - 1).mul(length).long().clamp(1, length)
+            lengths = _lengths(batch, length, fill)
             cu = torch.cat((torch.zeros(1), lengths.cumsum(0))).int().to(device)
             tokens, longest = int(lengths.sum()), int(lengths.max())
             q, k, v = torch.randn(3, tokens, sizes.heads, sizes.width, device=device, dtype=dtype).unbind()
@@ -156,6 +159,14 @@ def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterato
                 dict(batch=batch, length=length, heads=sizes.heads, width=sizes.width, fill=fill, causal=causal),
                 arguments, attention_reference, contenders, 4.0 * q.nbytes, flop,
             )  # fmt: skip
+
+
+def _lengths(batch: int, length: int, fill: float) -> torch.Tensor:
+    """Of the rows of a batch: all the same, or `fill` of it on average; the same ones each time."""
+    torch.manual_seed(0)
+    if fill == 1:
+        return torch.full((batch,), length)
+    return (torch.rand(batch) * 2 * (1 - fill) + 2 * fill - 1).mul(length).long().clamp(1, length)
 
 
 def _padded(attend: Callable[..., torch.Tensor], inside: torch.Tensor, masked: bool) -> Callable[..., Call]:
@@ -263,6 +274,7 @@ def cross(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Sh
         )  # fmt: skip
         contenders = {
             "eager": Contender(_per_beam),
+            "compiled": Contender(functools.partial(_per_beam, compile=True)),
             "sdpa, shared": Contender(_shared),
             "bertgen": Contender(of(ops.cross_decode_attention)),
         }
@@ -277,10 +289,14 @@ def _sources(q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, 
     return (pool.view(*table.shape, *q.shape[1:]).transpose(1, 2) for pool in (key_pool, value_pool))
 
 
-def _per_beam(q: torch.Tensor, max_rows: int, **cache: Any) -> Call:
+def _per_beam(q: torch.Tensor, max_rows: int, compile: bool = False, **cache: Any) -> Call:
     """Keys and values once for each beam, as transformers keeps them."""
     keys, values = (t.repeat_interleave(max_rows, 0).contiguous() for t in _sources(q, **cache))
-    return lambda: F.scaled_dot_product_attention(q[:, :, None], keys, values)[:, :, 0]
+
+    def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values)[:, :, 0]
+
+    return functools.partial(torch.compile(attend, dynamic=False) if compile else attend, q, keys, values)
 
 
 def _shared(q: torch.Tensor, max_rows: int, **cache: Any) -> Call:
@@ -377,7 +393,11 @@ def linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[S
     """Few rows: up to some tens of them the time is that of reading the weight."""
     for n, k in sizes.linear:
         for rows in sizes.few:
-            contenders = {"eager": Contender(of(linear_reference)), "bertgen": Contender(of(ops.linear))}
+            contenders = {
+                "eager": Contender(of(linear_reference)),
+                "compiled": Contender(compiled(linear_reference)),
+                "bertgen": Contender(of(ops.linear)),
+            }
             if device.type == "cpu":
                 contenders["oneDNN"] = Contender(of(linear_onednn))
                 contenders["oneDNN, packed"] = Contender(_packed)
@@ -425,6 +445,7 @@ def int4(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Sha
             contenders = {
                 # Of the weights before they were rounded: another product.
                 "eager": Contender(lambda x, w=weight, **_: functools.partial(F.linear, x, w), judged=False),
+                "compiled": Contender(compiled(int4_matmul_reference)),
                 "bertgen": Contender(of(ops.int4_matmul)),
                 "tinygemm": Contender(peers.tinygemm),
             }
@@ -469,3 +490,103 @@ def choice(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[S
             "top_log_probs", dict(sources=sources, beams=beams, vocabulary=sizes.vocabulary), arguments, values,
             contenders, float(arguments["scores"].nbytes), SOFTMAX * arguments["scores"].numel(),
         )  # fmt: skip
+
+
+# A whole encoder
+
+
+def encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    """All layers: transformers' model on a padded batch, what torch.compile makes of it, and ours on packed tokens."""
+    config = BertGenerationConfig(
+        vocab_size=8, hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
+        intermediate_size=4 * sizes.hidden, initializer_range=0.05,
+    )  # fmt: skip
+    for batch, length in sizes.whole:
+        for fill in (1.0, 0.6):
+            lengths = _lengths(batch, length, fill)
+            inside = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)
+            weights = BertGenerationEncoder(config).to(device, dtype).state_dict()
+            embeds = torch.randn(int(lengths.sum()), sizes.hidden, device=device, dtype=dtype)
+            theirs = functools.partial(_transformers_encoder, config=config)
+            contenders = {
+                "eager": Contender(functools.partial(theirs, attention="eager"), lambda out, at=inside: out[at]),
+                "sdpa": Contender(theirs, lambda out, at=inside: out[at]),
+                "compiled": Contender(functools.partial(theirs, compile=True), lambda out, at=inside: out[at]),
+                "bertgen": Contender(functools.partial(_packed_encoder, config=config)),
+            }
+            products = sum(w.numel() for name, w in weights.items() if name.startswith("encoder") and w.dim() == 2)
+            attention = 4.0 * sizes.hidden * float((lengths.double() ** 2).sum()) * sizes.layers
+            item = torch.finfo(dtype).bits / 8
+            yield Shape(
+                "encoder", dict(batch=batch, length=length, hidden=sizes.hidden, layers=sizes.layers, fill=fill),
+                dict(embeds=embeds, inside=inside, **weights), functools.partial(encoder_reference, config=config),
+                contenders, item * products + 2.0 * embeds.nbytes, 2.0 * products * len(embeds) + attention,
+            )  # fmt: skip
+
+
+def encoder_reference(
+    embeds: torch.Tensor, inside: torch.Tensor, config: BertGenerationConfig, **weights: torch.Tensor
+) -> torch.Tensor:
+    """BERT's encoder (Devlin et al. 2019, arXiv 1810.04805) by its definition.
+
+    Args:
+        embeds: [T, hidden], of the real tokens. inside: bool [B, S], where they stand. weights: as in a checkpoint.
+
+    Returns:
+        [T, hidden]
+    """
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_eps)
+
+    x = embeds.new_zeros(*inside.shape, config.hidden_size)
+    x[inside] = embeds
+    x = norm("embeddings.LayerNorm", x + weights["embeddings.position_embeddings.weight"][: inside.shape[1]])
+    hidden = x.new_zeros(inside.shape).masked_fill(~inside, -math.inf)[:, None, None]
+    for layer in (f"encoder.layer.{i}" for i in range(config.num_hidden_layers)):
+        q, k, v = (
+            linear(f"{layer}.attention.self.{one}", x).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+            for one in ("query", "key", "value")
+        )
+        scores = q @ k.mT / math.sqrt(q.shape[-1]) + hidden
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = norm(f"{layer}.attention.output.LayerNorm", x + linear(f"{layer}.attention.output.dense", mixed))
+        wide = F.gelu(linear(f"{layer}.intermediate.dense", x))
+        x = norm(f"{layer}.output.LayerNorm", x + linear(f"{layer}.output.dense", wide))
+    return x[inside]
+
+
+def _transformers_encoder(
+    embeds: torch.Tensor, inside: torch.Tensor, config: BertGenerationConfig, attention: str = "sdpa",
+    compile: bool = False, **weights: torch.Tensor,
+) -> Call:  # fmt: skip
+    transformers = silent_transformers()
+    with embeds.device:
+        model = transformers.BertGenerationEncoder(transformers.BertGenerationConfig(**config.to_dict()))
+    model.load_state_dict(weights, assign=True)
+    model.set_attn_implementation(attention)
+    padded = embeds.new_zeros(*inside.shape, config.hidden_size)
+    padded[inside] = embeds
+    run = torch.compile(model.eval(), dynamic=False) if compile else model.eval()
+    return lambda: run(inputs_embeds=padded, attention_mask=inside.long()).last_hidden_state
+
+
+def _packed_encoder(
+    embeds: torch.Tensor, inside: torch.Tensor, config: BertGenerationConfig, **weights: torch.Tensor
+) -> Call:
+    with torch.device("meta"):
+        model = BertGenerationEncoder(config)
+    model.load_state_dict(weights, assign=True)
+    rows = Packing.of_mask(inside, *inside.shape, embeds.device)
+    positions = inside.nonzero()[:, 1]
+    return functools.partial(model.eval().packed, None, positions, AttentionContext(rows), embeds)
+
+
+MAKERS: dict[str, Callable[[Sizes, torch.device, torch.dtype], Iterator[Shape]]] = {
+    "attention": attention, "decode_attention": decode, "cross_decode_attention": cross, "beam_reorder": reorder,
+    "add_layer_norm": norm, "bias_gelu": gelu, "linear": linear, "linear_gelu": linear_gelu, "int4_matmul": int4,
+    "top_log_probs": choice, "encoder": encoder,
+}  # fmt: skip

@@ -49,28 +49,31 @@ LEVELS = {
     ),
     ("quick", "cpu"): (
         Step("ops", "ops --size small --cases core --no-compile --seconds 0.05", 150),
-        Step("generate", "generate --size demo --requests 16 --singles 2 --batches 1 4 16 --repeats 3", 200),
+        Step("generate", "generate --size demo --requests 16 --singles 2 --batches 4 16 --repeats 3", 200),
         Step("scale", "scale --size demo --most 16 --repeats 3", 120),
         Step("train", "train --size demo --batches 8 --steps 5", 60),
     ),
     ("full", "cpu"): (
         Step("ops", "ops --size small --seconds 0.1", 900),
-        Step("generate-fixed", "generate --only fixed --requests 16 --batches 4 16", 900),
-        Step("generate-mixed", "generate --only mixed --beams 1 --requests 16 --batches 4 16 --no-load", 900),
-        Step("generate-beams", "generate --only mixed --beams 4 --requests 16 --batches 16 --no-load", 1200),
-        Step("generate-single", "generate --only single --singles 2 --no-load", 900),
-        Step("generate-demo", "generate --size demo --requests 32 --batches 1 8 32 --no-load", 900),
+        Step("generate-fixed", "generate --only fixed --requests 16 --batches 4 16 --engines all", 1500),
+        Step("generate-mixed", "generate --only mixed --beams 1 --requests 16 --batches 4 16 --no-load "
+             "--engines all", 1500),
+        Step("generate-beams", "generate --only mixed --beams 4 --requests 16 --batches 16 --no-load "
+             "--engines all", 1500),
+        Step("generate-single", "generate --only single --singles 2 --no-load --engines all", 1500),
+        Step("generate-demo", "generate --size demo --requests 16 --batches 1 4 16 --no-load", 900),
         Step("generate-static", f"generate --size demo --only fixed --requests 16 --batches 16 --no-load --engines "
              f"{OURS} {shlex.quote(STATIC)}", 900),
-        Step("scale", "scale --size demo --most 128", 900),
+        Step("scale", "scale --size demo --most 128 --repeats 7", 900),
         Step("train", "train --batches 8 --steps 5", 900),
     ),
     ("quick", "cuda"): (
-        Step("ops", "ops --size full --cases core --seconds 0.02", 170),
-        Step("generate", "generate --size base --requests 64 --batches 1 64 --repeats 3", 130),
+        Step("ops", "ops --size full --cases core --seconds 0.02 --no-compile cross_decode_attention linear "
+             "int4_matmul encoder", 150),
+        Step("generate", "generate --size base --only fixed single mixed --requests 64 --singles 2 --batches 64", 180),
         Step("generate-large", "generate --size large --only fixed --source-length 512 --length 128 --requests 64 "
-             "--batches 1 64 --repeats 1 --no-load --engines bertgen transformers\\ sdpa", 100),
-        Step("scale", "scale --size base --repeats 2 --engines bertgen transformers\\ sdpa", 60),
+             "--batches 1 64 --repeats 1 --no-load --engines bertgen transformers\\ sdpa", 90),
+        Step("scale", "scale --size base --repeats 2 --engines bertgen transformers\\ sdpa", 50),
         Step("train", "train --size base --batches 32 --steps 5", 40),
     ),
 }  # fmt: skip

@@ -16,8 +16,9 @@ from bertgen.errors import InputError
 
 from . import dropin, machine, scale
 from .figures import best_of_cases
+from .generate import STATIC
 from .output import time_text
-from .result import OURS, Result, Row, best, load, ratio
+from .result import OURS, Result, Row, load, ratio
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
@@ -89,14 +90,15 @@ def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
 
 MODEL = "base"
 UNKNOWN = "not measured"
-OTHERS = ("transformers sdpa", "CTranslate2", "CTranslate2 int8")
+THEIRS = ("transformers sdpa", "transformers eager", STATIC)
+OTHERS = ("transformers sdpa", STATIC, "CTranslate2", "CTranslate2 int8")
 
 
 def readme() -> str:
     """The ratios alone; of transformers' ways the better one."""
     rows = []
     for (_, requests, beams), by in of_model(MODEL).items():
-        theirs = best([row for name, row in by.items() if name in ("transformers sdpa", "transformers eager")])
+        theirs = min((row for name, row in by.items() if name in THEIRS), key=lambda row: row.median, default=None)
         cells = [times(other, by[OURS]).split(" ")[0] for other in (theirs, by.get("CTranslate2"))]
         rows.append([words(requests, beams), *cells])
     heads = ("requests", "transformers", "CTranslate2")

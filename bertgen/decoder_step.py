@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from . import extension, ops
-from .kernels.linear import cpp_takes
+from .kernels.linear import cpp_takes, few_rows
 from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, Projections, fused_weights
 from .linear import Int4Linear, is_plain
 from .quantization import codebook
@@ -60,6 +60,13 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         cache.table, cache.lengths, *(([], [], None, None, None) if source is None else (
             cross.keys, cross.values, source.table, source.lengths, source.cu_rows)),
     )  # fmt: skip
+
+
+def explain(device: str = "cpu") -> str:
+    """How a step of a decoder runs on `device` ("cpu" or "cuda")."""
+    if device == "cpu" and ops.uses_cpp() and extension.absence() is None:
+        return f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows, else layer by layer"
+    return "layer by layer"
 
 
 class _Walk:

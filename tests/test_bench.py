@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -169,8 +170,50 @@ def test_ratios_are_of_turns():
 def test_the_environment_says_what_a_figure_depends_on():
     found = machine.environment()
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
-    assert {"processor", "isa", "clock", "commit", "dirty", "load", "triton", "ctranslate2", "time"} <= found.keys()
+    assert {"processor", "isa", "clock", "commit", "dirty", "busy", "triton", "ctranslate2", "time"} <= found.keys()
     assert "commit" in machine.described(found)
+
+
+def test_how_busy_others_keep_the_machine(tmp_path, monkeypatch):
+    """user, nice, system, idle, waiting for a disk, interrupts, stolen: 100 ticks pass, and 20 + 5 of them idle."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1 2 3")
+    monkeypatch.setattr(machine.time, "sleep", lambda _: stat.write_text("cpu  60 0 10 90 15 5 0 20 0 0\n"))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    assert machine.busy(stat) == 4 * 0.75
+    assert machine.busy(tmp_path / "none") is None
+
+
+def test_a_busy_machine_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "busy", lambda: 1.4)
+    assert output.begin("ops", argparse.Namespace(json=None), CPU).environment["busy"] == 1.4
+    assert "others keep 1.4 cores busy" in capsys.readouterr().err
+
+
+def test_what_benchmarks_write_is_no_change(tmp_path, monkeypatch):
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("bench/machine.py", "bench/results/a.json", "docs/report/index.html", "docs/page.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setattr(machine, "git", git)
+    (tmp_path / "bench/results/a.json").unlink()
+    (tmp_path / "docs/report/index.html").write_text("2")
+    assert machine.changes() == ""
+    (tmp_path / "docs/page.md").write_text("2")
+    assert machine.changes() == "M docs/page.md"
+
+
+def test_work_of_unlike_amounts_is_compared_by_rate():
+    less = made(contender="other", seconds=[1.0], amount=10, unit="sentence")
+    more = made(seconds=[2.0], amount=100, unit="sentence")
+    assert "| 0.20x |" in output.line(less, more)
+    assert output.time_text(-0.0119) == "-11.9 ms"
 
 
 def test_a_command_is_told_without_its_files(monkeypatch):
@@ -282,12 +325,34 @@ def test_operators_beside_others(tmp_path, capsys):
     found = result.load(tmp_path / "a.json")
     named = {row.name for row in found.rows if row.seconds and row.ours}
     assert named >= {"attention", "beam_reorder", "decode_attention", "linear", "add_layer_norm", "int4_matmul"}
+    assert "encoder" in named
     assert not found.wrong and {row.name for row in found.rows} >= set(ops.CHECKS)
     liger = next(row for row in found.rows if row.contender == "liger")
     assert "liger_kernel" in liger.absent and not liger.seconds
     assert "missing: liger" in capsys.readouterr().out
+    compiled = [row for row in found.rows if row.contender == "compiled"]
+    assert len(compiled) > 5 and {row.absent for row in compiled} == {"--no-compile"}
     timed = [row for row in found.rows if row.seconds and "flop" in row.extra]
     assert all(row.fraction > 0 and row.quartiles[0] <= row.median <= row.quartiles[1] for row in timed)
+
+
+@pytest.mark.long
+def test_torch_compile_beside_all_that_it_can_take():
+    with torch.no_grad():
+        for shape in smoke_shapes(None):
+            rows = {row.contender: row for row in ops.of_shape(shape, CPU, machine.limits(), 0.001)}
+            assert shape.op == "beam_reorder" or rows["compiled"].seconds, rows["compiled"]
+
+
+def test_a_whole_encoder_is_what_transformers_computes():
+    full, filled = smoke_shapes("encoder")
+    assert filled.flop < full.flop and filled.params["fill"] == 0.6
+    for shape in (full, filled):
+        rows = {row.contender: row for row in ops.of_shape(shape, CPU, machine.limits(), 0.001, compile=False)}
+        assert all(rows[name].correct.startswith("within") for name in ("eager", "sdpa", "bertgen"))
+    inside = filled.arguments["inside"]
+    moved = {**filled.arguments, "inside": inside.flip(1)}  # the same tokens at other positions
+    assert not torch.allclose(filled.reference(**moved), filled.reference(**filled.arguments), atol=1e-2)
 
 
 def test_a_wrong_answer_has_no_time(monkeypatch, capsys):
@@ -315,6 +380,23 @@ def test_others_may_round_more_but_not_be_wrong():
     assert near.seconds and near.correct.startswith("rounds more") and not far.seconds and "not accepted" in far.absent
     ours = ops.of_shape(dataclasses.replace(shape, contenders={"bertgen": made[1e-6]}), CPU, machine.limits(), 0.001)
     assert ours[0].wrong and not ours[0].seconds, "bertgen itself may not"
+
+
+@pytest.mark.parametrize("words", ["--op lienar", "--no-compile lienar"])
+def test_an_unknown_operator_is_refused(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench("ops", "--size", "smoke", *words.split())
+    assert "'lienar' (choose from" in capsys.readouterr().err
+
+
+def test_a_run_that_measures_nothing_fails(capsys):
+    assert bench("ops", "--op", "process", "--cases", "none") == 1
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_each_shape_is_of_the_operator_it_is_made_for():
+    for name in shapes.MAKERS:
+        assert {shape.op for shape in smoke_shapes(name)} == {name}
 
 
 def test_an_operator_that_cannot_run_fails_the_run(monkeypatch):
@@ -697,7 +779,7 @@ def test_the_smoke_suite(tmp_path):
 def test_all_engines_and_loading(tmp_path):
     """The compiled one and those with rounded weights, too, each in a process of its own."""
     words = "--size smoke --requests 2 --repeats 1 --batches 2 --only fixed".split()
-    code = bench("generate", *words, "--engines", *generate.ENGINES, "--json", tmp_path / "a.json")
+    code = bench("generate", *words, "--engines", "all", "--json", tmp_path / "a.json")
     found = result.load(tmp_path / "a.json")
     assert code == 0
     assert {row.contender for row in found.rows if row.seconds and row.name == "load"} == set(generate.ENGINES)
@@ -708,7 +790,8 @@ def test_all_engines_and_loading(tmp_path):
 def test_entry_points_of_pytest_benchmark(tmp_path):
     command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-p", "no:cacheprovider", "-k",
                "decode_attention and lengths and not cross", f"--benchmark-json={tmp_path / 'a.json'}"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of these tests
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stdout
     timed = json.loads((tmp_path / "a.json").read_text())["benchmarks"]
     assert {one["extra_info"]["contender"] for one in timed} == {"eager", "bertgen"}
@@ -740,8 +823,9 @@ def test_4_bit_products_and_decoding():
     printed = module("int4", *few)
     assert "| 64 x 128 |" in printed
     rows = [line.split(" |")[0] for line in printed.splitlines() if "x (" in line]
-    assert rows[:3] == ["| int4, output layer too", "| int4", "| float32"]
-    assert rows[3:] == ["| CTranslate2 int8", "| CTranslate2 float32"] or "CTranslate2 is missing" in printed
+    integers = ["| int4, integers, output layer too", "| int4, integers"]
+    assert rows[:5] == [*integers, "| int4, output layer too", "| int4", "| float32"]
+    assert rows[5:] == ["| CTranslate2 int8", "| CTranslate2 float32"] or "CTranslate2 is missing" in printed
 
 
 @pytest.mark.long
@@ -749,7 +833,9 @@ def test_weights_in_4_bits_beside_floats(tmp_path):
     (tmp_path / "pairs.tsv").write_text("Where is the station?\tWo ist der Bahnhof?\nHelp!\tHilfe!\n" * 2)
     files = ("--data", tmp_path / "pairs.tsv", "--repeats", 1, "--num-beams", 1)
     rows = [line.split(" | ") for line in module("quantization", "models", *files).splitlines()[2:]]
-    assert [row[0] for row in rows[:4]] == ["| float32", "| float16", "| int4", "| NF4"] and len(rows) == 6
+    formats = ["int4", "int4, integers", "NF4"]
+    expected = ["float32", "float16", *formats, *(f"{one}, output layer too" for one in formats)]
+    assert [row[0] for row in rows] == [f"| {one}" for one in expected]
     sizes = [float(row[1]) for row in rows]
     assert sizes[0] > sizes[1] > 8 > sizes[2] and all(float(cell) > 0 for row in rows for cell in row[2:4])
     assert "`decoder.bert.encoder.layer.*.intermediate.dense` | " in module("quantization", "layers")

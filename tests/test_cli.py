@@ -543,6 +543,8 @@ def test_info(tiny_checkpoint, capsys):
     assert found["ops"]["attention"].startswith("reference: ")
     expected = "cpp in float32" if extension.available() else "reference: no C++ extension"
     assert found["ops"]["decode_attention"].startswith(expected)
+    expected = "cpp, all layers in one call" if extension.available() else "layer by layer"
+    assert found["ops"]["decoder_step"].startswith(expected)
     model = bertgen.EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     assert found["model"]["parameters"] == model.num_parameters()
     assert found["model"]["encoder"] == "2 layers, hidden 48, 4 heads, 48 positions, vocabulary 64"

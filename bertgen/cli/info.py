@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from .. import extension, ops
+    from .. import decoder_step, extension, ops
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    device = "cuda" if gpus else "cpu"
     found: dict[str, Any] = {
         "versions": {"bertgen": __version__, "python": platform.python_version(), **_library_versions()},
         "devices": {
@@ -40,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
         "extension": {"C++": extension.absence() or f"loaded, instructions: {extension.instructions()}"},
-        "ops": dict(ops.explain("cuda" if gpus else "cpu")),
+        "ops": {**dict(ops.explain(device)), "decoder_step": decoder_step.explain(device)},
     }
     if args.model:
         found["model"] = _describe(args.model)
     failed = False
     if args.check is not None:
-        found["check"], failed = _check(args.check, "cuda" if gpus else "cpu")
+        found["check"], failed = _check(args.check, device)
     if args.json:
         print(json.dumps(found))
         return int(failed)

@@ -80,6 +80,13 @@ def check_flag(value: Any, name: str) -> bool:
     return value
 
 
+def check_kind(own: str, value: Any, name: str) -> str:
+    """The value as it is, the class's own; ConfigError for anything else: another kind is another class."""
+    if value != own:
+        raise ConfigError(f"{name} of this class is {own!r}, it cannot be {value!r}")
+    return value
+
+
 def check_token_id(value: Any, name: str) -> int | None:
     """The value as it is, an id or None; ConfigError for anything else."""
     return None if value is None else check_integer(0, value, name)

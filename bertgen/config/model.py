@@ -13,6 +13,7 @@ from .base import (
     Config,
     check_flag,
     check_integer,
+    check_kind,
     check_number,
     check_token_id,
     check_token_ids,
@@ -74,6 +75,8 @@ class BertGenerationConfig(Config):
             if not isinstance(value, str):
                 raise ConfigError(f"hidden_act must be the name of an activation, got {value!r}")
             return value
+        if name == "model_type":
+            return check_kind(self.model_type, value, name)
         return check_flag(value, name)
 
     @property
@@ -215,6 +218,8 @@ class EncoderDecoderConfig(Config):
             return check_token_id(value, name)
         if name == "eos_token_id":
             return check_token_ids(value, name)
+        if name == "model_type":
+            return check_kind(self.model_type, value, name)
         return check_flag(value, name)
 
     @property

@@ -122,7 +122,8 @@ class Engine:
         with self.lock:
             self._restart()
             self._sort_out()
-            self._fail([*self._waiting], BackendError("the engine was cleared before this was done"))
+            for ticket in [*self._waiting]:
+                self._fail([ticket], BackendError("the engine was cleared before this was done"))
 
     def _sort_out(self) -> None:
         """Line up what has come in, and forget what was cancelled."""
