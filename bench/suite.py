@@ -64,6 +64,8 @@ LEVELS = {
         Step("generate-demo", "generate --size demo --requests 16 --batches 1 4 16 --no-load", 900),
         Step("generate-static", f"generate --size demo --only fixed --requests 16 --batches 16 --no-load --engines "
              f"{OURS} {shlex.quote(STATIC)}", 900),
+        Step("generate-large", "generate --size large --only single --singles 1 --beams 1 --no-load --engines bertgen "
+             "'bertgen int4' 'transformers sdpa' CTranslate2 'CTranslate2 int8'", 900),
         Step("scale", "scale --size demo --most 128 --repeats 7", 900),
         Step("train", "train --batches 8 --steps 5", 900),
     ),

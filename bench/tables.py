@@ -265,6 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "seconds": lambda: seconds(MODEL),
     "ratios": lambda: ratios(MODEL),
     "demo": lambda: seconds("demo"),
+    "large": lambda: seconds("large"),
     "latency": latency,
     "memory": memory,
     "linear": linear,
