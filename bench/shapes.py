@@ -437,31 +437,40 @@ def linear_gelu(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Itera
 
 
 def int4(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
+    """Eager torch, and who rounds by rules of its own, have the weights before they were rounded: another product."""
     for n, k in sizes.int4:
         weight = _product(1, n, k, device, dtype)["weight"]
         packed, scale, _ = quantize(weight)
         for rows in sizes.int4_rows:
             x = torch.randn(rows, k, device=device, dtype=dtype)
             contenders = {
-                # Of the weights before they were rounded: another product.
-                "eager": Contender(lambda x, w=weight, **_: functools.partial(F.linear, x, w), judged=False),
-                "compiled": Contender(compiled(int4_matmul_reference)),
-                "bertgen": Contender(of(ops.int4_matmul)),
-                "tinygemm": Contender(peers.tinygemm),
+                "eager": Contender(lambda x, weight, **_: functools.partial(F.linear, x, weight), judged=False),
+                "compiled": Contender(_rounded(compiled(int4_matmul_reference))),
+                "bertgen": Contender(_rounded(of(ops.int4_matmul))),
+                "tinygemm": Contender(_rounded(peers.tinygemm)),
             }
             if device.type == "cuda":
                 contenders |= {
-                    "gemlite": Contender(peers.gemlite_int4),
+                    "gemlite": Contender(_rounded(peers.gemlite_int4)),
                     "bitsandbytes": Contender(
-                        lambda x, w=weight, **_: peers.bitsandbytes_nf4(x, w, 64), judged=False
+                        lambda x, weight, **_: peers.bitsandbytes_nf4(x, weight, 64), judged=False
                     ),
-                    "torchao": Contender(lambda x, w=weight, **_: peers.torchao_int4(x, w, 64), judged=False),
+                    "torchao": Contender(lambda x, weight, **_: peers.torchao_int4(x, weight, 64), judged=False),
                 }  # fmt: skip
-            yield Shape(
-                "int4_matmul", dict(rows=rows, n=n, k=k, group=64), dict(x=x, packed=packed, scale=scale),
-                int4_matmul_reference, contenders,
-                *_work(rows, n, k, dtype, 4 + torch.finfo(dtype).bits / 64),
-            )  # fmt: skip
+            params = dict(rows=rows, n=n, k=k, group=64)
+            arguments = dict(x=x, packed=packed, scale=scale, weight=weight)
+            reference = _rounded(int4_matmul_reference)
+            work = _work(rows, n, k, dtype, 4 + torch.finfo(dtype).bits / 64)
+            yield Shape("int4_matmul", params, arguments, reference, contenders, *work)
+            if device.type == "cpu":  # elsewhere x is multiplied as it is
+                some = {name: contenders[name] for name in ("eager", "bertgen")}
+                integers = params | dict(integers=True), arguments | dict(int8=True)
+                yield Shape("int4_matmul", *integers, reference, some, *work)
+
+
+def _rounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without the weight in floats."""
+    return lambda weight, **arguments: function(**arguments)
 
 
 # The choice of tokens
