@@ -185,16 +185,19 @@ class Transformers(Contender):
     def run(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> Tokens:
         found: dict[int, list[int]] = {}
         start = time.perf_counter()
-        for some in batches(sorted(range(len(sources)), key=lambda i: (len(sources[i]), lengths[i])), batch, sources):
+        order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), lengths[i]))
+        parts = list(batches(order, batch, sources))
+        for some in parts:
             self.begin()
             limits = torch.tensor([lengths[i] for i in some], device=self.device)
-            rows = self.generated([sources[i] for i in some], limits, beams, max(lengths))
+            most = max(map(len, parts)), max(lengths)
+            rows = self.generated([sources[i] for i in some], limits, beams, most)
             self.end(some, start if batch > 1 else self.marks[-1][0])
             found |= {i: row[1 : 1 + lengths[i]] for i, row in zip(some, rows)}
         return [found[i] for i in range(len(sources))]
 
-    def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, longest: int) -> Tokens:
-        """Of one batch, with the start token. `longest`: output of all batches."""
+    def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, most: tuple[int, int]) -> Tokens:
+        """Of one batch, with the start token. `most`: requests of a batch and tokens of an output, of all batches."""
         return self._generate(sources, limits, beams, int(limits.max()))
 
     def _generate(self, sources: Tokens, limits: torch.Tensor, beams: int, tokens: int, **more: Any) -> Tokens:
@@ -234,7 +237,6 @@ class StaticBart(Transformers):
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.model.forward = torch.compile(self.model.forward, dynamic=False)
         self._compiled: set[Any] = set()
-        self._rows = 1
 
     @staticmethod
     def saved(model: EncoderDecoderModel, folder: Path) -> Callable[[], Any]:
@@ -250,11 +252,11 @@ class StaticBart(Transformers):
             self.run(sources, lengths, beams, batch)
         self._compiled.add(setting)
 
-    def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, longest: int) -> Tokens:
-        self._rows = max(self._rows, len(sources)) if len(limits) > 1 else 1
+    def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, most: tuple[int, int]) -> Tokens:
+        count, longest = most
         width = -(-max(map(len, sources)) // GRAIN) * GRAIN
         filled = [ids + [PAD] * (width - len(ids)) for ids in sources]
-        filled += [filled[-1]] * (self._rows - len(filled))
+        filled += [filled[-1]] * (count - len(filled))
         limits = torch.cat((limits, limits[-1:].expand(len(filled) - len(limits))))
         rows = self._generate(filled, limits, beams, longest, cache_implementation="static")
         return rows[: len(sources)]

@@ -224,12 +224,17 @@ def _legend(figure: Any, grid: Any) -> None:
 
 
 def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], unit: str, title: str) -> Any:
-    series: dict[tuple[str, str, int], dict[str, list[tuple[int, list[float]]]]] = {}
+    found: dict[tuple[str, str, int], dict[str, dict[int, Row]]] = {}
     for row in rows:
         if row.name == "generate" and row.seconds and "batch" in row.params and values(row):
             p = row.params
             case = (p["model"], "mixed" if p["requests"] == "single" else p["requests"], p["beams"])
-            series.setdefault(case, {}).setdefault(row.contender, []).append((p["batch"], values(row)))
+            by = found.setdefault(case, {}).setdefault(row.contender, {})
+            by[p["batch"]] = max(row, by.get(p["batch"], row), key=lambda one: (len(one.seconds), one.rate))
+    series = {
+        case: {name: [(batch, values(row)) for batch, row in by.items()] for name, by in contenders.items()}
+        for case, contenders in found.items()
+    }
     series = {case: by for case, by in sorted(series.items()) if any(len(points) > 1 for points in by.values())}
     if not series:
         return None

@@ -181,15 +181,19 @@ class Race:
         self.broken: dict[tuple[str, int], str] = {}
         self.wrong: dict[tuple[str, int], str] = {}
         self.ours: workload.Tokens = []
+        self.best: dict[str, int | None] = {}
 
     def run(self, sizes: Sequence[int], repeats: int) -> None:
-        best = {}
-        for turn in range(repeats):
-            for name in self.present:
-                if turn == 0:
-                    best[name] = self._choose(name, sizes)
-                elif best[name] is not None:
-                    self._time(name, best[name])
+        for _ in range(repeats):
+            self.turn(sizes)
+
+    def turn(self, sizes: Sequence[int]) -> None:
+        """Each contender once: the first time with batches of these sizes, while that pays, then with the best one."""
+        for name in self.present:
+            if name not in self.best:
+                self.best[name] = self._choose(name, sizes)
+            elif (best := self.best[name]) is not None:
+                self._time(name, best)
 
     def _choose(self, name: str, sizes: Sequence[int]) -> int | None:
         taken: dict[int, float] = {}

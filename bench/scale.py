@@ -9,6 +9,7 @@ how far a line tells the truth. Ids are made up: what they say does not change a
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,14 +64,17 @@ def run(args: argparse.Namespace) -> int:
         present, missing = engines(args.engines, model, apart=not args.same_process)
         judge = Judge(model.build().float(), TIES[model.dtype])
         try:
-            for axis, point in points:
-                case = made(point, model.size.vocabulary)
-                race = Race(case, present, judge)
-                race.run([point["batch"]], args.repeats)
-                params = {"model": name, "axis": axis, "layers": layers, **point}
-                rows = [told(row, params) for row in race.rows(name, model, limit)]
-                rows += [Row("scale", params, one, absent=why) for one, why in missing.items()]
-                output.add(result, rows)
+            for axis, group in itertools.groupby(points, key=lambda pair: pair[0]):
+                along = [point for _, point in group]
+                races = [Race(made(point, model.size.vocabulary), present, judge) for point in along]
+                for _ in range(args.repeats):  # by turns: the machine's drift is no growth
+                    for point, race in zip(along, races):
+                        race.turn([point["batch"]])
+                for point, race in zip(along, races):
+                    params = {"model": name, "axis": axis, "layers": layers, **point}
+                    rows = [told(row, params) for row in race.rows(name, model, limit)]
+                    rows += [Row("scale", params, one, absent=why) for one, why in missing.items()]
+                    output.add(result, rows)
         finally:
             for one in present.values():
                 one.close()
