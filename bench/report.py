@@ -60,7 +60,8 @@ CAPTIONS = {
         "Operators against the machine",
         "The black line is the most that is possible: rising, where data cannot be moved faster; flat, where the "
         "machine cannot calculate faster. A full marker is bertgen, a hollow one of the same shape eager torch in the "
-        "same case. Data that stays in a cache can lift a marker above the rising line.",
+        "same case. Data that stays in a cache can lift a marker above the rising line, and products of integers above "
+        "the flat one, which is that of floats.",
     ),
 }
 STYLE = """

@@ -497,6 +497,20 @@ def test_runs_that_compile_do_not_count(monkeypatch):
     assert ran == [([[5], [6]], [3, 4], 1, 2)] * 3
 
 
+def test_batches_of_the_compiled_model_have_one_number_of_rows(monkeypatch):
+    """That of the largest batch of the run, and not of a run before."""
+    engine, shapes_run = object.__new__(contenders.StaticBart), []
+
+    def generate(filled, limits, beams, tokens, **_):
+        shapes_run.append((len(filled), len(filled[0]), len(limits), tokens))
+        return [[0] * (tokens + 1)] * len(filled)
+
+    monkeypatch.setattr(engine, "_generate", generate)
+    for batch in (2, 1):
+        assert len(engine.run([[5], [6, 7], [8]], [3, 4, 2], 1, batch)) == 3
+    assert shapes_run == [(2, 32, 2, 4)] * 2 + [(1, 32, 1, 4)] * 3
+
+
 @pytest.mark.parametrize("name", ["Bertgen", "Transformers"])
 def test_a_wrong_token_fails_the_run(generated, monkeypatch, capsys, name):
     kind = getattr(contenders, name)
@@ -638,6 +652,15 @@ def test_one_thing_is_varied_at_a_time():
     assert [len(ids) for ids in case.sources] == [300] * 3 and case.sources[0] != case.sources[1]
 
 
+def test_values_along_an_axis_take_turns(monkeypatch):
+    asked = []
+    turn = generate.Race.turn
+    monkeypatch.setattr(generate.Race, "turn", lambda race, sizes: asked.append(sizes) or turn(race, sizes))
+    few = "--size smoke --axes batch --most 2 --repeats 2 --same-process --engines bertgen".split()
+    assert bench("scale", *few) == 0
+    assert asked == [[1], [2], [1], [2]]
+
+
 class Local:
     """What a child is, in this process."""
 
@@ -762,6 +785,17 @@ def test_the_report_is_one_page_with_pictures(tmp_path, capsys):
     assert page.count('src="data:image/png;base64,') == len(pictures) and 'src="' not in page.replace('src="data:', "")
     assert "<sdpa>" not in page and "&lt;sdpa&gt;" in page
     assert "CTranslate2: not installed" in page and "token 3 differs" in page
+
+
+def test_a_picture_has_one_point_for_a_batch():
+    """Of two the one with more turns, of equal ones the faster."""
+    params = {"model": "base", "requests": "fixed", "beams": 1}
+    rows = [
+        made(params={**params, "batch": batch, "count": count}, seconds=seconds, amount=12.0, unit="token")
+        for batch, count, seconds in ((1, 8, [6.0]), (4, 8, [1.0]), (4, 16, [3.0, 3.0]), (4, 17, [4.0, 4.0]))
+    ]
+    (line,) = figures.batches(rows, []).axes[0].lines
+    assert list(line.get_xdata()) == [1, 4] and list(line.get_ydata()) == [2.0, 4.0]
 
 
 def test_a_report_of_nothing_to_draw(tmp_path):
