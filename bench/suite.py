@@ -49,7 +49,7 @@ LEVELS = {
     ),
     ("quick", "cpu"): (
         Step("ops", "ops --size small --cases core --no-compile --seconds 0.05", 150),
-        Step("generate", "generate --size demo --requests 16 --singles 2 --batches 4 16 --repeats 3", 200),
+        Step("generate", "generate --size demo --requests 16 --singles 2 --batches 4 16 --repeats 3", 260),
         Step("scale", "scale --size demo --most 16 --repeats 3", 120),
         Step("train", "train --size demo --batches 8 --steps 5", 60),
     ),
