@@ -244,10 +244,9 @@ class StaticBart(Transformers):
         return lambda: silent_transformers().BartForConditionalGeneration.from_pretrained(converted).to(device)
 
     def warm(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> None:
-        setting = len(sources), max(lengths), beams, batch
         from torch._dynamo.utils import counters
 
-        graphs = None
+        setting, graphs = (len(sources), max(lengths), beams, batch), None
         while setting not in self._compiled and graphs != (graphs := counters["stats"]["unique_graphs"]):
             self.run(sources, lengths, beams, batch)
         self._compiled.add(setting)

@@ -42,8 +42,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         or context.attentions is not None
         or context.tokens.longest != 1
         or not cpp_takes(x, x)
-        or not ops.uses_cpp()
-        or extension.absence() is not None
+        or not _has_call()
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
     ):
@@ -62,9 +61,14 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
     )  # fmt: skip
 
 
+def _has_call() -> bool:
+    """Whether the extension is there and wanted."""
+    return ops.uses_cpp() and extension.absence() is None
+
+
 def explain(device: str = "cpu") -> str:
     """How a step of a decoder runs on `device` ("cpu" or "cuda")."""
-    if device == "cpu" and ops.uses_cpp() and extension.absence() is None:
+    if device == "cpu" and _has_call():
         return f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows, else layer by layer"
     return "layer by layer"
 

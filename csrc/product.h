@@ -27,7 +27,7 @@ struct Product {
 };
 
 // out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. `ahead` is whether the rows behind these
-// are wanted in the second cache: more can be on their way there than to the first (Zen 4: 40 GB/s instead of 27).
+// are wanted in the second cache: more can be on their way there than to the first.
 template <int kM, int kN>
 BERTGEN_INLINE void block(const Product& p, int64_t m, int64_t n, bool ahead) {
   const float *x = p.x + m * p.inputs, *w = p.weight + n * p.inputs;

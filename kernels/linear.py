@@ -4,8 +4,8 @@ Shapes: x [M, K], W [N, K] (checkpoint layout), b [N], y [M, N]. Bytes: (M K + N
 
 In float32 on a CPU the time of a product of few rows is at best that of reading the weight. `csrc/linear_cpu.cpp` reads
 it once, as it lies. There that is faster than the library behind `F.linear`, and than oneDNN (which torch carries) even
-with weights that oneDNN has packed. For more rows oneDNN is the fastest, with the weight as it lies. The figures are
-those of `bertgen bench ops --op linear`.
+with weights that oneDNN has packed, up to some ten rows. For many rows oneDNN is the fastest, with the weight as it
+lies. The figures are those of `bertgen bench ops --op linear`.
 """
 
 from __future__ import annotations
