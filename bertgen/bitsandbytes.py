@@ -81,7 +81,7 @@ def _converted(
     if not isinstance(block, int) or block < 1:
         raise CheckpointError(f"its blocksize is {block!r}, expected a positive number")
     code = parts["quant_map"].float()
-    if code.shape != (16,) or not torch.equal(code, torch.tensor(CODEBOOKS[format])):
+    if code.shape != (16,) or not torch.equal(code, code.new_tensor(CODEBOOKS[format])):
         raise CheckpointError(f"its quant_map holds {code.tolist()[:3]} .., which are not the values of {format}")
     group = next((size for size in reversed(GROUP_SIZES) if columns % size == 0 and block % size == 0), None)
     if group is None:
@@ -94,7 +94,7 @@ def _converted(
     absmax = _absmax(parts, values)
     if absmax.shape != (-(-prod(shape) // block),):
         raise CheckpointError(f"its absmax has the shape {tuple(absmax.shape)}, expected {(-(-prod(shape) // block),)}")
-    of_group = torch.arange(0, prod(shape), group) // block
+    of_group = torch.arange(0, prod(shape), group, device=absmax.device) // block
     return (packed >> 4 | packed << 4).view(rows, -1), absmax[of_group].view(rows, -1)
 
 
@@ -115,4 +115,4 @@ def _absmax(parts: dict[str, torch.Tensor | None], values: dict[str, Any]) -> to
             f"its nested_absmax has the shape {tuple(nested.shape)}, expected {(-(-absmax.numel() // block),)}"
         )
     scales = nested.float().repeat_interleave(block)[: absmax.numel()]
-    return code.float()[absmax.long()] * scales + torch.tensor(float(offset))
+    return code.float()[absmax.long()] * scales + nested.new_tensor(float(offset), dtype=torch.float32)

@@ -119,10 +119,10 @@ class Cache:
         self.device, self.has_cross, self.length = device, False, 0
         self._on_host = device.type == "cpu"
         # Of each running row: its number, the request and source it belongs to. On the host, as the books are.
-        self._rows = torch.empty(0, dtype=torch.int32)
-        self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64)
-        self._source_lengths = torch.zeros(rows, dtype=torch.int32)
-        self._positions = torch.empty(0, dtype=torch.int32)
+        self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
+        self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64, device="cpu")
+        self._source_lengths = torch.zeros(rows, dtype=torch.int32, device="cpu")
+        self._positions = torch.empty(0, dtype=torch.int32, device="cpu")
         self.lengths = self._positions.to(device)
         self._tables = [torch.zeros(rows, positions, dtype=torch.int32, device=device) for _ in range(2)]
         self.table = self._tables[0][:0]
@@ -187,10 +187,11 @@ class Cache:
 
     def join(self, admissions: Sequence[Admission]) -> None:
         """The rows of requests that were admitted run from now on, behind the others, without a position."""
-        rows = torch.tensor([row for one in admissions for row in one.rows], dtype=torch.int32)
-        counts = torch.tensor([len(one.rows) for one in admissions])
-        requests = torch.tensor([one.request for one in admissions])
-        sources = torch.tensor([-1 if one.source is None else one.source for one in admissions])
+        rows = torch.tensor([row for one in admissions for row in one.rows], dtype=torch.int32, device="cpu")
+        counts = torch.tensor([len(one.rows) for one in admissions], dtype=torch.int64, device="cpu")
+        requests = torch.tensor([one.request for one in admissions], dtype=torch.int64, device="cpu")
+        held = [-1 if one.source is None else one.source for one in admissions]
+        sources = torch.tensor(held, dtype=torch.int64, device="cpu")
         self._rows = torch.cat((self._rows, rows))
         self._requests = torch.cat((self._requests, requests.repeat_interleave(counts)))
         self._sources = torch.cat((self._sources, sources.repeat_interleave(counts)))
@@ -204,7 +205,7 @@ class Cache:
         """
         places = rows.cpu()
         before = dict.fromkeys(self._requests.tolist())
-        stays = torch.zeros(self.rows, dtype=torch.bool)
+        stays = torch.zeros(self.rows, dtype=torch.bool, device="cpu")
         stays[places] = True
         kept = set(self._requests[places].tolist())
         for request in before:
@@ -219,7 +220,7 @@ class Cache:
 
     def clear(self) -> None:
         """Nothing runs any more, and nothing that was admitted is kept."""
-        self.select(torch.empty(0, dtype=torch.int64))
+        self.select(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row r continues the history of row `rows[r]` (int64 [R]) of the same request; its slots stay its own."""
@@ -297,7 +298,7 @@ class Cache:
         keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
-        q_start = torch.full((self.rows,), start, device=q.device) if start else None
+        q_start = torch.full((self.rows,), start, dtype=torch.int64, device=q.device) if start else None
         return ops.attention(
             q, keys, values, cu_q, cu_k, new, start + new, causal=True, q_start=q_start, key_mask=key_mask
         )

@@ -225,11 +225,13 @@ def bart_state(model: EncoderDecoderModel) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def epsilon_drift(model: EncoderDecoderModel, epsilon: float = BART_EPSILON) -> Drift:
     """What LayerNorms with another epsilon change, on 8 random texts of at most 32 tokens; the model stays as it is."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     config = model.config.decoder
     shape = 8, min(32, config.max_tokens, model.config.encoder.max_tokens)
     halves = (model.config.encoder, config)
-    ids, inputs = (torch.randint(half.vocab_size, shape, generator=draw).to(model.device) for half in halves)
+    ids, inputs = (
+        torch.randint(half.vocab_size, shape, generator=draw, device="cpu").to(model.device) for half in halves
+    )
     read = torch.ones_like(inputs, dtype=torch.bool)
 
     def logits() -> torch.Tensor:

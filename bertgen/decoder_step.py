@@ -20,7 +20,7 @@ from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, P
 from .linear import Int4Linear, is_plain
 from .quantization import codebook
 
-_NOTHING = torch.empty(0)  # in place of a tensor that a layer lacks
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
 
 
 class _Other(Exception):

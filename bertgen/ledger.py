@@ -227,7 +227,7 @@ class Ledger:
             held.pages[index] = self._free.pop()
             start, end = index * size, min((index + 1) * size, self.limits.positions)
             first = held.pages[index] * size
-            own[row, start:end] = torch.arange(first, first + end - start)
+            own[row, start:end] = torch.arange(first, first + end - start, device=own.device)
             self._note_peaks()
         held.next = position + 1
         return held.pages[index] * size + position % size
@@ -240,7 +240,7 @@ class Ledger:
                 return Status.UNKNOWN_REQUEST
             if found.key is not None:
                 source = self._sources[found.key]
-                table[source.number, : source.length] = torch.tensor(self._source_slots(source))
+                table[source.number, : source.length] = table.new_tensor(self._source_slots(source))
             return Status.OK
 
     def _source_slots(self, source: _Source) -> list[int]:

@@ -13,6 +13,7 @@ from .config import Int4Config
 from .config.quantization import GROUP_SIZES
 from .errors import InputError, UnsupportedError
 from .kernels.int4_matmul import dequantize_reference
+from .outline import outlined
 from .quantization import codebook, dequantize, fault, quantize
 
 
@@ -65,7 +66,8 @@ class Int4Linear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """A Linear whose weights are the values that the 4 bits stand for, in the dtype of the scales."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        with outlined():
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(dequantize(self.packed, self.scale, self.zero, self.config))
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach())

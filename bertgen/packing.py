@@ -42,7 +42,7 @@ class Packing:
 
     def joined(self, counts: list[int]) -> tuple[torch.Tensor, int]:
         """`cu` and `longest` of the same tokens as longer rows: the first counts[0] as one, and so on."""
-        cu = self.cu[torch.tensor([0, *itertools.accumulate(counts)], device=self.cu.device)]
+        cu = self.cu[torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int64, device=self.cu.device)]
         return cu, int((cu[1:] - cu[:-1]).max())
 
     def mask(self) -> torch.Tensor | None:
@@ -69,6 +69,7 @@ class Packing:
 def padded(rows: list[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as int64 [B, L], filled up on the right, and where they are real, bool [B, L]."""
     longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    padded = [[*row, *[fill] * (longest - len(row))] for row in rows]
+    ids = torch.tensor(padded, dtype=torch.int64, device=device)
+    lengths = torch.tensor([[len(row)] for row in rows], dtype=torch.int64, device=device)
     return ids, torch.arange(longest, device=device) < lengths

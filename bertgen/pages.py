@@ -83,8 +83,8 @@ class Pages:
         self.limits = limits
         self.backend = "python" if backend == "python" or not extension.available() else "cpp"
         self._books: _Extension | Ledger = _Extension(limits) if self.backend == "cpp" else Ledger(limits)
-        self.own = torch.zeros(rows, positions, dtype=torch.int32)
-        self.sources = torch.zeros(rows, source_positions, dtype=torch.int32)
+        self.own = torch.zeros(rows, positions, dtype=torch.int32, device="cpu")
+        self.sources = torch.zeros(rows, source_positions, dtype=torch.int32, device="cpu")
 
     def admit(self, rows: int, positions: int, source_key: int = 0, source_length: int = 0) -> Admission | None:
         """Let a request in, if there is room for the most it can come to need.

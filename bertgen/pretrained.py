@@ -19,6 +19,7 @@ from .errors import BackendError, CheckpointError, ConfigError, InputError, Unsu
 from .heads import LMHead
 from .hub import resolve_file
 from .linear import Int4Linear
+from .outline import outlined
 from .quantization import fault, quantize
 from .stack import Stack
 
@@ -131,6 +132,7 @@ class PretrainedModel(nn.Module):
                 module.recompute = options
 
     @classmethod
+    @torch.inference_mode(False)  # the weights outlive the call: later ones may want gradients or version counters
     def from_pretrained(
         cls,
         path_or_id: str | os.PathLike,
@@ -190,7 +192,7 @@ class PretrainedModel(nn.Module):
             state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
             config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
-        with torch.device("meta"):
+        with outlined():
             model = cls(config)
         model._load(path_or_id, state, target, chosen, stored, wanted)
         if resolve_file(path_or_id, "generation_config.json", required=False, **hub) is not None:
@@ -241,7 +243,7 @@ class PretrainedModel(nn.Module):
         missing = [name for name, p in self.named_parameters() if p.is_meta]
         if len(missing) == len(list(self.parameters())):
             raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
-        self._initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
+        self.initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
         for names, fate in ((missing, "missing, initialised at random"), (sorted(set(loaded) - set(own)), "not used")):
             if names:
                 logger.warning("%s: weights %s: %s", path_or_id, fate, _summary(names))
@@ -280,7 +282,7 @@ class PretrainedModel(nn.Module):
                 raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
             self.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))
 
-    def _initialize_missing(self, like: torch.Tensor) -> None:
+    def initialize_missing(self, like: torch.Tensor) -> None:
         """Give parameters that are still on the meta device initial values, with the dtype and device of `like`."""
         for module in self.modules():
             held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -142,7 +142,7 @@ class SequenceBias:
     """
 
     def __init__(self, name: str, biases: dict[tuple[int, ...], float], vocabulary: int, device: torch.device):
-        self.always = torch.zeros(vocabulary, device=device)
+        self.always = torch.zeros(vocabulary, dtype=torch.float32, device=device)
         by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
         for ids, bias in biases.items():
             _check_ids(name, ids, vocabulary)
@@ -152,9 +152,9 @@ class SequenceBias:
                 by_length.setdefault(len(ids) - 1, []).append((ids, bias))
         self.after = [
             (
-                torch.tensor([ids[:-1] for ids, _ in group], device=device),
-                torch.tensor([ids[-1] for ids, _ in group], device=device),
-                torch.tensor([bias for _, bias in group], device=device),
+                torch.tensor([ids[:-1] for ids, _ in group], dtype=torch.int64, device=device),
+                torch.tensor([ids[-1] for ids, _ in group], dtype=torch.int64, device=device),
+                torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device),
             )
             for group in by_length.values()
         ]

@@ -196,8 +196,8 @@ def _dynamic_map(device: torch.device) -> torch.Tensor:
     """256 numbers from -1 to 1, denser near zero: a decade each has 1, 2, .. 64 (Dettmers 2015, arXiv 1511.04561)."""
     values = [0.0, 1.0]
     for decade in range(7):
-        edges = torch.linspace(0.1, 1, 2**decade + 1)
+        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32, device="cpu")
         means = 10.0 ** (decade - 6) * ((edges[1:] + edges[:-1]) / 2)
         values += [*means.tolist(), *(-means).tolist()]
     with torch.inference_mode(False):
-        return torch.tensor(sorted(values), device=device)
+        return torch.tensor(sorted(values), dtype=torch.float32, device=device)

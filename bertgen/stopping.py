@@ -90,7 +90,7 @@ class StopStrings:
     def __call__(self, history: torch.Tensor, scores: Scores) -> torch.Tensor:
         # More tokens than a text has bytes cannot be part of it, unless they spell nothing.
         tails = history[:, max(0, history.shape[1] - self.longest) :].tolist()
-        return torch.tensor([self._completes(tail) for tail in tails], device=history.device)
+        return torch.tensor([self._completes(tail) for tail in tails], dtype=torch.bool, device=history.device)
 
     def _completes(self, tail: list[int]) -> bool:
         outside = [place for place, token in enumerate(tail) if token >= len(self.tokenizer)]

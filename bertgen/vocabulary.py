@@ -7,6 +7,7 @@ from torch import nn
 
 from .errors import InputError, UnsupportedError
 from .linear import Int4Linear
+from .outline import outlined
 
 
 def size_of(rows: int | None, now: int, multiple: int | None) -> int:
@@ -27,7 +28,8 @@ def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.E
             leaves the probabilities of the old tokens nearly as they were.
     """
     padding = table.padding_idx if table.padding_idx is not None and table.padding_idx < rows else None
-    new = nn.Embedding(rows, table.embedding_dim, padding, device="meta")
+    with outlined():
+        new = nn.Embedding(rows, table.embedding_dim, padding)
     new.weight = nn.Parameter(_resized(table.weight, rows, std), requires_grad=table.weight.requires_grad)
     return new
 
@@ -38,7 +40,8 @@ def resized_linear(layer: nn.Linear, rows: int, std: float | None) -> nn.Linear:
         raise UnsupportedError(
             "the output layer is in 4 bits; dequantize() the model, resize it, and quantize it again"
         )
-    new = nn.Linear(layer.in_features, rows, device="meta")
+    with outlined():
+        new = nn.Linear(layer.in_features, rows)
     new.weight = nn.Parameter(_resized(layer.weight, rows, std), requires_grad=layer.weight.requires_grad)
     new.bias = nn.Parameter(_resized(layer.bias, rows, 0.0), requires_grad=layer.bias.requires_grad)
     return new

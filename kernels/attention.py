@@ -330,7 +330,7 @@ def attention_triton(
     if q.numel() == 0 or max_q == 0 or max_k == 0:
         return torch.zeros_like(q)
     if dropout:
-        rows = rows._replace(seed=int(torch.randint(2**63 - 1, ())))
+        rows = rows._replace(seed=int(torch.randint(2**63 - 1, (), device="cpu")))
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _Attention.apply(q, k, v, rows)
     return _forward(q, k, v, rows, None)

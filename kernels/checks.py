@@ -83,10 +83,15 @@ def answers(function: Callable[..., Any], case: Case, arguments: Mapping[str, An
 def gradients(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
     """Of a weighted sum of what a function returns, by the arguments that a case names; no dtype rounds the weights."""
     wanted = [arguments[name].requires_grad_() for name in case.gradients]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     total = torch.zeros((), dtype=torch.float64, device=wanted[0].device)
     for part in answers(function, case, arguments):
-        weights = (torch.randn(part.shape, generator=generator) * 32).round().div(32).to(part)
+        weights = (
+            (torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu") * 32)
+            .round()
+            .div(32)
+            .to(part)
+        )
         total = total + (part * weights).sum()
     return torch.autograd.grad(total, wanted)
 

@@ -131,7 +131,7 @@ def _counts(lengths: torch.Tensor, table: torch.Tensor) -> list[int]:
 
 def _below(counts: list[int], columns: int, device: torch.device) -> torch.Tensor:
     """bool [R, columns], True in as many columns of each row."""
-    return torch.arange(columns, device=device) < torch.tensor(counts, device=device)[:, None]
+    return torch.arange(columns, device=device) < torch.tensor(counts, dtype=torch.int64, device=device)[:, None]
 
 
 def _gathered(

@@ -530,7 +530,7 @@ def add_layer_norm_triton(
     """
     _demand(add_layer_norm_refuses(x, bias, residual, weight, shift, eps, dropout))
     # Drawn on the host, so that nothing waits for the device; always 64 bits, so that nothing is compiled twice.
-    seed = int(torch.randint(2**32, 2**63 - 1, ())) if dropout else 2**32
+    seed = int(torch.randint(2**32, 2**63 - 1, (), device="cpu")) if dropout else 2**32
     return _normalized(x, bias, residual, weight, shift, eps, "linear", "linear", float(dropout), seed)
 
 

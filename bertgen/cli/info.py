@@ -103,15 +103,14 @@ def _library_versions() -> dict[str, str | None]:
 
 def _describe(path_or_id: str) -> dict[str, Any]:
     """Shape, size and vocabulary of a model, from its configuration: the weights are not read."""
-    import torch
-
     from ..config import EncoderDecoderConfig
     from ..hub import local_directory
     from ..model import EncoderDecoderModel
+    from ..outline import outlined
     from ..tokenizer import AutoTokenizer
 
     config = EncoderDecoderConfig.from_pretrained(path_or_id)
-    with torch.device("meta"):
+    with outlined():
         model = EncoderDecoderModel(config)
     rows: dict[str, Any] = {}
     for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):

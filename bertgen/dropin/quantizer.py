@@ -19,6 +19,7 @@ from ..config import Int4Config, int4_config
 from ..config.quantization import METHOD
 from ..errors import CheckpointError, ConfigError, InputError
 from ..linear import Int4Linear
+from ..outline import outlined
 from ..quantization import fault
 
 _LOADED = "_is_hf_initialized"  # what transformers writes on parameters that need no initial values
@@ -114,7 +115,8 @@ class Int4Quantizer(HfQuantizer):
     def round(self, model: PreTrainedModel, path: str, weight: torch.Tensor) -> None:
         """Put a layer in 4 bits in the place of a Linear; what is wrong with a weight is kept until all are loaded."""
         linear = model.get_submodule(path)
-        source = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+        with outlined():
+            source = nn.Linear(linear.in_features, linear.out_features, bias=False)
         source.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
         try:
             layer = Int4Linear.from_linear(source, self.config)

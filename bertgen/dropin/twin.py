@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..config import EncoderDecoderConfig, half_config
@@ -18,6 +17,7 @@ from ..layers import AddNorm, Attention
 from ..linear import is_plain
 from ..model import BertModel, EncoderDecoderModel, RobertaModel
 from ..model.encoder_decoder import DECODERS, ENCODERS
+from ..outline import outlined
 from ..pretrained import PretrainedModel
 from ..stack import Stack
 
@@ -117,7 +117,7 @@ def _outline(theirs: Any) -> Any:
     name, config = type(theirs).__name__, theirs.config
     if name not in MODELS:
         raise UnsupportedError(f"a {name} cannot be accelerated; models that can: {', '.join(MODELS)}")
-    with torch.device("meta"):
+    with outlined():
         if name == EncoderDecoderModel.__name__:
             halves = {}
             for half, classes in (("encoder", ENCODERS), ("decoder", DECODERS)):

@@ -21,12 +21,12 @@ class Lane:
 
     def __init__(self, ticket: Ticket, model: EncoderDecoderModel):
         request, options = ticket.request, ticket.request.options
-        start = torch.tensor([[options.decoder_start_token_id]], device=model.device)
+        start = torch.tensor([[options.decoder_start_token_id]], dtype=torch.int64, device=model.device)
         allowed = blamed(ticket, request.prefix_allowed_tokens_fn)
         number = request.number
         rules = processors.build(
             options, model.config.decoder.vocab_size, start,
-            source_ids=torch.tensor([request.ids], device=model.device) if request.alone else None,
+            source_ids=torch.tensor([request.ids], dtype=torch.int64, device=model.device) if request.alone else None,
             allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
             custom=all_blamed(ticket, request.logits_processor),
         )  # fmt: skip
@@ -61,7 +61,9 @@ class Lane:
         asked = [ticket.request for ticket in tickets]
         keys = [[request.seed, request.number, request.options.max_length] for request in asked]
         self.search.join(
-            self.start.expand(len(tickets), 1), tickets, *torch.tensor(keys, device=self.start.device).unbind(1)
+            self.start.expand(len(tickets), 1),
+            tickets,
+            *torch.tensor(keys, dtype=torch.int64, device=self.start.device).unbind(1),
         )
 
     def tell(self) -> None:
@@ -80,7 +82,8 @@ class Lane:
 
     def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
         """int64, the places of the owners that belong to some tickets, on the host."""
-        return torch.tensor([i for i, ticket in enumerate(self.tickets) if ticket in tickets], dtype=torch.int64)
+        places = [i for i, ticket in enumerate(self.tickets) if ticket in tickets]
+        return torch.tensor(places, dtype=torch.int64, device="cpu")
 
     def ended(self) -> torch.Tensor:
         """int64, the places of the owners that can leave with an answer, on the host."""

@@ -50,7 +50,7 @@ class Lanes:
                 cache.join([entering[ticket] for ticket in tickets])
                 order += islice(new, sum(ticket.request.rows for ticket in tickets))
         if order != [*range(len(order))]:
-            cache.select(torch.tensor(order))
+            cache.select(torch.tensor(order, dtype=torch.int64, device="cpu"))
 
     def step(self, decoder: search.Decoder) -> None:
         """One token for every row."""

@@ -82,7 +82,7 @@ def pair_prompt(
     if attention_mask is None and input_ids is not None:
         attention_mask = _inferred_mask(input_ids, levels)
 
-    prefix = torch.full((rows, 1), start, device=device)
+    prefix = torch.full((rows, 1), start, dtype=torch.int64, device=device)
     check_ids(prefix, config.vocab_size, "decoder_start_token_id")
     mask = decoder_attention_mask
     if decoder_input_ids is not None:
@@ -184,7 +184,7 @@ def _bos(levels: GenerationConfig, rows: int, device: torch.device) -> torch.Ten
     """What is generated from where a call names no input."""
     if levels.bos_token_id is None:
         raise InputError("generate needs input_ids: there is no bos_token_id to begin with")
-    return torch.full((rows, 1), levels.bos_token_id, device=device)
+    return torch.full((rows, 1), levels.bos_token_id, dtype=torch.int64, device=device)
 
 
 def _inferred_mask(ids: torch.Tensor, levels: GenerationConfig) -> torch.Tensor | None:

@@ -70,7 +70,7 @@ def checked_call(
             f"{positions}"
         )
     if settled.do_sample and seed is None:
-        seed = int(torch.randint(2**62, (1,)))
+        seed = int(torch.randint(2**62, (1,), device="cpu"))
     return Call(
         settled=settled,
         seed=seed or 0,

@@ -75,7 +75,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         if any(not hasattr(layer, "crossattention") for layer in self.decoder.body.encoder.layer):
             raise ConfigError("the decoder was built without add_cross_attention=True")
         if cross is None and width != config.decoder.hidden_size:
-            self.enc_to_dec_proj = nn.Linear(width, config.decoder.hidden_size)
+            place = dict(device=self.decoder.device, dtype=self.decoder.dtype)
+            self.enc_to_dec_proj = nn.Linear(width, config.decoder.hidden_size, **place)
             self.initialize(config.decoder.initializer_range, [self.enc_to_dec_proj])
         self.generation_config = GenerationConfig.from_model_config(config)
         self.tie_weights()

@@ -126,11 +126,11 @@ class Search:
     def leave(self, places: torch.Tensor) -> torch.Tensor:
         """The units at these places (int64, on the host) leave; returns the rows that stay, for the decoder."""
         if not len(places):
-            return torch.arange(len(self.owners) * self.width)
-        stays = torch.ones(len(self.owners), dtype=torch.bool)
+            return torch.arange(len(self.owners) * self.width, device="cpu")
+        stays = torch.ones(len(self.owners), dtype=torch.bool, device="cpu")
         stays[places] = False
         groups = self._groups(stays.nonzero().squeeze(1))
-        rows = (groups[:, None] * self.beams + torch.arange(self.beams)).flatten()
+        rows = (groups[:, None] * self.beams + torch.arange(self.beams, device="cpu")).flatten()
         there = groups.to(self.tokens.device)
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[there])
@@ -141,7 +141,7 @@ class Search:
 
     def _groups(self, places: torch.Tensor) -> torch.Tensor:
         """The places of the groups of the units at these places."""
-        return (places[:, None] * self.groups + torch.arange(self.groups)).flatten()
+        return (places[:, None] * self.groups + torch.arange(self.groups, device="cpu")).flatten()
 
     def thinned(self) -> torch.Tensor | None:
         """Rows to go on with once half of the units have ended; None to go on with all."""

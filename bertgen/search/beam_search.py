@@ -78,7 +78,7 @@ class BeamSearch(Search):
         traces = torch.full(
             hypotheses.shape if self.traced else (sources, beams, 0), -1, dtype=torch.int32, device=device
         )
-        scores = torch.full((sources, beams), DEAD, device=device)
+        scores = torch.full((sources, beams), DEAD, dtype=torch.float32, device=device)
         open_scores = scores.clone()
         open_scores[:, 0] = 0.0
         return dict(
@@ -88,7 +88,7 @@ class BeamSearch(Search):
             closed=hypotheses,
             closed_scores=scores,
             closed_rows=traces,
-            closed_lengths=torch.full((sources, beams), length, device=device),
+            closed_lengths=torch.full((sources, beams), length, dtype=torch.int64, device=device),
             is_closed=torch.zeros(sources, beams, dtype=torch.bool, device=device),
             improvable=torch.ones(sources, dtype=torch.bool, device=device),
             over=torch.zeros(sources, dtype=torch.bool, device=device),
@@ -96,7 +96,7 @@ class BeamSearch(Search):
             seeds=seeds.repeat_interleave(self.groups),
             numbers=numbers.repeat_interleave(self.groups),
             limits=limits.repeat_interleave(self.groups),
-            lengths=torch.full((sources,), length),
+            lengths=torch.full((sources,), length, dtype=torch.int64, device="cpu"),
             tokens=prefix.repeat_interleave(self.width, 0),
         )
 
@@ -115,7 +115,7 @@ class BeamSearch(Search):
             rows.scatter_(2, (generated - 1)[..., None].expand(came_from.shape), came_from)
 
         # Open hypotheses: the best that did not end.
-        self.open_scores = (total + ends * DEAD).gather(1, best)
+        self.open_scores = torch.add(total, ends, alpha=DEAD).gather(1, best)
         self.open = extended.gather(1, _over(best, extended))
         self.open_rows = rows.gather(1, _over(best, rows)) if self.traced else rows
         parent = beam.gather(1, best) + torch.arange(beam.shape[0], device=device)[:, None] * beams
@@ -125,7 +125,8 @@ class BeamSearch(Search):
         score = total / _power(generated, options.length_penalty)
         full = self.is_closed.all(1, keepdim=True) if options.early_stopping is True else torch.zeros_like(ends[:, :1])
         closes = ends & (torch.arange(ends.shape[1], device=device) < beams)
-        score = score + full * DEAD + ~self.improvable[:, None] * DEAD + ~closes * DEAD
+        for hopeless in (full, ~self.improvable[:, None], ~closes):
+            score = torch.add(score, hopeless, alpha=DEAD)  # a product with a number would be of the default dtype
         self.closed_scores, best = torch.cat((self.closed_scores, score), 1).topk(beams)
         self.is_closed = torch.cat((self.is_closed, closes), 1).gather(1, best)
         grown = (generated + self.prefix).expand_as(token)
@@ -178,7 +179,7 @@ class BeamSearch(Search):
             extended = self.open[mine].gather(1, _over(beam, self.open))
             extended.scatter_(2, lengths[mine, None, None].expand(*token.shape, 1), token[..., None])
             ends = self._ends(token, extended, self.lengths[mine])
-            best = (total + ends * DEAD).topk(self.beams).indices
+            best = torch.add(total, ends, alpha=DEAD).topk(self.beams).indices
             if chosen is not None:
                 counts = self._goes_on()[mine, None].to(chosen.dtype)
                 chosen.scatter_add_(1, token.gather(1, best), counts.expand(-1, self.beams))
@@ -246,7 +247,7 @@ class BeamSearch(Search):
 
     def output(self) -> GenerateOutput:
         """As `Search.output`: the `num_return_sequences` best of each source, all its groups together, best first."""
-        self._set_aside(torch.arange(len(self.owners)))
+        self._set_aside(torch.arange(len(self.owners), device="cpu"))
         found = [self._left[owner] for owner in sorted(self._left)]
         lengths = torch.cat([lengths for _, _, lengths, _ in found])
         width = int(lengths.max())

@@ -44,6 +44,6 @@ class KeyedDraws:
             return ops.select(scores, count, False, None)
         if count > 1:
             return ops.perturb(scores, *keys).topk(count).indices
-        ones = torch.ones(len(scores), device=scores.device)
+        ones = torch.ones(len(scores), dtype=torch.float32, device=scores.device)
         tokens, _ = ops.sample(scores, *keys, ones, torch.zeros_like(keys.step), ones, torch.zeros_like(ones))
         return tokens[:, None]

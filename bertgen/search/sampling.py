@@ -54,8 +54,8 @@ class Sampling(Search):
             alive=torch.ones(len(rows), dtype=torch.bool, device=device),
             gained=torch.zeros(len(rows), dtype=torch.float64, device=device),
             limits=limits.repeat_interleave(count),
-            final=torch.full((len(rows),), rows.shape[1], device=device),
-            lengths=torch.full((len(rows),), rows.shape[1]),
+            final=torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device=device),
+            lengths=torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device="cpu"),
         )
 
     def _units(self, sources: Sequence[Any]) -> Sequence[Any]:
@@ -112,12 +112,12 @@ class Sampling(Search):
     def output(self) -> GenerateOutput:
         """As `Search.output`: all sequences up to the longest."""
         length = int(self.lengths.max())
-        self._set_aside(torch.arange(len(self.owners)))
+        self._set_aside(torch.arange(len(self.owners), device="cpu"))
         owners = [owner for part, _ in self._left for owner in part]
         rows = torch.cat([widened(rows, length, self.fill)[:, :length] for _, rows in self._left])
         order = sorted(range(len(owners)), key=owners.__getitem__)
         return GenerateOutput(
-            sequences=rows[torch.tensor(order, device=rows.device)],
+            sequences=rows[torch.tensor(order, dtype=torch.int64, device=rows.device)],
             scores=recorded(self.scores, self.options),
             logits=tuple(self.logits) if self.options.output_logits else None,
         )

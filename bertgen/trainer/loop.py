@@ -259,7 +259,7 @@ class Trainer:
         """Take one step on the batches of `share`, of which this process computes its part."""
         config = self.config
         labels = sum(self.corpus.target_tokens(plan[i]) for i in share)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for i in share[self.processes.rank :: self.processes.world]:
             torch.manual_seed(dropout_seed(config.seed, self.epoch, i))
             batch = self.corpus.batch(plan[i], self.device)

@@ -45,7 +45,7 @@ class Processes:
         """Return the largest that any process gave, of each number."""
         if self.world == 1:
             return list(numbers)
-        largest = torch.tensor(numbers, device=self.device)
+        largest = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.tolist()
 

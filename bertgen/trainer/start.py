@@ -9,6 +9,7 @@ import torch
 from ..config import BertGenerationConfig, EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
+from ..outline import outlined
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from . import state
 from .data import train_vocabulary
@@ -72,6 +73,8 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
         tie_encoder_decoder=config.tie_encoder_decoder,
         **start,
     )
-    model = EncoderDecoderModel(config=halves)
+    with outlined():
+        model = EncoderDecoderModel(config=halves)
+    model.initialize_missing(like=torch.empty(0, dtype=torch.float32, device="cpu"))
     model.generation_config = GenerationConfig(max_length=config.max_length, **start)
     return model

@@ -1,0 +1,40 @@
+"""Modules without values: their parameters are on the meta device until a checkpoint fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def outlined() -> Iterator[None]:
+    """Modules that this thread makes inside have parameters on the meta device, which nothing initialises.
+
+    torch looks for the meta forms of its initialisers in its compiler, whose import takes a second.
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+class _Uninitialised(TorchFunctionMode):
+    """What fills a tensor leaves one on the meta device as it is: it has no values."""
+
+    FILLS = frozenset(
+        (
+            *(getattr(nn.init, f"{name}_") for name in ("uniform", "normal", "constant", "kaiming_uniform")),
+            *(getattr(torch.Tensor, f"{name}_") for name in ("uniform", "normal", "fill", "zero")),
+        )
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
