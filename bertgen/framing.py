@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .config import BertConfig, EncoderDecoderConfig
+from .config import BertConfig, EncoderDecoderConfig, GenerationConfig
 from .errors import ConfigError
 from .tokenizer import Tokenizer
 
@@ -30,12 +30,17 @@ def source_frame(config: EncoderDecoderConfig, tokenizer: Tokenizer) -> tuple[li
     return before, behind
 
 
-def end_of_target(config: EncoderDecoderConfig | None, tokenizer: Tokenizer) -> int:
-    """Id that ends a target: what the model stops at, else the tokenizer's end token; ConfigError without one."""
-    own = None if config is None else config.eos_token_id
-    if own is None and config is not None:
-        own = config.decoder.eos_token_id
-    for end in (own, tokenizer.eos_token_id, tokenizer.sep_token_id):
+def end_of_target(
+    config: EncoderDecoderConfig | None, tokenizer: Tokenizer, options: GenerationConfig | None = None
+) -> int:
+    """Id that ends a target: what the model stops at, else the tokenizer's end token; ConfigError without one.
+
+    Args:
+        options: how the model generates; they come before its configuration.
+    """
+    halves = (options, config, None if config is None else config.decoder)
+    own = (None if half is None else half.eos_token_id for half in halves)
+    for end in (*own, tokenizer.eos_token_id, tokenizer.sep_token_id):
         if end is not None:
             return end[0] if isinstance(end, list) else end
     raise ConfigError("neither the model nor its tokenizer has a token that ends a text (eos_token or sep_token)")

@@ -83,7 +83,7 @@ class Scorer:
         self.start = options.bos_token_id if start is None else start
         if self.start is None:
             raise ConfigError("a target needs the model's decoder_start_token_id or bos_token_id")
-        self.end = end_of_target(owner.model.config, owner.tokenizer)
+        self.end = end_of_target(owner.model.config, owner.tokenizer, options)
 
     def answers(self, windows: Iterable[list[tuple[Any, Any]]]) -> Iterator[tuple[int, Likelihood]]:
         """Likelihoods of the pairs (source, target) of each window, under their index."""

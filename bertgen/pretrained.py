@@ -14,7 +14,7 @@ from torch import nn
 from . import checkpoint, memory
 from .activations import XIELU
 from .bitsandbytes import from_bitsandbytes
-from .config import GenerationConfig, Int4Config, half_config, int4_config, read_json
+from .config import GenerationConfig, Int4Config, half_config, int4_config, read_json, special_ids
 from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError
 from .heads import LMHead
 from .hub import resolve_file
@@ -35,7 +35,26 @@ class PretrainedModel(nn.Module):
     main_input_name: ClassVar[str] = "input_ids"
 
     config: Any
-    generation_config: GenerationConfig
+    _generation_config: GenerationConfig
+    _noted_ids: dict[str, Any]  # those of `config` that `_generation_config` has, or has others in place of
+
+    @property
+    def generation_config(self) -> Any:
+        """How the model generates (`GenerationConfig`).
+
+        A special id that `config` has got since, or another of which it has got, is taken over from there, unless it
+        was not the configuration's before: `model.config.eos_token_id = 102` behind construction acts.
+        """
+        ids, own = special_ids(self.config), self._generation_config
+        for name, value in ids.items():
+            if value != self._noted_ids[name] == getattr(own, name):
+                setattr(own, name, value)
+        self._noted_ids = ids
+        return own
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        self._generation_config, self._noted_ids = value, special_ids(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -195,8 +214,9 @@ class PretrainedModel(nn.Module):
         with outlined():
             model = cls(config)
         model._load(path_or_id, state, target, chosen, stored, wanted)
-        if resolve_file(path_or_id, "generation_config.json", required=False, **hub) is not None:
-            model.generation_config = GenerationConfig.from_pretrained(path_or_id, **hub)
+        options = resolve_file(path_or_id, "generation_config.json", required=False, **hub)
+        if options is not None:
+            model.generation_config = GenerationConfig.from_model_files(options, config)
         return model.eval()
 
     def _load(
@@ -345,7 +365,10 @@ class PretrainedModel(nn.Module):
             if quantization is not None:
                 values["quantization_config"] = quantization.to_dict()
             checkpoint.write_json(path / "config.json", values)
-            self.generation_config.save_pretrained(path)
+            options = self.generation_config.to_dict()
+            # An id that is left out is that of config.json (`GenerationConfig.from_model_files`).
+            none = {name: None for name, value in special_ids(self.config).items() if value is not None}
+            checkpoint.write_json(path / "generation_config.json", none | options)
             checkpoint.save_state(
                 path, tensors, safe_serialization=safe_serialization, max_shard_size=max_shard_size, aliases=aliases
             )

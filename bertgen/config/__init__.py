@@ -4,6 +4,8 @@ from .base import read_json as read_json
 from .base import write_json as write_json
 from .engine import EngineConfig as EngineConfig
 from .generation import GenerationConfig as GenerationConfig
+from .generation import special_ids as special_ids
+from .model import HALVES as HALVES
 from .model import BertConfig as BertConfig
 from .model import BertGenerationConfig as BertGenerationConfig
 from .model import EncoderDecoderConfig as EncoderDecoderConfig

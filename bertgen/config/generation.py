@@ -23,6 +23,8 @@ from .base import (
 )
 from .model import BertGenerationConfig, EncoderDecoderConfig
 
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
 
 @dataclass(init=False)
 class GenerationConfig(Config):
@@ -220,12 +222,24 @@ class GenerationConfig(Config):
     @classmethod
     def from_model_config(cls, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
         """What a model without `generation_config.json` generates with: the special ids of its configuration."""
-        names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-        halves = [config, getattr(config, "decoder", None)]
-        found = {name: next((v for h in halves if (v := getattr(h, name, None)) is not None), None) for name in names}
         # Checkpoints older than generation_config.json kept these options in config.json.
         legacy = {f.name: config.extra[f.name] for f in fields(cls) if f.name in config.extra}
-        return cls.from_dict({**found, **legacy})
+        return cls.from_dict({**special_ids(config), **legacy})
+
+    @classmethod
+    def from_model_files(cls, path: Path, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
+        """What a model generates with whose files are `generation_config.json` at `path` and this `config`.
+
+        A special id that the file leaves out is the configuration's; null is none. transformers marks a file that it
+        made of config.json, and does not renew it: ids that an encoder-decoder was given since stand in config.json.
+        """
+        values = read_json(path)
+        copied = values.pop("_from_model_config", False)
+        half = special_ids(getattr(config, "decoder", config))
+        for name, value in special_ids(config).items():
+            if value is not None and (name not in values or (copied and values[name] == half[name])):
+                values[name] = value
+        return cls.from_dict(values)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike, **hub: Any) -> GenerationConfig:
@@ -235,6 +249,12 @@ class GenerationConfig(Config):
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `generation_config.json` into `directory`."""
         write_json(Path(directory) / "generation_config.json", self.to_dict())
+
+
+def special_ids(config: EncoderDecoderConfig | BertGenerationConfig) -> dict[str, Any]:
+    """The ids by which a model begins, ends and pads outputs: its configuration's own, else its decoder's."""
+    halves = [config, getattr(config, "decoder", None)]
+    return {name: next((v for h in halves if (v := getattr(h, name, None)) is not None), None) for name in SPECIAL_IDS}
 
 
 def as_list(ids: int | list[int] | None) -> list[int]:

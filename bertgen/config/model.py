@@ -247,7 +247,10 @@ class EncoderDecoderConfig(Config):
         values = read_json(resolve_file(path_or_id, "config.json", **hub))
         kind = values.get("model_type")
         if kind != cls.model_type:
-            raise UnsupportedError(f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'")
+            hint = "; `EncoderDecoderModel.from_encoder_decoder_pretrained` or `bertgen train --model` makes one of it"
+            raise UnsupportedError(
+                f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'{hint if kind in HALVES else ''}"
+            )
         return cls.from_dict(values, **overrides)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:

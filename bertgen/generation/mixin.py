@@ -11,6 +11,7 @@ from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, InputError
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
+from .ends import warn_of_no_end
 from .prompt import decoder_prompt, pair_prompt
 from .steps import Reruns, Steps
 
@@ -19,7 +20,7 @@ class GenerationMixin:
     """`generate`, for encoder-decoders and for decoders on their own."""
 
     config: Any
-    generation_config: GenerationConfig
+    generation_config: Any
     decoder: Any  # of an encoder-decoder
 
     @torch.no_grad()
@@ -78,6 +79,8 @@ class GenerationMixin:
             given["input_ids"] = inputs
         levels = GenerationConfig.of_call(options, generation_config, self.generation_config)
         prompt, settled = prepare(self, levels, **given)
+        if stopping_criteria is None:
+            warn_of_no_end(self, settled, options)
         if streamer is not None and settled.num_beams > 1:
             raise ConfigError(f"a streamer cannot be used with num_beams {settled.num_beams}: beams change their past")
         decoder = self.decoder if prompt.joint else self

@@ -10,6 +10,7 @@ import torch
 from .. import search
 from ..config import GenerationConfig
 from ..errors import ConfigError, InputError
+from ..generation import warn_of_no_end
 from ..model import EncoderDecoderModel
 
 # What `model.generate` returns besides tokens.
@@ -62,6 +63,7 @@ def checked_call(
         levels.max_length = positions
     levels.return_dict_in_generate = None
     settled = search.settle(levels)
+    warn_of_no_end(model, settled, {**options, **called})
     if settled.decoder_start_token_id is None:
         raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
     if settled.max_length - 1 > positions:

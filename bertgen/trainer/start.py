@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
-from ..config import BertGenerationConfig, EncoderDecoderConfig, GenerationConfig
+from ..config import HALVES, BertGenerationConfig, EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, UnsupportedError
+from ..framing import end_of_target
+from ..hub import resolve_file
 from ..model import EncoderDecoderModel
 from ..outline import outlined
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from . import state
 from .data import train_vocabulary
 from .options import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output: Path) -> None:
@@ -30,13 +35,23 @@ def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output
 def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderModel:
     """Load the given model, or make one with random weights, in float32 and in training mode.
 
+    A BERT, a RoBERTa or a half of kind bert-generation becomes both halves of an encoder-decoder, whose cross-attention
+    is new (Rothe et al. 2020).
+
     Raises:
         ConfigError: the given model is too small for the tokenizer's ids or for `max_length`.
-        UnsupportedError: its weights are in 4 bits.
+        UnsupportedError: its weights are in 4 bits, or it is of another kind.
     """
     if not config.model:
         return _new_model(config, tokenizer).train()
-    model = EncoderDecoderModel.from_pretrained(config.model, dtype=torch.float32)
+    if read_json(resolve_file(config.model, "config.json")).get("model_type") in HALVES:
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
+            config.model, config.model, encoder_dtype=torch.float32, decoder_dtype=torch.float32
+        )
+        _begin_and_end(model, tokenizer)
+        model.generation_config.max_length = config.max_length
+    else:
+        model = EncoderDecoderModel.from_pretrained(config.model, dtype=torch.float32)
     if model.quantization is not None:
         raise UnsupportedError(
             f"{config.model} has weights in 4 bits ({model.quantization.format}), which have no gradient; train the "
@@ -47,7 +62,49 @@ def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
             raise ConfigError(f"the tokenizer has {len(tokenizer)} pieces, the model's vocabulary {half.vocab_size}")
         if config.max_length > half.max_tokens:
             raise ConfigError(f"max_length={config.max_length}: the model has {half.max_tokens} positions")
+    settle_ids(model, tokenizer)
     return model.train()
+
+
+def _begin_and_end(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
+    """Give a model that nobody has trained the special ids of its tokenizer, whatever its halves were made with."""
+    starts, ends = (tokenizer.bos_token_id, tokenizer.cls_token_id), (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    model.config.decoder_start_token_id = next((one for one in starts if one is not None), None)
+    model.config.eos_token_id = next((one for one in ends if one is not None), None)
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def settle_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
+    """Write the ids by which training begins, ends and pads targets into the configurations that are saved.
+
+    What the model generates with comes first, then its configuration, then the tokenizer.
+
+    Raises:
+        ConfigError: nobody names a token to begin or to end with.
+    """
+    config, options = model.config, model.generation_config
+    end = end_of_target(config, tokenizer, options)
+    starts = (
+        options.decoder_start_token_id, config.decoder_start_token_id, options.bos_token_id,
+        tokenizer.bos_token_id, tokenizer.cls_token_id,
+    )  # fmt: skip
+    start = next((one for one in starts if one is not None), None)
+    if start is None:
+        raise ConfigError("neither the model nor its tokenizer has a token that begins a text (bos_token or cls_token)")
+    pads = (options.pad_token_id, config.pad_token_id, tokenizer.pad_token_id, end)
+    pad = next(one for one in pads if one is not None)
+    config.decoder_start_token_id, config.pad_token_id = start, pad
+    options.decoder_start_token_id, options.pad_token_id = start, pad
+    if end not in options.end_tokens:
+        options.eos_token_id = end
+    config.eos_token_id = options.eos_token_id
+    if end not in tokenizer.all_special_ids:
+        logger.warning(
+            "targets end with id %s, as the model says, which is no special token of its tokenizer (those are %s): "
+            "texts will show it. model.config.eos_token_id is where the model says so",
+            end,
+            tokenizer.all_special_ids,
+        )
 
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderModel:
