@@ -199,7 +199,7 @@ class Attention(nn.Module):
     def _attend_self(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = (self._heads(t) for t in project(x, self.self.query, self.self.key, self.self.value))
         rows, cache = context.tokens, context.cache
-        if context.mask is not None or context.attentions is not None:
+        if context.mask is not None or self._densely(context):
             pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(self.index, k, v)
             return self._attend_densely(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
         if cache is not None:
@@ -217,10 +217,10 @@ class Attention(nn.Module):
             k, v = self.source_pair(states)
             if cache is not None:
                 cache.set_cross(self.index, k, v)
-            elif context.attentions is None:
+            elif not self._densely(context):
                 cu, longest = (rows.cu, rows.longest) if context.askers is None else context.askers
                 return ops.attention(q, k, v, cu, source.cu, longest, source.longest, dropout=self._dropout)
-        if context.attentions is None:
+        if not self._densely(context):
             assert cache is not None
             return cache.attend_cross(self.index, q)
         if cache is not None:
@@ -235,6 +235,10 @@ class Attention(nn.Module):
         """Keys and values [T, heads, head_dim] of encoder states [T, hidden]."""
         k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
         return k, v
+
+    def _densely(self, context: AttentionContext) -> bool:
+        """Whether the weights are needed: to be returned, or to drop some of those over a cache."""
+        return context.attentions is not None or (context.cache is not None and self._dropout > 0)
 
     def _attend_densely(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,11 +36,29 @@ class Stack(nn.Module):
             states.append(x)
         elif (y := decoder_step(self.layer, x, context)) is not None:
             return y
+        # Layers that run twice would write a cache twice.
+        recomputes = self.recompute is not None and self.training and torch.is_grad_enabled() and context.cache is None
         for layer in self.layer:
-            if self.recompute is not None and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, context, **self.recompute)
-            else:
-                x = layer(x, context)
+            x = self._recomputed(layer, x, context) if recomputes else layer(x, context)
             if states is not None:
                 states.append(x)
         return x
+
+    def _recomputed(self, layer: nn.Module, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """What the layer gives, to be computed again on the way back.
+
+        A reentrant checkpoint gives gradients to no tensor but its arguments, and only where one of them has a
+        gradient: so the context's tensors are arguments too, with one more where only weights are to learn.
+        """
+        states, rows = context.source or (None, None)
+        given: tuple[torch.Tensor | None, ...] = (x, states, context.mask)
+        if not any(t is not None and t.requires_grad for t in given):
+            if not any(p.requires_grad for p in layer.parameters()):
+                return layer(x, context)
+            given += (torch.empty(0, device=x.device, requires_grad=True),)
+
+        def run(x, states, mask, *_):
+            source = None if states is None else (states, rows)
+            return layer(x, replace(context, source=source, mask=mask))
+
+        return checkpoint(run, *given, **self.recompute)

@@ -214,7 +214,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                 input_ids=decoder_input_ids, attention_mask=decoder_attention_mask, position_ids=decoder_position_ids,
                 inputs_embeds=decoder_inputs_embeds, token_type_ids=decoder_token_type_ids,
                 encoder_hidden_states=self.bridged(states), encoder_attention_mask=attention_mask,
-                past_key_values=past_key_values, use_cache=use_cache,
+                past_key_values=past_key_values, use_cache=use_cache if labels is None else False,
                 output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
             )  # fmt: skip
             if labels is not None:
