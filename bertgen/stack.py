@@ -55,7 +55,7 @@ class Stack(nn.Module):
         if not any(t is not None and t.requires_grad for t in given):
             if not any(p.requires_grad for p in layer.parameters()):
                 return layer(x, context)
-            given += (torch.empty(0, device=x.device, requires_grad=True),)
+            given += (torch.empty(0, dtype=x.dtype, device=x.device, requires_grad=True),)
 
         def run(x, states, mask, *_):
             source = None if states is None else (states, rows)
