@@ -16,7 +16,7 @@ from torch.nn.modules import module as hooks
 
 from . import extension, ops
 from .kernels.linear import cpp_takes, few_rows
-from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, Projections, fused_weights
+from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, Projections
 from .linear import Int4Linear, is_plain
 from .quantization import codebook
 
@@ -111,8 +111,6 @@ class _Walk:
         if not attention.cross:
             self._linear(key)
             self._linear(value)
-            if not _side_by_side(query, key, value):
-                fused_weights(query, key, value)
         self._add_norm(parts["output"])
 
     def _add_norm(self, block: Any) -> None:
@@ -151,7 +149,7 @@ class _Walk:
             if t is None:
                 found.append(_NOTHING)
                 continue
-            if type(t) is not nn.Parameter or not t.is_cpu or not t.is_contiguous():
+            if not t.is_cpu or not t.is_contiguous():
                 raise _Other
             if t.dtype is not torch.float32 and name != "packed":
                 raise _Other
@@ -164,10 +162,3 @@ class _Walk:
         if not is_plain(module, kind):
             raise _Other
         return module._modules
-
-
-def _side_by_side(*layers: nn.Module) -> bool:
-    """Whether the weights of equal layers lie one behind the other, so that the call makes one product of them."""
-    first, *rest = (layer._parameters["packed" if type(layer) is Int4Linear else "weight"] for layer in layers)
-    place, size = first.data_ptr(), first.nbytes
-    return all(t.data_ptr() == place + i * size for i, t in enumerate(rest, 1))

@@ -115,8 +115,14 @@ def _describe() -> None:
         torch.library.register_fake(f"bertgen_C::{name}", _like_the_first)
     for name in ("linear", "int4_matmul"):
         torch.library.register_fake(f"bertgen_C::{name}", lambda x, weight, *rest: x.new_empty(len(x), len(weight)))
+    for name in ("linears", "int4_matmuls"):
+        torch.library.register_fake(f"bertgen_C::{name}", _side_by_side)
     torch.library.register_fake("bertgen_C::int4_dequantize", lambda *arguments: None)
 
 
 def _like_the_first(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty(x.shape)
+
+
+def _side_by_side(x: Any, weights: Any, *rest: Any) -> Any:
+    return x.new_empty(len(x), len(weights) * len(weights[0]))

@@ -13,7 +13,7 @@ from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .linear import Int4Linear, apply, int4_linear, is_plain
+from .linear import Int4Linear, apply, int4_linears, is_plain
 from .packing import Packing
 
 
@@ -120,64 +120,15 @@ class Projections(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
 
-# The parameters of a layer whose rows belong to its outputs, in the order in which a product takes them.
-_ROWS = {nn.Linear: ("weight", "bias"), Int4Linear: ("packed", "scale", "zero", "bias")}
-
-
-def project(x: torch.Tensor, *layers: nn.Linear | Int4Linear) -> tuple[torch.Tensor, ...]:
-    """Several Linear layers on one input: x [T, K] -> one [T, N] each, in a single matmul where they can be fused."""
-    fused, first = fused_weights(*layers), layers[0]
-    if fused is None:
-        return tuple(apply(layer, x) for layer in layers)
-    y = int4_linear(x, first.config, *fused) if isinstance(first, Int4Linear) else ops.linear(x, *fused)
-    return y.chunk(len(layers), dim=-1)
-
-
-def fused_weights(*layers: nn.Linear | Int4Linear) -> tuple[Any, ...] | None:
-    """Weights and biases of equal Linear layers as one matrix and one vector, without a second copy.
-
-    In inference the parameters are slices of one storage: if they are not (freshly loaded, moved, copied), each
-    parameter's data becomes such a slice. None with grad on, under torch.compile (which cannot look at addresses), or
-    where a layer is anything but a plain Linear, or an Int4Linear as the others: then packed weights, scales, zero
-    points and biases are so joined.
-    """
-    kind, *others = {type(layer) for layer in layers}
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or others or kind not in _ROWS:
-        return None
-    if not all(map(is_plain, layers)):
-        return None
-    if kind is Int4Linear and len({(layer.config, layer.scale.shape) for layer in layers}) > 1:
-        return None
-    parts: list[torch.Tensor | None] = []
-    for name in _ROWS[kind]:
-        tensors = [getattr(layer, name) for layer in layers]
-        if all(t is None for t in tensors) and name != "weight":
-            parts.append(None)
-            continue
-        if any(type(t) is not nn.Parameter for t in tensors):
-            return None
-        joined = _adjacent(tensors)
-        if joined is None:
-            # A tensor made under inference_mode could never be trained again.
-            with torch.inference_mode(False), torch.no_grad():
-                joined = torch.cat([t.data for t in tensors])
-                for t, piece in zip(tensors, joined.split(tensors[0].shape[0])):
-                    t.data = piece
-        parts.append(joined)
-    return tuple(parts)
-
-
-def _adjacent(tensors: list[torch.Tensor]) -> torch.Tensor | None:
-    """One view over tensors [N, ...] that lie one behind the other in one storage, else None."""
-    first, shape = tensors[0], tensors[0].shape
-    place, size = first.data_ptr(), first.nbytes
-    for t in tensors:
-        if t.data_ptr() != place or t.shape != shape or not t.is_contiguous():
-            return None
-        place += size
-    if t.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-        return None
-    return first.detach().as_strided((len(tensors) * shape[0], *shape[1:]), first.stride())
+def project(x: torch.Tensor, *layers: Any) -> tuple[torch.Tensor, ...]:
+    """Several layers, as `apply` takes them, on one input: x [T, K] -> one [T, N] each. Weights stay where they lie."""
+    if all(is_plain(layer, nn.Linear) for layer in layers):
+        return ops.linears(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+    if all(is_plain(layer, Int4Linear) for layer in layers):
+        first, *others = layers
+        if all(layer.config == first.config for layer in others):
+            return int4_linears(x, first.config, [layer.parts for layer in layers])
+    return tuple(apply(layer, x) for layer in layers)
 
 
 class Attention(nn.Module):

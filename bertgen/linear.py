@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +13,8 @@ from . import ops
 from .config import Int4Config
 from .config.quantization import GROUP_SIZES
 from .errors import InputError, UnsupportedError
-from .kernels.int4_matmul import dequantize_reference
+from .kernels.int4_matmul import Weight, dequantize_reference
+from .kernels.plain import is_plain_tensor
 from .outline import outlined
 from .quantization import codebook, dequantize, fault, quantize
 
@@ -80,25 +82,34 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., K] -> [.., N]"""
-        return apply(self, x)
+        return self.product(x)
+
+    def product(self, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+        """The layer itself, whatever is hung on it, then the named activation: x [.., K] -> [.., N]."""
+        if activation is None:
+            return int4_linears(x, self.config, [self.parts])[0]
+        y = int4_linears(x, self.config, [(self.packed, self.scale, self.zero, None)])[0]
+        return ops.bias_gelu(y, self.bias, activation)
+
+    @property
+    def parts(self) -> Weight:
+        """Its tensors, in the order in which a product takes them."""
+        return self.packed, self.scale, self.zero, self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, format={self.config.format}"
 
 
-def int4_linear(
-    x: torch.Tensor,
-    config: Int4Config,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    """x [.., K] times a weight in 4 bits [N, K], plus bias [N] -> [.., N] in the dtype of x.
+def int4_linears(x: torch.Tensor, config: Int4Config, weights: Sequence[Weight]) -> tuple[torch.Tensor, ...]:
+    """x [.., K] times weights in 4 bits [N, K], plus bias [N] each -> [.., N] each in the dtype of x.
 
-    Gradients go to x and bias, past the rounding of integers. InputError: x that does not fit.
+    Args:
+        weights: packed, scale, zero and bias of each, in the format of `config`.
+
+    Gradients go to x and biases, past the rounding of integers. InputError: x that does not fit.
     """
-    rows, columns = packed.shape[0], 2 * packed.shape[1]
+    packed = weights[0][0]
+    columns = 2 * packed.shape[1]
     if x.dim() == 0 or not x.is_floating_point():
         raise InputError(f"the input is {x.dtype} {tuple(x.shape)}, expected floats [.., {columns}]")
     if x.shape[-1] != columns:
@@ -112,13 +123,15 @@ def int4_linear(
     flat = x if x.dim() == 2 else x.reshape(prod(x.shape[:-1]), columns)
     if dtype != flat.dtype:
         flat = flat.to(dtype)
-    if bias is not None and bias.dtype != dtype:
-        bias = bias.to(dtype)
-    given = flat, packed, scale, zero, bias, codebook(config.format, x.device), integers
-    wanted = torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad))
-    y = _Product.apply(*given) if wanted else ops.int4_matmul(*given)
-    y = y if y.dtype == x.dtype else y.to(x.dtype)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+    given = [(*rest, bias if bias is None or bias.dtype == dtype else bias.to(dtype)) for *rest, bias in weights]
+    rest = codebook(config.format, x.device), integers
+    biases = [bias for *_, bias in given if bias is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (flat, *biases)):
+        products: Sequence[torch.Tensor] = [_Product.apply(flat, *weight, *rest) for weight in given]
+    else:
+        products = ops.int4_matmuls(flat, given, *rest)
+    products = [y if y.dtype == x.dtype else y.to(x.dtype) for y in products]
+    return tuple(y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1]) for y in products)
 
 
 class _Product(torch.autograd.Function):
@@ -140,16 +153,17 @@ class _Product(torch.autograd.Function):
 def is_plain(module: nn.Module, *kinds: type) -> bool:
     """Whether a module is of exactly one of these kinds (any, where none is named) and nothing is hung on it.
 
-    Its parameters say all that its forward does only then: hooks, adapters and parametrizations are code of their own.
+    Its parameters say all that its forward does only then: hooks, adapters and parametrizations are code of their own,
+    and so are parameters of a class of their own (a quantizer's, a sharded one).
     """
-    return (
-        (not kinds or type(module) in kinds)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
-    )
+    if kinds and type(module) not in kinds:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    for parameter in module._parameters.values():
+        if parameter is not None and not is_plain_tensor(parameter):
+            return False
+    return "forward" not in module.__dict__
 
 
 def apply(layer: Any, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
@@ -158,7 +172,4 @@ def apply(layer: Any, x: torch.Tensor, activation: str | None = None) -> torch.T
         return layer(x) if activation is None else ops.bias_gelu(layer(x), None, activation)
     if not isinstance(layer, Int4Linear):
         return ops.linear(x, layer.weight, layer.bias, activation)
-    if activation is None:
-        return int4_linear(x, layer.config, layer.packed, layer.scale, layer.zero, layer.bias)
-    y = int4_linear(x, layer.config, layer.packed, layer.scale, layer.zero, None)
-    return ops.bias_gelu(y, layer.bias, activation)
+    return layer.product(x, activation)

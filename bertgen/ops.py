@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,15 @@ from .kernels.decode_attention import (
     decode_attention_reference,
     decode_attention_triton,
 )
-from .kernels.int4_matmul import int4_cpp_refuses, int4_matmul_cpp, int4_matmul_reference, int4_matmul_triton
+from .kernels.int4_matmul import (
+    Weight,
+    int4_cpp_refuses,
+    int4_matmul_cpp,
+    int4_matmul_reference,
+    int4_matmul_triton,
+    int4_matmuls_cpp,
+    int4_matmuls_cpp_takes,
+)
 from .kernels.language import HAS_TRITON, INTERPRETED
 from .kernels.layernorm_gelu import (
     add_layer_norm_reference,
@@ -48,9 +56,12 @@ from .kernels.linear import (
     linear_cpp,
     linear_onednn,
     linear_reference,
+    linears_cpp,
+    linears_cpp_takes,
     onednn_takes,
 )
 from .kernels.linear_gelu import linear_gelu_reference, linear_gelu_refuses, linear_gelu_triton
+from .kernels.plain import hidden
 from .kernels.process import process_reference, process_triton
 from .kernels.sample import sample_reference, sample_triton
 from .kernels.select import perturb_reference, select_reference, warp_reference
@@ -122,12 +133,12 @@ class Op:
             return "triton is not installed"
         if first.device.type != "cuda" and not INTERPRETED:
             return f"the tensors are on {first.device} and not on a CUDA device"
-        return self.refuses(first, *rest, **named)
+        return hidden(first) or self.refuses(first, *rest, **named)
 
     def _cpp_obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
         if not first.is_cpu:
             return f"the tensors are on {first.device} and not on a CPU"
-        return extension.absence() or self.cpp_refuses(first, *rest, **named)
+        return extension.absence() or hidden(first) or self.cpp_refuses(first, *rest, **named)
 
 
 def _known(name: str) -> str:
@@ -304,6 +315,36 @@ def linear(
     if activation == "gelu" and linear_gelu.refuses(x, weight, bias) is None:
         return linear_gelu(x, weight, bias)
     return bias_gelu(F.linear(x, weight), bias, activation)
+
+
+def linears(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor, ...]:
+    """x [M, K] @ weight [N, K]^T + bias [N] of each: [M, N] each, to the last bit what `linear` gives.
+
+    Weights stay where they lie. For few rows on a CPU one call computes all of them, if they have one shape.
+    """
+    if _backend != "reference" and linears_cpp_takes(x, weights, biases) and extension.absence() is None:
+        given = [b for b in biases if b is not None]
+        return linears_cpp(x, weights, given).chunk(len(weights), dim=1)
+    return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+
+def int4_matmuls(
+    x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None, int8: bool
+) -> tuple[torch.Tensor, ...]:
+    """As `linears`, of weights in 4 bits."""
+    if (
+        len(weights) > 1
+        and uses_cpp()
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and hidden(x) is None
+        and extension.absence() is None
+        and int4_matmuls_cpp_takes(x, weights, codebook, int8)
+    ):
+        return int4_matmuls_cpp(x, weights, codebook, int8).chunk(len(weights), dim=1)
+    return tuple(int4_matmul(x, *weight, codebook, int8) for weight in weights)
 
 
 # What each operator of torch.library takes, with the defaults of the operator's definition.

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -259,6 +260,14 @@ Tensor cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const 
 
 // Products
 
+// Lists of what layers have are empty, or as long as that of their weights.
+void check_lists(size_t count, std::initializer_list<size_t> others) {
+  STD_TORCH_CHECK(count > 0, "there is no weight");
+  for (const size_t other : others) {
+    STD_TORCH_CHECK(other == 0 || other == count, "lists of ", count, " and of ", other, " tensors");
+  }
+}
+
 Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_type(x, ScalarType::Float, 2, "x");
   check_type(weight, ScalarType::Float, 2, "weight");
@@ -267,7 +276,27 @@ Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tens
   const float* weight_data = dense<float>(weight, {outputs, inputs}, "weight");
   const float* bias_data = bias.has_value() ? dense<float>(*bias, {outputs}, "bias") : nullptr;
   Tensor out = torch::stable::new_empty(x, {rows, outputs});
-  linear(x_data, rows, inputs, weight_data, outputs, bias_data, static_cast<float*>(out.data_ptr()), threads());
+  const Linear layer{weight_data, bias_data};
+  linear(x_data, rows, inputs, &layer, 1, outputs, static_cast<float*>(out.data_ptr()), outputs, threads());
+  return out;
+}
+
+// Of layers of one shape, side by side; without biases where that list is empty.
+Tensor linears_op(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
+  check_type(x, ScalarType::Float, 2, "x");
+  check_lists(weights.size(), {biases.size()});
+  check_type(weights[0], ScalarType::Float, 2, "weight");
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = weights[0].size(0);
+  const int64_t count = static_cast<int64_t>(weights.size());
+  const float* x_data = dense<float>(x, {rows, inputs}, "x");
+  std::vector<Linear> layers(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    layers[i] = {dense<float>(weights[i], {outputs, inputs}, "weight"),
+                 biases.empty() ? nullptr : dense<float>(biases[i], {outputs}, "bias")};
+  }
+  Tensor out = torch::stable::new_empty(x, {rows, count * outputs});
+  float* out_data = static_cast<float*>(out.data_ptr());
+  linear(x_data, rows, inputs, layers.data(), count, outputs, out_data, count * outputs, threads());
   return out;
 }
 
@@ -298,7 +327,33 @@ Tensor int4_matmul_op(const Tensor& x, const Tensor& packed, const Tensor& scale
   Tensor out = torch::stable::new_empty(x, {rows, weight.rows});
   STD_TORCH_CHECK(!int8 || weight.codebook == nullptr, "integers have no codebook");
   const auto multiply = int8 ? int4_matmul_int8 : int4_matmul;
-  multiply(x_data, rows, weight, bias_data, static_cast<float*>(out.data_ptr()), threads());
+  const Int4Linear layer{weight, bias_data};
+  multiply(x_data, rows, &layer, 1, static_cast<float*>(out.data_ptr()), weight.rows, threads());
+  return out;
+}
+
+// Of layers of one shape, side by side; without zeros and biases where those lists are empty.
+Tensor int4_matmuls_op(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scales,
+                       const std::vector<Tensor>& zeros, const std::vector<Tensor>& biases,
+                       const std::optional<Tensor>& codebook, bool int8) {
+  check_lists(packed.size(), {zeros.size(), biases.size()});
+  STD_TORCH_CHECK(scales.size() == packed.size(), packed.size(), " weights with ", scales.size(), " scales");
+  STD_TORCH_CHECK(!int8 || !codebook.has_value(), "integers have no codebook");
+  std::vector<Int4Linear> layers(packed.size());
+  for (size_t i = 0; i < packed.size(); ++i) {
+    const auto zero = zeros.empty() ? std::nullopt : std::optional<Tensor>(zeros[i]);
+    const Int4 weight = int4_of(packed[i], scales[i], zero, codebook), &first = i == 0 ? weight : layers[0].weight;
+    check_size(packed[i], 0, first.rows, "packed");
+    check_size(packed[i], 1, first.columns / 2, "packed");
+    layers[i] = {weight, biases.empty() ? nullptr : dense<float>(biases[i], {weight.rows}, "bias")};
+  }
+  check_type(x, ScalarType::Float, 2, "x");
+  const Int4& weight = layers[0].weight;
+  const int64_t rows = x.size(0), count = static_cast<int64_t>(layers.size()), stride = count * weight.rows;
+  const float* x_data = dense<float>(x, {rows, weight.columns}, "x");
+  Tensor out = torch::stable::new_empty(x, {rows, stride});
+  const auto multiply = int8 ? int4_matmul_int8 : int4_matmul;
+  multiply(x_data, rows, layers.data(), count, static_cast<float*>(out.data_ptr()), stride, threads());
   return out;
 }
 
@@ -385,9 +440,8 @@ Tensor decoder_step_op(const Tensor& x, int64_t heads, double eps, const std::ve
   std::vector<DecoderLayer> layers(count);
   for (size_t i = 0; i < count; ++i) {
     DecoderLayer& layer = layers[i];
-    layer.query = given.linear(hidden, hidden, codebook, "query");
-    layer.key = given.linear(hidden, hidden, codebook, "key");
-    layer.value = given.linear(hidden, hidden, codebook, "value");
+    const char* names[] = {"query", "key", "value"};
+    for (int j = 0; j < 3; ++j) layer.projections[j] = given.linear(hidden, hidden, codebook, names[j]);
     layer.output = given.linear(hidden, hidden, codebook, "the output of attention");
     layer.norm = given.norm(hidden, "the norm of attention");
     layer.keys = pool_of(keys[i], shape, pool, "keys");
@@ -456,8 +510,12 @@ STABLE_TORCH_LIBRARY(bertgen_C, m) {
       "cross_decode_attention(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, "
       "Tensor cu_rows) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("linears(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor");
   m.def(
       "int4_matmul(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? codebook, "
+      "bool int8) -> Tensor");
+  m.def(
+      "int4_matmuls(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] zeros, Tensor[] biases, Tensor? codebook, "
       "bool int8) -> Tensor");
   m.def(
       "decoder_step(Tensor x, int heads, float eps, Tensor[] parameters, Tensor? codebook, bool int8, Tensor(a!)[] keys, "
@@ -484,7 +542,9 @@ STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) {
   m.impl("decode_attention", TORCH_BOX(&decode_attention_op));
   m.impl("cross_decode_attention", TORCH_BOX(&cross_decode_attention_op));
   m.impl("linear", TORCH_BOX(&linear_op));
+  m.impl("linears", TORCH_BOX(&linears_op));
   m.impl("int4_matmul", TORCH_BOX(&int4_matmul_op));
+  m.impl("int4_matmuls", TORCH_BOX(&int4_matmuls_op));
   m.impl("decoder_step", TORCH_BOX(&decoder_step_op));
   m.impl("int4_dequantize", TORCH_BOX(&int4_dequantize_op));
 }

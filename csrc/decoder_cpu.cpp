@@ -17,39 +17,33 @@ struct Buffer {
   operator float*() const { return data.get(); }
 };
 
-void multiply(const Dense& dense, bool int8, const float* x, int64_t rows, float* out, const Threads& threads) {
-  if (dense.weight != nullptr) {
-    linear(x, rows, dense.inputs, dense.weight, dense.outputs, dense.bias, out, threads);
+constexpr int64_t kTogether = 3;  // layers of one input, at most
+
+// out[:, i * outputs ..] = x times layer i of `count` that have one shape; rows of `out` are `stride` apart. Weights lie
+// where they lie: what is shared is the walk of the threads along all of them.
+void multiply(const Dense* layers, int64_t count, bool int8, const float* x, int64_t rows, float* out, int64_t stride,
+              const Threads& threads) {
+  const Dense& first = layers[0];
+  const bool floats = first.weight != nullptr;
+  Linear linears[kTogether];
+  Int4Linear int4s[kTogether];
+  for (int64_t i = 0; i < count; ++i) {
+    const Dense& layer = layers[i];
+    if ((layer.weight != nullptr) != floats || (layer.int4.zero == nullptr) != (first.int4.zero == nullptr)) {
+      // Of several kinds: one after the other.
+      for (int64_t j = 0; j < count; ++j) {
+        multiply(layers + j, 1, int8, x, rows, out + j * first.outputs, stride, threads);
+      }
+      return;
+    }
+    linears[i] = {layer.weight, layer.bias};
+    int4s[i] = {layer.int4, layer.bias};
+  }
+  if (floats) {
+    linear(x, rows, first.inputs, linears, count, first.outputs, out, stride, threads);
   } else {
-    (int8 ? int4_matmul_int8 : int4_matmul)(x, rows, dense.int4, dense.bias, out, threads);
+    (int8 ? int4_matmul_int8 : int4_matmul)(x, rows, int4s, count, out, stride, threads);
   }
-}
-
-template <class T>
-bool follows(const T* second, const T* first, int64_t count) {
-  return first == nullptr ? second == nullptr : second == first + count;
-}
-
-// Whether the rows of `second` lie behind those of `first`, so that both are one product.
-bool follows(const Dense& second, const Dense& first) {
-  const Int4 &a = first.int4, &b = second.int4;
-  const int64_t outputs = first.outputs, weights = outputs * first.inputs;
-  if (second.outputs != outputs || second.inputs != first.inputs || !follows(second.bias, first.bias, outputs)) {
-    return false;
-  }
-  if (first.weight != nullptr || second.weight != nullptr) {
-    return first.weight != nullptr && follows(second.weight, first.weight, weights);
-  }
-  const int64_t groups = weights / a.group;
-  return a.group == b.group && a.codebook == b.codebook && follows(b.packed, a.packed, weights / 2) &&
-         follows(b.scale, a.scale, groups) && follows(b.zero, a.zero, groups);
-}
-
-Dense joined(const Dense& first, int64_t count) {
-  Dense all = first;
-  all.outputs *= count;
-  all.int4.rows *= count;
-  return all;
 }
 
 }  // namespace
@@ -62,7 +56,7 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
   const Buffer wide(rows * widest), narrow(rows * hidden), other(rows * hidden);
   float *current = x, *next = other;  // the residual, and where the sum with it is made
   const auto multiply = [&](const Dense& dense, const float* from, float* out) {
-    bertgen::multiply(dense, step.int8, from, rows, out, threads);
+    bertgen::multiply(&dense, 1, step.int8, from, rows, out, dense.outputs, threads);
   };
   const auto add_norm = [&](const Dense& dense, const Norm& norm, const float* from) {
     multiply(dense, from, next);
@@ -70,18 +64,8 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
     std::swap(current, next);
   };
   for (const DecoderLayer& layer : layers) {
-    const bool one = follows(layer.key, layer.query) && follows(layer.value, layer.key);
-    if (one) {
-      multiply(joined(layer.query, 3), current, wide);
-    } else {
-      multiply(layer.query, current, wide);
-      multiply(layer.key, current, wide + rows * hidden);
-      multiply(layer.value, current, wide + 2 * rows * hidden);
-    }
-    const auto heads = [&](int64_t i) {
-      const int64_t start = one ? i * hidden : i * rows * hidden;
-      return Heads{wide + start, one ? 3 * hidden : hidden, step.width};
-    };
+    bertgen::multiply(layer.projections, 3, step.int8, current, rows, wide, 3 * hidden, threads);
+    const auto heads = [&](int64_t i) { return Heads{wide + i * hidden, 3 * hidden, step.width}; };
     decode_attention(shape, heads(0), heads(1), heads(2), layer.keys, layer.values, step.slots, step.table,
                      step.table_stride, step.lengths, narrow, threads);
     add_norm(layer.output, layer.norm, narrow);

@@ -31,7 +31,8 @@ struct CrossAttention {
 };
 
 struct DecoderLayer {
-  Dense query, key, value, output;
+  Dense projections[3];  // query, key, value
+  Dense output;
   Norm norm;
   float *keys, *values;  // pools [slots, heads, width]
   CrossAttention cross;  // where there are sources

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "decode_attention_cpu.h"
@@ -128,20 +129,55 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
   return worst;
 }
 
+// Of some layers, whose weights lie anywhere.
 double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
-  const std::vector<float> x = normal(rows * inputs), weight = normal(outputs * inputs), bias = normal(outputs);
-  std::vector<float> out(rows * outputs, NAN);
-  linear(x.data(), rows, inputs, weight.data(), outputs, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  const int64_t count = between(1, 3), stride = count * outputs;
+  std::vector<std::vector<float>> weights, biases;
+  std::vector<Linear> layers;
+  for (int64_t i = 0; i < count; ++i) {
+    weights.push_back(normal(outputs * inputs));
+    biases.push_back(normal(outputs));
+  }
+  for (int64_t i = 0; i < count; ++i) layers.push_back({weights[i].data(), biased ? biases[i].data() : nullptr});
+  const std::vector<float> x = normal(rows * inputs);
+  std::vector<float> out(rows * stride, NAN);
+  linear(x.data(), rows, inputs, layers.data(), count, outputs, out.data(), stride, on(between(1, 5)));
   double worst = 0;
   for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t n = 0; n < outputs; ++n) {
-      double exact = biased ? bias[n] : 0;
-      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * weight[n * inputs + k];
-      const double error = std::abs(exact - out[m * outputs + n]) / 10;  // a sum of up to 200 products
+    for (int64_t n = 0; n < stride; ++n) {
+      const int64_t layer = n / outputs, row = n % outputs;
+      double exact = biased ? biases[layer][row] : 0;
+      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * weights[layer][row * inputs + k];
+      const double error = std::abs(exact - out[m * stride + n]) / 10;  // a sum of up to 200 products
       worst = error <= worst ? worst : error;
     }
   }
   return worst;
+}
+
+// Whether products of two layers side by side are to the last bit those of each, which are `alone`; the second layer is a
+// copy of the first, in memory of its own.
+template <class F>
+bool beside_itself(const F& multiply, const std::vector<float>& x, int64_t rows, const Int4Linear& layer,
+                   const std::vector<float>& alone) {
+  const Int4& w = layer.weight;
+  const int64_t groups = w.rows * w.columns / w.group, stride = 2 * w.rows;
+  const auto copy = [](const auto* from, int64_t count) {
+    return from == nullptr ? std::vector<std::decay_t<decltype(*from)>>() : std::vector(from, from + count);
+  };
+  const auto packed = copy(w.packed, w.rows * w.columns / 2);
+  const auto scale = copy(w.scale, groups), zero = copy(w.zero, groups), bias = copy(layer.bias, w.rows);
+  const Int4 second{packed.data(), scale.data(), w.zero == nullptr ? nullptr : zero.data(), w.codebook, w.rows,
+                    w.columns,     w.group};
+  const Int4Linear layers[] = {layer, {second, layer.bias == nullptr ? nullptr : bias.data()}};
+  std::vector<float> out(rows * stride, NAN);
+  multiply(x.data(), rows, layers, 2, out.data(), stride, on(between(1, 5)));
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < stride; ++n) {
+      if (std::memcmp(&out[m * stride + n], &alone[m * w.rows + n % w.rows], sizeof(float)) != 0) return false;
+    }
+  }
+  return true;
 }
 
 // With the weight as its definition has it, of which every value must be equal.
@@ -154,7 +190,9 @@ double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form,
   const Int4 weight{packed.data(), scale.data(), form == 1 ? zero.data() : nullptr,
                     form == 2 ? codebook.data() : nullptr, outputs, inputs, group};
   std::vector<float> out(rows * outputs, NAN), values(outputs * inputs, NAN);
-  int4_matmul(x.data(), rows, weight, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  const Int4Linear layer{weight, biased ? bias.data() : nullptr};
+  int4_matmul(x.data(), rows, &layer, 1, out.data(), outputs, on(between(1, 5)));
+  if (!beside_itself(int4_matmul, x, rows, layer, out)) return INFINITY;
   int4_dequantize(weight, values.data(), on(between(1, 5)));
   for (int64_t i = 0; i < outputs * inputs; ++i) {
     const int nibble = packed[i / 2] >> (i % 2 * 4) & 15;
@@ -230,7 +268,9 @@ double integer_product(int64_t rows, int64_t groups, int64_t outputs, bool zeros
   if (odd == 3) x[0] = NAN;
   const Int4 weight{packed.data(), scale.data(), zeros ? zero.data() : nullptr, nullptr, outputs, inputs, group};
   std::vector<float> out(rows * outputs, NAN);
-  int4_matmul_int8(x.data(), rows, weight, biased ? bias.data() : nullptr, out.data(), on(between(1, 5)));
+  const Int4Linear layer{weight, biased ? bias.data() : nullptr};
+  int4_matmul_int8(x.data(), rows, &layer, 1, out.data(), outputs, on(between(1, 5)));
+  if (!beside_itself(int4_matmul_int8, x, rows, layer, out)) return INFINITY;
   double worst = 0;
   for (int64_t m = 0; m < rows; ++m) {
     const std::vector<double> whole = rounded(x.data() + m * inputs, inputs);
@@ -296,7 +336,9 @@ struct Weights {
 // `self` and `cross` above: here it is small, and what is put together is judged.
 double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, bool sources, bool in_4_bits) {
   const int64_t hidden = heads * width;
-  const Weights qkv(3 * hidden, hidden, in_4_bits), apart(hidden, hidden, in_4_bits), out(hidden, hidden, in_4_bits);
+  const bool apart_in_4_bits = between(0, 1) && hidden % 32 == 0;
+  const Weights qkv(3 * hidden, hidden, in_4_bits), apart(hidden, hidden, apart_in_4_bits);
+  const Weights out(hidden, hidden, in_4_bits);
   const Weights cross_q(hidden, hidden, in_4_bits), cross_out(hidden, hidden, false);
   const Weights in(inner, hidden, in_4_bits), outer(hidden, inner, false);
   const bool together = between(0, 1);
@@ -309,9 +351,9 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   const std::vector<int32_t> starts{0, static_cast<int32_t>(rows)};
   for (int64_t r = 0; r < rows; ++r) slots[r] = r;
   DecoderLayer layer{};
-  layer.query = qkv.part(0, hidden);
-  layer.key = qkv.part(hidden, hidden);
-  layer.value = together ? qkv.part(2 * hidden, hidden) : apart.all();
+  layer.projections[0] = qkv.part(0, hidden);
+  layer.projections[1] = qkv.part(hidden, hidden);
+  layer.projections[2] = together ? qkv.part(2 * hidden, hidden) : apart.all();
   layer.output = out.all();
   layer.norm = norm_of(0);
   layer.keys = keys.data();

@@ -24,7 +24,8 @@ struct Call {
   const float* x;  // [rows, blocks, 8, 8] in the order of the nibbles; see arrange
   int64_t rows;
   const float* bias;
-  float* out;
+  float* out;  // its rows are `stride` apart
+  int64_t stride;
 };
 
 struct Workspace {
@@ -123,7 +124,7 @@ BERTGEN_INLINE void in_registers(const Call& c, int64_t n) {
   add_across(totals, total);
   for (int i = 0; i < kM; ++i) {
     for (int j = 0; j < kN; ++j) {
-      c.out[i * w.rows + n + j] = total[i * kN + j] + (c.bias == nullptr ? 0.0f : c.bias[n + j]);
+      c.out[i * c.stride + n + j] = total[i * kN + j] + (c.bias == nullptr ? 0.0f : c.bias[n + j]);
     }
   }
 }
@@ -195,7 +196,7 @@ BERTGEN_INLINE void columns(const Call& c, int64_t first, int64_t last, Workspac
     const int64_t count = std::min<int64_t>(kN, last - n);
     for (int64_t j = 0; j < count; ++j) unpack_any_row<false>(c.weight, n + j, workspace.rows.get() + j * width);
     const float* bias = c.bias == nullptr ? nullptr : c.bias + n;
-    multiply<kN>({c.x, c.rows, width, workspace.rows.get(), count, bias, c.out + n, c.weight.rows}, 0, count);
+    multiply<kN>({c.x, c.rows, width, workspace.rows.get(), count, bias, c.out + n, c.stride}, 0, count);
   }
 }
 
@@ -245,19 +246,23 @@ constexpr auto* arrange_avx2 = arrange_anywhere;
 
 }  // namespace
 
-void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+void int4_matmul(const float* x, int64_t rows, const Int4Linear* layers, int64_t count, float* out, int64_t stride,
                  const Threads& threads) {
   const auto columns_here = choose(columns_anywhere, columns_avx2, columns_avx512);
   const auto arrange_here = choose(arrange_anywhere, arrange_avx2);
-  if (rows == 0) return;
+  if (rows == 0 || count == 0) return;
+  const Int4& weight = layers[0].weight;
   const std::unique_ptr<float[]> arranged(new float[rows * blocks_of(weight.columns) * kBlock]);
   const bool in_place = rows <= kFew && form_of(weight) != kCodebook;
   arrange_here(x, rows, weight.columns, in_place, arranged.get());
-  const Call call{weight, arranged.get(), rows, bias, out};
+  const int64_t tasks = (weight.rows + kTask - 1) / kTask;  // of a layer
   const auto task = [&](int64_t i, Workspace& workspace) {
-    columns_here(call, i * kTask, std::min(weight.rows, (i + 1) * kTask), workspace);
+    const int64_t layer = i / tasks, first = i % tasks * kTask;
+    const Int4Linear& given = layers[layer];
+    const Call call{given.weight, arranged.get(), rows, given.bias, out + layer * weight.rows, stride};
+    columns_here(call, first, std::min(weight.rows, first + kTask), workspace);
   };
-  for_each<Workspace>((weight.rows + kTask - 1) / kTask, weight.rows * weight.columns / 8, threads, task);
+  for_each<Workspace>(count * tasks, count * weight.rows * weight.columns / 8, threads, task);
 }
 
 void int4_dequantize(const Int4& weight, float* out, const Threads& threads) {

@@ -20,8 +20,15 @@ struct Int4 {
   int64_t rows, columns, group;  // 32, 64 or 128 columns to a group, which divides the columns
 };
 
-// out [rows, weight.rows] = x [rows, weight.columns] weight^T + bias [weight.rows], the bias may be null.
-void int4_matmul(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+struct Int4Linear {
+  Int4 weight;
+  const float* bias;  // [weight.rows] or null
+};
+
+// x [rows, weight.columns] weight^T + bias of each of `count` layers, wherever their weights lie: columns i * weight.rows
+// and on of `out`, whose rows are `stride` apart, are those of layer i. All weights have as many rows and columns, and
+// all have a codebook or none.
+void int4_matmul(const float* x, int64_t rows, const Int4Linear* layers, int64_t count, float* out, int64_t stride,
                  const Threads& threads);
 
 // out [weight.rows, weight.columns] = the weight, each value rounded once after the difference and once after the

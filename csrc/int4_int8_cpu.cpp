@@ -28,7 +28,8 @@ struct Call {
   const float* scales;  // [rows]
   int64_t rows;
   const float* bias;
-  float* out;
+  float* out;  // its rows are `stride` apart
+  int64_t stride;
 };
 
 // How many rows of x and of the weight a tile has, and
@@ -111,7 +112,7 @@ BERTGEN_INLINE void tile(const Call& c, int64_t m, int64_t n) {
   for (int i = 0; i < kM; ++i) {
     for (int j = 0; j < kN; ++j) {
       const float bias = c.bias == nullptr ? 0.0f : c.bias[n + j];
-      c.out[(m + i) * w.rows + n + j] = __builtin_fmaf(c.scales[m + i], sums[i * kN + j], bias);
+      c.out[(m + i) * c.stride + n + j] = __builtin_fmaf(c.scales[m + i], sums[i * kN + j], bias);
     }
   }
 }
@@ -208,11 +209,12 @@ constexpr auto* columns_avx512 = columns_anywhere;
 
 }  // namespace
 
-void int4_matmul_int8(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+void int4_matmul_int8(const float* x, int64_t rows, const Int4Linear* layers, int64_t count, float* out, int64_t stride,
                       const Threads& threads) {
   const auto columns_here = choose(columns_anywhere, columns_avx2, columns_avx512);
   const auto round_here = choose(round_anywhere, round_avx2);
-  if (rows == 0) return;
+  if (rows == 0 || count == 0) return;
+  const Int4& weight = layers[0].weight;
   const int64_t blocks = blocks_of(weight.columns);
   const std::unique_ptr<Block[]> rounded(new Block[rows * blocks]);
   const std::unique_ptr<float[]> scales(new float[rows]);
@@ -220,11 +222,14 @@ void int4_matmul_int8(const float* x, int64_t rows, const Int4& weight, const fl
     scales[m] = round_here(x + m * weight.columns, weight.columns, weight.zero == nullptr ? -8 : 1,
                            rounded.get() + m * blocks);
   });
-  const Call call{weight, rounded.get(), scales.get(), rows, bias, out};
-  for_each<Nothing>((weight.rows + kTask - 1) / kTask, weight.rows * weight.columns / 8, threads,
-                    [&](int64_t i, Nothing&) {
-                      columns_here(call, i * kTask, std::min(weight.rows, (i + 1) * kTask));
-                    });
+  const int64_t tasks = (weight.rows + kTask - 1) / kTask;  // of a layer
+  for_each<Nothing>(count * tasks, count * weight.rows * weight.columns / 8, threads, [&](int64_t i, Nothing&) {
+    const int64_t layer = i / tasks, first = i % tasks * kTask;
+    const Int4Linear& given = layers[layer];
+    float* columns = out + layer * weight.rows;
+    const Call call{given.weight, rounded.get(), scales.get(), rows, given.bias, columns, stride};
+    columns_here(call, first, std::min(weight.rows, first + kTask));
+  });
 }
 
 }  // namespace bertgen

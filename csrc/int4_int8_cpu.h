@@ -9,10 +9,9 @@
 
 namespace bertgen {
 
-// out [rows, weight.rows] = x [rows, weight.columns], rounded, times weight^T, + bias [weight.rows], which may be null.
-// The weight has no codebook. A row of `out` is the same to the last bit, whatever is computed beside it, and NaN where
-// its row of x is not finite.
-void int4_matmul_int8(const float* x, int64_t rows, const Int4& weight, const float* bias, float* out,
+// As int4_matmul, with the rows of x rounded. No weight has a codebook, and all have zeros or none. A row of `out` is the
+// same to the last bit, whatever is computed beside it, and NaN where its row of x is not finite.
+void int4_matmul_int8(const float* x, int64_t rows, const Int4Linear* layers, int64_t count, float* out, int64_t stride,
                       const Threads& threads);
 
 }  // namespace bertgen

@@ -25,13 +25,16 @@ constexpr auto *multiply_avx2 = multiply_anywhere, *multiply_avx512 = multiply_a
 
 }  // namespace
 
-void linear(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, const float* bias,
-            float* out, const Threads& threads) {
+void linear(const float* x, int64_t rows, int64_t inputs, const Linear* layers, int64_t count, int64_t outputs,
+            float* out, int64_t stride, const Threads& threads) {
   const auto multiply_here = choose(multiply_anywhere, multiply_avx2, multiply_avx512);
-  const Product product{x, rows, inputs, weight, outputs, bias, out, outputs};
-  const int64_t share = outputs / (kShares * threads.count), task = std::max(kTask, share / kWhole * kWhole);
-  for_each<Nothing>((outputs + task - 1) / task, outputs * inputs, threads, [&](int64_t i, Nothing&) {
-    multiply_here(product, i * task, std::min(outputs, (i + 1) * task));
+  const int64_t share = count * outputs / (kShares * threads.count), task = std::max(kTask, share / kWhole * kWhole);
+  const int64_t tasks = (outputs + task - 1) / task;  // of a layer
+  for_each<Nothing>(count * tasks, count * outputs * inputs, threads, [&](int64_t i, Nothing&) {
+    const int64_t layer = i / tasks, first = i % tasks * task;
+    const Linear& given = layers[layer];
+    const Product product{x, rows, inputs, given.weight, outputs, given.bias, out + layer * outputs, stride};
+    multiply_here(product, first, std::min(outputs, first + task));
   });
 }
 

@@ -11,8 +11,13 @@
 
 namespace bertgen {
 
-// out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs]; all dense, the bias may be null.
-void linear(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, const float* bias,
-            float* out, const Threads& threads);
+struct Linear {
+  const float *weight, *bias;  // [outputs, inputs]; [outputs] or null
+};
+
+// x [rows, inputs] weight^T + bias of each of `count` layers, wherever their weights lie: columns i * outputs and on of
+// `out`, whose rows are `stride` apart, are those of layer i. All else is dense.
+void linear(const float* x, int64_t rows, int64_t inputs, const Linear* layers, int64_t count, int64_t outputs,
+            float* out, int64_t stride, const Threads& threads);
 
 }  // namespace bertgen

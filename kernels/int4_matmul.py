@@ -30,6 +30,8 @@ that for any number of rows. `bench/int4.py` has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -137,6 +139,40 @@ def int4_matmul_cpp(
         rows = dequantize_cpp(*part, weight[: len(part[0])]) if ours else dequantize_reference(*part).to(x.dtype)
         y[:, some] = F.linear(x, rows, None if bias is None else bias[some])
     return y
+
+
+# packed, scale, zero and bias of a layer.
+Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+def int4_matmuls_cpp(
+    x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None, int8: bool
+) -> torch.Tensor:
+    """Products of x [M, K] with weights [N, K], side by side: [M, len(weights) * N], for what int4_matmuls_cpp_takes.
+
+    To the last bit what int4_matmul_cpp computes of each.
+    """
+    packed, scales, zeros, biases = ([] if parts[0] is None else parts for parts in zip(*weights, strict=True))
+    if codebook is not None:
+        zeros = []
+    return torch.ops.bertgen_C.int4_matmuls.default(x, packed, scales, zeros, biases, codebook, int8)
+
+
+def int4_matmuls_cpp_takes(
+    x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None, int8: bool
+) -> bool:
+    """Whether int4_matmuls_cpp can and should do these products, each of which int4_matmul_cpp would take.
+
+    Weights have one shape, all of them zero points and biases or none; all is dense, and in float32 where not packed.
+    """
+    if int4_cpp_refuses(x, *weights[0], codebook, int8) is not None or not (int8 or x.shape[0] <= CPU_ROWS):
+        return False
+    for dtype, *parts in zip((torch.uint8, *[torch.float32] * 3), *weights, strict=True):
+        if len({None if t is None else t.shape for t in parts}) > 1:
+            return False
+        if any(t is not None and (t.dtype != dtype or not t.is_contiguous()) for t in parts):
+            return False
+    return x.is_contiguous()
 
 
 def _dense(tensor: torch.Tensor | None, dtype: torch.dtype | None = None) -> torch.Tensor | None:

@@ -11,11 +11,13 @@ lies. The figures are those of `bertgen bench ops --op linear`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from .layernorm_gelu import activation_function
+from .plain import is_followed, is_plain_tensor
 
 
 def linear_reference(
@@ -52,6 +54,30 @@ def _is_inference_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.is_contiguous()
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
+        and is_plain_tensor(x)
+        and is_plain_tensor(weight)
+        and not is_followed()
+    )
+
+
+def linears_cpp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x [M, K] @ weight [N, K]^T + bias [N] of each, side by side: [M, len(weights) * N], for what linears_cpp_takes.
+
+    To the last bit what linear_cpp computes of each; only the threads' walk is one along all of them.
+    """
+    return torch.ops.bertgen_C.linears.default(x, weights, biases)
+
+
+def linears_cpp_takes(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> bool:
+    """Whether linears_cpp can and should do these products: as cpp_takes, of one shape, with a bias each or none."""
+    first, *others = weights
+    return (
+        x.dim() == 2
+        and cpp_takes(x, first)
+        and all(w.shape == first.shape and w.dtype == first.dtype and w.is_contiguous() for w in others)
+        and all(map(is_plain_tensor, others))
+        and len({b is None for b in biases}) == 1
+        and all(b is None or (b.is_contiguous() and b.dtype == first.dtype and is_plain_tensor(b)) for b in biases)
     )
 
 

@@ -317,10 +317,43 @@ def test_products_that_do_not_fit_are_refused():
 
 
 @needs_extension
-def test_the_operator_of_products_is_as_torch_wants_it():
+@pytest.mark.parametrize("shape", [(1, 1), (49, 33), (96, 64), (700, 40), (0, 8)])
+def test_products_of_several_weights_are_those_of_each(shape):
+    x = product(5, shape)[0]
+    layers, before = [product(seed, shape)[1:] for seed in (1, 2, 3)], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for some in (layers, layers[:1]):
+                weights, biases = ([*part] for part in zip(*some))
+                for given in (biases, []):
+                    alone = [torch.ops.bertgen_C.linear(x, w, b) for w, b in zip(weights, given or [None] * 3)]
+                    assert torch.equal(torch.ops.bertgen_C.linears(x, weights, given), torch.cat(alone, 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
+def test_several_weights_that_do_not_fit_are_refused():
+    x, weight, bias = product(3, (50, 40))
+    for weights, biases, message in [
+        ([], [], "there is no weight"),
+        ([weight, weight], [bias], "lists of 2 and of 1 tensors"),
+        ([weight, weight[:49]], [], "weight has size 49 in dimension 0, not 50"),
+        ([weight, weight.double()], [], "weight has dtype number 7, not 6"),
+        ([weight[:, :39].contiguous()], [], "weight has size 39 in dimension 1, not 40"),
+        ([weight, weight], [bias, bias[:49]], "bias has size 49 in dimension 0, not 50"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.bertgen_C.linears(x, weights, biases)
+
+
+@needs_extension
+def test_the_operators_of_products_are_as_torch_wants_them():
     torch.library.opcheck(torch.ops.bertgen_C.linear.default, product(3, (50, 40)))
-    x, weight, _ = product(3, (50, 40))
+    x, weight, bias = product(3, (50, 40))
     torch.library.opcheck(torch.ops.bertgen_C.linear.default, (x, weight, None))
+    torch.library.opcheck(torch.ops.bertgen_C.linears.default, (x, [weight, weight.clone()], [bias, bias.clone()]))
 
 
 # C++ alone

@@ -480,3 +480,24 @@ def test_the_operators_are_as_torch_wants_them():
         for int8 in (False, True) if form in LEVELS else (False,):
             torch.library.opcheck(torch.ops.bertgen_C.int4_matmul.default, (*whole, int8))
         torch.library.opcheck(torch.ops.bertgen_C.int4_dequantize.default, (*weight(given), torch.empty(50, 128)))
+        lists = [[] if given.get(name) is None else [given[name]] * 2 for name in ("packed", "scale", "zero", "bias")]
+        torch.library.opcheck(
+            torch.ops.bertgen_C.int4_matmuls.default, (given["x"], *lists, given.get("codebook"), False)
+        )
+
+
+def test_several_weights_that_do_not_fit_are_refused():
+    given = arguments(3, 50, 128, 32, "zero")
+    packed, scale, zero, bias = ([given[name]] * 2 for name in ("packed", "scale", "zero", "bias"))
+    fewer = [given["packed"], given["packed"][:49]], [given["scale"], given["scale"][:49]]
+    for lists, message in [
+        (([], [], [], []), "there is no weight"),
+        ((packed, scale[:1], zero, bias), "2 weights with 1 scales"),
+        ((packed, scale, zero[:1], bias), "lists of 2 and of 1 tensors"),
+        ((*fewer, [], []), "packed has size 49 in dimension 0, not 50"),
+        ((packed, scale, zero, [bias[0], bias[0][:49]]), "bias has size 49 in dimension 0, not 50"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.bertgen_C.int4_matmuls(given["x"], *lists, None, False)
+    with pytest.raises(RuntimeError, match="integers have no codebook"):
+        torch.ops.bertgen_C.int4_matmuls(given["x"], packed, scale, zero, bias, torch.ones(16), True)

@@ -17,11 +17,13 @@ from bertgen import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
     InputError,
+    Int4Config,
     RobertaConfig,
     RobertaModel,
     UnsupportedError,
 )
-from bertgen.layers import AddNorm, fused_weights, project
+from bertgen.layers import AddNorm, project
+from bertgen.linear import Int4Linear
 
 CASES = 300
 TINY = dict(
@@ -228,12 +230,12 @@ def _other(place: str) -> str:
 
 
 @pytest.mark.parametrize("change", ["deepcopy", "pickle", "dtype", "load"])
-def test_fused_projections_survive_what_users_do_to_models(change):
-    """Fused weights are slices of one storage; copies and moves part them silently, so they must be found parted."""
+def test_projections_are_computed_from_the_weights_as_they_are(change):
+    """Whatever users do to models, nothing goes on with an older copy."""
     model = tiny().eval()
     ids = torch.randint(3, 40, (2, 5))
     with torch.no_grad():
-        expected = model(ids, labels=ids).logits  # fuses
+        expected = model(ids, labels=ids).logits
         if change == "deepcopy":
             model = copy.deepcopy(model)
         elif change == "pickle":
@@ -245,18 +247,17 @@ def test_fused_projections_survive_what_users_do_to_models(change):
             model.tie_weights()
         projections = model.decoder.bert.encoder.layer[0].attention.self
         noise = torch.randn_like(projections.value.weight)
-        projections.value.weight.data.add_(noise)  # a stale fused copy would not see this
+        projections.value.weight.data.add_(noise)  # which a stale copy would not see
         changed = model(ids, labels=ids).logits
         projections.value.weight.data.sub_(noise)
         assert distance(model(ids, labels=ids).logits, expected) <= 1e-5 < 0.1 < distance(changed, expected)
-        weight, _ = fused_weights(projections.query, projections.key, projections.value)
-        assert weight.data_ptr() == projections.query.weight.data_ptr()
 
 
-def test_projections_in_one_storage_but_not_in_order_are_not_taken_for_fused():
-    """A file that was mapped into memory is one storage; its tensors may lie in any order."""
+@pytest.mark.parametrize("rows", [4, 100])
+def test_projections_lie_anywhere(rows):
+    """A file that was mapped into memory is one storage; its tensors may lie in any order, or be strided."""
     layers = [torch.nn.Linear(8, 8) for _ in range(3)]
-    x = torch.randn(4, 8)
+    x = torch.randn(rows, 8)
     with torch.no_grad():
         expected = [layer(x) for layer in layers]
         for name in ("weight", "bias"):
@@ -264,9 +265,34 @@ def test_projections_in_one_storage_but_not_in_order_are_not_taken_for_fused():
             for layer, piece in zip(reversed(layers), whole.chunk(3)):
                 getattr(layer, name).data = piece
         assert all(distance(a, b) <= 1e-6 for a, b in zip(project(x, *layers), expected))
+        layers[1].weight.data = layers[1].weight.data.t().contiguous().t()
+        layers[2].bias.data = layers[2].bias.data.repeat_interleave(2)[::2]
+        assert all(distance(a, b) <= 1e-6 for a, b in zip(project(x, *layers), expected))
 
 
-def test_fusing_under_inference_mode_leaves_trainable_parameters():
+@pytest.mark.parametrize(
+    "other", [dict(bias=False), dict(out_features=12), dict(dtype=torch.float64), "hooked", "int4"], ids=str
+)
+def test_projections_of_several_kinds_are_each_what_they_are(other):
+    first, last = torch.nn.Linear(32, 8), torch.nn.Linear(32, 8)
+    x = torch.randn(4, 32)
+    if other == "int4":
+        layer = Int4Linear.from_linear(torch.nn.Linear(32, 8), Int4Config(group_size=32))
+    elif other == "hooked":
+        layer = torch.nn.Linear(32, 8)
+        layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    else:
+        layer = torch.nn.Linear(**{"in_features": 32, "out_features": 8, **other})
+    with torch.no_grad():
+        if other == dict(dtype=torch.float64):
+            with pytest.raises(RuntimeError, match="dtype"):
+                project(x, first, layer, last)
+            return
+        for some in ((first, layer, last), (layer, first, last)):
+            assert all(distance(a, part(x)) <= 1e-6 for a, part in zip(project(x, *some), some))
+
+
+def test_parameters_can_be_trained_after_inference_mode():
     model = tiny()
     ids = torch.randint(3, 40, (2, 5))
     with torch.inference_mode():

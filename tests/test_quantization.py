@@ -32,7 +32,7 @@ from bertgen import (
 )
 from bertgen.cli import main
 from bertgen.config import int4_config
-from bertgen.layers import fused_weights
+from bertgen.layers import project
 from bertgen.linear import Int4Linear, apply
 from bertgen.quantization import CODEBOOKS, codebook, dequantize, quantize, signal_to_noise
 from bertgen.trainer.options import TrainingConfig
@@ -279,18 +279,21 @@ def test_other_dtypes(saved, tmp_path, dtype):
     assert logits(computed).dtype == torch.float32
 
 
-def test_query_key_and_value_are_one_product_of_one_storage(saved):
-    model = EncoderDecoderModel.from_pretrained(saved, quantization_config=Int4Config(symmetric=False))
-    layer = model.encoder.encoder.layer[0].attention.self
-    layers = layer.query, layer.key, layer.value
+@pytest.mark.parametrize("rows", [1, 5, 200])
+@each_kind
+def test_projections_are_each_what_they_are_alone(config, rows):
+    """To the last bit, whatever is computed beside it."""
+    layers = [Int4Linear.from_linear(nn.Linear(64, 64), config) for _ in range(3)]
+    others = [
+        Int4Linear.from_linear(nn.Linear(64, 64, bias=False), config),
+        Int4Linear.from_linear(nn.Linear(64, 64), Int4Config("nf4" if config.format != "nf4" else "int4")),
+        Int4Linear.from_linear(nn.Linear(64, 96), config),
+        nn.Linear(64, 64),
+    ]
+    x = torch.randn(rows, 64)
     with torch.inference_mode():
-        packed, scale, zero, bias = fused_weights(*layers)
-        assert packed.shape == (192, 32) and scale.shape == zero.shape == (192, 1) and bias.shape == (192,)
-        assert packed.data_ptr() == layer.query.packed.data_ptr() == fused_weights(*layers)[0].data_ptr()
-        other = Int4Linear(layer.key.packed, layer.key.scale, None, layer.key.bias)
-        assert fused_weights(layer.query, other) is None
-        assert fused_weights(layer.query, nn.Linear(64, 64)) is None
-    assert fused_weights(*layers) is None
+        for some in (layers, layers[:2], *([*layers[:2], other] for other in others)):
+            assert all(torch.equal(y, apply(layer, x)) for y, layer in zip(project(x, *some), some, strict=True))
 
 
 def test_activations_and_biases():
