@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .dropin.registration import register_with_transformers as register_with_transformers
     from .errors import BackendError as BackendError
     from .errors import BertgenError as BertgenError
+    from .errors import CallbackError as CallbackError
     from .errors import CapacityError as CapacityError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
@@ -63,6 +64,7 @@ _PUBLIC = {
     "errors": (
         "BackendError",
         "BertgenError",
+        "CallbackError",
         "CapacityError",
         "CheckpointError",
         "ConfigError",

@@ -31,3 +31,7 @@ class UnsupportedError(BertgenError, NotImplementedError):
 
 class BackendError(BertgenError, RuntimeError):
     """A backend or device that was asked for by name cannot run."""
+
+
+class CallbackError(BertgenError, RuntimeError):
+    """A function that a request brought along raised what would end a thread or a program, such as SystemExit."""

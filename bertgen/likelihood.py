@@ -20,6 +20,7 @@ from .framing import Encoded, encode_targets, end_of_target
 from .memory import attempt
 from .model import EncoderDecoderModel
 from .packing import padded
+from .search.sampling import per_length
 from .tokenizer import Tokenizer
 
 HELD_LOGITS = 1 << 26  # logits in float32 that are held at a time: 256 MiB
@@ -189,7 +190,7 @@ def _first_batch(pairs: list[_Pair], start: int, limit: int) -> tuple[list[_Pair
 
 def normalized(log_probs: list[float], length_penalty: float) -> float:
     """The sum / length ** length_penalty: the score of a beam."""
-    return math.fsum(log_probs) / max(1, len(log_probs)) ** length_penalty
+    return per_length(math.fsum(log_probs), len(log_probs), length_penalty)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ beams log-probabilities), that returns new scores. `build` makes those that a ca
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,17 +34,53 @@ class Processors:
     Args:
         chain: the processors, first to last.
         by_row: some of them know which row is which, so that no row may be left out once it is done.
+        custom: behind so many of them stands the last of the caller's own, whose scores are looked at; 0 without any.
+        beams: of each source. draws: tokens are drawn.
     """
 
-    def __init__(self, chain: Sequence[Processor] = (), by_row: bool = False):
+    def __init__(
+        self,
+        chain: Sequence[Processor] = (),
+        by_row: bool = False,
+        custom: int = 0,
+        beams: int = 1,
+        draws: bool = False,
+    ):
         self.chain, self.by_row = tuple(chain), by_row
+        self.custom, self.beams, self.draws = custom, beams, draws
 
     def __bool__(self) -> bool:
         return bool(self.chain)
 
-    def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for process in self.chain:
+    def __call__(self, history: torch.Tensor, scores: torch.Tensor, going: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores [R, V], processed; rows where `going`, bool [R], is False are done and may hold anything."""
+        for count, process in enumerate(self.chain, 1):
             scores = process(history, scores)
+            if count == self.custom:
+                scores = self._understood(history, scores, going)
+        return scores
+
+    def _understood(self, history: torch.Tensor, scores: torch.Tensor, going: torch.Tensor | None) -> torch.Tensor:
+        """Scores of the caller's processors: -inf forbids a token, +inf leaves only those that have it.
+
+        Raises:
+            InputError: nan; without beams, nothing but -inf.
+        """
+        best = scores.amax(1)
+        useless = best.isnan()
+        if self.beams == 1:
+            useless = useless | best.isneginf()  # a beam may come to its end, a single row may not
+        wrong = useless if going is None else useless & going
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            what = "nan" if bool(best[row].isnan()) else "-inf for every token"
+            raise InputError(f"logits_processor gave {what} behind {history.shape[1]} tokens (row {row})")
+        if going is not None:
+            scores = scores.masked_fill(useless[:, None], -torch.inf if self.beams > 1 else 0.0)
+        if self.draws or self.beams > 1:  # the best token is the same without
+            forced = scores.isposinf()
+            only = torch.where(forced, 0.0, -torch.inf)
+            scores = torch.where(forced.any(1, keepdim=True), only, scores)
         return scores
 
 
@@ -70,10 +107,12 @@ def build(
         ConfigError: ids outside the vocabulary; an option that needs an end token where there is none.
     """
     start, end = prefix.shape[1], options.end_tokens
+    if options.pad_token_id is not None:  # what rows that are done go on with
+        check_ids("pad_token_id", [options.pad_token_id], vocabulary)
 
     def ids_of(name: str, ids: Sequence[int] | None = None) -> torch.Tensor:
         ids = as_list(getattr(options, name)) if ids is None else ids
-        _check_ids(name, ids, vocabulary)
+        check_ids(name, ids, vocabulary)
         return prefix.new_tensor(ids)
 
     chain: list[Processor] = []
@@ -120,7 +159,8 @@ def build(
     if options.begin_suppress_tokens is not None:
         length = start + (start <= 1 and options.forced_bos_token_id is not None)
         chain.append(partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
-    chain.extend(_callables("logits_processor", custom))
+    chain.extend(partial(given_scores, process=process) for process in _callables("logits_processor", custom))
+    last = len(chain) if custom else 0
     if options.do_sample:
         limits = {name: getattr(options, name) for name in NO_WARP}
         if limits != NO_WARP:
@@ -129,7 +169,7 @@ def build(
             chain.append(lambda history, scores: ops.warp(scores, **limits, keep=keep))
     if options.renormalize_logits:
         chain.append(lambda history, scores: scores.log_softmax(-1))
-    return Processors(chain, by_row)
+    return Processors(chain, by_row, last, options.num_beams, bool(options.do_sample))
 
 
 class SequenceBias:
@@ -145,7 +185,7 @@ class SequenceBias:
         self.always = torch.zeros(vocabulary, dtype=torch.float32, device=device)
         by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
         for ids, bias in biases.items():
-            _check_ids(name, ids, vocabulary)
+            check_ids(name, ids, vocabulary)
             if len(ids) == 1:
                 self.always[ids[0]] = bias
             else:
@@ -167,6 +207,19 @@ class SequenceBias:
                 comes = (history[:, None, history.shape[1] - length :] == before).all(-1)
                 total.index_add_(1, tokens, torch.where(comes, biases, 0.0))
         return scores + total
+
+
+def given_scores(history: torch.Tensor, scores: torch.Tensor, *, process: Processor) -> torch.Tensor:
+    """What a processor of the caller's makes of scores; InputError where these are no scores."""
+    shape, device = scores.shape, scores.device
+    found = process(history, scores)
+    wanted = f"expected scores {tuple(shape)} of a floating dtype on {device}"
+    if not isinstance(found, torch.Tensor):
+        raise InputError(f"logits_processor {process} returned {type(found).__name__}; {wanted}")
+    if found.shape != shape or found.device != device or not found.is_floating_point() or found.is_sparse:
+        kind = f"{found.dtype} {tuple(found.shape)} on {found.device}"
+        raise InputError(f"logits_processor {process} returned {kind}; {wanted}")
+    return found.float()
 
 
 def penalize_repetition(
@@ -240,10 +293,14 @@ def allow(history: torch.Tensor, scores: torch.Tensor, *, allowed: AllowedTokens
     """
     mask = torch.full_like(scores, -torch.inf)
     for row, tokens in enumerate(history):
-        named = [int(token) for token in allowed(row // beams, tokens)]
-        if not named or max(named) >= scores.shape[1]:
+        given = allowed(row // beams, tokens)
+        try:
+            named = [operator.index(token) for token in given]
+        except TypeError:
+            named = []
+        if not named or max(named) >= scores.shape[1] or min(named) < 0:
             limit = f"must be ids from 0 to {scores.shape[1] - 1}, and not none"
-            raise InputError(f"prefix_allowed_tokens_fn({row // beams}, {tokens.tolist()}) is {named}; {limit}")
+            raise InputError(f"prefix_allowed_tokens_fn({row // beams}, {tokens.tolist()}) is {given}; {limit}")
         mask[row, named] = 0.0
     masked = scores + mask
     hopeless = masked.amax(1).isneginf().view(-1, beams).all(1).repeat_interleave(beams)
@@ -273,7 +330,8 @@ def _for_rows(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return values if width == 1 else values.repeat_interleave(width, 0)
 
 
-def _check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
+def check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
+    """Raise ConfigError for an id that the decoder has not."""
     if max(ids) >= vocabulary:
         raise ConfigError(f"{name} holds {max(ids)}; the ids of the decoder go from 0 to {vocabulary - 1}")
 

@@ -39,7 +39,11 @@ class Criteria:
         """bool [R], the rows of history [R, L] that are done."""
         done = torch.zeros(history.shape[0], dtype=torch.bool, device=history.device)
         for criterion in self.criteria:
-            found = torch.as_tensor(criterion(history, scores), device=history.device)
+            given = criterion(history, scores)
+            try:
+                found = torch.as_tensor(given, device=history.device)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"{criterion} gave {given!r}; one bool, or one per row") from None
             if found.dim() and found.shape != done.shape:
                 raise InputError(f"{criterion} gave shape {tuple(found.shape)} for {len(done)} rows; one bool per row")
             done = done | found.bool()

@@ -230,7 +230,8 @@ def test_all_options_come_in_transformers_order():
         expected = scores
         for process in expected_chain:
             expected = process(history, expected)
-        agree(chain(history, scores), expected)
+        usable = ~expected.isnan().any(1)  # where an end grows beyond all numbers transformers has nan
+        agree(chain(history, scores)[usable], expected[usable])
 
 
 def test_the_first_token_that_may_be_suppressed_is_the_one_behind_a_forced_one():

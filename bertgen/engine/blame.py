@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from typing import Any
 
+from ..errors import CallbackError
+from ..memory import is_out_of_memory
 from .request import Ticket
 
 
 class Failed(Exception):
-    """What a request brought along has failed."""
+    """What a request brought along has failed.
 
-    def __init__(self, ticket: Ticket, error: Exception):
+    Attributes:
+        error: what the request is answered with.
+        called: a function of the request raised it.
+        interrupt: what the thread that drives the engine has to raise besides: it is the one that gets Ctrl-C, and may
+            have got it while the function ran.
+    """
+
+    def __init__(self, error: Exception, called: bool = False, interrupt: BaseException | None = None):
         super().__init__(str(error))
-        self.ticket, self.error = ticket, error
+        self.error, self.called, self.interrupt = error, called, interrupt
+
+    @classmethod
+    def of_request(cls, error: Exception) -> Failed:
+        """What was raised on behalf of some requests as their failure, unless it is that memory did not suffice."""
+        if isinstance(error, Failed):
+            return error
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise error
+        return cls(error)
+
+    @classmethod
+    def by(cls, raised: BaseException) -> Failed:
+        """The failure of a function that raised this."""
+        if isinstance(raised, Exception):
+            return cls(raised, called=True)
+        error = CallbackError(f"a function of the request raised {raised!r}")
+        error.__cause__ = raised
+        main = threading.current_thread() is threading.main_thread()
+        return cls(error, True, raised if main and isinstance(raised, (KeyboardInterrupt, SystemExit)) else None)
 
 
 def blamed(ticket: Ticket, function: Any) -> Any:
@@ -23,10 +53,13 @@ def blamed(ticket: Ticket, function: Any) -> Any:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
+        ticket.calling = time.monotonic()
         try:
             return function(*arguments)
-        except Exception as error:
-            raise Failed(ticket, error) from error
+        except BaseException as raised:
+            raise Failed.by(raised) from raised
+        finally:
+            ticket.calling = None
 
     return call
 

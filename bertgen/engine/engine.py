@@ -9,15 +9,20 @@ batch by searches of their own.
 
 An engine may be used from several threads. Whoever waits for results drives it: each call of `step` takes the lock and
 brings all requests one token further, whosever they are. Nobody waits for a step to submit or to cancel.
+
+What arrives during a step, be it from a function that a request brought along or from the garbage collector, which may
+close a stream at any place, waits for the end of the step. Answers are given when it is over and the lock is free. What
+one request raises is its own error: it leaves, and the others stay where they are.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +30,7 @@ import torch
 
 from ..cache import Cache
 from ..config import EngineConfig
-from ..errors import BackendError, CapacityError
+from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..packing import padded
@@ -34,8 +39,14 @@ from .blame import Failed
 from .decoder import Decoder
 from .lane import Lane
 from .lanes import Lanes
+from .process import inhabit
 from .request import Request, Ticket
 from .statistics import EngineStatistics
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 1.0  # seconds that the end of the interpreter waits for a function of a request
+_inherited: list[Any] = []  # of engines that were copied into the child of a fork, and cannot be taken down there
 
 
 class Engine:
@@ -49,17 +60,40 @@ class Engine:
     def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
+        self._begin()
+        inhabit(self)
+
+    def _begin(self) -> None:
         self.lock = threading.RLock()  # of whoever drives
-        self._door = threading.Lock()  # of what comes in meanwhile
-        self._incoming: list[Ticket] = []
+        self._driver: int | None = None  # the thread that is in the middle of something
+        self._late: list[str] = []  # what arrived meanwhile and is still to be done
+        self._ender: int | None = None  # the thread that ends the interpreter: no other drives any more
+        self._door = threading.RLock()  # of who makes the cache
+        self._incoming: deque[list[Ticket]] = deque()
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Ticket, Admission] = {}
-        self._lanes = Lanes(model)
+        self._answered: deque[Ticket] = deque()  # whose `on_done` is still to be called
+        self._lanes = Lanes(self.model)
         self._keys: dict[tuple[int, ...], tuple[int, int]] = {}  # source in flight -> its key, requests that have it
         self._serial = itertools.count()
         self._rows = self.config.max_rows  # at most so many run; less once memory did not suffice
         self._counts = EngineStatistics()
         self._decoder: Decoder | None = None  # and the cache, once there is one
+        self._interrupt: BaseException | None = None
+
+    def forked(self) -> None:
+        """Begin anew in the child of a fork: what runs, runs in the parent."""
+        _inherited.append((self._decoder, self._lanes, self._running))
+        self._begin()
+
+    def ends(self) -> None:
+        """Let no other thread go on, and answer what is not done by an error: the interpreter ends."""
+        self._ender = threading.get_ident()
+        while not self.lock.acquire(timeout=0.05):  # and it is kept
+            now = time.monotonic()
+            if any(ticket.calling and now - ticket.calling > _PATIENCE for ticket in [*self._running]):
+                return  # a function that never returns holds up nobody, and it is not inside of torch
+        self.clear()
 
     def _new_cache(self) -> Cache:
         """The slots that the memory allows, for rows that each take at least one page."""
@@ -81,7 +115,8 @@ class Engine:
         """Keys and values; made when they are first asked for."""
         with self._door:
             if self._decoder is None:
-                self._decoder = Decoder(self.model, self._new_cache())
+                made = Decoder(self.model, self._new_cache())
+                self._decoder = self._decoder or made  # there is one if the garbage collector has called meanwhile
             return self._decoder.cache
 
     def submit(self, requests: Iterable[Request], on_done: Callable[[Ticket], Any]) -> list[Ticket]:
@@ -92,44 +127,78 @@ class Engine:
 
         Raises:
             CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
-                model, say ids outside its vocabulary.
+                model, say ids outside its vocabulary. InputError: the same of the source; a seed or number of more
+                than 64 bits.
         """
         tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
         lane: Lane | None = None
         for ticket in tickets:
             request = ticket.request
+            self._check(ticket)
             if lane is None or not lane.takes(request):  # tells of options that the model cannot take
                 lane = Lane(ticket, self.model)
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
             self.cache.pages.require(request.rows, request.options.max_length - 1, len(request.ids))
-        with self._door:
-            self._incoming += tickets
+        self._incoming.append(tickets)
         return tickets
+
+    def _check(self, ticket: Ticket) -> None:
+        """Raise InputError for what would fail in the middle of a step, where others are."""
+        request, vocabulary = ticket.request, self.model.config.encoder.vocab_size
+        if not all(type(token) is int for token in ticket.source):
+            raise InputError("the ids of a source must be integers")
+        if not ticket.source or min(ticket.source) < 0 or max(ticket.source) >= vocabulary:
+            wrong = [token for token in ticket.source if not 0 <= token < vocabulary][:1]
+            raise InputError(f"a source must hold ids from 0 to {vocabulary - 1}, and at least one, got {wrong}")
+        for name in ("seed", "number"):
+            value = getattr(request, name)
+            if type(value) is not int or not -(2**63) <= value < 2**63:
+                raise InputError(f"{name} must be an integer of 64 bits, got {value!r}")
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Forget requests, wherever they are, now or after the step that is being done; what is done stays so."""
         for ticket in tickets:
             ticket.cancelled = not ticket.done
-        if self.lock.acquire(blocking=False):
-            try:
-                self._sort_out()
-            finally:
-                self.lock.release()
+        self._soon("_sort_out", blocking=False)
 
     def clear(self) -> None:
-        """Give the memory back; what is not done fails."""
-        with self.lock:
-            self._restart()
-            self._sort_out()
-            for ticket in [*self._waiting]:
-                self._fail([ticket], BackendError("the engine was cleared before this was done"))
+        """Give the memory back, now or after the step that is being done; what is not done fails."""
+        self._soon("_clear")
+
+    def _soon(self, what: str, blocking: bool = True) -> None:
+        """Do something when nothing else is being done, by whoever is doing it then."""
+        if self.stepping:
+            self._late.append(what)
+        elif self.lock.acquire(blocking):
+            try:
+                self._driver = threading.get_ident()
+                getattr(self, what)()
+                self._catch_up()
+            finally:
+                self._driver = None
+                self.lock.release()
+            self._tell()
+
+    def _catch_up(self) -> None:
+        """Do what has arrived meanwhile."""
+        while self._late:
+            getattr(self, self._late.pop(0))()
+
+    @property
+    def stepping(self) -> bool:
+        """Whether this thread is in the middle of a step, in a function of a request or in the garbage collector."""
+        return self._driver == threading.get_ident() and self.lock._is_owned()  # type: ignore[attr-defined]
+
+    def _clear(self) -> None:
+        self._restart()
+        self._sort_out()
+        self._fail([*self._waiting], BackendError("the engine was cleared before this was done"))
 
     def _sort_out(self) -> None:
         """Line up what has come in, and forget what was cancelled."""
-        with self._door:
-            self._waiting.extend(self._incoming)
-            self._incoming = []
+        while self._incoming:
+            self._waiting.extend(self._incoming.popleft())
         if any(ticket.cancelled for ticket in self._waiting):
             self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         gone = {ticket for ticket in self._running if ticket.cancelled}
@@ -142,14 +211,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._incoming or self._waiting or self._running)
+        return bool(self._incoming or self._waiting or self._running or self._answered)
 
     @property
     def statistics(self) -> EngineStatistics:
         """What it has done so far, and what it holds."""
         with self.lock:
             pages = self.cache.pages.statistics()
-            waiting = len(self._waiting) + len(self._incoming)
+            waiting = len(self._waiting) + sum(map(len, [*self._incoming]))
             return replace(
                 self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
                 cache_bytes=self.cache.bytes,
@@ -160,23 +229,44 @@ class Engine:
 
         What goes wrong with one request is its ticket's error. When the memory does not suffice, what is running goes
         back to wait, and half as many rows run from then on until the engine is idle.
+
+        Raises:
+            UnsupportedError: this thread is in the middle of a step already.
         """
-        with self.lock:
-            try:
-                with torch.inference_mode():
-                    return self._step()
-            except Failed as failed:
-                self._restart()
-                return self._fail([failed.ticket], failed.error)
-            except Exception as error:
-                if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
-                    running = self._restart()
-                    return self._fail(running, error)
-            except BaseException:  # an interrupt may come between any two lines: begin again
-                self._restart()
-                raise
-            # Here and not above: while an exception is handled its traceback keeps the tensors of the step alive.
-            self._back_off()
+        if self.stepping:
+            raise UnsupportedError(
+                "a function that is called in the middle of a step cannot wait for a Generator's next one: it may "
+                "submit, and look at the answer when it has returned"
+            )
+        if self._ender is not None and self._ender != threading.get_ident():
+            threading.Event().wait()  # the interpreter ends, and with it this thread
+        try:
+            with self.lock:
+                try:
+                    self._driver = threading.get_ident()
+                    self._guarded_step()
+                    self._catch_up()
+                    interrupt, self._interrupt = self._interrupt, None
+                finally:
+                    self._driver = None
+        finally:
+            self._tell()
+        if interrupt is not None:
+            raise interrupt
+
+    def _guarded_step(self) -> None:
+        try:
+            with torch.inference_mode():
+                return self._step()
+        except Exception as error:
+            if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
+                running = self._restart()
+                return self._fail(running, error)
+        except BaseException:  # an interrupt may come between any two lines: begin again
+            self._restart()
+            raise
+        # Here and not above: while an exception is handled its traceback keeps the tensors of the step alive.
+        self._back_off()
 
     def _step(self) -> None:
         start = time.perf_counter()
@@ -190,6 +280,7 @@ class Engine:
         self._counts.row_steps += self.cache.rows
         chosen = time.perf_counter()
         self._lanes.tell()
+        self._expel(self._lanes.expel(self.cache))
         self._collect()
         now = time.perf_counter()
         self._counts.admit += began - start
@@ -206,7 +297,7 @@ class Engine:
         entering: dict[Ticket, Admission] = {}
         while self._waiting:
             ticket = self._waiting[0]
-            request, source = ticket.request, tuple(ticket.request.ids)
+            request, source = ticket.request, ticket.source
             if request.rows > free and self._running:
                 break
             key, users = self._keys.get(source, (ticket.serial, 0))
@@ -220,15 +311,21 @@ class Engine:
         if not entering:
             return
         start = time.perf_counter()
-        self._encode(entering)
+        try:
+            self._encode(entering)
+        except Exception as error:  # nothing of those that run is touched
+            failed = Failed.of_request(error)
+            for admission in entering.values():
+                self.cache.pages.release(admission.request)
+            return self._expel(dict.fromkeys(entering, failed))
         spent = time.perf_counter() - start
         self._counts.encode += spent
         self._counts.admit -= spent
-        self._lanes.join(entering, self.cache)
+        self._expel(self._lanes.join(entering, self.cache))
 
     def _encode(self, entering: dict[Ticket, Admission]) -> None:
         """Write the keys and values of new sources into the cache, the longest first, as many together as may be."""
-        new = [(ticket.request.ids, admission) for ticket, admission in entering.items() if admission.new_source]
+        new = [(ticket.source, admission) for ticket, admission in entering.items() if admission.new_source]
         new.sort(key=lambda pair: len(pair[0]), reverse=True)
         self._counts.shared += len(entering) - len(new)
         while new:
@@ -244,29 +341,56 @@ class Engine:
 
     # -- out
 
+    def _expel(self, failures: Mapping[Ticket, Failed]) -> None:
+        """Answer what has failed; its rows are gone already."""
+        for ticket, failed in failures.items():
+            self._forget(ticket)
+            ticket.called = failed.called
+            self._interrupt = self._interrupt or failed.interrupt
+            self._finish(ticket, failed.error)
+
     def _collect(self) -> None:
         """Answer what has ended."""
         for ticket, outputs, scores in self._lanes.collect(self.cache):
-            if ticket in self._running:  # not cancelled by one that was answered before
-                self._forget(ticket)
-                ticket.outputs, ticket.scores = outputs, scores
-                self._finish(ticket)
-        if not self.busy:
+            self._forget(ticket)
+            ticket.outputs, ticket.scores = outputs, scores
+            self._counts.tokens += sum(map(len, outputs))
+            self._finish(ticket)
+        self._expel(self._lanes.expel(self.cache))
+        if not (self._incoming or self._waiting or self._running):
             self._rows = self.config.max_rows
 
-    def _finish(self, ticket: Ticket) -> None:
-        """A ticket has its answer."""
-        self._counts.requests += 1
-        self._counts.tokens += sum(map(len, ticket.outputs or []))
-        ticket.on_done(ticket)
+    def _finish(self, ticket: Ticket, error: Exception | None = None) -> None:
+        """A ticket has its answer, which is given to who waits for it when the step is over."""
+        if not ticket.cancelled:
+            self._counts.requests += 1
+            ticket.error = error
+            self._answered.append(ticket)
+
+    def _tell(self) -> None:
+        """Give the answers that there are to those who wait for them; the lock is free."""
+        while self._answered:
+            try:
+                ticket = self._answered.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                ticket.on_done(ticket)
+            except Exception:
+                _log.exception("what was to be told of an answer raised")
+            except BaseException:
+                if threading.current_thread() is not threading.main_thread():  # nobody is there to be told
+                    _log.exception("what was to be told of an answer raised")
+                    continue
+                self._answered.append(ticket)  # an interrupt may have come before it knew
+                raise
 
     def _forget(self, ticket: Ticket) -> None:
         """A ticket runs no more; its cache is released already."""
         del self._running[ticket]
-        source = tuple(ticket.request.ids)
-        key, users = self._keys.pop(source)
+        key, users = self._keys.pop(ticket.source)
         if users > 1:
-            self._keys[source] = key, users - 1
+            self._keys[ticket.source] = key, users - 1
 
     # -- when something goes wrong
 
@@ -307,5 +431,4 @@ class Engine:
         failed = set(tickets)
         self._waiting = deque(ticket for ticket in self._waiting if ticket not in failed)
         for ticket in tickets:
-            ticket.error = error
-            self._finish(ticket)
+            self._finish(ticket, error)

@@ -9,23 +9,35 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .. import processors, search, stopping
+from ..errors import ConfigError
 from ..model import EncoderDecoderModel
-from .blame import all_blamed, blamed
+from .blame import Failed, all_blamed, blamed
 from .request import Request, Ticket
 
 Answer = tuple[Ticket, list[list[int]], list[float | None]]  # a ticket that is done, its outputs and their scores
 
 
 class Lane:
-    """Requests that share a search, which the first of them opens."""
+    """Requests that share a search, which the first of them opens.
+
+    Whatever fails in it is the matter of its requests: it takes part in the step to its end, as rows that nobody
+    advances, so that the other lanes stay where they are, and then its requests are taken out.
+
+    Attributes:
+        failures: of its tickets, since they were last taken out.
+    """
 
     def __init__(self, ticket: Ticket, model: EncoderDecoderModel):
         request, options = ticket.request, ticket.request.options
+        if options.decoder_start_token_id is None:
+            raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
+        vocabulary = model.config.decoder.vocab_size
+        processors.check_ids("decoder_start_token_id", [options.decoder_start_token_id], vocabulary)
         start = torch.tensor([[options.decoder_start_token_id]], dtype=torch.int64, device=model.device)
         allowed = blamed(ticket, request.prefix_allowed_tokens_fn)
         number = request.number
         rules = processors.build(
-            options, model.config.decoder.vocab_size, start,
+            options, vocabulary, start,
             source_ids=torch.tensor([request.ids], dtype=torch.int64, device=model.device) if request.alone else None,
             allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
             custom=all_blamed(ticket, request.logits_processor),
@@ -34,6 +46,7 @@ class Lane:
         kind = search.BeamSearch if options.num_beams > 1 else search.Sampling
         self.search: search.Search = kind(options, rules, criteria, search.KeyedDraws(), request.scored)
         self.request, self.start = request, start
+        self.failures: dict[Ticket, Failed] = {}
         self.keeps_rows = rules.by_row or criteria.by_row
         # Of a ticket with several rows those that have ended; no more of it once the ticket is forgotten.
         self._parts: WeakKeyDictionary[Ticket, dict[int, tuple[list[int], float | None]]] = WeakKeyDictionary()
@@ -47,6 +60,27 @@ class Lane:
     def tickets(self) -> list[Ticket]:
         """Of each owner in the search: that is a ticket, or one of its rows."""
         return [_ticket(owner) for owner in self.search.owners]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """As a search's."""
+        return self.search.tokens
+
+    @property
+    def parents(self) -> torch.Tensor | None:
+        """As a search's; a lane that has failed leaves its rows as they are."""
+        return None if self.failures else self.search.parents
+
+    def advance(self, logits: torch.Tensor) -> bool:
+        """As a search's, but what it raises is the failure of its requests."""
+        try:
+            return self.search.advance(logits)
+        except Exception as error:
+            self._fail(error)
+            return False
+
+    def _fail(self, error: Exception) -> None:
+        self.failures = dict.fromkeys(self.tickets, Failed.of_request(error))
 
     def takes(self, request: Request) -> bool:
         """Whether the request can share this search."""
@@ -78,7 +112,10 @@ class Lane:
         for ticket, tokens in newest.items():
             if ticket.request.on_tokens is not None and steps[ticket] > ticket.told:  # not twice after a restart
                 ticket.told = steps[ticket]
-                blamed(ticket, ticket.request.on_tokens)(tokens)
+                try:
+                    blamed(ticket, ticket.request.on_tokens)(tokens)
+                except Failed as failed:
+                    self.failures[ticket] = failed
 
     def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
         """int64, the places of the owners that belong to some tickets, on the host."""
@@ -95,7 +132,12 @@ class Lane:
     def take(self, places: torch.Tensor) -> list[Answer]:
         """The answers that those who ended at these places complete."""
         answers: list[Answer] = []
-        for place, (outputs, scores) in zip(places.tolist(), self.search.take(places)):
+        try:
+            taken = self.search.take(places)
+        except Exception as error:
+            self._fail(error)
+            return []
+        for place, (outputs, scores) in zip(places.tolist(), taken):
             owner = self.search.owners[place]
             if not isinstance(owner, tuple):
                 answers.append((owner, outputs, scores))

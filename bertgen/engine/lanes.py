@@ -11,6 +11,7 @@ from .. import search
 from ..cache import Cache
 from ..model import EncoderDecoderModel
 from ..pages import Admission
+from .blame import Failed
 from .lane import Answer, Lane
 from .request import Ticket
 
@@ -29,16 +30,22 @@ class Lanes:
         """Forget all of them."""
         self._lanes = []
 
-    def join(self, entering: Mapping[Ticket, Admission], cache: Cache) -> None:
-        """Requests begin to run, each in a lane that takes it or in one of its own.
+    def join(self, entering: Mapping[Ticket, Admission], cache: Cache) -> dict[Ticket, Failed]:
+        """Requests begin to run, each in a lane that takes it or in one of its own; returns those that cannot.
 
         In the cache their rows come behind all others, and then into the order of the lanes.
         """
         by_lane: dict[Lane, list[Ticket]] = {}
+        failures: dict[Ticket, Failed] = {}
         for ticket in entering:
             lane = next((lane for lane in self._lanes if lane.takes(ticket.request)), None)
             if lane is None:
-                lane = Lane(ticket, self.model)
+                try:
+                    lane = Lane(ticket, self.model)
+                except Exception as error:
+                    failures[ticket] = Failed.of_request(error)
+                    cache.pages.release(entering[ticket].request)
+                    continue
                 self._lanes.append(lane)
             by_lane.setdefault(lane, []).append(ticket)
         old, new = iter(range(cache.rows)), count(cache.rows)
@@ -51,21 +58,31 @@ class Lanes:
                 order += islice(new, sum(ticket.request.rows for ticket in tickets))
         if order != [*range(len(order))]:
             cache.select(torch.tensor(order, dtype=torch.int64, device="cpu"))
+        return failures
 
     def step(self, decoder: search.Decoder) -> None:
         """One token for every row."""
-        search.step(decoder, [lane.search for lane in self._lanes])
+        search.step(decoder, self._lanes)
 
     def tell(self) -> None:
         """Give the newest tokens to those who want them."""
         for lane in self._lanes:
             lane.tell()
 
+    def expel(self, cache: Cache) -> dict[Ticket, Failed]:
+        """Take out what has failed."""
+        failures = {ticket: failed for lane in self._lanes for ticket, failed in lane.failures.items()}
+        if failures:
+            self.drop(failures, cache)
+            for lane in self._lanes:
+                lane.failures = {}
+        return failures
+
     def collect(self, cache: Cache) -> list[Answer]:
         """Take out what has ended."""
         ended = [lane.ended() for lane in self._lanes]
         answers = [answer for lane, places in zip(self._lanes, ended) for answer in lane.take(places)]
-        self._leave(ended, cache)
+        self._leave([places[:0] if lane.failures else places for lane, places in zip(self._lanes, ended)], cache)
         return answers
 
     def drop(self, tickets: Collection[Ticket], cache: Cache) -> None:

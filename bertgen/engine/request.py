@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import GenerationConfig
@@ -69,7 +69,9 @@ class Ticket:
         outputs: tokens of each output behind the start token, best first; None until it is done.
         scores: log-probability / length ** length_penalty of each; None where it was not asked for.
         error: why it failed.
+        called: a function that the request brought along raised it.
         cancelled: it is to be forgotten.
+        calling: since when (`time.monotonic`) a function of the request runs; None where none does.
         on_done: is called with the ticket when it is done or has failed; not when it was cancelled.
     """
 
@@ -79,8 +81,14 @@ class Ticket:
     outputs: list[list[int]] | None = None
     scores: list[float | None] | None = None
     error: Exception | None = None
+    called: bool = False
     cancelled: bool = False
+    calling: float | None = None
     told: int = 0  # steps that on_tokens knows of
+    source: tuple[int, ...] = field(init=False)  # the ids, whatever becomes of the list they came in
+
+    def __post_init__(self) -> None:
+        self.source = tuple(self.request.ids)
 
     @property
     def done(self) -> bool:

@@ -52,6 +52,8 @@ def checked_call(
         raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ConfigError(f"seed must be an integer, got {seed!r}")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed must be an integer from {-(2**63)} to {2**64 - 1}, got {seed}")
     called = {name: options.pop(name) for name in CALLED if name in options}
     levels = GenerationConfig.of_call(
         {k: v for k, v in options.items() if k != "generation_config"},
@@ -75,7 +77,7 @@ def checked_call(
         seed = int(torch.randint(2**62, (1,), device="cpu"))
     return Call(
         settled=settled,
-        seed=seed or 0,
+        seed=((seed or 0) + 2**63) % 2**64 - 2**63,  # as torch: those of 64 bits with a sign, and without
         scores=scores,
         called=called,
         truncation=truncation,

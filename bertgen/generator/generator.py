@@ -10,18 +10,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..config import EngineConfig
 from ..engine import Engine, EngineStatistics, Request, Ticket
-from ..errors import BertgenError, ConfigError, InputError
+from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError
 from ..framing import Encoded, encode_sources, source_frame
 from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
 from ..pretrained import resolve_device
 from ..tokenizer import AutoTokenizer, Tokenizer
+from .answer import Answer
 from .call import Call, checked_call, checked_count
 from .output import Output
 from .progress import shown
@@ -244,24 +246,30 @@ class Generator:
         beams = call.settled.num_beams
         if on_tokens is not None and beams > 1:
             raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
-        future: Future[Output] = Future()
+        future = Answer(self._worker)
         (found,) = self._encode([text], 0, call)
         if isinstance(found, Output):
             future.set_result(found)
             return future
 
         def answer(ticket: Ticket) -> None:
-            if not future.set_running_or_notify_cancel():
+            if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
                 return
-            if ticket.error is not None:
-                future.set_exception(ticket.error)
+            try:
+                output = self._output(ticket, found, call)
+            except Exception as error:
+                future.set_exception(error)
             else:
-                future.set_result(self._output(ticket, found, call))
+                future.set_result(output)
 
         tickets = self.engine.submit([self._request(found, call, on_tokens)], answer)
         engine = self.engine  # the future outlives the Generator
         future.add_done_callback(lambda future: engine.cancel(tickets) if future.cancelled() else None)
-        self._worker.wake()
+        try:
+            self._worker.wake()
+        except BackendError:
+            engine.cancel(tickets)
+            raise
         return future
 
     def warm_up(self) -> None:
@@ -373,13 +381,15 @@ class Generator:
     def _generated(self, sources: list[_Source], call: Call) -> Iterator[tuple[int, Output]]:
         """Outputs of sources, as they are done; drives the engine meanwhile."""
         finished: deque[Ticket] = deque()
+        process = os.getpid()
         tickets = self.engine.submit([self._request(source, call) for source in sources], finished.append)
         waiting = dict(zip(tickets, sources, strict=True))
         try:
             while waiting:
-                with self.engine.lock:
-                    if not finished:
-                        self.engine.step()
+                if os.getpid() != process:
+                    raise BackendError(f"begun by process {process}, of which this is a fork: it cannot go on here")
+                if not finished:
+                    self.engine.step()
                 while finished:
                     ticket = finished.popleft()
                     source = waiting.pop(ticket)
@@ -396,13 +406,33 @@ class Generator:
     def _output(self, ticket: Ticket, source: _Source, call: Call) -> Output:
         """What a ticket holds, as texts."""
         if ticket.error is not None:
-            if call.return_errors and isinstance(ticket.error, BertgenError):
-                return Output(source.index, "", truncated=source.truncated, error=ticket.error)
-            raise ticket.error
+            error = ticket.error
+            if call.return_errors and ticket.called and not isinstance(error, BertgenError):
+                error = CallbackError(f"a function of the request raised {error!r}")
+                error.__cause__ = ticket.error
+            if call.return_errors and isinstance(error, BertgenError):
+                return Output(source.index, "", truncated=source.truncated, error=error)
+            raise error
         rows, scores = ticket.outputs or [], ticket.scores or []
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=call.clean_up)
+        texts = self._texts(rows, call.clean_up)
         best, *others = (
             Output(source.index, text, tuple(row), score, truncated=source.truncated)
             for text, row, score in zip(texts, rows, scores, strict=True)
         )
         return replace(best, alternatives=tuple(others), input_tokens=len(source.ids))
+
+    def _texts(self, rows: list[list[int]], clean_up: bool | None) -> list[str]:
+        """The texts of ids, of which those without a piece spell nothing: a model may have more than its tokenizer."""
+        decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up)
+        try:
+            return decode(rows)
+        except InputError:
+            strange = {token for row in rows for token in row if not self._spells(token)}
+            return decode([[token for token in row if token not in strange] for row in rows])
+
+    def _spells(self, token: int) -> bool:
+        try:
+            self.tokenizer.decode([token])
+        except InputError:
+            return False
+        return True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from typing import Any
 
-from ..engine import Engine
+from ..engine import Engine, process
+from ..errors import BackendError
+
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -17,18 +21,39 @@ class Worker:
     """
 
     def __init__(self, engine: Engine, owner: Any):
-        self._engine, self._owner = engine, weakref.ref(owner)
+        self.engine, self._owner = engine, weakref.ref(owner)
+        self.forked()
+        process.inhabit(self)
+
+    def forked(self) -> None:
+        """Begin anew in the child of a fork, which has not the thread."""
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        weakref.finalize(owner, self._wake.set)
+        owner = self._owner()
+        if owner is not None:
+            weakref.finalize(owner, self._wake.set).atexit = False
+
+    def ends(self) -> None:
+        """The engine lets no thread go on."""
+
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether it is the thread that asks."""
+        return self._thread is threading.current_thread()
 
     def wake(self) -> None:
-        """There is something to do."""
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=_work, args=(self._engine, self._wake, self._owner), name="bertgen", daemon=True
-            )
-            self._thread.start()
+        """There is something to do; BackendError where no thread can be begun any more."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(
+                    target=_work, args=(self.engine, self._wake, self._owner), name="bertgen", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise BackendError(f"no thread to work in the background: {error}") from error
+                self._thread = thread
         self._wake.set()
 
 
@@ -38,6 +63,10 @@ def _work(engine: Engine, wake: threading.Event, owner: weakref.ref[Any]) -> Non
         wake.wait()
         wake.clear()
         while engine.busy and owner() is not None:
-            engine.step()
+            try:
+                engine.step()
+            except BaseException:  # whoever waits is told, and the next text finds a worker
+                _log.exception("a step failed")
+                engine.clear()
         if owner() is None:
             return

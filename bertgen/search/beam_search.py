@@ -162,7 +162,8 @@ class BeamSearch(Search):
             scores = logits.log_softmax(-1)
             if self.processors:
                 beams = self.lengths.repeat_interleave(self.beams)
-                scores = process(self.processors, self.open.flatten(0, 1), beams, scores)
+                going = self._goes_on().repeat_interleave(self.beams) if self.processors.custom else None
+                scores = process(self.processors, self.open.flatten(0, 1), beams, scores, going)
             if options.diversity_penalty:
                 scores = scores.clone(memory_format=torch.contiguous_format)  # what follows changes it in place
         if options.output_scores:

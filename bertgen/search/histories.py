@@ -22,17 +22,27 @@ def cohorts(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
 
 
 def process(
-    processors: Processors, histories: torch.Tensor, lengths: torch.Tensor, scores: torch.Tensor
+    processors: Processors,
+    histories: torch.Tensor,
+    lengths: torch.Tensor,
+    scores: torch.Tensor,
+    going: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scores [n, V] of the next tokens behind histories [n, L] of some lengths [n], processed."""
+    """Scores [n, V] of the next tokens behind histories [n, L] of some lengths [n], processed.
+
+    Args:
+        going: bool [n], rows that are not done; None for all.
+    """
     groups = cohorts(lengths)
     if len(groups) == 1:
-        return processors(histories[:, : groups[0][0]], scores)
+        return processors(histories[:, : groups[0][0]], scores, going)
     changed = torch.empty_like(scores)
     for length, places in groups:
         assert places is not None
         places = places.to(scores.device)
-        changed[places] = processors(histories[places, :length], scores[places])
+        changed[places] = processors(
+            histories[places, :length], scores[places], None if going is None else going[places]
+        )
     return changed
 
 

@@ -30,7 +30,22 @@ class Decoder(Protocol):
         """Only these rows go on (int64), in this order; those of a source stay adjacent."""
 
 
-def step(decoder: Decoder, searches: Sequence[Search]) -> bool:
+class Rows(Protocol):
+    """What a step advances: a search, or what stands for one."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [rows, T], what the decoder is fed next."""
+
+    @property
+    def parents(self) -> torch.Tensor | None:
+        """int64 [rows], the row whose history each row continues; None where each continues its own."""
+
+    def advance(self, logits: torch.Tensor) -> bool:
+        """Choose the next token of each row from logits [rows, V]; False when the search is done."""
+
+
+def step(decoder: Decoder, searches: Sequence[Rows]) -> bool:
     """One step of searches whose rows the decoder holds one search behind the other; whether one of them goes on."""
     tokens = [search.tokens for search in searches]
     logits = decoder.step(tokens[0] if len(tokens) == 1 else torch.cat(tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class Sampling(Search):
         if options.output_logits:
             self.logits.append(scores)
         if self.processors:
-            scores = process(self.processors, self.sequences, self.lengths, scores)
+            scores = process(self.processors, self.sequences, self.lengths, scores, self.alive)
         if options.output_scores:
             self.scores.append(scores)
         keys = Keys(self.seeds, self.numbers, lengths)
@@ -102,7 +103,7 @@ class Sampling(Search):
         scores: list[float | None] = [None] * len(rows)
         if self.scored:
             totals, penalty = self.gained[places].tolist(), self.options.length_penalty
-            scores = [total / max(n, 1) ** penalty for total, n in zip(totals, lengths)]
+            scores = [per_length(total, n, penalty) for total, n in zip(totals, lengths)]
         return [([row[self.prefix :][:n]], [score]) for row, n, score in zip(rows, lengths, scores)]
 
     def _set_aside(self, places: torch.Tensor) -> None:
@@ -121,3 +122,14 @@ class Sampling(Search):
             scores=recorded(self.scores, self.options),
             logits=tuple(self.logits) if self.options.output_logits else None,
         )
+
+
+def per_length(total: float, length: int, penalty: float) -> float:
+    """A log-probability / length ** penalty; beyond the numbers there are it is 0 or -inf, as that of beams."""
+    try:
+        divisor = max(length, 1) ** penalty
+    except OverflowError:
+        divisor = math.inf
+    if divisor == 0.0:
+        return -math.inf if total < 0 else total
+    return total / divisor
