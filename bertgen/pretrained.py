@@ -351,6 +351,7 @@ class PretrainedModel(nn.Module):
             deduplicate: write weights that encoder and decoder share once. transformers 5 cannot load that.
             stored_dtype: of the tensors in the file; config.json names the model's own, which loading restores.
         """
+        config = self.saved_config()
         tensors, aliases = self._saved_state(deduplicate)
         if stored_dtype is not None:
             stored = _known_dtype(stored_dtype)
@@ -359,7 +360,7 @@ class PretrainedModel(nn.Module):
         if aliases and deduplicate and quantization is None:
             logger.warning("weights that encoder and decoder share were written once: transformers 5 cannot load them")
         with checkpoint.new_directory(directory) as path:
-            values = {**self.config.to_dict(), "architectures": [type(self).__name__]}
+            values = {**config, "architectures": [type(self).__name__]}
             values["dtype"] = str(self.dtype).removeprefix("torch.")
             values.pop("quantization_config", None)
             if quantization is not None:
@@ -372,6 +373,14 @@ class PretrainedModel(nn.Module):
             checkpoint.save_state(
                 path, tensors, safe_serialization=safe_serialization, max_shard_size=max_shard_size, aliases=aliases
             )
+
+    def saved_config(self) -> dict[str, Any]:
+        """Content of config.json with which the weights that are saved load again.
+
+        Raises:
+            ConfigError: the weights are not those that the configuration describes.
+        """
+        return self.config.to_dict()
 
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors to write and, for names left out because an equal one is written, {left out: written}."""

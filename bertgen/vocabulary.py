@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .errors import InputError, UnsupportedError
+from .errors import ConfigError, InputError, UnsupportedError
 from .linear import Int4Linear
 from .outline import outlined
 
@@ -16,6 +16,14 @@ def size_of(rows: int | None, now: int, multiple: int | None) -> int:
     if rows < 1 or (multiple is not None and multiple < 1):
         raise InputError(f"new_num_tokens {rows} and pad_to_multiple_of {multiple} must be at least 1")
     return rows if multiple is None else -(-rows // multiple) * multiple
+
+
+def check_rows(rows: int, expected: int, name: str) -> None:
+    """ConfigError where a table has not as many rows as the configuration says: its file could not be loaded."""
+    if rows != expected:
+        raise ConfigError(
+            f"{name} has {rows} rows, config.vocab_size is {expected}; resize_token_embeddings changes both"
+        )
 
 
 def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -230,6 +231,8 @@ class EncoderDecoderConfig(Config):
     def from_encoder_decoder_configs(cls, encoder_config, decoder_config, **options: Any) -> EncoderDecoderConfig:
         """Join two halves; the decoder becomes one (causal, with cross-attention)."""
         decoder = half_config(decoder_config, "decoder")
+        if decoder is encoder_config:  # what becomes of the one is not to become of the other
+            decoder = copy.deepcopy(decoder)
         decoder.is_decoder = decoder.add_cross_attention = True
         return cls(encoder=encoder_config, decoder=decoder, **options)
 

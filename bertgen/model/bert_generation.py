@@ -6,6 +6,7 @@ The other kinds of halves are subclasses: they differ in names, token types, pos
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,7 @@ from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputW
 from ..packing import Packing
 from ..pretrained import PretrainedModel
 from ..stack import Stack
-from ..vocabulary import resized_embedding, resized_linear, size_of
+from ..vocabulary import check_rows, resized_embedding, resized_linear, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class BertGenerationEncoder(PretrainedModel):
     """
 
     config_class: ClassVar[type[BertGenerationConfig]] = BertGenerationConfig
+    owner: Sequence[Any] = ()  # a model that has more with this vocabulary; in a list, so that it is no part of this
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -81,14 +83,28 @@ class BertGenerationEncoder(PretrainedModel):
             pad_to_multiple_of: the size goes up to a multiple of this.
             mean_resizing: new embeddings are the mean of the old ones, else drawn from N(0, initializer_range).
 
+        The head of a decoder goes along, its new rows likewise and its new biases 0; so does the other half of a model
+        whose halves share their weights (`tie_encoder_decoder`).
+
         Returns:
             The new table.
         """
-        rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
-        std = None if mean_resizing else self.config.initializer_range
+        if self.owner:
+            self.owner[0].resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        else:
+            rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
+            self.resize(rows, None if mean_resizing else self.config.initializer_range)
+        return self.get_input_embeddings()
+
+    def resize(self, rows: int, std: float | None) -> None:
+        """Give the table so many rows, the new ones the mean of the old, or drawn from N(0, std)."""
         self.set_input_embeddings(resized_embedding(self.get_input_embeddings(), rows, std))
         self.config.vocab_size = rows
-        return self.get_input_embeddings()
+
+    def saved_config(self) -> dict[str, Any]:
+        """As `PretrainedModel.saved_config`."""
+        check_rows(self.get_input_embeddings().num_embeddings, self.config.vocab_size, "word_embeddings")
+        return super().saved_config()
 
     def packed(
         self,
@@ -243,6 +259,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
     head_class: ClassVar[type[nn.Module]] = LMHead
     head_name: ClassVar[str] = "lm_head"
     head_path: ClassVar[str] = "lm_head"
+    owner: Sequence[Any] = ()  # as of its body
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -251,6 +268,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         setattr(self, self.body_name, self._new_body(config))
         setattr(self, self.head_name, self.head_class(config))
         self.initialize(config.initializer_range, getattr(self, self.head_name).modules())
+        self.body.owner = [self]
         self.tie_weights()
 
     def _new_body(self, config: BertGenerationConfig) -> BertGenerationEncoder:
@@ -296,12 +314,24 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
     def derived_names(self, prefix: str = "") -> set[str]:
         """Names of weights that ties restore on loading."""
-        if not self.config.tie_word_embeddings:
+        linear, head = self.head.decoder, f"{prefix}{self.head_path}.decoder."
+        if not self.config.tie_word_embeddings or self._is_untied():
             return set()
-        return {f"{prefix}{self.head_path}.decoder.weight", f"{prefix}{self.head_path}.decoder.bias"}
+        return {head + "weight", head + "bias"} if linear.bias is self.head.bias else {head + "weight"}
+
+    def _is_untied(self) -> bool:
+        """Whether the head is no longer tied, whatever the configuration says: one of the two has been replaced."""
+        linear = self.head.decoder
+        return not isinstance(linear, Int4Linear) and linear.weight is not self.get_input_embeddings().weight
 
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {k: t for k, t in self.state_dict().items() if k not in self.derived_names()}, {}
+
+    def saved_config(self) -> dict[str, Any]:
+        """As `PretrainedModel.saved_config`: a head that is no longer tied is not."""
+        values = self.body.saved_config()
+        check_rows(self.head.decoder.out_features, self.config.vocab_size, f"{self.head_path}.decoder")
+        return {**values, "tie_word_embeddings": self.config.tie_word_embeddings and not self._is_untied()}
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.body.get_input_embeddings()
@@ -320,16 +350,24 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As the encoder's, with the head: its new rows likewise, its new biases 0."""
-        table = self.body.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        std = None if mean_resizing else self.config.initializer_range
-        tied = self.config.tie_word_embeddings
-        dead = None if tied else self.head.bias  # beside the head's own bias, and not used
-        self.set_output_embeddings(resized_linear(self.head.decoder, table.num_embeddings, std))
+        """As `BertGenerationEncoder.resize_token_embeddings`."""
+        if self.owner:
+            self.owner[0].resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        else:
+            rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
+            self.resize(rows, None if mean_resizing else self.config.initializer_range)
+        return self.get_input_embeddings()
+
+    def resize(self, rows: int, std: float | None) -> None:
+        """As the body's, with the head."""
+        head = resized_linear(self.head.decoder, rows, std)
+        self.body.resize(rows, std)
+        # Of a head that is not tied, beside its own bias and not used.
+        dead = None if self.config.tie_word_embeddings else self.head.bias
+        self.set_output_embeddings(head)
         if dead is not None:
-            self.head.bias = nn.Parameter(dead.detach().new_zeros(table.num_embeddings))
+            self.head.bias = nn.Parameter(dead.detach().new_zeros(rows))
         self.tie_weights()
-        return table
 
     def forward(
         self,

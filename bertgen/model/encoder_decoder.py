@@ -6,6 +6,7 @@ Attribute names are the checkpoint's names. A padded batch is packed at the door
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -24,9 +25,12 @@ from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
 from ..pretrained import PretrainedModel
+from ..vocabulary import size_of
 from .bert import BertLMHeadModel, BertModel
 from .bert_generation import BertGenerationDecoder, BertGenerationEncoder
 from .roberta import RobertaForCausalLM, RobertaModel
+
+logger = logging.getLogger(__name__)
 
 ENCODERS = {
     "bert-generation": BertGenerationEncoder,
@@ -61,6 +65,11 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             if encoder is None or decoder is None:
                 raise ConfigError("EncoderDecoderModel needs a config, or an encoder and a decoder")
             config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        # What halves that exist are is what they were made with.
+        if encoder is not None:
+            config.encoder = encoder.config
+        if decoder is not None:
+            config.decoder = decoder.config
         if not config.decoder.is_decoder or not config.decoder.add_cross_attention:
             raise ConfigError("the decoder's config needs is_decoder=True and add_cross_attention=True")
         width, cross = config.encoder.hidden_size, config.decoder.cross_attention_hidden_size
@@ -87,6 +96,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
     def tie_weights(self) -> None:
         self.decoder.tie_weights()
+        self.encoder.owner = self.decoder.owner = [self] if self.config.tie_encoder_decoder else []
         if self.config.tie_encoder_decoder:
             shared = dict(self.decoder.body.named_parameters())
             for path, module in self.encoder.named_modules():
@@ -95,17 +105,39 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                         continue
                     other = shared.get(f"{path}.{name}")
                     if other is None or other.shape != own.shape:
-                        raise ConfigError(f"tie_encoder_decoder: {path}.{name} has no equal in the decoder")
+                        raise ConfigError(
+                            f"tie_encoder_decoder: {path}.{name} has no equal in the decoder (False keeps the halves "
+                            "apart)"
+                        )
                     setattr(module, name, other)
 
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
         state = self.decoder.complete_ties(super()._mapped(state, own), "decoder.")
+        if self.config.tie_encoder_decoder and (differing := self._differing(state)):
+            logger.warning("%s and its twin in the decoder differ in the checkpoint: they are not shared", differing)
+            self.config.tie_encoder_decoder = False
         if self.config.tie_encoder_decoder:  # either half may be the one that was written
             for name in own - set(state):
                 other = self._twin(name)
                 if other in state:
                     state[name] = state[other]
         return state
+
+    def _differing(self, state: dict[str, torch.Tensor]) -> str | None:
+        """The first of the encoder's tensors for which the decoder has another."""
+        for name, own in state.items():
+            other = state.get(self._twin(name)) if name.startswith("encoder.") else None
+            if other is None or other.data_ptr() == own.data_ptr():
+                continue
+            if other.dtype != own.dtype or not torch.equal(other, own):
+                return name
+        return None
+
+    def _is_shared(self) -> bool:
+        """Whether the halves share their weights as the configuration says, and none has been replaced."""
+        shared = dict(self.decoder.body.named_parameters())
+        own = ((n, p) for n, p in self.encoder.named_parameters() if not n.startswith("pooler."))
+        return all(shared.get(name) is parameter for name, parameter in own)
 
     def _twin(self, name: str) -> str:
         """The name of the same weight in the other half."""
@@ -117,12 +149,21 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         derived = self.decoder.derived_names("decoder.")
         state = {k: t for k, t in self.state_dict().items() if k not in derived}
-        if not deduplicate or not self.config.tie_encoder_decoder:
+        if not deduplicate or not self.config.tie_encoder_decoder or not self._is_shared():
             return state, {}
         aliases = {
             name: self._twin(name) for name in state if name.startswith("encoder.") and self._twin(name) in state
         }
         return {k: t for k, t in state.items() if k not in aliases}, aliases
+
+    def saved_config(self) -> dict[str, Any]:
+        """As `PretrainedModel.saved_config`: halves that no longer share their weights do not."""
+        return {
+            **super().saved_config(),
+            "encoder": self.encoder.saved_config(),
+            "decoder": self.decoder.saved_config(),
+            "tie_encoder_decoder": self.config.tie_encoder_decoder and self._is_shared(),
+        }
 
     def get_encoder(self) -> BertGenerationEncoder:
         return self.encoder
@@ -142,9 +183,22 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     def set_output_embeddings(self, embeddings: nn.Linear) -> None:
         self.decoder.set_output_embeddings(embeddings)
 
-    def resize_token_embeddings(self, *options: Any, **named: Any) -> nn.Embedding:
-        """Refused, as in transformers: the halves have a vocabulary each."""
-        raise UnsupportedError("resize one half: model.encoder or model.decoder.resize_token_embeddings")
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As that of a half, for halves that share their weights; refused for others, as in transformers.
+
+        Raises:
+            UnsupportedError: the halves have a vocabulary each.
+        """
+        if not self.config.tie_encoder_decoder:
+            raise UnsupportedError("resize one half: model.encoder or model.decoder.resize_token_embeddings")
+        rows = size_of(new_num_tokens, self.config.decoder.vocab_size, pad_to_multiple_of)
+        std = None if mean_resizing else self._initializer_range
+        self.decoder.resize(rows, std)
+        self.encoder.resize(rows, std)
+        self.tie_weights()
+        return self.get_input_embeddings()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """[B, T] labels -> decoder inputs: the start token, then the labels but the last; -100 becomes padding."""
