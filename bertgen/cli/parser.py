@@ -54,7 +54,7 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
     """
     for name, flag in flags.items():
         before, behind = r"(?<![\w/.'\"-])", r"(?![\w/'\"-]|\.\w)"
-        message = re.sub(rf"{before}{name}=(?=\S)", f"{flag} ", message)
+        message = re.sub(rf"{before}{name}=(?:True\b|(?=\S))", lambda m: flag + " " * m[0].endswith("="), message)
         message = re.sub(rf"^{name} (?=must be)", f"{flag} ", message)
         message = re.sub(_ADVICE.format(name=name), f"{flag} ", message)
         message = re.sub(rf"(?<=with ){name}$", flag, message)
