@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from .config import read_json, write_json
 from .errors import CheckpointError, ConfigError
+from .files import reported
 from .hub import resolve_file
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -159,10 +160,12 @@ def save_state(
 
     def write(path: Path, part: dict[str, torch.Tensor]) -> None:
         part = {k: t.detach().cpu().contiguous().clone() for k, t in part.items()}
-        if safe_serialization:
-            save_file(part, path, metadata=metadata)
-        else:
-            torch.save(part, path)
+        with reported(path):
+            if safe_serialization:
+                save_file(part, path, metadata=metadata)
+                return
+            with open(path, "wb") as file:  # given a path, torch does not tell why it cannot be written
+                torch.save(part, file)
 
     stem, _, suffix = name.rpartition(".")
     files = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
@@ -208,10 +211,11 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; a model is saved into a directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    temporary = outer / "new"
-    temporary.mkdir()
+    with reported(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = outer / "new"
+        temporary.mkdir()
     try:
         yield temporary
         mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666  # safetensors writes files for their owner only

@@ -9,6 +9,8 @@ from .config import BertConfig, EncoderDecoderConfig, GenerationConfig
 from .errors import ConfigError
 from .tokenizer import Tokenizer
 
+TEXT_CHARACTERS = 1 << 24  # of the longest text that is encoded: its tokens take a hundred times the memory
+
 
 class Encoded(NamedTuple):
     """A text as ids, and whether its end was cut off; or what is wrong with it."""
@@ -114,6 +116,8 @@ def _problem(text: Any) -> str | None:
     """What is wrong with a text as such; None where it can be encoded."""
     if not isinstance(text, str):
         return f"must be a str, got {type(text).__name__}"
+    if len(text) > TEXT_CHARACTERS:
+        return f"{len(text)} characters, the limit of a text is {TEXT_CHARACTERS}"
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -67,7 +67,9 @@ def resolve_file(
             return path
         if not required:
             return None
-        raise CheckpointError(f"{directory} has no {filename}; it holds: {_listing(directory)}")
+        best = directory / "best"
+        kept = f"; {best} has one: what a training into this folder kept" if (best / filename).is_file() else ""
+        raise CheckpointError(f"{directory} has no {filename}; it holds: {_listing(directory)}{kept}")
     if not _REPOSITORY.fullmatch(str(path_or_id)):
         raise CheckpointError(f"no directory {str(path_or_id)!r}, and that is no hub id (owner/name) either")
 

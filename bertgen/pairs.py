@@ -5,7 +5,6 @@ Lines end with LF or CRLF, records with LF. A byte-order mark is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import abc
@@ -14,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from .errors import ConfigError, InputError
+from .files import check_length, decoded, size_of
 from .generator import LOOKAHEAD, Generator
-from .jobs.formats import decoded, dumped, parsed
+from .jobs.formats import dumped, parsed, readable
 from .jobs.report import MESSAGES, JobReport
 from .likelihood import Likelihood
 
@@ -44,7 +44,7 @@ def score_lines(
 
     For TSV a record is a number: the log-probability, or with `length_penalty` that over length ** length_penalty. For
     JSONL it is the line's fields with `log_prob`, with `length_penalty` also `score`. With `tokens` it is JSON in both
-    cases, and has the target's `tokens` and `token_log_probs`.
+    cases, and has the target's `tokens` and `token_log_probs`. A blank line is answered by an empty one.
 
     Args:
         generator: does the work.
@@ -60,7 +60,8 @@ def score_lines(
             has any, and "error") and going on.
 
     Raises:
-        ConfigError: bad options. InputError: a line that cannot be used, where that is strict.
+        ConfigError: bad options. InputError: a line that cannot be used, where that is strict; the input is no text, or
+            it begins with several lines none of which can be used.
     """
     form = _make_format(format, source_column, target_column, source_field, target_field)
     report, start = JobReport(), time.monotonic()
@@ -72,16 +73,23 @@ def score_lines(
             content = raw.removesuffix(b"\n").removesuffix(b"\r")
             if index == 0:
                 content = content.removeprefix(_BYTE_ORDER_MARK)
+            if not content.strip():
+                waiting[index] = _Line({}, len(raw), None, blank=True)
+                yield "", ""
+                continue
             try:
+                check_length(raw)
                 fields, problem = form.fields(content), None
             except InputError as error:
                 if strict:
                     raise InputError(f"{name}, line {index + 1}: {error}") from error
                 fields, problem = form.readable(content), error
-            waiting[index] = _Line(fields, len(raw), problem)
+            waiting[index] = _Line(fields, size_of(raw), problem)
             yield ("", "") if problem else (fields[form.names[0]], fields[form.names[1]])
 
     def record(line: _Line, answer: Likelihood) -> bytes:
+        if line.blank:
+            return b""
         if not tokens and format == "tsv":
             return b"" if answer.error else f"{answer.total if length_penalty is None else answer.score:.6f}".encode()
         values = dict(line.fields)
@@ -98,9 +106,13 @@ def score_lines(
     stream = generator.stream_scores(
         pairs(), length_penalty=length_penalty, truncation=truncation, return_errors=True, lookahead=lookahead
     )
-    written = 0
+    written, read = 0, 0  # lines; those of the first window
+    held: list[bytes] = []  # records of it as long as all its lines have failed
     for index, answer in stream:
         line = waiting[index]
+        read = read or len(waiting)
+        if line.blank:
+            answer = replace(answer, error=None)
         answers[index] = answer = answer if line.problem is None else replace(answer, error=line.problem)
         report.lines += 1
         report.bytes += line.size
@@ -110,26 +122,34 @@ def score_lines(
             if strict:
                 raise InputError(message)
             report.failed += 1
-        else:
+        elif not line.blank:
             report.tokens += len(answer.token_ids)
             if answer.truncated:
                 report.truncated += 1
                 message = f"{name}, line {index + 1}: source cut to {generator.max_input_length} tokens"
         report.messages += [message][: MESSAGES - len(report.messages)] if message else []
         while written in answers:
-            write(record(waiting.pop(written), answers.pop(written)) + b"\n")
+            held.append(record(waiting.pop(written), answers.pop(written)) + b"\n")
             written += 1
+        if report.failed == report.lines == read > 1:
+            reason = f"each of the first {read} lines failed, the rest is not tried; {report.messages[0]}"
+            raise InputError(f"{name}: {reason}")
+        if report.failed < report.lines or report.lines >= read:
+            for one in held:
+                write(one)
+            held.clear()
         report.seconds = time.monotonic() - start
         yield report
     yield report
 
 
 class _Line(NamedTuple):
-    """A line that waits for its answer: its fields, its size with its end, and what is wrong with it."""
+    """A line that waits for its answer: its fields, its size with its end, what is wrong with it, if it is blank."""
 
     fields: dict[str, Any]
     size: int
     problem: InputError | None
+    blank: bool = False
 
 
 class _Format(Protocol):
@@ -178,9 +198,7 @@ class _JsonLines:
         return values
 
     def readable(self, line: bytes) -> dict[str, Any]:
-        with contextlib.suppress(InputError):
-            return parsed(line)
-        return {}
+        return readable(line)
 
 
 def _make_format(

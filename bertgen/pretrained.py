@@ -430,12 +430,17 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise BackendError(f"device {device!r} is not a device: {error}") from error
+        raise BackendError(f"device {device!r} is not a device; this machine has {_devices()}") from error
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
             raise BackendError(f"device {str(found)!r} was asked for, this machine has {count} CUDA devices")
     return found
+
+
+def _devices() -> str:
+    gpus = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
+    return ", ".join(["cpu", *gpus])
 
 
 def _first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:

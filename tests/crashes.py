@@ -160,7 +160,7 @@ def kill(folder: Path, number: int, seed: int) -> dict:
     out, part_of_it, sidecar = (folder / f"out.txt{end}" for end in ("", ".part", ".job"))
 
     def run(pause):
-        run_file(Echo(pause), folder / "in.txt", out, window=100)
+        run_file(Echo(pause), folder / "in.txt", out, window=100, commit_seconds=0)
 
     start = time.monotonic()
     assert forked(lambda: run(0.002)) == 0

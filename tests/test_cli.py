@@ -208,7 +208,7 @@ def test_file_to_file(bertgen_run, tmp_path):
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in written] == list(range(100))
     assert sum(row["de"] == translation(row["en"]) for row in written) > 90
-    assert bertgen_run(*arguments) == (2, "", f"bertgen: error: {output} is there already; overwrite replaces it\n")
+    assert bertgen_run(*arguments) == (2, "", f"bertgen: error: {output} is there already; --overwrite replaces it\n")
     assert bertgen_run(*arguments, "--overwrite", "--quiet") == (0, "", "")
 
 
@@ -312,13 +312,13 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["one", "--format", "jsonl"], 2, "not both"),
         (["one", "--output", "x"], 2, "--output needs --input"),
         (["one", "--n-best", "2"], 2, "greedy search has one output"),
-        (["one", "--n-best", "0"], 2, "num_return_sequences must be an integer from 1"),
-        (["one", "--num-beams", "0"], 2, "num_beams must be an integer from 1"),
-        (["one", "--max-rows", "0"], 2, "max_rows must be an integer of at least 1, got 0"),
-        (["one", "--column", "2"], 2, "column=2 is for the format tsv"),
+        (["one", "--n-best", "0"], 2, "--n-best must be an integer from 1"),
+        (["one", "--num-beams", "0"], 2, "--num-beams must be an integer from 1"),
+        (["one", "--max-rows", "0"], 2, "--max-rows must be an integer of at least 1, got 0"),
+        (["one", "--column", "2"], 2, "--column 2 is for the format tsv"),
         (["one", "two " * 50, "--strict"], 2, "arguments, line 2: 50 tokens, the limit is 48"),
         (["one", "two \udcff", "--strict"], 2, "arguments, line 2: not UTF-8"),
-        (["one", "--window", "0"], 2, "window must be an integer from 1"),
+        (["one", "--window", "0"], 2, "--window must be an integer from 1"),
         (["one", "--restart"], 2, "--restart needs --output"),
         (["one", "--num-shards", "2", "--shard-index", "0"], 2, "--num-shards needs --output"),
         (["one", "--num-shards", "2"], 2, "--num-shards and --shard-index go together"),
@@ -327,13 +327,15 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["--input", "x", "--output", "y", "--stats", "./x"], 2, "--stats ./x is the input or the output"),
         (["--input", "x", "--output", "y", "--stats", "./y"], 2, "--stats ./y is the input or the output"),
         (["--input", "/no/such/file"], 2, "/no/such/file cannot be read: No such file or directory"),
-        (["--input", __file__, "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
-        (["--input", __file__, "--output", "/dev/full", "--truncate"], 3, "/dev/full cannot be written: No space left"),
+        (["--input", "/dev/null", "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
+        (["--input", "in.txt", "--output", "/dev/full"], 3, "/dev/full cannot be written: No space left"),
         (["one", "--tokenizer", "/no/such"], 3, "/no/such"),
         (["one", "--device", "tpu"], 2, "device 'tpu' is not a device"),
     ],
 )
-def test_errors(bertgen_run, arguments, code, message):
+def test_errors(bertgen_run, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("one\n")
     found, out, err = bertgen_run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("bertgen: error: ") and message in err and err.count("\n") == 1
@@ -403,7 +405,7 @@ def test_processes(tiny_checkpoint, tmp_path):
     assert (head.wait(60), head.stderr.read()) == (141, b"")
     head.stderr.close()
 
-    assert info.communicate(timeout=60)[1] == b"bertgen: error: [Errno 28] No space left on device\n"
+    assert info.communicate(timeout=60)[1] == b"bertgen: error: stdout cannot be written: No space left on device\n"
     assert info.returncode == 3
 
     deadline = time.monotonic() + 60
@@ -515,9 +517,9 @@ def test_train(tmp_path, capsys):
         f"ended at update 2 (steps); checkpoints in {tmp_path}/model\nbest at update 2: loss "
     )
     assert cli.main(["train", *arguments.split()]) == 2
-    assert "resume it or take another folder" in capsys.readouterr().err
+    assert "--resume continues it, or take another folder" in capsys.readouterr().err
     assert cli.main(["train", *arguments.replace("--layers 1", "--layers 0").split()]) == 2
-    assert "layers=0" in capsys.readouterr().err
+    assert "--layers 0: must be at least 1" in capsys.readouterr().err
 
 
 def test_train_that_a_signal_ends(tmp_path, capsys, monkeypatch):

@@ -19,8 +19,10 @@ from bertgen import (
     InputError,
     Likelihood,
     cli,
+    files,
     likelihood,
 )
+from bertgen.pairs import score_lines
 
 
 @pytest.fixture(scope="module")
@@ -351,24 +353,56 @@ def test_command_meets_bad_lines(bertgen_score, tmp_path):
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (1, "") and ["error" in row for row in rows] == [False, True, True, False, False]
 
-    lines = [b'{"source": "one"}', b'{"source": 1, "target": "eins"}', b"[]", b'{"a": NaN}']
+    lines = [b'{"source": "one"}', b'{"source": 1, "target": "eins"}', b"[]", b'{"id": 7, "a": 1e999}']
     lines += [b'{"source": "one", "target": "eins", "log_prob": 1}', b'{"source": "one", "target": "eins"}']
     code, out, err = bertgen_score(b"\n".join(lines), suffix="jsonl")
     rows = [json.loads(line) for line in out.splitlines()]
-    said = ["no field 'target'", "field 'source' must be a string, got 1", "not a JSON object", "NaN is no JSON"]
+    said = ["no field 'target'", "field 'source' must be a string, got 1", "not a JSON object", "1e999 is too large"]
     for row, message in zip(rows, [*said, "field 'log_prob' is there already"]):
         assert message in row["error"]
     assert rows[0]["source"] == "one" and "error" not in rows[-1] and code == 1
+    assert rows[3]["id"] == 7, "what names the line is not lost"
     code, out, err = bertgen_score(content, "--strict", "--output", tmp_path / "out.txt")
     assert code == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "data.tsv"]
+
+
+def test_blank_lines_are_no_failures(bertgen_score):
+    pair = b'{"source": "one", "target": "eins", "loss": NaN}\n'
+    code, out, err = bertgen_score(pair + b"\n" + pair + b"\n", suffix="jsonl")
+    lines = out.split("\n")
+    assert (code, err) == (0, "") and [bool(line) for line in lines] == [True, False, True, False, False]
+    assert '"loss": NaN, "log_prob": -' in lines[0]
+    code, out, err = bertgen_score(b"one\teins\n\n")
+    assert (code, err, out.count("\n")) == (0, "", 2)
+
+
+def test_a_file_whose_first_lines_all_fail_is_given_up(generator, bertgen_score):
+    code, out, err = bertgen_score(b"one\teins\n" * 3, "--target-column", 3)
+    assert (code, out) == (2, "")
+    assert "each of the first 3 lines failed, the rest is not tried; " in err and "line 1: 2 tab-separated" in err
+    written: list = []
+    lines = [b"one\n", b"one\n", b"one\teins\n", b"two\n"]
+    with pytest.raises(InputError, match="each of the first 2 lines failed"):
+        list(score_lines(generator, lines, written.append, name="x", lookahead=2))
+    assert written == []
+    *_, report = score_lines(generator, lines, written.append, name="x", lookahead=3)
+    assert (report.lines, report.failed, len(written)) == (4, 3, 4)
+
+
+def test_lines_that_do_not_end_fail_alone(bertgen_score, monkeypatch):
+    monkeypatch.setattr(files, "LINE_BYTES", 100)
+    code, out, err = bertgen_score(b"one\teins\n" + b"x" * 1000 + b"\ntwo\tzwei\n")
+    assert code == 1 and out.splitlines()[1] == "" and "line 2: 1001 bytes, the limit of a line is 100" in err
+    code, out, err = bertgen_score(b"\xff\xfeo\0n\0e\0")
+    assert (code, out) == (2, "") and "data.tsv is UTF-16; what is read is text in UTF-8" in err
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--source-field", "en"], "source_field='en' is for the format jsonl, not for tsv"),
-        (["--source-column", "0"], "source_column must be at least 1, got 0"),
-        (["--format", "jsonl", "--target-column", "2"], "target_column=2 is for the format tsv, not for jsonl"),
+        (["--source-field", "en"], "--source-field 'en' is for the format jsonl, not for tsv"),
+        (["--source-column", "0"], "--source-column must be at least 1, got 0"),
+        (["--format", "jsonl", "--target-column", "2"], "--target-column 2 is for the format tsv, not for jsonl"),
     ],
 )
 def test_bad_options(bertgen_score, arguments, message):

@@ -32,6 +32,7 @@ SEED = int(os.environ.get("BERTGEN_SEED", "1"))
 @pytest.fixture
 def echo(monkeypatch):
     monkeypatch.setattr(job, "task_of", task_of)
+    monkeypatch.setattr(work, "default_window", lambda *_: 1024)  # which asks the model
     return Echo()
 
 
@@ -66,6 +67,7 @@ def counts(report):
 def test_death_at_every_operation_on_the_disk(echo, tmp_path, monkeypatch, death, options):
     """And again at random ones on the way back: the output is whole or not there, and in the end it is the same."""
     monkeypatch.setattr(part, "_BUFFER", 40)  # so that windows are written in several pieces
+    options = {"commit_seconds": 0, **options}
     (tmp_path / "in.txt").write_bytes(ODD)
     disk = tmp_path / "disk"
     out = disk / "out.txt"
@@ -145,7 +147,7 @@ def test_second_interrupt_ends_at_once(tmp_path):
                         print(end="!", flush=True)
                 yield from ()
         command.make_generator = lambda _: Slow()
-        sys.exit(cli.main(["run", "--model", "x", "text"]))
+        sys.exit(cli.main(["run", "--model", "x", "--window", "1", "text"]))
     """
     code = "\n".join(line[8:] for line in code.splitlines())
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -167,7 +169,8 @@ def test_process_that_is_killed(tiny_checkpoint, tmp_path):
     options = dict(max_new_tokens=8, window=50, do_sample=True, seed=1)
     run_file(Generator(tiny_checkpoint), tmp_path / "in.txt", tmp_path / "whole.txt", **options)
     whole = (tmp_path / "whole.txt").read_bytes()
-    command = f"{sys.executable} -m bertgen run --max-new-tokens 8 --window 50 --do-sample --seed 1 --model".split()
+    command = f"{sys.executable} -m bertgen run --max-new-tokens 8 --window 50 --commit-seconds 0".split()
+    command += "--do-sample --seed 1 --model".split()
     command += [tiny_checkpoint, "--input", tmp_path / "in.txt", "--output", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed, resumed, wanted = 0, 0, KILLS if KILLS > 5 else 1

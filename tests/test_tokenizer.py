@@ -18,6 +18,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bertgen import TextStreamer
 from bertgen.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from bertgen.tokenizer import AddedToken, AutoTokenizer, BertGenerationTokenizer, files
 from bertgen.tokenizer.base import NO_LIMIT
@@ -378,6 +379,26 @@ def test_byte_pieces_become_their_characters(tmp_path):
     ids = tokenizer.encode(text)
     assert 3 not in ids and tokenizer.decode(ids) == text
     assert tokenizer.decode(ids[:-1]) == "the 漢 station \ufffd"
+
+
+@pytest.mark.parametrize("text", ["the 漢 station 😀", "漢字漢", "a\ufffdb", "é", "the", "", "😀😀 the 漢\nb"])
+def test_byte_pieces_give_one_text_whichever_way_they_go(tmp_path_factory, text):
+    """From tokens as from ids, whole or cut in a character, and piece by piece from a streamer."""
+    path = tmp_path_factory.getbasetemp() / "bytes.model"
+    tokenizer = BertGenerationTokenizer(
+        str(path) if path.exists() else train(path, byte_fallback=True, vocab_size=560, character_coverage=0.999)
+    )
+    ids = tokenizer.encode(text)
+    for cut in range(len(ids) + 1):
+        tokens = tokenizer.convert_ids_to_tokens(ids[:cut])
+        assert tokenizer.convert_tokens_to_string(tokens) == tokenizer.decode(ids[:cut])
+        pieces = []
+        streamer = TextStreamer(tokenizer)
+        streamer.on_finalized_text = lambda piece, stream_end=False: pieces.append(piece)
+        for index in ids[:cut]:
+            streamer.put(torch.tensor([index]))
+        streamer.end()
+        assert "".join(pieces) == tokenizer.decode(ids[:cut])
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertgen import BertGenerationTokenizer, ConfigError, EncoderDecoderModel, InputError
+from bertgen import BertGenerationTokenizer, ConfigError, EncoderDecoderModel, InputError, OutputError, files
 from bertgen.errors import BertgenError, CheckpointError
 from bertgen.generator import Generator
 from bertgen.scoring import bleu
@@ -368,6 +369,67 @@ def test_malformed_data_names_file_and_line(tmp_path, text, message):
     path.write_bytes(text)
     with pytest.raises(InputError, match=r"pairs\.tsv(, |: )" + message):
         read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a\tb\n\nc\td\n", "line 2: 1 tab-separated columns"),
+        ("a\tb\n".encode("utf-16"), "train.tsv is UTF-16"),
+        (b"\x1f\x8b\x08\x00", "train.tsv is compressed by gzip"),
+        (b"a\tb\n" + b"x" * 200 + b"\tb\n", "line 2: 203 bytes, the limit of a line is 100"),
+    ],
+)
+def test_what_is_no_text_or_does_not_end_is_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(files, "LINE_BYTES", 100)
+    (tmp_path / "train.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path / "train.tsv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".gz"])
+def test_other_kinds_of_files_are_refused_by_name(tmp_path, suffix):
+    (tmp_path / f"train{suffix}").write_bytes(b"a\tb\n")
+    with pytest.raises(ConfigError, match=f"{suffix} is not read here, but tsv and text are"):
+        read_pairs(tmp_path / f"train{suffix}")
+    (tmp_path / "train.de-en").write_bytes(b"a\tb\n\n \n")
+    assert read_pairs(tmp_path / "train.de-en") == [("a", "b")], "blank lines at the end are no lines"
+
+
+@pytest.mark.parametrize("side, pair", [("source", "\u200b\u200b\ta"), ("target", "A\t\u200b\ufeff")])
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_a_pair_without_tokens_is_named_before_training_begins(data, tmp_path, side, pair, part):
+    """As one of nothing but zero-width characters: no tokens give no shape, and in a large batch nobody would know."""
+    with open(data[part], encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    lines.insert(7, pair)
+    (tmp_path / "odd.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    trainer = Trainer(config({**data, part: str(tmp_path / "odd.tsv")}, tmp_path / "out", steps=1))
+    with pytest.raises(InputError, match=f"odd.tsv, line 8: the {side} has no tokens"):
+        trainer.train()
+    assert not (tmp_path / "out/state.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "state.pt", "best"])
+def test_a_full_disk_is_named(data, tmp_path, monkeypatch, name):
+    """The file that could not be written, and what the system says, whoever writes it."""
+    write_file, write_folder = state.write_file, state.write_folder
+
+    def limited(write, path, *rest):
+        if path.name != name:
+            return write(path, *rest)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            return write(path, *rest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(state, "write_file", lambda *rest: limited(write_file, *rest))
+    monkeypatch.setattr(state, "write_folder", lambda *rest: limited(write_folder, *rest))
+    with pytest.raises(OutputError, match=rf"{tmp_path}/out/.*{name}.* cannot be written: File too large"):
+        Trainer(config(data, tmp_path / "out", steps=1)).train()
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_columns_line_ends_and_byte_order_mark(tmp_path):

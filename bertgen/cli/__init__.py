@@ -13,13 +13,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
 from ..errors import BertgenError
-from .codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES
+from .codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
 from .console import say
+from .parser import Parser, as_typed
 
 # Command, a module of this package -> help, example.
 COMMANDS = {
@@ -62,10 +64,17 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own) and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    flags: dict[str, str] = {}
     with _terminating():
         try:
-            args = _parser(argv).parse_args(argv)
-            code = args.command(args)
+            _open_streams()
+            try:
+                args = _parser(argv).parse_args(argv)
+                flags = args.flags
+                code = args.command(args)
+            except SystemExit:  # --help, or a line that cannot be read
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
@@ -78,12 +87,35 @@ def main(argv: list[str] | None = None) -> int:
             _drop_stdout()
             return BROKEN_PIPE
         except OSError as error:  # CheckpointError and OutputError among them
-            say(f"error: {error}")
-            _drop_stdout()
+            dropped = _drop_stdout()
+            say(f"error: {f'stdout cannot be written: {error.strerror}' if dropped else as_typed(str(error), flags)}")
             return BAD_FILE
         except BertgenError as error:
-            say(f"error: {error}")
+            say(f"error: {as_typed(str(error), flags)}")
             return BAD_INPUT
+        except Exception as error:
+            if _lacks_memory(error):
+                say(f"error: out of memory: {' '.join(str(error).split()) or 'this process has no more'}")
+                return BAD_FILE
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            say(f"error: {type(error).__name__} is a fault in bertgen; please report what stands above")
+            return FAULT
+
+
+def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from ..memory import is_out_of_memory
+
+        return is_out_of_memory(error)
+    return isinstance(error, MemoryError)
+
+
+def _open_streams() -> None:
+    """Open a standard stream that the caller has closed, so that no file gets its number; it answers with an error."""
+    for name, mode, flag in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:  # what is said to a closed stderr vanishes
+            setattr(sys, name, open(os.open(os.devnull, flag), mode, encoding="utf-8"))
 
 
 class _Terminated(BaseException):
@@ -106,20 +138,22 @@ def _terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def _drop_stdout() -> None:
-    """What stdout could not take is not tried again when Python ends, where it would replace the exit code."""
+def _drop_stdout() -> bool:
+    """Whether stdout takes nothing; it is not tried again when Python ends, where that would replace the exit code."""
     try:
         sys.stdout.flush()
+        return False
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+        return True
 
 
-def _parser(argv: list[str]) -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> Parser:
     """The parser of all commands; only the one that `argv` names is imported, as it may need torch."""
     form: dict[str, Any] = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bertgen",
         description="Generate texts with BertGeneration encoder-decoder models, and train them.",
         epilog=EXIT_CODES,
@@ -133,5 +167,5 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         if name == asked:
             command = importlib.import_module(f".{name}", __package__)
             command.add_arguments(sub)
-            sub.set_defaults(command=command.run)
+            sub.set_defaults(command=command.run, flags=sub.flags())
     return parser

@@ -6,6 +6,8 @@ import argparse
 import importlib
 from typing import Any
 
+from .parser import Parser
+
 # Part, a module of bertgen.bench -> help, example.
 PARTS = {
     "ops": (
@@ -44,7 +46,7 @@ PARTS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Of a part, whose module is imported when the part is asked for: most need torch."""
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:

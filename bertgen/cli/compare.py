@@ -37,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {args.batch_size}")
     from ..comparison import compare
-    from ..files import open_input
+    from ..files import check_name, open_input, read_lines
 
+    check_name(args.input, "text")
     with open_input(args.input) as file:
-        texts = [_text(line, number, args.input) for number, line in enumerate(file, 1)]
+        texts = [_text(line, number, args.input) for number, line in enumerate(read_lines(file, args.input), 1)]
     generator = make_generator(args)
     try:
-        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args))
+        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args, generator))
     except InputError as error:
         raise InputError(re.sub(r"^text (\d+)", lambda m: f"{args.input}, line {int(m[1]) + 1}", str(error))) from error
     if found.missing:
@@ -87,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(line: bytes, number: int, name: str) -> str:
+    from ..files import decoded
+
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}, line {number}: not UTF-8: {error.reason} at byte {error.start}") from error
+        text = decoded(line).rstrip("\r\n")
+    except InputError as error:
+        raise InputError(f"{name}, line {number}: {error}") from error
+    return text.removeprefix("\ufeff") if number == 1 else text

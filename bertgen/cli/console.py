@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from datetime import timedelta
 from typing import Any
 
 PATIENCE = 2.0  # seconds of work before a progress bar appears
+LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 def say(message: str) -> None:
-    """Print a message under the program's name."""
-    print(f"bertgen: {message}", file=sys.stderr, flush=True)
+    """Print a message under the program's name; a stderr that takes nothing changes no exit code."""
+    with contextlib.suppress(OSError):
+        print(f"bertgen: {message}", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """A bar on stderr with rates and the time left, for work of more than some seconds at a terminal; else nothing.
+    """Rates and the time left, on stderr: a bar at a terminal, for more than some seconds, else now and then a line.
 
     Args:
         total: amount of work in any unit; None where it is unknown.
@@ -24,7 +27,9 @@ class Progress:
     """
 
     def __init__(self, total: float | None, shown: bool):
-        self.total, self.shown, self.start = total, shown and sys.stderr.isatty(), time.monotonic()
+        self.total, self.shown, self.start = total, shown, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.said = self.start
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -36,8 +41,16 @@ class Progress:
 
     def update(self, done: float, lines: int, tokens: int) -> None:
         """Show that so much of the total, so many lines and tokens are behind us."""
-        seconds = time.monotonic() - self.start
-        if not self.shown or seconds < PATIENCE:
+        now = time.monotonic()
+        seconds = now - self.start
+        if not self.shown or (seconds < PATIENCE if self.terminal else now - self.said < LOG_SECONDS):
+            return
+        note = f"{lines} lines, {lines / seconds:.1f} lines/s, {tokens / seconds:.0f} tokens/s"
+        if self.total and done:
+            note += f", {timedelta(seconds=round(seconds * (self.total - done) / done))} left"
+        if not self.terminal:
+            self.said = now
+            say(f"{100 * done / self.total:.0f}%, {note}" if self.total else note)
             return
         if self.bar is None:
             from rich.console import Console
@@ -47,7 +60,4 @@ class Progress:
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self.bar.add_task("", total=self.total, note="")
             self.bar.start()
-        note = f"{lines} lines, {lines / seconds:.1f} lines/s, {tokens / seconds:.0f} tokens/s"
-        if self.total and done:
-            note += f", {timedelta(seconds=round(seconds * (self.total - done) / done))} left"
         self.bar.update(0, completed=done, note=note)

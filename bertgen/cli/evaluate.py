@@ -8,9 +8,12 @@ import json
 import os
 import time
 
-from ..errors import ConfigError
-from .console import Progress
+from ..errors import ConfigError, InputError
+from .codes import FAILED_LINES
+from .console import Progress, say
 from .options import add_generation, add_model, generation, make_generator
+from .parser import as_typed
+from .records import add_writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="source TAB reference; lines with the same source are references of one another",
     )
     group.add_argument("--output", metavar="FILE", help="write the outputs, one line per different source")
-    group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+    add_writing(group)
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -34,43 +37,79 @@ def run(args: argparse.Namespace) -> int:
     """Print the scores, and return the exit code."""
     from .. import scoring
     from ..jobs import NewFile
-    from ..trainer.data import read_pairs, references
+    from ..jobs.report import MESSAGES
+    from ..trainer.data import pairs_of_lines
 
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
         raise ConfigError(f"--output {args.output} is the data")
-    grouped = references(read_pairs(args.data))
+    grouped: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}  # of each source, where it stands first
+    problems: list[tuple[int, Exception]] = []
+
+    def fail(line: int, error: Exception) -> None:
+        problems.append((line, error))
+        if args.strict:
+            raise InputError(told(problems[0])) from error
+
+    def told(problem: tuple[int, Exception]) -> str:
+        return f"{args.data}, line {problem[0]}: {problem[1]}"
+
+    for number, found in pairs_of_lines(args.data):
+        if isinstance(found, InputError):
+            fail(number, found)
+        else:
+            grouped.setdefault(found[0], []).append(found[1])
+            lines.setdefault(found[0], number)
+    if not grouped:
+        raise InputError(told(problems[0]) if problems else f"{args.data}: no pairs")
     generator = make_generator(args)
-    options = generation(args)
+    options = generation(args, generator)
+    sources = list(grouped)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(NewFile(args.output, args.overwrite)) if args.output else None
-        progress = stack.enter_context(Progress(len(grouped), not args.quiet))
-        outputs, tokens, start = [""] * len(grouped), 0, time.monotonic()
-        for done, (index, output) in enumerate(generator.stream(grouped, lookahead=len(grouped), **options), 1):
-            outputs[index] = " ".join(output.text.split())
-            tokens += len(output.token_ids)
+        progress = stack.enter_context(Progress(len(sources), not args.quiet))
+        outputs: list[str | None] = [None] * len(sources)  # None of one that could not be used
+        tokens, start = 0, time.monotonic()
+        stream = generator.stream(sources, lookahead=len(sources), return_errors=True, **options)
+        for done, (index, output) in enumerate(stream, 1):
+            if output.error is not None:
+                fail(lines[sources[index]], output.error)
+            else:
+                outputs[index] = " ".join(output.text.split())
+                tokens += len(output.token_ids)
             progress.update(done, done, tokens)
         seconds = time.monotonic() - start
+        judged = [(text, grouped[source]) for text, source in zip(outputs, sources, strict=True) if text is not None]
+        if not judged:
+            raise InputError(f"no line can be used; {told(min(problems, key=lambda problem: problem[0]))}")
         if file:
-            file.write("".join(f"{text}\n" for text in outputs).encode())
-    bleu, chrf = (score(outputs, list(grouped.values())) for score in (scoring.bleu, scoring.chrf))
+            file.write("".join(f"{text or ''}\n" for text in outputs).encode())
+    texts, targets = [text for text, _ in judged], [targets for _, targets in judged]
+    bleu, chrf = (score(texts, targets) for score in (scoring.bleu, scoring.chrf))
     result = {
         "bleu": bleu.value,
         "bleu_signature": bleu.signature,
         "chrf": chrf.value,
         "chrf_signature": chrf.signature,
-        "sentences": len(grouped),
-        "references": sum(map(len, grouped.values())),
+        "sentences": len(judged),
+        "references": sum(map(len, targets)),
+        "failed": len(problems),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
     }
+    for problem in sorted(problems, key=lambda problem: problem[0])[:MESSAGES]:
+        say(as_typed(told(problem), args.flags))
+    if problems:
+        say(f"{len(problems)} lines could not be used, and are not in the scores")
+    code = FAILED_LINES if problems else 0
     if args.json:
         print(json.dumps(result))
-        return 0
+        return code
     print(f"BLEU {bleu.value:.2f}  {bleu.signature}")
     print(f"chrF {chrf.value:.2f}  {chrf.signature}")
     print(
-        f"{len(grouped)} sentences with {result['references']} references; {tokens} tokens in {seconds:.1f} s: "
-        f"{len(grouped) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s"
+        f"{len(judged)} sentences with {result['references']} references; {tokens} tokens in {seconds:.1f} s: "
+        f"{len(judged) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s"
     )
-    return 0
+    return code

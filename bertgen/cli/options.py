@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from .console import say
+
 if TYPE_CHECKING:
     from ..generator import Generator
 
@@ -60,12 +62,18 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="of sampling")
 
 
-def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """The generation options that were given."""
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+
+
+def generation(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
+    """The generation options that were given; says which of them are without effect."""
     names = [flag.replace("-", "_") for flag in _GENERATION] + ["do_sample", "seed"]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if given.get("early_stopping") in ("true", "false"):
         given["early_stopping"] = given["early_stopping"] == "true"
+    idle = [args.flags[name] for name in _OF_SAMPLING if name in given]
+    if idle and not given.get("do_sample", generator.model.generation_config.do_sample):
+        say(f"{', '.join(idle)}: of no effect without --do-sample")
     return given
 
 

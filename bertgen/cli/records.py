@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .console import Progress, say
+from .parser import as_typed
 
 if TYPE_CHECKING:
     from ..jobs import JobReport
@@ -22,8 +23,8 @@ def add_writing(group: Any) -> None:
 
 
 def write_stdout(record: bytes) -> None:
-    """Write a record at once."""
-    sys.stdout.buffer.write(record)
+    """Write a record at once, with a line end."""
+    sys.stdout.buffer.write(record if record.endswith(b"\n") else record + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -37,10 +38,11 @@ def progress(args: argparse.Namespace, total: int | None) -> Progress:
     return Progress(total, not args.quiet and (bool(args.output) or not sys.stdout.isatty()))
 
 
-def summarize(report: JobReport, output: str | None) -> None:
+def summarize(report: JobReport, args: argparse.Namespace) -> None:
     """Say what went wrong, and where there is an output what was done."""
+    output = args.output
     for message in report.messages:
-        say(message)
+        say(as_typed(message, args.flags))
     told = len(report.messages)
     if report.failed + report.truncated > told:
         say(f"... and {report.failed + report.truncated - told} more such lines")

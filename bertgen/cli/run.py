@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -53,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output-field", metavar="NAME", help="jsonl: field of the output (default: output)")
     add_writing(group)
     group.add_argument("--restart", action="store_true", help="throw away what an earlier run has done")
-    group.add_argument("--window", type=int, metavar="N", help="lines between two commits (default: 4096)")
+    group.add_argument("--window", type=int, metavar="N", help="lines done together (default: by model, at most 4096)")
+    group.add_argument(
+        "--commit-seconds", type=float, metavar="X", help="of work that a killed job may lose (default: 2)"
+    )
     group.add_argument("--num-shards", type=int, metavar="N", help="cut the input into N ranges of lines")
     group.add_argument("--shard-index", type=int, metavar="I", help="and do only this one, from 0")
     group.add_argument("--stats", metavar="FILE", help="write statistics as JSON at the end; - is stdout")
@@ -62,13 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate, and return the exit code."""
     _check(args)
+    format = _format(args)
+    from ..files import check_input
     from ..jobs import follow_file, follow_lines, statistics
     from ..pipelines import check_task
 
     check_task(args.task)
+    if args.input:
+        check_input(args.input)  # before the model takes its time
     generator = make_generator(args)
     options = dict(
-        generation(args),
+        generation(args, generator),
         n_best=args.n_best,
         scores=args.scores,
         column=args.column,
@@ -83,10 +89,12 @@ def run(args: argparse.Namespace) -> int:
         if args.output:
             if args.num_shards is not None:
                 options.update(num_shards=args.num_shards, shard_index=args.shard_index)
-            options.update(format=args.format, overwrite=args.overwrite, restart=args.restart)
+            options.update(format=format, overwrite=args.overwrite, restart=args.restart)
+            if args.commit_seconds is not None:
+                options["commit_seconds"] = args.commit_seconds
             reports = follow_file(generator, args.input, args.output, **options)
         else:
-            name, lines, format = _lines(args, stack)
+            name, lines = _lines(args, stack)
             if name == "stdin" and sys.stdin.isatty():
                 say("type a text and press Enter; Ctrl-D ends")
                 options["window"] = 1
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stats:
         _write_statistics(args.stats, statistics(report, generator))
     if not args.quiet:
-        summarize(report, args.output)
+        summarize(report, args)
     return FAILED_LINES if report.failed else 0
 
 
@@ -107,7 +115,11 @@ def _check(args: argparse.Namespace) -> None:
     if (args.num_shards is None) != (args.shard_index is None):
         raise ConfigError("--num-shards and --shard-index go together")
     if not args.output:
-        for flag, given in (("--num-shards", args.num_shards is not None), ("--restart", args.restart)):
+        for flag, given in (
+            ("--num-shards", args.num_shards is not None),
+            ("--restart", args.restart),
+            ("--commit-seconds", args.commit_seconds is not None),
+        ):
             if given:
                 raise ConfigError(f"{flag} needs --output")
         if args.stats == "-":
@@ -159,21 +171,27 @@ def _second_interrupt_ends() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes], str]:
-    """Name, lines and format of what `run` reads where it writes to stdout; each line has an end."""
-    from ..files import open_input
-    from ..jobs import FORMAT_OF_SUFFIX
+def _format(args: argparse.Namespace) -> str:
+    """What was said, else what the names of the files say."""
+    from .. import files
+    from ..jobs.formats import format_of
+
+    if args.format:
+        return args.format
+    if args.input and args.output:
+        return format_of(args.input, args.output)
+    return (files.format_of(args.input) if args.input else None) or "text"
+
+
+def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes]]:
+    """Name and lines of what `run` reads where it writes to stdout."""
+    from ..files import lines_of, open_input
 
     if args.text:
-        return "arguments", (os.fsencode(text) + b"\n" for text in args.text), "text"
+        return "arguments", (os.fsencode(text) + b"\n" for text in args.text)
     if not args.input:
-        return "stdin", map(_ended, sys.stdin.buffer), args.format or "text"
-    format = args.format or FORMAT_OF_SUFFIX.get(Path(args.input).suffix.lower(), "text")
-    return args.input, map(_ended, stack.enter_context(open_input(args.input))), format
-
-
-def _ended(line: bytes) -> bytes:
-    return line if line.endswith(b"\n") else line + b"\n"
+        return "stdin", lines_of(sys.stdin.buffer, "stdin")
+    return args.input, lines_of(stack.enter_context(open_input(args.input)), args.input)
 
 
 def _write_statistics(path: str, found: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -43,16 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and return the exit code."""
-    from ..files import open_input
-    from ..jobs import FORMAT_OF_SUFFIX, NewFile
+    from ..files import check_input, format_of, lines_of, open_input
+    from ..jobs import NewFile
     from ..pairs import score_lines
 
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
         raise ConfigError(f"--output {args.output} is the data")
-    by_suffix = FORMAT_OF_SUFFIX.get(Path(args.data).suffix.lower())
+    format = args.format or ("jsonl" if format_of(args.data) == "jsonl" else "tsv")
+    check_input(args.data)  # before the model takes its time
     generator = make_generator(args)
     options: dict[str, Any] = dict(
-        format=args.format or ("jsonl" if by_suffix == "jsonl" else "tsv"),
+        format=format,
         source_column=args.source_column,
         target_column=args.target_column,
         source_field=args.source_field,
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         strict=args.strict,
     )
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(open_input(args.data))
+        lines = lines_of(stack.enter_context(open_input(args.data)), args.data)
         write = stack.enter_context(NewFile(args.output, args.overwrite)).write if args.output else write_stdout
         reports = score_lines(generator, lines, write, name=args.data, **options)
         bar = stack.enter_context(progress(args, size_of(args.data)))
@@ -70,5 +70,5 @@ def run(args: argparse.Namespace) -> int:
         for report in reports:
             bar.update(report.bytes, report.lines, report.tokens)
     if not args.quiet:
-        summarize(report, args.output)
+        summarize(report, args)
     return FAILED_LINES if report.failed else 0

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-from ..errors import OutputError
 
 # A link in the place of a file of ours is not followed, and Windows changes no byte.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-
-
-@contextlib.contextmanager
-def reported(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the system says of a file that is written into an OutputError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_all(handle: int, data: bytes | bytearray) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from .. import files
 from ..errors import ConfigError, InputError
+from ..files import decoded
 from ..generator import Output
 
-FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _ONE_LINE = str.maketrans("\t\n\r", "   ")
 
 
@@ -21,7 +20,7 @@ class LineFormat(Protocol):
     """How lines hold texts, and records outputs."""
 
     def text(self, line: bytes) -> str:
-        """The text of a line; InputError where it has none."""
+        """The text of a line, nothing of a blank one; InputError where it has none."""
 
     def record(self, line: bytes, answer: Output) -> bytes:
         """What is written for a line, without a line end."""
@@ -55,6 +54,8 @@ class Tsv(Text):
 
     def text(self, line: bytes) -> str:
         columns = line.split(b"\t")
+        if not line.strip(b" "):
+            return ""
         if len(columns) < self.column:
             raise InputError(f"{len(columns)} columns separated by tabs, the text is in column {self.column}")
         return decoded(columns[self.column - 1])
@@ -73,6 +74,8 @@ class JsonLines:
     output_field: str
 
     def text(self, line: bytes) -> str:
+        if not line.strip():
+            return ""
         values = parsed(line)
         text = values.get(self.field)
         if self.field not in values:
@@ -86,9 +89,9 @@ class JsonLines:
 
     def record(self, line: bytes, answer: Output) -> bytes:
         if answer.error is not None:
-            with contextlib.suppress(InputError):
-                return dumped({**parsed(line), "error": str(answer.error)})
-            return dumped({"error": str(answer.error)})
+            return dumped({**readable(line), "error": str(answer.error)})
+        if not line.strip():
+            return b""
         found = _candidates(answer)
         texts, scores = [one.text for one in found] or [""], [one.score for one in found] or [None]
         values = {**parsed(line), self.output_field: texts if self.n_best > 1 else texts[0]}
@@ -120,8 +123,12 @@ def make_format(
 
 
 def format_of(input: str | os.PathLike, output: str | os.PathLike) -> str:
-    """The format that the suffixes of two files name, "text" where neither does; ConfigError where they differ."""
-    formats = [FORMAT_OF_SUFFIX.get(Path(path).suffix.lower()) for path in (input, output)]
+    """The format that the suffixes of two files name, "text" where neither has one.
+
+    Raises:
+        ConfigError: they differ, or one is of no format.
+    """
+    formats = [files.format_of(path) for path in (input, output)]
     if None not in formats and formats[0] != formats[1]:
         raise ConfigError(f"by their names {input} is {formats[0]} and {output} is {formats[1]}; say which with format")
     return formats[0] or formats[1] or "text"
@@ -132,19 +139,11 @@ def _candidates(answer: Output) -> list[Output]:
     return [answer, *answer.alternatives] if answer.token_ids else []
 
 
-def decoded(content: bytes) -> str:
-    """UTF-8 as text; InputError where it is none."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-
-
 def parsed(line: bytes) -> dict[str, Any]:
-    """The fields of a line of JSON; InputError where it is no object with numbers that JSON can write."""
+    """The fields of a line of JSON; InputError where it is no object, or has a number that would be written otherwise.
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+    NaN and Infinity, which are no JSON but what Python writes, are read, and written again.
+    """
 
     def finite(number: str) -> float:
         if math.isinf(value := float(number)):
@@ -152,7 +151,7 @@ def parsed(line: bytes) -> dict[str, Any]:
         return value
 
     try:
-        values = json.loads(decoded(line), parse_constant=refuse, parse_float=finite)
+        values = json.loads(decoded(line), parse_float=finite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -160,6 +159,19 @@ def parsed(line: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"not a JSON object: {line[:80].decode(errors='replace')}")
     return values
+
+
+def readable(line: bytes) -> dict[str, Any]:
+    """The fields of a line that cannot be used, as far as it has any: what names it must not be lost."""
+
+    def kept(number: str) -> float | str:
+        return number if math.isinf(float(number)) else float(number)
+
+    try:
+        values = json.loads(line.decode(errors="replace"), parse_float=kept)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def dumped(values: dict[str, Any]) -> bytes:

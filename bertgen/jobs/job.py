@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections import abc, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..config.base import check_integer
-from ..errors import ConfigError
-from ..files import open_input
+from ..errors import ConfigError, OutputError
+from ..files import is_regular, lines_of, open_input
 from ..generator import Generator
 from .formats import format_of
 from .newfile import NewFile
 from .part import PartFile
 from .report import JobReport
-from .source import Source, is_regular
+from .source import Source
 from .task import task_of
 from .work import Work
+
+COMMIT_SECONDS = 2.0  # between two commits; each takes some milliseconds of the disk's
+COMMIT_LINES = 4096
+clock = time.monotonic
 
 
 def run_file(generator: Generator, input: str | os.PathLike, output: str | os.PathLike, **options: Any) -> JobReport:
@@ -36,37 +42,44 @@ def follow_file(
     restart: bool = False,
     num_shards: int = 1,
     shard_index: int = 0,
+    commit_seconds: float = COMMIT_SECONDS,
     **options: Any,
 ) -> abc.Generator[JobReport, None, None]:
     """Generate for every line of a file into another; yields the report before the first line and at every line.
 
-    Memory holds one window of lines, however long the file. After each window its records are made to last, in OUT.part
-    beside the output OUT (`PartFile`). If the job fails or is left or killed before its end, the same call goes on
-    behind the last such window, and the output is what it would have been, byte for byte; only where it samples
-    without a seed, or with `max_time`, there is no such thing. Nothing appears under the output's name before the end.
+    Memory holds one window of lines, however long the file. Behind a window the records are made to last, in OUT.part
+    beside the output OUT (`PartFile`), if `commit_seconds` or 4096 lines have gone by; and when the job fails or is
+    left. If it was killed, the same call goes on behind the last such window, and the output is what it would have
+    been, byte for byte: where a window ends is no matter of time. Only where it samples without a seed, or with
+    `max_time`, there is no such thing. Nothing appears under the output's name before the end.
 
     Input or output may be a pipe or a device: a device is written to directly, and nothing is resumed.
 
     Args:
         generator: does the work.
         input, output: paths, of different files.
-        format: "text", "tsv" or "jsonl"; by default what the suffixes .txt, .tsv, .jsonl and .ndjson say, else "text".
+        format: "text", "tsv" or "jsonl"; by default what the suffixes .txt, .tsv, .jsonl and .ndjson say, "text" where
+            there is none.
         overwrite: replace a file that is there already.
         restart: throw away what an earlier run has done.
         num_shards, shard_index: answer only lines [lines * index // shards, lines * (index + 1) // shards), from 0;
             the outputs of all shards, one behind the other, are that of the whole.
+        commit_seconds: of work that a killed job may lose, besides the window that it was at; 0 commits every window.
         options: those of `follow_lines`, except `name` and `first`.
 
     Raises:
-        ConfigError: bad options; the output is there already, it is the input, or another process writes it; what an
-            earlier run has done was of other lines, options, weights or versions (the message says which).
-        InputError: the input cannot be read, has changed meanwhile, or one of its lines cannot be used (file, line,
-            reason) and the job is `strict`.
+        ConfigError: bad options; a file has the suffix of no format; the output is there already, it is the input, or
+            another process writes it; what an earlier run has done was of other lines, options, weights or versions
+            (the message says which).
+        InputError: the input cannot be read, is no text, or has changed meanwhile; one of its lines cannot be used
+            (file, line, reason) and the job is `strict`, or none of the first window can be.
         OutputError: the output cannot be written, the disk is full.
     """
     format = format_of(input, output) if format is None else format
     if check_integer(0, shard_index, "shard_index") >= check_integer(1, num_shards, "num_shards"):
         raise ConfigError(f"shard_index must be under num_shards={num_shards}, got {shard_index}")
+    if isinstance(commit_seconds, bool) or not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
+        raise ConfigError(f"commit_seconds must be a number from 0, got {commit_seconds!r}")
     part = PartFile(output, overwrite, restart)
     if Path(os.path.realpath(input)) in part.names:
         raise ConfigError(f"{output} is the input, or grows there; it needs a name of its own")
@@ -74,12 +87,13 @@ def follow_file(
     with open_input(input) as file:
         if is_regular(file) and (part.target.is_file() or not part.target.exists()):
             with part:
-                yield from _durable(work, Source(file, str(input)), part, num_shards, shard_index)
+                source = Source(file, str(input))
+                yield from _durable(work, source, part, num_shards, shard_index, commit_seconds)
         elif num_shards > 1:
             raise ConfigError(f"shards are of files: {input} or {output} is none")
         else:
             with NewFile(output, overwrite) as new:
-                yield from _direct(work, file, new.write, 0)
+                yield from _direct(work, lines_of(file, input), new.write, 0)
 
 
 def follow_lines(
@@ -97,13 +111,15 @@ def follow_lines(
     A record has `n_best` outputs, best first. In text format they are separated by tabs; in TSV they are columns behind
     those of the line; in JSONL `output_field` joins the fields of the line, a string or with `n_best` above 1 a list,
     and with `scores` so does `<output_field>_score`. In text and TSV a score stands in a column before its output, and
-    white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty.
+    white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty. A
+    blank line of JSONL is answered by an empty one.
 
     A line that cannot be used gets empty outputs; in JSONL the line's fields, if it has any, and "error".
 
     Args:
         generator: does the work.
-        lines: each with its line end, as a file opened in binary mode gives them.
+        lines: each with its line end, as a file opened in binary mode gives them; `files.lines_of` bounds them, and
+            those of a pipe are answered as they come.
         write: takes the bytes of one record.
         name: of the input, for messages.
         format: "text", "tsv" or "jsonl".
@@ -114,10 +130,12 @@ def follow_lines(
             n_best: outputs per line.
             scores: write the scores, too.
             strict: raise at a line that cannot be used.
-            window: lines read before the first is answered; all of them are answered before the next is read.
+            window: lines read before the first is answered; all of them are answered before the next is read. None
+                takes as many as suit the model, at most 4096.
 
     Raises:
-        ConfigError: bad options. InputError: a line that cannot be used, with `strict`.
+        ConfigError: bad options. InputError: a line that cannot be used, with `strict`; the input is no text, or the
+            first window has several lines and none of them can be used.
     """
     work = Work.of(generator, name=name, format=format, **options)
     yield from _direct(work, lines, write, first)
@@ -135,7 +153,7 @@ def _direct(
 
 
 def _durable(
-    work: Work, source: Source, part: PartFile, num_shards: int, shard_index: int
+    work: Work, source: Source, part: PartFile, num_shards: int, shard_index: int, commit_seconds: float
 ) -> abc.Generator[JobReport, None, None]:
     first, end = source.shard(num_shards, shard_index)
     start, stop = source.offset(first), source.offset(end)
@@ -151,14 +169,29 @@ def _durable(
             report.restore(saved)
         except (KeyError, TypeError, ValueError) as error:
             raise part.damaged(error) from error
-    yield report
-    for window in work.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
-        yield from work.answer(window, first + report.lines, part.write, report)
-        source.check()
-        part.commit(report.saved(), complete=report.lines == report.total_lines)
-        report.committed = report.lines
-    if report.total_lines == 0:
-        part.commit(report.saved(), complete=True)
+    finished, since = report.saved(), clock()  # of whole windows
+
+    def commit() -> None:
+        nonlocal since
+        part.commit(finished, complete=finished["lines"] == report.total_lines)
+        report.committed, since = finished["lines"], clock()
+
+    try:
+        yield report
+        for window in work.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
+            yield from work.answer(window, first + report.lines, part.write, report)
+            source.check()
+            part.mark()
+            finished = report.saved()
+            if clock() - since >= commit_seconds or report.lines - report.committed >= COMMIT_LINES:
+                commit()
+    except BaseException:  # a signal, or a caller that has enough
+        if finished["lines"] > report.committed:
+            with contextlib.suppress(OutputError):
+                commit()
+        raise
+    if report.lines > report.committed or report.total_lines == 0:
+        commit()
     source.check()
     part.finish()
     yield report

@@ -7,7 +7,8 @@ import secrets
 from pathlib import Path
 
 from ..errors import ConfigError, OutputError
-from .disk import reported, sync_folder
+from ..files import reported
+from .disk import sync_folder
 
 
 class NewFile:
@@ -36,6 +37,8 @@ class NewFile:
         """Append to the file."""
         with reported(self.path):
             self._file.write(data)
+            if not self._temporary:  # whoever reads it waits for each record
+                self._file.flush()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

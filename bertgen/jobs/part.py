@@ -2,7 +2,8 @@
 
 For an output OUT there are OUT.part, the records, and OUT.job, JSON: the task, how many bytes of OUT.part count, their
 digest, and the report. A commit puts the records on the disk, then replaces OUT.job in one step; so OUT.job never
-speaks of bytes that are not there, and what OUT.part has behind them is cut off by the next run. At the end OUT.part
+speaks of bytes that are not there, and what OUT.part has behind them is cut off by the next run. What was marked, a
+finished window, is committed by the next commit, whatever was written behind it. At the end OUT.part
 takes the name OUT, then OUT.job goes.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, OutputError
-from .disk import NO_LINK, replace_file, reported, sync_folder, write_all
+from ..files import reported
+from .disk import NO_LINK, replace_file, sync_folder, write_all
 
 try:
     import fcntl
@@ -52,6 +54,7 @@ class PartFile:
         self._buffer = bytearray()
         self._saved: dict[str, Any] | None = None
         self._removable = False  # nothing but an empty start of ours is there
+        self._marked = 0, ""  # bytes that may be committed, and their digest
         self._renamed = False  # whether a run before this one gave OUT its name and could not remove OUT.job
 
     @property
@@ -90,10 +93,12 @@ class PartFile:
         if self._saved is None:
             self._refuse_existing()
             self._digest, self._bytes = hashlib.sha256(), 0
+            self._marked = 0, self._digest.hexdigest()
             self._save({}, complete=False)  # before the first record, so that OUT.part is known to be ours
             self._removable = True
         else:
             self._take_up(size)
+        self._marked = self._bytes, self._digest.hexdigest()
         with reported(self.path):
             os.ftruncate(self._handle, self._bytes)
             os.lseek(self._handle, self._bytes, os.SEEK_SET)
@@ -104,19 +109,23 @@ class PartFile:
         return ConfigError(f"{self.job} is damaged ({error!r}); {_START_OVER}")
 
     def write(self, record: bytes) -> None:
-        """Append to the records; they count from the next commit on."""
+        """Append to the records; they count from the next mark on."""
         self._buffer += record
         if len(self._buffer) >= _BUFFER:
             self._flush()
 
+    def mark(self) -> None:
+        """What is written so far may be committed."""
+        self._flush()
+        self._marked = self._bytes, self._digest.hexdigest()
+
     def commit(self, report: dict[str, Any], complete: bool) -> None:
-        """Make what was written last.
+        """Make last what was written before the mark.
 
         Args:
-            report: comes back from `begin` of the next run.
+            report: of what stands before the mark; comes back from `begin` of the next run.
             complete: these were the last records.
         """
-        self._flush()
         with reported(self.path):
             os.fsync(self._handle)
         self._removable = False
@@ -218,8 +227,8 @@ class PartFile:
         content = dict(
             version=VERSION,
             task=self._task,
-            bytes=self._bytes,
-            digest=self._digest.hexdigest(),
+            bytes=self._marked[0],
+            digest=self._marked[1],
             complete=complete,
             report=report,
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import islice
 from typing import BinaryIO
 
 from ..errors import InputError
+from ..files import read_lines
 
 _CHUNK = 1 << 20  # bytes that are read at a time
 
@@ -56,7 +55,7 @@ class Source:
     def read(self, offset: int, count: int) -> Iterator[bytes]:
         """The next `count` lines from there on, with their ends."""
         self._file.seek(offset)
-        return islice(self._file, count)
+        return read_lines(self._file, self._name, count)
 
     def check(self) -> None:
         """Raise InputError if the file has changed since it was opened."""
@@ -66,8 +65,3 @@ class Source:
     def _stat(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
-
-
-def is_regular(file: BinaryIO) -> bool:
-    """Whether an open file can be read twice: no pipe, no device."""
-    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)

@@ -35,16 +35,12 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         options: of `Generator.stream`.
     """
     model, device = generator.model, generator.model.device
-    others = (*_OF_STREAM, "generation_config", "num_return_sequences")  # the last is `n_best` of the records
-    settled = GenerationConfig.of_call(
-        {name: value for name, value in options.items() if name not in others},
-        options.get("generation_config"),
-        model.generation_config,
-    )
+    # Without num_return_sequences, which is `n_best` of the records.
+    config = settled(generator, {name: value for name, value in options.items() if name != "num_return_sequences"})
     return {
         "format": type(records).__name__,
         **dataclasses.asdict(records),  # type: ignore[call-overload]
-        **{name: value for name, value in settled.to_dict().items() if name not in settled.extra},
+        **{name: value for name, value in config.to_dict().items() if name not in config.extra},
         **{name: options.get(name) for name in _OF_STREAM},
         "truncation": generator.truncation if options.get("truncation") is None else options["truncation"],
         "window": window,
@@ -60,6 +56,15 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         "bertgen": __version__,
         "torch": torch.__version__,
     }
+
+
+def settled(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
+    """The options of generation that hold for a call of `Generator.stream`, the model's own among them."""
+    return GenerationConfig.of_call(
+        {name: value for name, value in options.items() if name not in (*_OF_STREAM, "generation_config")},
+        options.get("generation_config"),
+        generator.model.generation_config,
+    )
 
 
 def weights_digest(model: EncoderDecoderModel) -> str:

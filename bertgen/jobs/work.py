@@ -8,11 +8,14 @@ from typing import Any
 
 from ..config.base import check_integer
 from ..errors import InputError
-from ..generator import LOOKAHEAD, Generator, Output
+from ..files import Incoming, LongLine, check_length, size_of
+from ..generator import Generator, Output
 from .formats import LineFormat, make_format
 from .report import JobReport
+from .task import settled
 
-WINDOW = LOOKAHEAD  # lines of a window
+WINDOWS = (64, 1024, 4096)  # lines of a window: the fewest, the most on a CPU, the most
+WINDOW_WEIGHTS = 1 << 35  # weights times rows of the lines of one on a CPU: about ten seconds of two cores
 WINDOW_BYTES = 1 << 24  # a window of very long lines ends here
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -45,23 +48,28 @@ class Work:
         n_best: int = 1,
         scores: bool = False,
         strict: bool = False,
-        window: int = WINDOW,
+        window: int | None = None,
         **options: Any,
     ) -> Work:
         """The work that these options describe; those of `follow_lines`. ConfigError where they are bad."""
-        check_integer(1, window, "window")
+        if window is not None:
+            check_integer(1, window, "window")
         records = make_format(format, column, field, output_field, n_best, scores)
         options = dict(options, scores=scores, num_return_sequences=n_best)
         list(generator.stream([], **options))  # checks them
-        return cls(generator, records, name, strict, window, options)
+        return cls(generator, records, name, strict, window or default_window(generator, options), options)
 
     def windows(self, lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-        """Cut lines into windows: at places that depend on nothing but their number and their sizes."""
+        """Cut lines into windows: at places that depend on nothing but their number and their sizes.
+
+        Lines of a pipe are answered as they come: a window of theirs ends where no more are there.
+        """
         held, size = [], 0
         for line in lines:
             held.append(line)
-            size += len(line)
-            if len(held) >= self.window or size >= WINDOW_BYTES:
+            size += size_of(line)
+            full = len(held) >= self.window or size >= WINDOW_BYTES
+            if full or (isinstance(lines, Incoming) and not lines.more()):
                 yield held
                 held, size = [], 0
         if held:
@@ -79,18 +87,27 @@ class Work:
             report: is brought up to date.
 
         Raises:
-            InputError: a line that cannot be used, where the work is strict.
+            InputError: a line that cannot be used, where the work is strict; not one of several lines with which the
+                job begins can be.
         """
-        contents, texts, problems = [], [], {}
+        contents: list[bytes] = []
+        texts: list[str] = []
+        problems: dict[int, InputError] = {}
+        begins = report.windows == 0 and len(window) > 1
         for index, line in enumerate(window, first):
             content = line.removesuffix(b"\n").removesuffix(b"\r")
             contents.append(content.removeprefix(_BYTE_ORDER_MARK) if index == 0 else content)
+            if isinstance(line, LongLine):
+                contents[-1] = b""  # none of its columns is known
             try:
+                check_length(line)
                 texts.append(self.records.text(contents[-1]))
             except InputError as error:
                 self._refuse(index, error)
                 texts.append("")
                 problems[index] = error
+        if begins and len(problems) == len(window):  # before a record is written
+            raise InputError(_hopeless(self.name, len(window), f"{self._place(first)}: {problems[first]}"))
         stream = self.generator.stream(texts, return_errors=True, lookahead=len(texts), first=first, **self.options)
         answers: dict[int, Output] = {}
         written = first
@@ -99,7 +116,7 @@ class Work:
             answers[index] = answer = replace(answer, error=problems[index]) if index in problems else answer
             if answer.error is not None:
                 self._refuse(index, answer.error)
-            report.count(self._place(index), len(line), answer, self.generator.max_input_length)
+            report.count(self._place(index), size_of(line), answer, self.generator.max_input_length)
             while written in answers:
                 record = self.records.record(contents[written - first], answers.pop(written))
                 write(record + b"\n" * window[written - first].endswith(b"\n"))
@@ -107,6 +124,8 @@ class Work:
             yield report
         if answers or written < first + len(window):
             raise RuntimeError(f"{self._place(written)}: no answer, or one too many")  # and no output that lacks a line
+        if begins and report.failed == len(window):
+            raise InputError(_hopeless(self.name, len(window), report.messages[0]))
         report.windows += 1
 
     def _place(self, index: int) -> str:
@@ -115,3 +134,21 @@ class Work:
     def _refuse(self, index: int, error: Exception) -> None:
         if self.strict:
             raise InputError(f"{self._place(index)}: {error}") from error
+
+
+def default_window(generator: Generator, options: dict[str, Any]) -> int:
+    """Lines of a window, where nobody says how many.
+
+    What is done between two commits is lost when a job is killed; where a window ends rows run out, which costs the
+    more the smaller it is. On a CPU it takes about ten seconds, however large the model.
+    """
+    config, model = settled(generator, options), generator.model
+    rows = max(config.num_beams or 1, config.num_return_sequences or 1)
+    fewest, most_on_cpu, most = WINDOWS
+    if model.device.type == "cuda":
+        return max(fewest, min(most, 4 * (generator.engine.config.max_rows or most) // rows))
+    return max(fewest, min(most_on_cpu, WINDOW_WEIGHTS // (model.num_parameters() * rows)))
+
+
+def _hopeless(name: str, lines: int, reason: str) -> str:
+    return f"{name}: each of the first {lines} lines failed, the rest is not tried; {reason}"

@@ -282,7 +282,15 @@ class BertGenerationTokenizer(Tokenizer):
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join tokens to a text."""
-        return "".join(tokens).replace("▁", " ").strip()
+        if not self._byte_ids:
+            return "".join(tokens).replace("▁", " ").strip()
+        # Unlike transformers, which writes "<0xE4>": the text is the one that their ids have.
+        texts = [self._text_of_byte.get(token) or token.replace("▁", " ") for token in tokens]
+        return "".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+
+    @cached_property
+    def _text_of_byte(self) -> dict[str, str]:
+        return {self._pieces[index]: self._text_of[index] for index in self._byte_ids}
 
     # -- files --------------------------------------------------------------------------------------------------------
 

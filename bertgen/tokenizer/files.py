@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import read_json
 from ..errors import CheckpointError
+from ..files import reported
 from ..hub import resolve_file
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -86,6 +87,7 @@ def target_file(directory: str | os.PathLike, prefix: str | None, filename: str)
 def write_file(path: Path, content: bytes) -> str:
     """Write a file as a whole or not at all, and return its path."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with reported(path):
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     return str(path)

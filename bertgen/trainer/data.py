@@ -14,7 +14,7 @@ import torch
 
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
-from ..files import open_input
+from ..files import check_name, decoded, open_input, read_lines
 from ..framing import end_of_target, source_frame
 from ..tokenizer import Tokenizer
 
@@ -25,33 +25,54 @@ def read_pairs(path: str | Path, source_column: int = 1, target_column: int = 2)
     """Read (source, target) from a TSV file.
 
     Args:
-        path: UTF-8 text, a pair per line.
+        path: UTF-8 text, a pair per line; blank lines behind the last are no lines.
         source_column, target_column: counted from 1.
 
     Raises:
-        InputError: no such file, no lines, a line with too few columns, an empty side or bytes that are not UTF-8;
-            the message names file and line.
+        ConfigError: the file has the name of another kind.
+        InputError: no such file, no text, no lines, a line with too few columns, an empty side, one that is too long or
+            not UTF-8; the message names file and line.
     """
     pairs = []
-    needed = max(source_column, target_column)
-    with open_input(path) as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}, line {number}: not UTF-8: {error.reason} at byte {error.start}") from error
-            columns = line.split("\t")
-            if len(columns) < needed:
-                raise InputError(
-                    f"{path}, line {number}: {len(columns)} tab-separated columns, {needed} needed: {line[:80]!r}"
-                )
-            source, target = columns[source_column - 1].strip(), columns[target_column - 1].strip()
-            if not source or not target:
-                raise InputError(f"{path}, line {number}: the {'target' if source else 'source'} is empty")
-            pairs.append((source, target))
+    for number, found in pairs_of_lines(path, source_column, target_column):
+        if isinstance(found, InputError):
+            raise InputError(f"{path}, line {number}: {found}") from found
+        pairs.append(found)
     if not pairs:
         raise InputError(f"{path}: no pairs")
     return pairs
+
+
+def pairs_of_lines(
+    path: str | Path, source_column: int = 1, target_column: int = 2
+) -> Iterator[tuple[int, tuple[str, str] | InputError]]:
+    """Number of each line of a TSV file, from 1, and its pair, or what is wrong with it; otherwise as `read_pairs`."""
+    check_name(path, "tsv", "text")
+    blank: list[tuple[int, InputError]] = []
+    with open_input(path) as file:
+        for number, line in enumerate(read_lines(file, path), start=1):
+            try:
+                found: tuple[str, str] | InputError = _pair(line, number, source_column, target_column)
+            except InputError as error:
+                found = error
+                if not line.strip():
+                    blank.append((number, error))
+                    continue
+            yield from blank
+            blank.clear()
+            yield number, found
+
+
+def _pair(line: bytes, number: int, source_column: int, target_column: int) -> tuple[str, str]:
+    text = decoded(line).rstrip("\r\n")
+    columns = (text.removeprefix("\ufeff") if number == 1 else text).split("\t")
+    needed = max(source_column, target_column)
+    if len(columns) < needed:
+        raise InputError(f"{len(columns)} tab-separated columns, {needed} needed: {text[:80]!r}")
+    source, target = columns[source_column - 1].strip(), columns[target_column - 1].strip()
+    if not source or not target:
+        raise InputError(f"the {'target' if source else 'source'} is empty")
+    return source, target
 
 
 def train_vocabulary(pairs: Sequence[tuple[str, str]], vocab_size: int, path: Path) -> None:
@@ -132,6 +153,10 @@ class Corpus:
     Args:
         pairs: sources and targets; those with a side above `max_length` pieces are left out and counted in `skipped`.
         config: of the model; None is one whose sources have no special tokens.
+        name: of the file of the pairs, a line each, for messages.
+
+    Raises:
+        InputError: a side has no tokens, as one of nothing but zero-width characters; all pairs are too long.
     """
 
     def __init__(
@@ -140,15 +165,20 @@ class Corpus:
         tokenizer: Tokenizer,
         max_length: int,
         config: EncoderDecoderConfig | None = None,
+        name: str = "pairs",
     ) -> None:
         before, behind = ([], []) if config is None else source_frame(config, tokenizer)
         end = end_of_target(config, tokenizer)
         sources, targets = (tokenizer.encode_batch(side, add_special_tokens=False) for side in zip(*pairs, strict=True))
+        for number, sides in enumerate(zip(sources, targets, strict=True), start=1):
+            if not all(sides):
+                which = "target" if sides[0] else "source"
+                raise InputError(f"{name}, line {number}: the {which} has no tokens: the tokenizer drops all of it")
         sources = [[*before, *row, *behind] for row in sources]
         targets = [[*row, end] for row in targets]
         kept = [i for i in range(len(pairs)) if len(sources[i]) <= max_length and len(targets[i]) <= max_length]
         if not kept:
-            raise InputError(f"all {len(pairs)} pairs are longer than max_length={max_length} pieces")
+            raise InputError(f"{name}: all {len(pairs)} pairs are longer than max_length={max_length} pieces")
         self.pairs = [pairs[i] for i in kept]
         self.skipped = len(pairs) - len(kept)
         self.pad_id = tokenizer.pad_token_id

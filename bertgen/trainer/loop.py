@@ -122,8 +122,10 @@ class Trainer:
             state.check_unchanged(saved["identity"], self.identity)
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.tokenizer).to(self.device)
-        self.corpus = Corpus(pairs, self.tokenizer, config.max_length, self.model.config)
-        self.dev = Corpus(dev_pairs, self.tokenizer, config.max_length, self.model.config) if dev_pairs else None
+        self.corpus = Corpus(pairs, self.tokenizer, config.max_length, self.model.config, config.train)
+        self.dev = None
+        if config.dev:
+            self.dev = Corpus(dev_pairs, self.tokenizer, config.max_length, self.model.config, config.dev)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if config.average else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
@@ -154,7 +156,8 @@ class Trainer:
         present = [name for name in ("state.pt", "best", "last") if (self.output / name).exists()]
         if present and not self.config.resume:
             raise ConfigError(
-                f"output={self.config.output!r} holds {present[0]} of another run: resume it or take another folder"
+                f"output={self.config.output!r} holds {present[0]} of another run: resume continues it, or take "
+                "another folder"
             )
         self.output.mkdir(parents=True, exist_ok=True)
 

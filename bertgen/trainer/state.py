@@ -12,39 +12,46 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, ConfigError
+from ..files import reported
 
 VERSION = 1
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step; OutputError if it cannot."""
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    with reported(path):
+        try:
+            write(temporary)
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary folder beside `path`, then put it in place.
 
-    `restore_folder` mends a kill between the two renames.
+    `restore_folder` mends a kill between the two renames. OutputError where it cannot be written.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    write(temporary)
-    for file in temporary.rglob("*"):
-        _sync(file)
-    _sync(temporary)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(temporary, path)
-    _sync(path.parent)
+    with reported(path):
+        try:
+            temporary.mkdir()
+            write(temporary)
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _sync(temporary)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # room for others
+            raise
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+        _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -76,7 +83,12 @@ def digest(path: str | Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the training state, whole or not at all."""
-    write_file(path, lambda temporary: torch.save({"version": VERSION, **state}, temporary))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a path, torch does not tell why it cannot be written
+            torch.save({"version": VERSION, **state}, file)
+
+    write_file(path, write)
 
 
 def load_state(path: Path) -> dict[str, Any]:
