@@ -1,10 +1,12 @@
 """The command line: what it prints where, and its exit codes."""
 
+import gzip
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from checkpoints import FIRST, sentence, translation
 import bertgen
 from bertgen import Generator, cli, extension
 from bertgen.cli import console
+from bertgen.cli.parser import as_typed
 from bertgen.engine import Engine
 from bertgen.jobs import JobReport
 
@@ -93,11 +96,66 @@ def test_help_and_version_need_no_torch():
     ids=" ".join,
 )
 def test_usage_errors(arguments, capsys):
+    """The reason comes first, and what stands behind it does not push it off the screen."""
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and "usage: bertgen" in err and "error:" in err
+    reason, usage = err.splitlines()
+    assert out == "" and re.match("bertgen.*: error: ", reason) and usage.startswith("usage: bertgen")
+
+
+@pytest.mark.parametrize(
+    "line, meant",
+    [
+        ("rum --model x", "run"),
+        ("Evaluate", "evaluate"),
+        ("run --model x --num-beam 4 one", "--num-beams"),
+        ("run --model x --num_beams 4 one", "--num-beams"),
+        ("run --model x --do_sample=1 one", "--do-sample"),
+        ("score --mode x --data y", "--model"),
+        ("train --trian x --output y", "--train"),
+        ("bench op", "ops"),
+        ("convert --model x --output y --to brat", "bart"),
+    ],
+)
+def test_misspelt_words_are_guessed(line, meant, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(line.split())
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"; did you mean {meant}?")
+
+
+def test_nothing_is_guessed_from_afar(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--model", "x", "--quantum", "1"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "message, typed",
+    [
+        ("num_beams must be an integer from 1", "--num-beams must be an integer from 1"),
+        ("window must be an integer from 1", "--window must be an integer from 1"),
+        (
+            "num_return_sequences 5 needs beams or sampling: greedy search has one output",
+            "--n-best 5 needs beams or sampling: greedy search has one output",
+        ),
+        ("do_sample=True: the draws differ", "--do-sample: the draws differ"),
+        ("out is there already; overwrite replaces it", "out is there already; --overwrite replaces it"),
+        (
+            "x.csv is the suffix of no format; say which with format",
+            "x.csv is the suffix of no format; say which with --format",
+        ),
+        ("48 (truncation cuts longer texts)", "48 (--truncate cuts longer texts)"),
+        ("/num_beams/seed=1/max_rows.txt, line 1: the window", "/num_beams/seed=1/max_rows.txt, line 1: the window"),
+        ("no field 'num_beams'; there are 'max_rows'", "no field 'num_beams'; there are 'max_rows'"),
+        ("the text is in column 2", "the text is in column 2"),
+    ],
+)
+def test_options_are_called_as_they_are_typed(message, typed):
+    parser = cli._parser(["run"])
+    args = parser.parse_args(["run", "--model", "x"])
+    assert as_typed(message, args.flags) == typed
 
 
 def test_signal_handler_is_put_back(capsys):
@@ -301,6 +359,31 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     assert not shown
 
 
+def test_progress_in_a_log(bertgen_run, tmp_path, monkeypatch):
+    """Where there is no terminal a line now and then, by the clock."""
+    (tmp_path / "in.txt").write_text("one two\n" * 200)
+    now = iter(range(0, 10**6))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))  # a second for each line, and some more
+    lines = bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")[2].splitlines()[:-1]
+    pattern = r"bertgen: (\d+)%, \d+ lines, [\d.]+ lines/s, \d+ tokens/s, \d:\d\d:\d\d left"
+    shares = [int(re.fullmatch(pattern, line)[1]) for line in lines]
+    assert 3 < len(shares) < 30 and shares == sorted(set(shares)) and 0 < shares[0] < 50 < shares[-1]
+    assert bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "more.txt", "--quiet") == (0, "", "")
+
+
+def test_sampling_options_that_do_nothing_are_told(bertgen_run, tiny_checkpoint, tmp_path):
+    given = ["--temperature", "0.7", "--top-k", "5", "--seed", "3"]
+    code, out, err = bertgen_run("one", *given)
+    assert (code, out) == (0, "eins\n")
+    assert err == "bertgen: --temperature, --top-k, --seed: of no effect without --do-sample\n"
+    assert bertgen_run("one", *given, "--do-sample")[2] == ""
+    model = Generator(tiny_checkpoint).model
+    model.generation_config.do_sample = True
+    model.save_pretrained(tmp_path / "sampling")
+    sampling = ["--model", tmp_path / "sampling", "--tokenizer", tiny_checkpoint]
+    assert bertgen_run("one", *given, *sampling)[2] == "", "the model says that it draws"
+
+
 # run: errors
 
 
@@ -311,7 +394,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["one", "--input", "x"], 2, "not both"),
         (["one", "--format", "jsonl"], 2, "not both"),
         (["one", "--output", "x"], 2, "--output needs --input"),
-        (["one", "--n-best", "2"], 2, "greedy search has one output"),
+        (["one", "--n-best", "5"], 2, "--n-best 5 needs beams or sampling: greedy search has one output"),
         (["one", "--n-best", "0"], 2, "--n-best must be an integer from 1"),
         (["one", "--num-beams", "0"], 2, "--num-beams must be an integer from 1"),
         (["one", "--max-rows", "0"], 2, "--max-rows must be an integer of at least 1, got 0"),
@@ -330,12 +413,34 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["--input", "/dev/null", "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
         (["--input", "in.txt", "--output", "/dev/full"], 3, "/dev/full cannot be written: No space left"),
         (["one", "--tokenizer", "/no/such"], 3, "/no/such"),
-        (["one", "--device", "tpu"], 2, "device 'tpu' is not a device"),
+        (["one", "--device", "gpu"], 2, "device 'gpu' is not a device; this machine has cpu"),
+        (
+            ["--input", "in.csv"],
+            2,
+            "in.csv: .csv is the suffix of no format; there are text (.txt), tsv (.tsv) and jsonl",
+        ),
+        (["--input", "in.txt", "--output", "out.gz"], 2, "out.gz: .gz is the suffix of no format"),
+        (["--input", "in.csv", "--model", "/no/such"], 2, "say which with --format"),
+        (["--input", "in.gz", "--format", "text", "--model", "/no/such"], 2, "in.gz is compressed by gzip"),
+        (["--input", "in.gz", "--format", "text", "--output", "out"], 2, "in.gz is compressed by gzip"),
+        (
+            ["one two " * 50, "two " * 50],
+            2,
+            "each of the first 2 lines failed, the rest is not tried; arguments, line 1",
+        ),
+        (
+            ["--input", "in.tsv", "--column", "2"],
+            2,
+            "in.tsv, line 1: 1 columns separated by tabs, the text is in column 2",
+        ),
     ],
 )
 def test_errors(bertgen_run, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("one\n")
+    (tmp_path / "in.tsv").write_text("one\ntwo\n")
+    (tmp_path / "in.csv").write_text("one,two\n")
+    (tmp_path / "in.gz").write_bytes(gzip.compress(b"one\n"))
     found, out, err = bertgen_run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("bertgen: error: ") and message in err and err.count("\n") == 1
@@ -351,6 +456,37 @@ def test_bad_models(capsys, tmp_path, tiny_checkpoint):
     for model in (broken, tmp_path / "empty", tmp_path / "missing"):
         assert cli.main(["run", "--model", str(model), "one"]) == 3
         assert capsys.readouterr().err.startswith("bertgen: error: ")
+
+
+def test_the_folder_of_a_training_proposes_its_best(capsys, tmp_path, tiny_checkpoint):
+    shutil.copytree(tiny_checkpoint, tmp_path / "trained/best")
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(tiny_checkpoint / name, tmp_path / "trained")
+    folder = str(tmp_path / "trained")
+    for command in (["run", "one"], ["info"], ["convert", "--output", f"{folder}/x"]):
+        assert cli.main([command[0], "--model", folder, *command[1:]]) == 3
+        assert f"; {folder}/best has one: what a training into this folder kept" in capsys.readouterr().err
+    assert cli.main(["run", "--model", f"{folder}/best", "one"]) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_does_not_suffice(bertgen_run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli.run, "make_generator", fail)
+    code, out, err = bertgen_run("one")
+    assert (code, out) == (3, "") and err.startswith("bertgen: error: out of memory: ") and err.count("\n") == 1
+
+
+def test_a_fault_has_a_code_of_its_own(bertgen_run, monkeypatch):
+    """1 would say that some lines failed."""
+    monkeypatch.setattr(cli.run, "make_generator", lambda _: 1 / 0)
+    code, out, err = bertgen_run("one")
+    assert (code, out) == (70, "") and "Traceback" in err
+    assert err.endswith("bertgen: error: ZeroDivisionError is a fault in bertgen; please report what stands above\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
