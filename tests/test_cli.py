@@ -625,6 +625,7 @@ def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, 
     "content, message",
     [
         (None, "No such file"),
+        ("\ufffe", "UTF-16"),
         ("", "no pairs"),
         ("one\n", "line 1: 1 tab-separated columns, 2 needed"),
         ("one\t\n", "line 1"),
@@ -632,11 +633,46 @@ def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, 
 )
 def test_evaluate_bad_data(tiny_checkpoint, tmp_path, capsys, content, message):
     if content is not None:
-        (tmp_path / "data.tsv").write_text(content)
+        (tmp_path / "data.tsv").write_text(content, encoding="utf-16" if "\ufffe" in content else "utf-8")
     arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "data.tsv")]
     assert cli.main([*arguments, "--output", str(tmp_path / "hyp.txt")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and not (tmp_path / "hyp.txt").exists()
+
+
+def test_evaluate_leaves_out_what_cannot_be_used(tiny_checkpoint, pairs, tmp_path, capsys):
+    """One bad line does not stop the file; it is named, and not in the scores."""
+    data = tmp_path / "test.tsv"
+    arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(data), "--json"]
+    assert cli.main(arguments) == 0
+    good = json.loads(capsys.readouterr().out)
+    lines = data.read_bytes().splitlines(keepends=True)
+    bad = [b"one\n", b"\xff\teins\n", b"one " * 60 + b"\teins\n", b"\teins\n", b"two \xe2\x80\x8b\t\n"]
+    lines[5:5] = bad
+    data.write_bytes(b"".join(lines) + b"\n")
+    assert cli.main([*arguments, "--output", str(tmp_path / "hyp.txt")]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["failed"], good["failed"]) == (5, 0)
+    for name in ("bleu", "chrf", "sentences", "references", "tokens"):
+        assert found[name] == good[name], name
+    told = [line.removeprefix(f"bertgen: {data}, ") for line in err.splitlines()]
+    assert told[:2] == [
+        "line 6: 1 tab-separated columns, 2 needed: 'one'",
+        "line 7: not UTF-8: invalid start byte at byte 0",
+    ]
+    assert told[2] == "line 8: 60 tokens, the limit is 48 (--truncate cuts longer texts)"
+    assert told[3:5] == ["line 9: the source is empty", "line 10: the target is empty"]
+    assert told[5:] == ["bertgen: 5 lines could not be used, and are not in the scores"]
+    outputs = (tmp_path / "hyp.txt").read_text().splitlines()
+    assert len(outputs) == good["sentences"] + 1 and outputs[5] == "", "one for each different source that was read"
+    assert cli.main([*arguments, "--truncate"]) == 1 and json.loads(capsys.readouterr().out)["failed"] == 4
+    assert cli.main([*arguments, "--strict"]) == 2 and "line 6: 1 tab-separated" in capsys.readouterr().err
+    data.write_bytes(b"".join(lines[:5] + bad[2:3]))
+    assert cli.main([*arguments, "--strict", "--output", str(tmp_path / "none.txt")]) == 2
+    assert "line 6: 60 tokens" in capsys.readouterr().err and not (tmp_path / "none.txt").exists()
+    data.write_bytes(bad[2])
+    assert cli.main(arguments) == 2 and "no line can be used; " in capsys.readouterr().err
 
 
 # train
