@@ -79,8 +79,7 @@ def _int4_config(args: argparse.Namespace) -> Int4Config | None:
         given["compute_dtype"] = None
     if not args.int4:
         if given:
-            names = {"symmetric": "asymmetric"}
-            typed = ", ".join(sorted(args.flags[names.get(name, name)] for name in given))
+            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in given))
             raise ConfigError(f"{typed}: options of 4 bits need --int4")
         return None
     from ..config import Int4Config

@@ -19,7 +19,7 @@ _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 class Parser(argparse.ArgumentParser):
     """Says the reason first, what may have been meant, and where all options are listed."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As the base class; an argument that nobody knows is an error of the command it was given to."""
         self._given = list(sys.argv[1:] if args is None else args)
         found, unknown = super().parse_known_args(args, namespace)
