@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .config import read_json, write_json
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, OutputError
 from .files import reported
 from .hub import resolve_file
 
@@ -231,6 +231,8 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
                     path.unlink()
         for path in sorted(temporary.iterdir(), key=lambda p: p.name.endswith(".json")):
             os.replace(path, target / path.name)
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(temporary), str(target))) from error
     finally:
         shutil.rmtree(outer, ignore_errors=True)
 

@@ -1,13 +1,16 @@
 """The command line: what it prints where, and its exit codes."""
 
+import gzip
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from checkpoints import FIRST, sentence, translation
 import bertgen
 from bertgen import Generator, cli, extension
 from bertgen.cli import console
+from bertgen.cli.parser import as_typed
 from bertgen.engine import Engine
 from bertgen.jobs import JobReport
 
@@ -93,11 +97,66 @@ def test_help_and_version_need_no_torch():
     ids=" ".join,
 )
 def test_usage_errors(arguments, capsys):
+    """The reason comes first, and what stands behind it does not push it off the screen."""
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and "usage: bertgen" in err and "error:" in err
+    reason, usage = err.splitlines()
+    assert out == "" and re.match("bertgen.*: error: ", reason) and usage.startswith("usage: bertgen")
+
+
+@pytest.mark.parametrize(
+    "line, meant",
+    [
+        ("rum --model x", "run"),
+        ("Evaluate", "evaluate"),
+        ("run --model x --num-beam 4 one", "--num-beams"),
+        ("run --model x --num_beams 4 one", "--num-beams"),
+        ("run --model x --do_sample=1 one", "--do-sample"),
+        ("score --mode x --data y", "--model"),
+        ("train --trian x --output y", "--train"),
+        ("bench op", "ops"),
+        ("convert --model x --output y --to brat", "bart"),
+    ],
+)
+def test_misspelt_words_are_guessed(line, meant, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(line.split())
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"; did you mean {meant}?")
+
+
+def test_nothing_is_guessed_from_afar(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--model", "x", "--quantum", "1"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "message, typed",
+    [
+        ("num_beams must be an integer from 1", "--num-beams must be an integer from 1"),
+        ("window must be an integer from 1", "--window must be an integer from 1"),
+        (
+            "num_return_sequences 5 needs beams or sampling: greedy search has one output",
+            "--n-best 5 needs beams or sampling: greedy search has one output",
+        ),
+        ("do_sample=True: the draws differ", "--do-sample: the draws differ"),
+        ("out is there already; overwrite replaces it", "out is there already; --overwrite replaces it"),
+        (
+            "x.csv is the suffix of no format; say which with format",
+            "x.csv is the suffix of no format; say which with --format",
+        ),
+        ("48 (truncation cuts longer texts)", "48 (--truncate cuts longer texts)"),
+        ("/num_beams/seed=1/max_rows.txt, line 1: the window", "/num_beams/seed=1/max_rows.txt, line 1: the window"),
+        ("no field 'num_beams'; there are 'max_rows'", "no field 'num_beams'; there are 'max_rows'"),
+        ("the text is in column 2", "the text is in column 2"),
+    ],
+)
+def test_options_are_called_as_they_are_typed(message, typed):
+    parser = cli._parser(["run"])
+    args = parser.parse_args(["run", "--model", "x"])
+    assert as_typed(message, args.flags) == typed
 
 
 def test_signal_handler_is_put_back(capsys):
@@ -301,6 +360,31 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     assert not shown
 
 
+def test_progress_in_a_log(bertgen_run, tmp_path, monkeypatch):
+    """Where there is no terminal a line now and then, by the clock."""
+    (tmp_path / "in.txt").write_text("one two\n" * 200)
+    now = iter(range(0, 10**6))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))  # a second for each line, and some more
+    lines = bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")[2].splitlines()[:-1]
+    pattern = r"bertgen: (\d+)%, \d+ lines, [\d.]+ lines/s, \d+ tokens/s, \d:\d\d:\d\d left"
+    shares = [int(re.fullmatch(pattern, line)[1]) for line in lines]
+    assert 3 < len(shares) < 30 and shares == sorted(set(shares)) and 0 < shares[0] < 50 < shares[-1]
+    assert bertgen_run("--input", tmp_path / "in.txt", "--output", tmp_path / "more.txt", "--quiet") == (0, "", "")
+
+
+def test_sampling_options_that_do_nothing_are_told(bertgen_run, tiny_checkpoint, tmp_path):
+    given = ["--temperature", "0.7", "--top-k", "5", "--seed", "3"]
+    code, out, err = bertgen_run("one", *given)
+    assert (code, out) == (0, "eins\n")
+    assert err == "bertgen: --temperature, --top-k, --seed: of no effect without --do-sample\n"
+    assert bertgen_run("one", *given, "--do-sample")[2] == ""
+    model = Generator(tiny_checkpoint).model
+    model.generation_config.do_sample = True
+    model.save_pretrained(tmp_path / "sampling")
+    sampling = ["--model", tmp_path / "sampling", "--tokenizer", tiny_checkpoint]
+    assert bertgen_run("one", *given, *sampling)[2] == "", "the model says that it draws"
+
+
 # run: errors
 
 
@@ -311,7 +395,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["one", "--input", "x"], 2, "not both"),
         (["one", "--format", "jsonl"], 2, "not both"),
         (["one", "--output", "x"], 2, "--output needs --input"),
-        (["one", "--n-best", "2"], 2, "greedy search has one output"),
+        (["one", "--n-best", "5"], 2, "--n-best 5 needs beams or sampling: greedy search has one output"),
         (["one", "--n-best", "0"], 2, "--n-best must be an integer from 1"),
         (["one", "--num-beams", "0"], 2, "--num-beams must be an integer from 1"),
         (["one", "--max-rows", "0"], 2, "--max-rows must be an integer of at least 1, got 0"),
@@ -330,12 +414,34 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
         (["--input", "/dev/null", "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
         (["--input", "in.txt", "--output", "/dev/full"], 3, "/dev/full cannot be written: No space left"),
         (["one", "--tokenizer", "/no/such"], 3, "/no/such"),
-        (["one", "--device", "tpu"], 2, "device 'tpu' is not a device"),
+        (["one", "--device", "gpu"], 2, "device 'gpu' is not a device; this machine has cpu"),
+        (
+            ["--input", "in.csv"],
+            2,
+            "in.csv: .csv is the suffix of no format; there are text (.txt), tsv (.tsv) and jsonl",
+        ),
+        (["--input", "in.txt", "--output", "out.gz"], 2, "out.gz: .gz is the suffix of no format"),
+        (["--input", "in.csv", "--model", "/no/such"], 2, "say which with --format"),
+        (["--input", "in.gz", "--format", "text", "--model", "/no/such"], 2, "in.gz is compressed by gzip"),
+        (["--input", "in.gz", "--format", "text", "--output", "out"], 2, "in.gz is compressed by gzip"),
+        (
+            ["one two " * 50, "two " * 50],
+            2,
+            "each of the first 2 lines failed, the rest is not tried; arguments, line 1",
+        ),
+        (
+            ["--input", "in.tsv", "--column", "2"],
+            2,
+            "in.tsv, line 1: 1 columns separated by tabs, the text is in column 2",
+        ),
     ],
 )
 def test_errors(bertgen_run, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("one\n")
+    (tmp_path / "in.tsv").write_text("one\ntwo\n")
+    (tmp_path / "in.csv").write_text("one,two\n")
+    (tmp_path / "in.gz").write_bytes(gzip.compress(b"one\n"))
     found, out, err = bertgen_run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("bertgen: error: ") and message in err and err.count("\n") == 1
@@ -351,6 +457,37 @@ def test_bad_models(capsys, tmp_path, tiny_checkpoint):
     for model in (broken, tmp_path / "empty", tmp_path / "missing"):
         assert cli.main(["run", "--model", str(model), "one"]) == 3
         assert capsys.readouterr().err.startswith("bertgen: error: ")
+
+
+def test_the_folder_of_a_training_proposes_its_best(capsys, tmp_path, tiny_checkpoint):
+    shutil.copytree(tiny_checkpoint, tmp_path / "trained/best")
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(tiny_checkpoint / name, tmp_path / "trained")
+    folder = str(tmp_path / "trained")
+    for command in (["run", "one"], ["info"], ["convert", "--output", f"{folder}/x"]):
+        assert cli.main([command[0], "--model", folder, *command[1:]]) == 3
+        assert f"; {folder}/best has one: what a training into this folder kept" in capsys.readouterr().err
+    assert cli.main(["run", "--model", f"{folder}/best", "one"]) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_does_not_suffice(bertgen_run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli.run, "make_generator", fail)
+    code, out, err = bertgen_run("one")
+    assert (code, out) == (3, "") and err.startswith("bertgen: error: out of memory: ") and err.count("\n") == 1
+
+
+def test_a_fault_has_a_code_of_its_own(bertgen_run, monkeypatch):
+    """1 would say that some lines failed."""
+    monkeypatch.setattr(cli.run, "make_generator", lambda _: 1 / 0)
+    code, out, err = bertgen_run("one")
+    assert (code, out) == (70, "") and "Traceback" in err
+    assert err.endswith("bertgen: error: ZeroDivisionError is a fault in bertgen; please report what stands above\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -422,6 +559,108 @@ def test_processes(tiny_checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt.job", "out.txt.part"]
 
 
+# every way out
+
+# Standard streams, by their numbers: closed, a file, or a pipe that nobody reads.
+WAYS = {
+    "all is done": (["one"], {}, 0, "", "eins\n"),
+    "some lines fail": (["one", "", "\udcff"], {}, 1, "arguments, line 3: not UTF-8", "eins\n\n\n"),
+    "every line fails": (["\udcff", "\udcfe"], {}, 2, "each of the first 2 lines failed", ""),
+    "no such model": (["one", "--model", "/no/such"], {}, 3, "/no/such", ""),
+    "stdin is closed": ([], {0: None}, 2, "error: stdin cannot be read: Bad file descriptor", ""),
+    "stdout is closed": (["one"], {1: None}, 3, "error: stdout cannot be written: Bad file descriptor", ""),
+    "stdout is full": (["one"], {1: "/dev/full"}, 3, "error: stdout cannot be written: No space left on device", ""),
+    "nobody reads": (["one"], {1: "pipe"}, 141, "", ""),
+    "a file in a number that was free": (["--input", "in.txt", "--output", "out.txt"], {0: None, 1: None}, 0, "", ""),
+    "nobody reads the output": (["--input", "in.txt", "--output", "/dev/stdout"], {1: "pipe"}, 141, "", ""),
+    "stderr is closed": (["one", "\udcff"], {2: None}, 1, "", "eins\n\n"),
+    "stderr is full": (["one", "\udcff"], {2: "/dev/full"}, 1, "", "eins\n\n"),
+    "nobody reads stderr": (["one", "\udcff"], {2: "pipe"}, 1, "", "eins\n\n"),
+    "all is closed": (["one"], {0: None, 1: None, 2: None}, 3, "", ""),
+}
+# Forks from a process that has imported torch, does to the streams of each child what a shell would, and lets it end.
+FORKS = """
+    import json, os, sys
+    import torch
+    torch.set_num_threads(1)
+    from bertgen import Generator, cli
+    from bertgen.cli import run
+    arguments, ways = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+    codes = {}
+    for name, (more, streams) in ways.items():
+        child = os.fork()
+        if child == 0:
+            for number, stream in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+                where = streams.get(str(number), os.devnull if number == 0 else f"{name}.{number}")
+                if where is None:
+                    os.close(number)
+                    setattr(sys, stream, None)
+                    continue
+                if where == "pipe":
+                    reader, handle = os.pipe()
+                    os.close(reader)
+                else:
+                    handle = os.open(where, os.O_RDWR | os.O_CREAT)
+                os.dup2(handle, number)
+                os.close(handle)
+                setattr(sys, stream, open(number, "w" if number else "r", buffering=1 if number == 2 else -1))
+            sys.exit(cli.main([*arguments, *more]))
+        codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(codes))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_every_way_out_has_its_code(tiny_checkpoint, tmp_path):
+    """As docs/command-line.md says it, without a traceback."""
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    ways = json.dumps({name: way[:2] for name, way in WAYS.items()})
+    command = [sys.executable, "-c", textwrap.dedent(FORKS), json.dumps(["run", "--model", str(tiny_checkpoint)]), ways]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONUNBUFFERED", None)  # which would hide what a full buffer does when Python ends
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: way[2] for name, way in WAYS.items()}
+    for name, (_, streams, _, said, out) in WAYS.items():
+        if 1 not in streams:
+            assert (tmp_path / f"{name}.1").read_text() == out, name
+        if 2 not in streams:
+            err = (tmp_path / f"{name}.2").read_text()
+            assert said in err and "Traceback" not in err, (name, err)
+    assert (tmp_path / "out.txt").read_text() == "eins\nzwei\n"
+
+
+@pytest.mark.parametrize(
+    "line, code, said",
+    [
+        ("bertgen --help > /dev/full", 3, b"error: stdout cannot be written: No space left on device"),
+        ("bertgen --version >&-", 3, b"error: stdout cannot be written: Bad file descriptor"),
+        ("set -o pipefail; bertgen --help | true", 141, b""),
+        ("bertgen run --bad 2>&-", 2, b""),
+    ],
+)
+def test_ways_out_through_a_shell(line, code, said):
+    line = line.replace("bertgen", f"{sys.executable} -m bertgen", 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)  # argparse passes over what it is told at once
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+    assert said in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_pipe_is_answered_as_it_comes_until_an_interrupt(tiny_checkpoint):
+    job = start("run", "--model", tiny_checkpoint, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for source, target in ((b"one\n", b"eins\n"), (b"two\nthree\n", b"zwei\n"), (b"", b"drei\n")):
+        job.stdin.write(source)
+        job.stdin.flush()
+        assert job.stdout.readline() == target, "while the pipe stays open"
+    job.send_signal(signal.SIGINT)
+    assert job.wait(30) == 130 and job.stdout.read() == b"" and job.stderr.read() == b"bertgen: interrupted\n"
+    for stream in (job.stdin, job.stdout, job.stderr):
+        stream.close()
+
+
 # evaluate
 
 
@@ -489,6 +728,7 @@ def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, 
     "content, message",
     [
         (None, "No such file"),
+        ("\ufffe", "UTF-16"),
         ("", "no pairs"),
         ("one\n", "line 1: 1 tab-separated columns, 2 needed"),
         ("one\t\n", "line 1"),
@@ -496,11 +736,46 @@ def test_evaluate_uses_the_beams_of_the_model(tiny_checkpoint, pairs, tmp_path, 
 )
 def test_evaluate_bad_data(tiny_checkpoint, tmp_path, capsys, content, message):
     if content is not None:
-        (tmp_path / "data.tsv").write_text(content)
+        (tmp_path / "data.tsv").write_text(content, encoding="utf-16" if "\ufffe" in content else "utf-8")
     arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "data.tsv")]
     assert cli.main([*arguments, "--output", str(tmp_path / "hyp.txt")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and not (tmp_path / "hyp.txt").exists()
+
+
+def test_evaluate_leaves_out_what_cannot_be_used(tiny_checkpoint, pairs, tmp_path, capsys):
+    """One bad line does not stop the file; it is named, and not in the scores."""
+    data = tmp_path / "test.tsv"
+    arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(data), "--json"]
+    assert cli.main(arguments) == 0
+    good = json.loads(capsys.readouterr().out)
+    lines = data.read_bytes().splitlines(keepends=True)
+    bad = [b"one\n", b"\xff\teins\n", b"one " * 60 + b"\teins\n", b"\teins\n", b"two \xe2\x80\x8b\t\n"]
+    lines[5:5] = bad
+    data.write_bytes(b"".join(lines) + b"\n")
+    assert cli.main([*arguments, "--output", str(tmp_path / "hyp.txt")]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["failed"], good["failed"]) == (5, 0)
+    for name in ("bleu", "chrf", "sentences", "references", "tokens"):
+        assert found[name] == good[name], name
+    told = [line.removeprefix(f"bertgen: {data}, ") for line in err.splitlines()]
+    assert told[:2] == [
+        "line 6: 1 tab-separated columns, 2 needed: 'one'",
+        "line 7: not UTF-8: invalid start byte at byte 0",
+    ]
+    assert told[2] == "line 8: 60 tokens, the limit is 48 (--truncate cuts longer texts)"
+    assert told[3:5] == ["line 9: the source is empty", "line 10: the target is empty"]
+    assert told[5:] == ["bertgen: 5 lines could not be used, and are not in the scores"]
+    outputs = (tmp_path / "hyp.txt").read_text().splitlines()
+    assert len(outputs) == good["sentences"] + 1 and outputs[5] == "", "one for each different source that was read"
+    assert cli.main([*arguments, "--truncate"]) == 1 and json.loads(capsys.readouterr().out)["failed"] == 4
+    assert cli.main([*arguments, "--strict"]) == 2 and "line 6: 1 tab-separated" in capsys.readouterr().err
+    data.write_bytes(b"".join(lines[:5] + bad[2:3]))
+    assert cli.main([*arguments, "--strict", "--output", str(tmp_path / "none.txt")]) == 2
+    assert "line 6: 60 tokens" in capsys.readouterr().err and not (tmp_path / "none.txt").exists()
+    data.write_bytes(bad[2])
+    assert cli.main(arguments) == 2 and "no line can be used; " in capsys.readouterr().err
 
 
 # train

@@ -1,8 +1,11 @@
 """Conversion: to a checkpoint of today, to BART and to CTranslate2; the oracles load the results."""
 
+import contextlib
 import copy
 import json
 import random
+import re
+import resource
 import sys
 
 import pytest
@@ -15,6 +18,7 @@ from bertgen import (
     AutoTokenizer,
     BackendError,
     BertGenerationConfig,
+    BertGenerationTokenizer,
     ConfigError,
     EncoderDecoderConfig,
     EncoderDecoderModel,
@@ -41,6 +45,37 @@ def bart(tiny_checkpoint, tmp_path_factory):
     """Folder of the tiny checkpoint as a BART, and the drift that was told."""
     folder = tmp_path_factory.mktemp("bart") / "new" / "folder"
     return folder, convert(tiny_checkpoint, folder, "bart")
+
+
+@pytest.mark.parametrize("to", ["bertgen", "bart"])
+@pytest.mark.parametrize("room, file", [(10, "[a-z_]+.json"), (5000, "model.safetensors"), (None, "spiece.model")])
+def test_a_full_disk_is_named(tiny_checkpoint, tmp_path, capsys, monkeypatch, to, room, file):
+    """The file under its own name, not that of the folder it grows in; nothing of it stays."""
+    if room is None:
+        write = BertGenerationTokenizer.save_vocabulary
+
+        def limited(*rest):
+            with file_size(1000):
+                return write(*rest)
+
+        monkeypatch.setattr(BertGenerationTokenizer, "save_vocabulary", limited)
+    with file_size(room):
+        command = ["convert", "--model", str(tiny_checkpoint), "--to", to, "--output", str(tmp_path / "new")]
+        assert cli.main(command) == 3
+    err = capsys.readouterr().err
+    assert re.fullmatch(f"bertgen: error: {tmp_path}/new/{file} cannot be written: File too large\n", err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def file_size(limit):
+    """No file of this process may be larger; None sets no limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft if limit is None else limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import sentence
-from crashes import ODD, Died, Disk, Echo, task_of
+from crashes import ODD, Died, Disk, Echo, forked, task_of
 
 from bertgen import ConfigError, Generator, InputError, OutputError
 from bertgen.jobs import follow_file, job, part, run_file, source, work
@@ -228,6 +228,80 @@ def test_reports_go_on_and_tell_this_run_apart(echo, tmp_path):
     run = last.this_run
     assert (run.windows, run.lines, run.failed, run.tokens, run.bytes) == (3, 12, 0, 48, 48)
     assert 0 < run.seconds < 0.05 < 0.05 + run.seconds and last.seconds == run.seconds + last.before.seconds
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 5, 60])
+def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypatch, seconds):
+    """A job that takes a second for each window, killed at any line: it loses what its clock allows, and no byte."""
+    (tmp_path / "in.txt").write_bytes(ODD * 3)
+    lines, window = 3 * ODD.count(b"\n") + 1, 4
+    run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=window)
+    whole, now = (tmp_path / "whole.txt").read_bytes(), [0.0]
+    monkeypatch.setattr(job, "clock", lambda: now[0])
+    answer = work.Work.answer
+
+    def slow(*rest):
+        yield from answer(*rest)
+        now[0] += 1
+
+    monkeypatch.setattr(work.Work, "answer", slow)
+    options = dict(window=window, commit_seconds=seconds)
+    out, kept = tmp_path / "out.txt", []
+    for death in range(1, lines):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part.PartFile, "mark", mark_or_die(death))
+            if forked(lambda: run_file(echo, tmp_path / "in.txt", out, **options)) == 0:
+                break
+        saved = json.loads((tmp_path / "out.txt.job").read_bytes())
+        kept.append(saved["report"].get("lines", 0) // window)
+        assert (tmp_path / "out.txt.part").read_bytes()[: saved["bytes"]] == whole[: saved["bytes"]]
+        run_file(echo, tmp_path / "in.txt", out, **options)
+        assert out.read_bytes() == whole
+        out.unlink()
+    assert kept == [done - 1 - (done - 1) % max(seconds, 1) for done in range(1, len(kept) + 1)] and len(kept) > 5
+
+
+def mark_or_die(death):
+    """In the place of `PartFile.mark`; its call of this number is the last thing that the process does."""
+    mark, calls = part.PartFile.mark, iter(range(1, 1000))
+
+    def marked(self):
+        mark(self)
+        if next(calls) == death:
+            os._exit(1)
+
+    return marked
+
+
+def test_commits_come_by_lines_too(echo, tmp_path, monkeypatch):
+    """However fast they are: what a power cut costs has a bound."""
+    monkeypatch.setattr(job, "COMMIT_LINES", 8)
+    commits, commit = [], part.PartFile.commit
+    monkeypatch.setattr(part.PartFile, "commit", lambda *a, **o: commits.append(a[1]["lines"]) or commit(*a, **o))
+    (tmp_path / "in.txt").write_bytes(b"one\n" * 30)
+    run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3, commit_seconds=60)
+    assert commits == [9, 18, 27, 30]
+
+
+def test_what_ends_in_good_order_keeps_all_its_windows(echo, tmp_path):
+    """By Ctrl-C, by an error, by a caller that has enough, long before a commit is due."""
+    assert begun(echo, tmp_path, b"one\n" * 30, 20, window=3, commit_seconds=1e9).committed == 18
+    reports = follow_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3, commit_seconds=1e9)
+    assert next(reports).before.lines == 18
+    for report in reports:
+        if report.lines == 26:
+            with pytest.raises(KeyboardInterrupt):
+                reports.throw(KeyboardInterrupt)
+    assert report.committed == 24
+    assert run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3).before.lines == 24
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "2", True, None])
+def test_seconds_of_commits_are_checked(echo, tmp_path, seconds):
+    (tmp_path / "in.txt").write_bytes(b"one\n")
+    with pytest.raises(ConfigError, match="commit_seconds must be a number from 0, got"):
+        run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", commit_seconds=seconds)
+    assert names(tmp_path) == ["in.txt"]
 
 
 def test_torn_tail_is_cut_off_whatever_it_is(echo, tmp_path):

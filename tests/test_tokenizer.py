@@ -394,7 +394,7 @@ def test_byte_pieces_give_one_text_whichever_way_they_go(tmp_path_factory, text)
         assert tokenizer.convert_tokens_to_string(tokens) == tokenizer.decode(ids[:cut])
         pieces = []
         streamer = TextStreamer(tokenizer)
-        streamer.on_finalized_text = lambda piece, stream_end=False: pieces.append(piece)
+        streamer.on_finalized_text = lambda piece, stream_end=False, to=pieces: to.append(piece)
         for index in ids[:cut]:
             streamer.put(torch.tensor([index]))
         streamer.end()

@@ -20,7 +20,7 @@ from typing import Any
 from .. import __version__
 from ..errors import BertgenError
 from .codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
-from .console import say
+from .console import drop, say
 from .parser import Parser, as_typed
 
 # Command, a module of this package -> help, example.
@@ -84,10 +84,10 @@ def main(argv: list[str] | None = None) -> int:
             say("terminated")
             return 128 + signal.SIGTERM
         except BrokenPipeError:
-            _drop_stdout()
+            drop(sys.stdout)
             return BROKEN_PIPE
         except OSError as error:  # CheckpointError and OutputError among them
-            dropped = _drop_stdout()
+            dropped = drop(sys.stdout)
             say(f"error: {f'stdout cannot be written: {error.strerror}' if dropped else as_typed(str(error), flags)}")
             return BAD_FILE
         except BertgenError as error:
@@ -97,8 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             if _lacks_memory(error):
                 say(f"error: out of memory: {' '.join(str(error).split()) or 'this process has no more'}")
                 return BAD_FILE
-            with contextlib.suppress(OSError):
-                traceback.print_exc()
+            traceback.print_exc()
             say(f"error: {type(error).__name__} is a fault in bertgen; please report what stands above")
             return FAULT
 
@@ -136,18 +135,6 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def _drop_stdout() -> bool:
-    """Whether stdout takes nothing; it is not tried again when Python ends, where that would replace the exit code."""
-    try:
-        sys.stdout.flush()
-        return False
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return True
 
 
 def _parser(argv: list[str]) -> Parser:

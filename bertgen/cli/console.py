@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 PATIENCE = 2.0  # seconds of work before a progress bar appears
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -14,8 +14,22 @@ LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 def say(message: str) -> None:
     """Print a message under the program's name; a stderr that takes nothing changes no exit code."""
-    with contextlib.suppress(OSError):
+    try:
         print(f"bertgen: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> bool:
+    """Whether a stream takes nothing; then it is not tried again when Python ends, with an exit code of its own."""
+    try:
+        stream.flush()
+        return False
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return True
 
 
 class Progress:

@@ -79,7 +79,8 @@ def _int4_config(args: argparse.Namespace) -> Int4Config | None:
         given["compute_dtype"] = None
     if not args.int4:
         if given:
-            raise ConfigError(f"{', '.join(sorted(given))}: options of 4 bits need --int4")
+            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in given))
+            raise ConfigError(f"{typed}: options of 4 bits need --int4")
         return None
     from ..config import Int4Config
 

@@ -5,36 +5,36 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .codes import BAD_INPUT
 
 # What options are called in Python, where that is not how they are typed.
 _ALIASES = {"num_return_sequences": "n_best", "truncation": "truncate"}
-_ADVICE = r"\b({name}) (?=replaces it|throws away|cuts longer|continues it)"
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
     """Says the reason first, what may have been meant, and where all options are listed."""
 
-    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As the base class; an argument that nobody knows is an error of the command it was given to."""
-        found, unknown = super().parse_known_args(*arguments, **named)
+        self._given = list(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(map(str, unknown))}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """End the process."""
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        words = [(word.partition("=")[0], options) for word in re.findall(r"(?<!\S)--?\w[\w-]*", message)]
         if match := _CHOICES.search(message):
-            words = [(match[1], [choice.strip(" '\"") for choice in match[2].split(",")])]
-        elif not message.startswith("unrecognized"):
-            words = []
-        meant = [near[0] for word, known in words if (near := difflib.get_close_matches(word, known, 1))]
+            meant = _nearest(match[1], [choice.strip(" '\"") for choice in match[2].split(",")])
+        else:  # also where a misspelt option leaves another one missing
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            typed = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            meant = [near for word in typed if word not in known for near in _nearest(word, known, 0.7)]
         hint = f"; did you mean {' '.join(meant)}?" if meant else ""
         usage = f"usage: {self.prog} [OPTIONS] ...; `{self.prog} --help` lists them"
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}{hint}\n{usage}\n")
@@ -45,6 +45,10 @@ class Parser(argparse.ArgumentParser):
         return found | {name: found[typed] for name, typed in _ALIASES.items() if typed in found}
 
 
+def _nearest(word: str, known: Sequence[str], likeness: float = 0.6) -> list[str]:
+    return difflib.get_close_matches(word.lower().replace("_", "-"), known, 1, likeness)
+
+
 def as_typed(message: str, flags: Mapping[str, str]) -> str:
     """A message of the library with the names of its options as they are typed: `--num-beams` for num_beams.
 
@@ -53,11 +57,12 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
             `=`, "must be" or what it does.
     """
     for name, flag in flags.items():
-        before, behind = r"(?<![\w/.'\"-])", r"(?![\w/'\"-]|\.\w)"
-        message = re.sub(rf"{before}{name}=(?:True\b|(?=\S))", lambda m: flag + " " * m[0].endswith("="), message)
-        message = re.sub(rf"^{name} (?=must be)", f"{flag} ", message)
-        message = re.sub(_ADVICE.format(name=name), f"{flag} ", message)
-        message = re.sub(rf"(?<=with ){name}$", flag, message)
+        start, end = rf"(?<![\w/.'\"-]){name}", r"(?![\w/'\"-]|\.\w)"  # not in a path or a quotation
+        message = re.sub(rf"{start}=True\b", flag, message)
+        message = re.sub(rf"{start}=(?=\S)", f"{flag} ", message)
+        message = re.sub(rf"^{name}(?= must be)", flag, message)
+        message = re.sub(rf"{start}(?= (?:replaces it|throws away|cuts longer|continues it))", flag, message)
+        message = re.sub(rf"(?<=say which with ){name}$", flag, message)
         if "_" in name:
-            message = re.sub(f"{before}{name}{behind}", flag, message)
+            message = re.sub(start + end, flag, message)
     return message

@@ -10,6 +10,13 @@ from pathlib import Path
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
+def behind_links(path: str | os.PathLike) -> Path:
+    """What a path leads to, so that a link to it stays."""
+    target = Path(os.path.realpath(path))
+    # /dev/stdout leads to a pipe by a link that names no file.
+    return Path(path) if os.path.exists(path) and not target.exists() else target
+
+
 def write_all(handle: int, data: bytes | bytearray) -> None:
     """Write all of the data, however little the system takes at a time."""
     rest = memoryview(data)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from pathlib import Path
 
 from ..errors import ConfigError, OutputError
 from ..files import reported
-from .disk import sync_folder
+from .disk import behind_links, sync_folder
 
 
 class NewFile:
@@ -23,7 +22,7 @@ class NewFile:
 
     def __init__(self, path: str | os.PathLike, overwrite: bool = False):
         self.path, self.overwrite = path, overwrite
-        self._target = Path(os.path.realpath(path))  # behind a link: the link stays
+        self._target = behind_links(path)
         special = self._target.exists() and not self._target.is_file()
         self._temporary = None if special else self._target.with_name(f".bertgen-{secrets.token_hex(4)}.tmp")
 

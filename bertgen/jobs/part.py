@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import ConfigError, OutputError
 from ..files import reported
-from .disk import NO_LINK, replace_file, sync_folder, write_all
+from .disk import NO_LINK, behind_links, replace_file, sync_folder, write_all
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ class PartFile:
 
     def __init__(self, path: str | os.PathLike, overwrite: bool = False, restart: bool = False):
         self.path, self.overwrite, self.restart = path, overwrite, restart
-        self.target = Path(os.path.realpath(path))  # behind a link: the link stays
+        self.target = behind_links(path)
         self.part = self.target.with_name(self.target.name + ".part")
         self.job = self.target.with_name(self.target.name + ".job")
         self._buffer = bytearray()

@@ -106,8 +106,9 @@ class Work:
                 self._refuse(index, error)
                 texts.append("")
                 problems[index] = error
-        if begins and len(problems) == len(window):  # before a record is written
+        if begins and len(problems) == len(window):  # the model need not be asked
             raise InputError(_hopeless(self.name, len(window), f"{self._place(first)}: {problems[first]}"))
+        held: list[bytes] = []  # records of a window with which the job begins, as long as all lines have failed
         stream = self.generator.stream(texts, return_errors=True, lookahead=len(texts), first=first, **self.options)
         answers: dict[int, Output] = {}
         written = first
@@ -119,8 +120,12 @@ class Work:
             report.count(self._place(index), size_of(line), answer, self.generator.max_input_length)
             while written in answers:
                 record = self.records.record(contents[written - first], answers.pop(written))
-                write(record + b"\n" * window[written - first].endswith(b"\n"))
+                held.append(record + b"\n" * window[written - first].endswith(b"\n"))
                 written += 1
+            if not begins or report.failed < report.lines:
+                for record in held:
+                    write(record)
+                held.clear()
             yield report
         if answers or written < first + len(window):
             raise RuntimeError(f"{self._place(written)}: no answer, or one too many")  # and no output that lacks a line

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, OutputError
 from ..files import reported
 
 VERSION = 1
@@ -45,8 +45,10 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-        except Exception:
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)  # room for others
+            if isinstance(error, OutputError):
+                raise OutputError(str(error).replace(str(temporary), str(path))) from error
             raise
         if path.exists():
             os.rename(path, old)
