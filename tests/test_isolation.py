@@ -1,5 +1,6 @@
 """One request never harms another: hostile requests beside good ones, on a made-up model and on a tiny trained one."""
 
+import _thread
 import asyncio
 import contextlib
 import gc
@@ -140,8 +141,8 @@ def test_hostile_requests_harm_nobody(generator, texts, expected, seed):
     for kind, beams in work:
         text = r.choice(texts)
         given = {} if kind is None else dict(kind[0], seed=1, do_sample=beams == 1 and r.random() < 0.3)
-        futures.append((generator.submit(text, num_beams=beams, min_new_tokens=4, **given), kind, text, beams))
-    for future, kind, text, beams in futures:
+        futures.append((generator.submit(text, num_beams=beams, min_new_tokens=4, **given), kind))
+    for future, kind in futures:
         if kind is None:
             assert len(future.result(PATIENCE).token_ids) >= 4
         else:
@@ -229,6 +230,31 @@ def test_a_source_that_cannot_be_encoded_takes_nobody_along(monkeypatch):
         engine.step()
     assert len(done) == 4 and answer(next(t for t in done if t.request is running)) == expected
     assert engine.cache.pages.check() == Violation.SOUND and engine.statistics.pages_used == 0
+
+
+def test_an_error_that_is_kept_holds_nothing_of_the_other_requests():
+    """Its traceback leads through the step, whose scores are those of all rows."""
+    for bad in (raising(LookupError()), lambda history, scores: None):
+        engine, done = Engine(Model()), []
+        engine.submit([Request([5], options(min_length=9)) for _ in range(20)], print)
+        engine.submit([Request([5], options(), logits_processor=[bad])], done.append)
+        engine.step()
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.dim() == 2]
+        held = [one for one in tensors if one.shape[1] == 13 and one.untyped_storage().nbytes() > 13 * 4]
+        assert done[0].error is not None and not held
+
+
+def test_scores_that_a_function_changes_in_place_are_not_the_models(generator):
+    def change(history, scores):
+        scores *= 2
+        return scores
+
+    given = dict(scores=True, max_new_tokens=4)
+    plain, changed = (
+        generator.generate(["one two"], **given, **more)[0] for more in ({}, dict(logits_processor=[change]))
+    )
+    assert changed.token_ids == plain.token_ids and changed.score == pytest.approx(plain.score, abs=1e-5)
 
 
 # what arrives during a step
@@ -358,6 +384,22 @@ def test_what_is_called_when_an_answer_is_there_may_raise_anything(generator):
 
 
 # interrupts
+
+
+def test_interrupts_at_any_place_lose_nothing(generator):
+    """Ctrl-C while this thread drives what others wait for, too."""
+    expected = generator.generate(["one two three"])[0].text
+    r = random.Random(0)
+    for _ in range(12):
+        futures = [generator.submit("one two three") for _ in range(30)]
+        timer = threading.Timer(r.random() * 0.05, _thread.interrupt_main)
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            while True:
+                generator.generate(["one two"] * 30)
+        assert {future.result(PATIENCE).text for future in futures} == {expected}
+    assert generator.generate(["one two three"])[0].text == expected
+    sound(generator)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -498,7 +540,9 @@ def everywhere(generator, processor, **given):
             return type(error), str(error)
 
     first = outcome(lambda: generator.model.generate(ids, logits_processor=[processor], **given)[0, 1:].tolist())
-    second = outcome(lambda: [*generator.generate(["one two"], seed=1, logits_processor=[processor], **given)[0].token_ids])
+    second = outcome(
+        lambda: [*generator.generate(["one two"], seed=1, logits_processor=[processor], **given)[0].token_ids]
+    )
     return first, second
 
 
@@ -550,7 +594,9 @@ def test_rows_that_are_done_may_have_any_scores(generator, given, value):
     """A processor that knows nothing behind an end token, in a batch whose other rows go on."""
 
     def process(history, scores):
-        ended = (history[:, 1:] == 1).any(1) if given.get("num_beams", 1) == 1 else torch.zeros(len(history), dtype=bool)
+        ended = (
+            (history[:, 1:] == 1).any(1) if given.get("num_beams", 1) == 1 else torch.zeros(len(history), dtype=bool)
+        )
         return scores.masked_fill(ended[:, None], value)
 
     ids = torch.tensor([[5, 0, 0], [5, 6, 7]])
@@ -586,10 +632,12 @@ def script(tmp_path, tiny_checkpoint, body):
 
 ENDS = {
     "futures that wait": ("f = [generator.submit('one two three', **long) for _ in range(200)]", 0),
-    "futures in flight": ("f = [generator.submit('one', **long) for _ in range(200)]; time.sleep(0.05); sys.exit(3)", 3),
+    "futures in flight": (
+        "f = [generator.submit('one', **long) for _ in range(200)]; time.sleep(0.05); sys.exit(3)", 3),
     "an error": ("f = [generator.submit('one', **long) for _ in range(200)]; raise ValueError('mine')", 1),
-    "a stream": ("s = generator.stream(['one two'] * 50, **long); next(s)", 0),
-    "a stream and an error": ("s = generator.stream(['one'] * 50, **long); next(s); f = generator.submit('two'); 1 / 0", 1),
+    "a stream": ("s = generator.stream(['one two'] * 500, **long); next(s)", 0),
+    "a stream and an error": (
+        "s = generator.stream(['one'] * 500, **long); next(s); f = generator.submit('two'); 1 / 0", 1),
     "a thread that drives": (
         "t = threading.Thread(target=generator.generate, args=(['one'] * 5000,), kwargs=long, daemon=True);"
         "t.start(); time.sleep(0.1); sys.exit(5)", 5),

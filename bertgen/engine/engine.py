@@ -36,7 +36,7 @@ from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..packing import padded
 from ..pages import Admission
-from .blame import Failed
+from .blame import Failed, let_go
 from .decoder import Decoder
 from .lane import Lane
 from .lanes import Lanes
@@ -353,6 +353,7 @@ class Engine:
             self._forget(ticket)
             ticket.called = failed.called
             self._interrupt = self._interrupt or failed.interrupt
+            let_go(failed.error)
             self._finish(ticket, failed.error)
 
     def _collect(self) -> None:
