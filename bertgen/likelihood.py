@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from . import lifetime
 from .config import GenerationConfig
 from .errors import BackendError, ConfigError, InputError
 from .framing import Encoded, encode_targets, end_of_target
@@ -135,7 +136,7 @@ class Scorer:
         model, limit, start = self.owner.model, self.owner.encode_tokens, 0
         while start < len(pairs):
             batch, cost = _first_batch(pairs, start, limit)
-            found = attempt(functools.partial(self._score, batch), model.device)
+            found = lifetime.run(functools.partial(attempt, functools.partial(self._score, batch), model.device))
             if found is not None:
                 yield from ((likelihood.index, likelihood) for likelihood in found)
                 start += len(batch)

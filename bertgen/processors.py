@@ -332,8 +332,9 @@ def _for_rows(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 def check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
     """Raise ConfigError for an id that the decoder has not."""
-    if max(ids) >= vocabulary:
-        raise ConfigError(f"{name} holds {max(ids)}; the ids of the decoder go from 0 to {vocabulary - 1}")
+    wrong = [token for token in (min(ids), max(ids)) if not 0 <= token < vocabulary]
+    if wrong:
+        raise ConfigError(f"{name} holds {wrong[-1]}; the ids of the decoder go from 0 to {vocabulary - 1}")
 
 
 def _has_ids(name: str, ids: torch.Tensor | None, vocabulary: int) -> bool:

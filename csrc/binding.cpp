@@ -7,6 +7,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 #include <algorithm>
 #include <initializer_list>
 #include <map>
@@ -75,6 +79,11 @@ int64_t use_instructions(int64_t number) {
 // The cache
 
 std::mutex registry_mutex;
+#ifndef _WIN32
+// A fork waits until nobody holds it: in the child, where that thread is not, nobody would let it go.
+const int at_fork = pthread_atfork([] { registry_mutex.lock(); }, [] { registry_mutex.unlock(); },
+                                   [] { registry_mutex.unlock(); });
+#endif
 std::map<int64_t, std::shared_ptr<KvCache>> registry;
 int64_t next_handle = 0;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 from ..errors import CallbackError
@@ -44,6 +45,30 @@ class Failed(Exception):
         error.__cause__ = raised
         main = threading.current_thread() is threading.main_thread()
         return cls(error, True, raised if main and isinstance(raised, (KeyboardInterrupt, SystemExit)) else None)
+
+
+def let_go(error: BaseException) -> None:
+    """Empty our own frames of a traceback: they would hold the tensors of a step for as long as somebody has the error.
+
+    Those of a function of a request stay as they are, for whoever looks for its mistake.
+    """
+    traceback = error.__traceback__
+    frame = None if traceback is None else traceback.tb_frame.f_back
+    while frame is not None and _emptied(frame):
+        frame = frame.f_back
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__", "").startswith("bertgen."):
+            _emptied(traceback.tb_frame)
+        traceback = traceback.tb_next
+
+
+def _emptied(frame: FrameType) -> bool:
+    """Whether a frame is not running any more, and empty now."""
+    try:
+        frame.clear()
+    except RuntimeError:
+        return False
+    return True
 
 
 def blamed(ticket: Ticket, function: Any) -> Any:

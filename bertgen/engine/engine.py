@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from .. import lifetime
 from ..cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
@@ -35,11 +36,10 @@ from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..packing import padded
 from ..pages import Admission
-from .blame import Failed
+from .blame import Failed, let_go
 from .decoder import Decoder
 from .lane import Lane
 from .lanes import Lanes
-from .process import inhabit
 from .request import Request, Ticket
 from .statistics import EngineStatistics
 
@@ -61,7 +61,7 @@ class Engine:
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
         self._begin()
-        inhabit(self)
+        lifetime.inhabit(self)
 
     def _begin(self) -> None:
         self.lock = threading.RLock()  # of whoever drives
@@ -128,8 +128,10 @@ class Engine:
         Raises:
             CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
                 model, say ids outside its vocabulary. InputError: the same of the source; a seed or number of more
-                than 64 bits.
+                than 64 bits. BackendError: the model is on a GPU, and this is the child of a fork.
         """
+        if self.model.device.type == "cuda" and lifetime.is_child():
+            raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
         tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
         lane: Lane | None = None
         for ticket in tickets:
@@ -165,20 +167,20 @@ class Engine:
     def clear(self) -> None:
         """Give the memory back, now or after the step that is being done; what is not done fails."""
         self._soon("_clear")
+        if not self.stepping:
+            self._tell()
 
     def _soon(self, what: str, blocking: bool = True) -> None:
         """Do something when nothing else is being done, by whoever is doing it then."""
-        if self.stepping:
-            self._late.append(what)
-        elif self.lock.acquire(blocking):
-            try:
-                self._driver = threading.get_ident()
-                getattr(self, what)()
-                self._catch_up()
-            finally:
-                self._driver = None
-                self.lock.release()
-            self._tell()
+        if self.stepping or not self.lock.acquire(blocking):
+            return self._late.append(what)
+        try:
+            self._driver = threading.get_ident()
+            getattr(self, what)()
+            self._catch_up()
+        finally:
+            self._driver = None
+            self.lock.release()
 
     def _catch_up(self) -> None:
         """Do what has arrived meanwhile."""
@@ -240,6 +242,10 @@ class Engine:
             )
         if self._ender is not None and self._ender != threading.get_ident():
             threading.Event().wait()  # the interpreter ends, and with it this thread
+        lifetime.run(self._turn)
+
+    def _turn(self) -> None:
+        interrupt: BaseException | None = None
         try:
             with self.lock:
                 try:
@@ -347,6 +353,7 @@ class Engine:
             self._forget(ticket)
             ticket.called = failed.called
             self._interrupt = self._interrupt or failed.interrupt
+            let_go(failed.error)
             self._finish(ticket, failed.error)
 
     def _collect(self) -> None:

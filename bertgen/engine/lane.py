@@ -74,7 +74,8 @@ class Lane:
     def advance(self, logits: torch.Tensor) -> bool:
         """As a search's, but what it raises is the failure of its requests."""
         try:
-            return self.search.advance(logits)
+            # A function that keeps what it is given keeps this, and not the scores of all requests.
+            return self.search.advance(logits.clone() if self.keeps_rows else logits)
         except Exception as error:
             self._fail(error)
             return False

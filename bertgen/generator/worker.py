@@ -7,7 +7,8 @@ import threading
 import weakref
 from typing import Any
 
-from ..engine import Engine, process
+from .. import lifetime
+from ..engine import Engine
 from ..errors import BackendError
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Worker:
     def __init__(self, engine: Engine, owner: Any):
         self.engine, self._owner = engine, weakref.ref(owner)
         self.forked()
-        process.inhabit(self)
+        lifetime.inhabit(self)
 
     def forked(self) -> None:
         """Begin anew in the child of a fork, which has not the thread."""

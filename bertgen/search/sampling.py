@@ -69,7 +69,8 @@ class Sampling(Search):
         if options.output_logits:
             self.logits.append(scores)
         if self.processors:
-            scores = process(self.processors, self.sequences, self.lengths, scores, self.alive)
+            given = scores.clone() if self.scored and self.processors.custom else scores  # a caller's may change them
+            scores = process(self.processors, self.sequences, self.lengths, given, self.alive)
         if options.output_scores:
             self.scores.append(scores)
         keys = Keys(self.seeds, self.numbers, lengths)
