@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, InputError
+from ..hub import split_hub_options
 from .encoding import (
     PADDINGS,
     SIDES,
@@ -44,6 +45,8 @@ from .vocabulary import SPECIAL_NAMES, Vocabulary
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Arguments of transformers' `from_pretrained` for tokenizers that change nothing: there is one implementation of each.
+IGNORED_ARGUMENTS = frozenset("use_fast from_slow backend tokenizer_type verbose name_or_path".split())
 NO_LIMIT = int(1e30)  # what transformers writes as model_max_length where there is none
 
 
@@ -433,32 +436,22 @@ class Tokenizer(Vocabulary):
         return (str(path), *saved)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | os.PathLike,
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> Self:
+    def from_pretrained(cls, path_or_id: str | os.PathLike, **overrides: Any) -> Self:
         """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the bare files of a vocabulary.
 
         Args:
             path_or_id: a directory, a hub id, or the path of a vocabulary that is one file.
-            revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
-            overrides: options of the constructor; they win over the saved ones.
+            overrides: options of the constructor, which win over the saved ones, and those of the download (revision,
+                cache_dir, token, local_files_only, force_download, subfolder; `bertgen.hub.resolve_file`). Arguments of
+                transformers that change nothing here are accepted.
 
         Raises:
             CheckpointError: a file is missing or corrupt (which one, and what was looked for).
             ConfigError: one of `overrides` is unknown or has a bad value.
         """
+        overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
         if Path(path_or_id).is_file():
             return cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
-        hub: dict[str, Any] = dict(
-            revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
-        )
         vocabulary: dict[str, Any] = dict(find_vocabulary(path_or_id, cls.VOCABULARY_FILES, hub))
         known = {name for one in (cls, Tokenizer) for name in inspect.signature(one).parameters}
         saved = saved_options(path_or_id, known, hub)
