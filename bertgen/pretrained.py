@@ -34,7 +34,7 @@ from .stack import Stack
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 
 
 class PretrainedModel(nn.Module):
@@ -190,7 +190,7 @@ class PretrainedModel(nn.Module):
             path_or_id: a directory, a hub id, or "demo" for the model that ships with the package. None where `config`
                 and `state_dict` say all.
             config: a configuration object to use in place of the checkpoint's, or the place of one.
-            dtype: torch.float32, torch.float16 or torch.bfloat16 (or its name); "auto" or None takes the one that
+            dtype: torch.float32, float16, bfloat16 or float64 (or its name); "auto" or None takes the one that
                 config.json names, else the one the weights are stored in. torch_dtype is its older name.
             device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU. device_map says the same in transformers'
                 words: "auto" is the first GPU where there is one, a table must name one device.

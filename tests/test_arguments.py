@@ -82,7 +82,7 @@ def test_what_would_change_something_is_refused_by_its_name(name, saved):
     EncoderDecoderModel.from_pretrained(saved, **{name: False})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16", "torch.bfloat16", "auto"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16", "torch.bfloat16", torch.float64, "auto"])
 def test_torch_dtype_is_dtype(dtype, saved, tmp_path, tiny_checkpoint):
     expected = EncoderDecoderModel.from_pretrained(saved, dtype=dtype).dtype
     assert EncoderDecoderModel.from_pretrained(saved, torch_dtype=dtype).dtype == expected

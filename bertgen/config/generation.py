@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError
@@ -247,7 +248,7 @@ class GenerationConfig(Config):
         return cls.from_dict(values)
 
     def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **options: Any) -> dict[str, Any]:
-        """Set options, and return those that are none.
+        """Set options, and return those that were not set.
 
         Args:
             defaults_only: leave options that are set.
@@ -255,11 +256,13 @@ class GenerationConfig(Config):
         """
         unused = {}
         for name, value in options.items():
-            if name in self.__dataclass_fields__ and name != "extra":
-                if not defaults_only or getattr(self, name) is None:
-                    setattr(self, name, value)
+            known = name in self.__dataclass_fields__ and name != "extra"
+            if defaults_only and getattr(self, name, None) is not None:
+                unused[name] = value
+            elif known:
+                setattr(self, name, value)
             elif allow_custom_entries:
-                self.extra.setdefault(name, value) if defaults_only else self.extra.update({name: value})
+                self.extra[name] = value
             else:
                 unused[name] = value
         return unused
