@@ -65,7 +65,8 @@ class GenerationConfig(Config):
             drawn from, in this order; see `bertgen.kernels.select`.
         renormalize_logits: scores become log-probabilities again after all of the above.
         pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special ids.
-        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same.
+        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same; only where
+            attentions or hidden states are asked for all tokens are computed anew in each step, and theirs returned.
         return_dict_in_generate: return a `GenerateOutput`, with what output_scores (processed), output_logits (raw),
             output_attentions and output_hidden_states ask for.
         infer_attention_mask: where no mask is given, treat pad ids of the input as padding.
