@@ -25,28 +25,43 @@ from .files import reported
 from .hub import resolve_file
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
-_LAYOUTS = ((SAFETENSORS, False), (SAFETENSORS + ".index.json", True), (TORCH, False), (TORCH + ".index.json", True))
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def load_state(path_or_id: str | os.PathLike, **hub: Any) -> dict[str, torch.Tensor]:
+def load_state(
+    path_or_id: str | os.PathLike, *, use_safetensors: bool | None = None, variant: str | None = None, **hub: Any
+) -> dict[str, torch.Tensor]:
     """Read all tensors of a model, whatever the layout: safetensors, sharded safetensors, .bin, sharded .bin.
 
     Args:
         path_or_id: directory or hub id.
+        use_safetensors: True reads nothing else, False only the pickles.
+        variant: part of the files' names: "fp16" reads `model.fp16.safetensors`.
         hub: see `bertgen.hub.resolve_file`.
 
     Raises:
         CheckpointError: no weights, or a file that is truncated, corrupt, or not what its index says.
     """
-    for name, sharded in _LAYOUTS:
-        path = resolve_file(path_or_id, name, required=False, **hub)
+    names = [name for name, wanted in ((SAFETENSORS, True), (TORCH, False)) if use_safetensors in (None, wanted)]
+    if variant is not None:
+        names = [f"{stem}.{variant}.{suffix}" for stem, _, suffix in (name.rpartition(".") for name in names)]
+    layouts = [(name, sharded) for name in names for sharded in (False, True)]
+    for name, sharded in layouts:
+        path = resolve_file(path_or_id, _index_of(name, variant) if sharded else name, required=False, **hub)
         if path is None:
             continue
         if not sharded:
             return _read_file(path)
         return _read_shards(path, lambda shard: resolve_file(path_or_id, shard, **hub))
-    raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(name for name, _ in _LAYOUTS)}")
+    looked = [_index_of(name, variant) if sharded else name for name, sharded in layouts]
+    raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(looked)}")
+
+
+def _index_of(name: str, variant: str | None) -> str:
+    """The table of shards of a file of weights; as transformers, a variant is named behind "index"."""
+    if variant is None:
+        return f"{name}.index.json"
+    return f"{name.replace(f'.{variant}.', '.')}.index.{variant}.json"
 
 
 def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, torch.Tensor]:

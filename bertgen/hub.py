@@ -7,21 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .arguments import older, settled
 from .errors import CheckpointError
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options without those of `resolve_file`, and those."""
-    return (
-        {name: value for name, value in options.items() if name not in OPTIONS},
-        {name: value for name, value in options.items() if name in OPTIONS},
-    )
+    """Options without those of `resolve_file` and without transformers' arguments that change nothing; and those."""
+    others = settled(options)
+    others["token"] = older(others, "use_auth_token", others.get("token"))
+    hub = {name: others.pop(name) for name in OPTIONS if name in others}
+    return others, {name: value for name, value in hub.items() if value is not None}
 
 
 def local_directory(path_or_id: str | os.PathLike) -> Path | None:
@@ -47,6 +48,8 @@ def resolve_file(
     cache_dir: str | os.PathLike | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
+    subfolder: str = "",
     required: bool = True,
 ) -> Path | None:
     """Find one file of a model, downloading it where `path_or_id` is a hub id.
@@ -54,7 +57,8 @@ def resolve_file(
     Args:
         path_or_id: a directory, or a repository id such as "google/roberta2roberta_L-24_bbc".
         filename: name of the file inside it.
-        revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
+        revision, cache_dir, token, local_files_only, force_download, subfolder: as in
+            `huggingface_hub.hf_hub_download`; a subfolder is one of a directory, too.
         required: raise where the file does not exist; otherwise return None.
 
     Raises:
@@ -62,6 +66,7 @@ def resolve_file(
     """
     directory = local_directory(path_or_id)
     if directory is not None:
+        directory = directory / subfolder
         path = directory / filename
         if path.is_file():
             return path
@@ -85,10 +90,12 @@ def resolve_file(
                 cache_dir=None if cache_dir is None else Path(cache_dir),
                 token=token,
                 local_files_only=local_files_only,
+                force_download=force_download,
+                subfolder=subfolder or None,
             )
         )
     except LocalEntryNotFoundError as error:
-        if not required and _snapshot_known(path_or_id, revision, cache_dir):
+        if not required and _snapshot_known(path_or_id, revision, cache_dir, subfolder):
             return None
         where = "in the local cache" if local_files_only else "on the hub or in the local cache"
         raise CheckpointError(f"{path_or_id}: {filename} was not found {where}: {error}") from error
@@ -100,12 +107,15 @@ def resolve_file(
         raise CheckpointError(f"{path_or_id}: {filename} could not be fetched: {error}") from error
 
 
-def _snapshot_known(path_or_id: str | os.PathLike, revision: str | None, cache_dir: str | os.PathLike | None) -> bool:
+def _snapshot_known(
+    path_or_id: str | os.PathLike, revision: str | None, cache_dir: str | os.PathLike | None, subfolder: str
+) -> bool:
     """True where some snapshot of the repository is cached, so that a missing optional file is simply not in it."""
     from huggingface_hub import try_to_load_from_cache
 
     cache = None if cache_dir is None else Path(cache_dir)
-    found = try_to_load_from_cache(str(path_or_id), "config.json", cache_dir=cache, revision=revision)
+    name = f"{subfolder}/config.json" if subfolder else "config.json"
+    found = try_to_load_from_cache(str(path_or_id), name, cache_dir=cache, revision=revision)
     return isinstance(found, str)
 
 

@@ -13,11 +13,20 @@ from torch import nn
 
 from . import checkpoint, memory
 from .activations import XIELU
+from .arguments import older
 from .bitsandbytes import from_bitsandbytes
-from .config import GenerationConfig, Int4Config, half_config, int4_config, read_json, special_ids
+from .config import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    Int4Config,
+    half_config,
+    int4_config,
+    read_json,
+    special_ids,
+)
 from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError
 from .heads import LMHead
-from .hub import resolve_file
+from .hub import resolve_file, split_hub_options
 from .linear import Int4Linear
 from .outline import outlined
 from .quantization import fault, quantize
@@ -25,13 +34,14 @@ from .stack import Stack
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 
 
 class PretrainedModel(nn.Module):
     """Base of the models: `from_pretrained`, `save_pretrained`, ties, device and dtype."""
 
     config_class: ClassVar[Any]
+    arguments: ClassVar[tuple[str, ...]] = ()  # of the class, beside its configuration
     main_input_name: ClassVar[str] = "input_ids"
 
     config: Any
@@ -154,7 +164,7 @@ class PretrainedModel(nn.Module):
     @torch.inference_mode(False)  # the weights outlive the call: later ones may want gradients or version counters
     def from_pretrained(
         cls,
-        path_or_id: str | os.PathLike,
+        path_or_id: str | os.PathLike | None,
         *,
         config: Any = None,
         dtype: torch.dtype | str | None = None,
@@ -165,35 +175,61 @@ class PretrainedModel(nn.Module):
         local_files_only: bool = False,
         fold_embeddings: bool = False,
         quantization_config: Any = None,
+        use_safetensors: bool | None = None,
+        variant: str | None = None,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        key_mapping: dict[str, str] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        generation_config: GenerationConfig | None = None,
         **overrides: Any,
     ):
         """Load a model, in evaluation mode.
 
         Args:
-            path_or_id: a directory, a hub id, or "demo" for the model that ships with the package.
-            config: a configuration object to use in place of the checkpoint's.
-            dtype: torch.float32, torch.float16 or torch.bfloat16 (or its name); "auto" or None takes the one that
-                config.json names, else the one the weights are stored in.
-            device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU.
-            revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
+            path_or_id: a directory, a hub id, or "demo" for the model that ships with the package. None where `config`
+                and `state_dict` say all.
+            config: a configuration object to use in place of the checkpoint's, or the place of one.
+            dtype: torch.float32, float16, bfloat16 or float64 (or its name); "auto" or None takes the one that
+                config.json names, else the one the weights are stored in. torch_dtype is its older name.
+            device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU. device_map says the same in transformers'
+                words: "auto" is the first GPU where there is one, a table must name one device.
+            revision, cache_dir, token, local_files_only, force_download, subfolder: as in
+                `huggingface_hub.hf_hub_download`.
             fold_embeddings: for a bert-generation half that is loaded from a BERT or RoBERTa: add the first row of its
                 token types to the positions, and drop RoBERTa's rows for padding, so that the embeddings are those
                 the weights were trained with. transformers drops the token types.
             quantization_config: an `Int4Config`, or a `BitsAndBytesConfig` of ours or of transformers, to hold the
                 weights of linear layers in 4 bits. They are rounded one by one: never are all of them in memory as
-                floats. A checkpoint whose weights are in 4 bits already needs none.
-            overrides: options of the configuration to replace.
+                floats. A checkpoint whose weights are in 4 bits already needs none. load_in_4bit=True is short for one.
+            use_safetensors: True reads nothing else, False only pickles.
+            variant: part of the files' names: "fp16" reads `model.fp16.safetensors`.
+            state_dict: weights to use in place of the files'.
+            key_mapping: regular expression -> replacement, for the names of weights in the file.
+            ignore_mismatched_sizes: initialise weights at random that have another shape in the file.
+            output_loading_info: return the model and a dict of sets: missing_keys, unexpected_keys, mismatched_keys
+                (name, shape in the file, shape here), error_msgs.
+            generation_config: how the model generates, in place of the file's.
+            overrides: options of the configuration to replace, arguments of the class, and gradient_checkpointing.
+                Arguments of transformers that change nothing here are accepted, see `bertgen.arguments`.
 
         Raises:
             CheckpointError: files that are missing, corrupt, or do not fit the configuration.
             ConfigError: an unknown option or dtype. BackendError: a device that is not there.
+            UnsupportedError: an argument of transformers that would change something, and is not supported.
         """
-        hub: dict[str, Any] = dict(
-            revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        overrides, hub = split_hub_options(
+            dict(overrides, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         )
-        target = resolve_device(device)
-        if config is None:
-            config = cls.config_class.from_pretrained(path_or_id, hub=hub, **overrides)
+        target = resolve_device(_placed(device, overrides.pop("device_map", None)))
+        dtype = older(overrides, "torch_dtype", dtype)
+        short = {name: overrides.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in overrides}
+        if quantization_config is None and any(short.values()):
+            quantization_config = BitsAndBytesConfig(**short)
+        built = {name: overrides.pop(name) for name in cls.arguments if name in overrides}
+        recompute = overrides.pop("gradient_checkpointing", None)
+        if config is None or isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(path_or_id if config is None else config, hub=hub, **overrides)
         elif overrides:
             raise ConfigError(f"options {sorted(overrides)} were given together with a config object; set them on it")
         wanted = None if quantization_config is None else int4_config(quantization_config)
@@ -202,7 +238,14 @@ class PretrainedModel(nn.Module):
             raise ConfigError(
                 f"{path_or_id} is quantized already ({int4_config(stored).format}), quantization_config again"
             )
-        state = checkpoint.load_state(path_or_id, **hub)
+        if state_dict is not None:
+            state = dict(state_dict)
+        elif path_or_id is None:
+            raise ConfigError("from_pretrained needs a directory or a hub id, or a config and a state_dict")
+        else:
+            state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, **hub)
+        for pattern, replacement in (key_mapping or {}).items():
+            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
         if stored is not None:
             method, stored = stored, int4_config(stored)
             if method.get("quant_method") == "bitsandbytes":
@@ -212,35 +255,52 @@ class PretrainedModel(nn.Module):
             config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
         with outlined():
-            model = cls(config)
-        model._load(path_or_id, state, target, chosen, stored, wanted)
-        options = resolve_file(path_or_id, "generation_config.json", required=False, **hub)
+            model = cls(config, **built)
+        found = model._load(path_or_id, state, target, chosen, stored, wanted, ignore_mismatched_sizes)
+        options = None
+        if generation_config is not None:
+            model.generation_config = generation_config
+        elif path_or_id is not None:
+            options = resolve_file(path_or_id, "generation_config.json", required=False, **hub)
         if options is not None:
             model.generation_config = GenerationConfig.from_model_files(options, config)
-        return model.eval()
+        if recompute is not None:
+            switch = model.gradient_checkpointing_enable if recompute else model.gradient_checkpointing_disable
+            switch()
+        model.eval()
+        return (model, found) if output_loading_info else model
 
     def _load(
         self,
-        path_or_id: str | os.PathLike,
+        path_or_id: str | os.PathLike | None,
         state: dict[str, torch.Tensor],
         device: torch.device,
         dtype: torch.dtype,
         stored: Int4Config | None,
         wanted: Int4Config | None,
-    ) -> None:
+        ignore_mismatched_sizes: bool = False,
+    ) -> dict[str, set[Any]]:
         """Give the parameters (on the meta device) the tensors of a checkpoint, and initialise those it lacks.
 
         Args:
             state: as it lies in the file.
             stored: the format that linear layers are in there; wanted: the one to round them to.
+            ignore_mismatched_sizes: initialise weights of another shape, too.
+
+        Returns:
+            What did not go from the one to the other, by transformers' names.
         """
         own, lean = self.state_dict(), bool(stored or wanted)
         state = self._mapped({k: t for k, t in state.items() if t.is_floating_point() or _is_packed(k)}, set(own))
         rounded = {f"{path}.weight" for path in self._linear_layers(wanted)} if wanted else set()
         placed: dict[tuple, dict[str, torch.Tensor]] = {}  # by where it lies, as one tensor may have several names
         loaded: dict[str, torch.Tensor] = {}
+        others: dict[str, tuple[Any, ...]] = {}  # of another shape than the configuration's
         for name, tensor in state.items():
             if name in own and tensor.shape != own[name].shape:
+                if ignore_mismatched_sizes:
+                    others[name] = (name, tensor.shape, own[name].shape)
+                    continue
                 raise CheckpointError(
                     f"{path_or_id}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
                     f"{tuple(own[name].shape)}"
@@ -264,9 +324,21 @@ class PretrainedModel(nn.Module):
         if len(missing) == len(list(self.parameters())):
             raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
         self.initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
-        for names, fate in ((missing, "missing, initialised at random"), (sorted(set(loaded) - set(own)), "not used")):
+        missing = [name for name in missing if name not in others]
+        unused = sorted(set(loaded) - set(own))
+        for names, fate in (
+            (missing, "missing, initialised at random"),
+            (sorted(others), "of another shape in the file, initialised at random"),
+            (unused, "not used"),
+        ):
             if names:
                 logger.warning("%s: weights %s: %s", path_or_id, fate, _summary(names))
+        return dict(
+            missing_keys=set(missing),
+            unexpected_keys=set(unused),
+            mismatched_keys=set(others.values()),
+            error_msgs=set(),
+        )
 
     def _linear_layers(self, config: Int4Config) -> list[str]:
         """Names of the layers that a configuration rounds."""
@@ -417,6 +489,26 @@ def _summary(names: list[str]) -> str:
     return ", ".join(same[0] if len(same) == 1 else f"{kind} ({len(same)})" for kind, same in kinds.items())
 
 
+def _placed(device: Any, device_map: Any) -> Any:
+    """The device that transformers' `device_map` means, where it is given.
+
+    Raises:
+        ConfigError: `device` is given as well. UnsupportedError: a model in parts.
+    """
+    if device_map is None:
+        return device
+    if device is not None:
+        raise ConfigError(f"device={device!r} and device_map={device_map!r} say the same; give one of them")
+    if isinstance(device_map, dict):
+        places = set(map(str, device_map.values()))
+        if len(places) != 1 or places == {"disk"}:
+            raise UnsupportedError(f"device_map={device_map!r}: a model is on one device as a whole, and not on disk")
+        device_map = next(iter(device_map.values()))
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return device_map
+
+
 def resolve_device(device: torch.device | str | int | None) -> torch.device:
     """The device of a name or CUDA index; BackendError where this machine does not have it."""
     if device is None:
@@ -431,6 +523,8 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise BackendError(f"device {device!r} is not a device; this machine has {_devices()}") from error
+    if found.type == "meta":
+        raise BackendError("device 'meta' was asked for: a model without values cannot run")
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:

@@ -26,7 +26,9 @@ class Stack(nn.Module):
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.recompute: dict[str, Any] | None = None  # options of torch.utils.checkpoint, where it is on
+        # Options of torch.utils.checkpoint, where it is on; files of older versions of transformers may ask for it.
+        asked = bool(config.extra.get("gradient_checkpointing"))
+        self.recompute: dict[str, Any] | None = {"use_reentrant": False} if asked else None
 
     def forward(self, x: torch.Tensor, context: AttentionContext, states: list[torch.Tensor] | None = None):
         """x [T, hidden] -> [T, hidden]; the input and every layer's output are appended to `states` if given."""

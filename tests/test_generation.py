@@ -95,6 +95,33 @@ def test_a_search_that_has_stopped_everywhere_takes_as_many_steps_as_transformer
     assert torch.equal(model.generate(ids, **chosen), oracle.generate(ids, **chosen))
 
 
+LOOKS = (
+    dict(output_hidden_states=True),
+    dict(output_attentions=True),
+    dict(output_hidden_states=True, output_attentions=True),
+)
+SEARCHES = (dict(), dict(num_beams=3, num_return_sequences=2), dict(do_sample=True, num_return_sequences=2))
+
+
+@pytest.mark.parametrize("looks", LOOKS, ids=lambda looks: " ".join(looks))
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: " ".join(search) or "greedy")
+@pytest.mark.parametrize("prefix", [None, [[2, 9], [2, 7]], [[9, 8], [0, 7]]])
+def test_without_a_cache_states_have_the_shapes_of_transformers(models, search, looks, prefix):
+    model, oracle = models
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    more = {} if prefix is None else dict(decoder_input_ids=torch.tensor(prefix))
+    if prefix is not None and prefix[1][0] == 0:
+        more["decoder_attention_mask"] = torch.tensor([[1, 1], [0, 1]])
+    options = dict(
+        use_cache=False, return_dict_in_generate=True, output_scores=True, max_new_tokens=5, **looks, **search
+    )
+    expected, got = both(oracle, model, 3, input_ids=ids, attention_mask=mask, **more, **options)
+    assert_same(expected, got, "decoder_attention_mask" in more)
+    assert got.past_key_values is None
+    cached = both(oracle, model, 3, input_ids=ids, attention_mask=mask, **more, **{**options, "use_cache": True})[1]
+    assert torch.equal(cached.sequences, got.sequences)
+
+
 def test_only_what_was_asked_for_is_returned(models):
     model, oracle = models
     ids = torch.tensor([[5, 6, 7]])

@@ -634,7 +634,7 @@ def test_model_object_is_put_into_evaluation_mode(tiny_checkpoint):
         ({"max_rows": 0}, "max_rows must be an integer of at least 1, got 0"),
         ({"encode_tokens": True}, "encode_tokens must be an integer of at least 1, got True"),
         ({"max_input_length": 49}, "max_input_length 49 is more than the encoder's 48 positions"),
-        ({"revision": "main"}, "no options of the hub"),
+        ({"revision": "main"}, "no options of loading: revision"),
         ({"dtype": "float16"}, "a torch.dtype or none"),
         ({"max_row": 9}, "Generator has no option 'max_row'"),
         ({"refill": "0.5"}, "refill must be a number from 0 to 1, got '0.5'"),

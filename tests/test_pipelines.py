@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -52,6 +53,56 @@ def test_pipeline_options_of_construction_and_call(generator, batches):
         pipeline(model=generator.model, tokenizer=generator.tokenizer, device_map="auto")
     with pytest.raises(ConfigError, match="needs a model"):
         pipeline("text2text-generation")
+
+
+def test_ids_in_place_of_texts(generator):
+    pipe = pipeline("translation", model=generator.model, tokenizer=generator.tokenizer)
+    model, tokenizer = generator.model, generator.tokenizer
+    expected = model.generate(tokenizer("one two", return_tensors="pt").input_ids, num_beams=2, num_return_sequences=2)
+    for options in (dict(return_tensors=True), dict(return_type=0), dict(return_text=False)):
+        found = pipe("one two", num_beams=2, num_return_sequences=2, **options)
+        assert [list(one) for one in found] == [["translation_token_ids"]] * 2
+        for one, row in zip(found, expected, strict=True):
+            ids = one["translation_token_ids"]
+            assert (
+                ids.dtype == torch.int64
+                and torch.equal(ids, row[: len(ids)])
+                and set(row[len(ids) :].tolist()) <= {0, 1}
+            )
+    for options in (dict(return_tensors=False), dict(return_type=1), dict(return_text=True), {}):
+        assert pipe("one two", **options) == [{"translation_text": "eins zwei"}]
+    with pytest.raises(ConfigError, match="return_type must be 0"):
+        pipe("one", return_type=2)
+    assert pipeline(model=model, tokenizer=tokenizer, return_tensors=True)("one")[0].keys() == {"generated_token_ids"}
+
+
+def test_a_stop_sequence_ends_outputs_with_its_first_token(generator):
+    pipe, tokenizer = pipeline(model=generator.model, tokenizer=generator.tokenizer), generator.tokenizer
+    text = pipe("one two three")[0]["generated_text"]
+    first = tokenizer.convert_ids_to_tokens(tokenizer.encode(text)[1])
+    ids = tokenizer.encode(first.replace("\u2581", " "), add_special_tokens=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = pipe("one two three", stop_sequence=first.replace("\u2581", " "), return_tensors=True)
+    assert found[0]["generated_token_ids"][-1] == ids[0] and text.startswith(
+        tokenizer.decode(found[0]["generated_token_ids"]).removeprefix("<s>").strip()
+    )
+    assert bool(caught) == (len(ids) > 1)
+    with pytest.warns(UserWarning, match="the first ends outputs, as in transformers"):
+        pipe("one", stop_sequence="eins zwei drei")
+    with pytest.raises(ConfigError, match="stop_sequence='' has no tokens"):
+        pipe("one", stop_sequence="")
+
+
+def test_arguments_of_loading_and_what_changes_nothing(tiny_checkpoint):
+    options = dict(
+        use_fast=True, framework="pt", trust_remote_code=True, num_workers=2, model_kwargs={"use_safetensors": True}
+    )
+    pipe = pipeline("summarization", tiny_checkpoint, **options)
+    assert pipe("one", num_workers=1) == [{"summary_text": "eins"}] and pipe.task == "summarization"
+    assert pipe.device == torch.device("cpu")
+    with pytest.raises(UnsupportedError, match="framework='tf'"):
+        pipeline(model=tiny_checkpoint, framework="tf")
 
 
 def test_pipeline_truncation(generator):

@@ -99,6 +99,19 @@ def test_any_options_equal_transformers(causal, bidirectional, seed):
     assert_same(expected, got, padded=side in ("left", "mask"))
 
 
+@pytest.mark.parametrize("options", [dict(), dict(num_beams=3, num_return_sequences=2), dict(do_sample=True)])
+@pytest.mark.parametrize("looks", [dict(output_hidden_states=True), dict(output_attentions=True)])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_without_a_cache_states_have_the_shapes_of_transformers(causal, looks, options, embedded):
+    oracle, model = causal
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
+    given = dict(input_ids=ids, attention_mask=(ids != 0).long())
+    if embedded:
+        given["inputs_embeds"] = oracle.get_input_embeddings()(ids).detach()
+    options = dict(**looks, **options, use_cache=False, return_dict_in_generate=True, max_new_tokens=4)
+    assert_same(*both(oracle, model, 1, **given, **options), padded=True)
+
+
 @pytest.mark.parametrize("ends", [None, [1, *range(20, 40)]])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("beams", [1, 3])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..files import reported
 
 # Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
@@ -20,6 +20,7 @@ INERT_KEYS = frozenset(
     "pooler_size_per_head pooler_type prefix sep_token_id task_specific_params tokenizer_class torch_dtype "
     "transformers_version type_vocab_size xla_device".split()
 )
+_DTYPE_NAMES = ("dtype", "torch_dtype")
 
 
 @dataclass(init=False)
@@ -38,25 +39,74 @@ class Config:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
         for name, f in known.items():
             setattr(self, name, options.get(name, f.default))
-        self.extra.update((name, options[name]) for name in options if name not in known)
+        for name, value in options.items():
+            if name not in known:
+                setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dataclass_fields__:
             if name not in INERT_KEYS:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}")
+            if name in _DTYPE_NAMES:
+                self.extra.pop("torch_dtype", None)
+                name, value = "dtype", None if value is None else str(value).removeprefix("torch.")
             self.extra[name] = value
             return
         object.__setattr__(self, name, self._checked(name, value))
 
+    def __getattr__(self, name: str) -> Any:
+        """A key that is kept in `extra`; None for one of transformers' that there is none of."""
+        extra = self.__dict__.get("extra", {})
+        if name in _DTYPE_NAMES:
+            return _dtype(extra.get("dtype", extra.get("torch_dtype")))
+        if name in extra:
+            return extra[name]
+        if name in INERT_KEYS:
+            return None
+        raise AttributeError(f"{type(self).__name__} has no option {name!r}")
+
     def _checked(self, name: str, value: Any) -> Any:
         return value
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        raise NotImplementedError
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without options that have their default."""
+        values, default = self.to_dict(), {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in values.items() if name not in default or value != default[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """`to_diff_dict`, or `to_dict`, as JSON."""
+        return json_text(self.to_diff_dict() if use_diff else self.to_dict())
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write `to_json_string`."""
+        write_json(Path(json_file_path), self.to_diff_dict() if use_diff else self.to_dict())
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **overrides: Any):
-        """Build from the content of a JSON file, keeping keys that mean nothing here; `overrides` are options."""
+    def from_json_file(cls, json_file: str | os.PathLike):
+        """Read what `to_json_file` wrote, or any other JSON file of such options."""
+        return cls.from_dict(read_json(Path(json_file)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """Build from the content of a JSON file, keeping keys that mean nothing here.
+
+        Args:
+            values: of the file.
+            return_unused_kwargs: return the configuration and those of `overrides` that are no options, instead of
+                refusing them.
+            overrides: options.
+        """
         names = {f.name for f in fields(cls)} - {"extra"}
+        if return_unused_kwargs:
+            unused = {name: overrides.pop(name) for name in set(overrides) - names - INERT_KEYS}
+            return cls.from_dict(values, **overrides), unused
         config = cls(**{**{name: value for name, value in values.items() if name in names}, **overrides})
-        config.extra.update((k, v) for k, v in values.items() if k not in names and k != "model_type")
+        given = {*config.extra, *(_DTYPE_NAMES if "dtype" in config.extra else ()), "model_type"}
+        config.extra.update((k, v) for k, v in values.items() if k not in names | given)
         return config
 
 
@@ -102,6 +152,31 @@ def check_token_ids(value: Any, name: str) -> int | list[int] | None:
     return check_token_id(value, name)
 
 
+def _dtype(name: str | None) -> Any:
+    """The torch.dtype of a name in a file; what is none stays as it is."""
+    if name is None:
+        return None
+    import torch
+
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else name
+
+
+def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
+    """A directory to save into.
+
+    Raises:
+        CheckpointError: it is a file. UnsupportedError: `push_to_hub`.
+    """
+    if push_to_hub:
+        raise UnsupportedError("push_to_hub=True: huggingface_hub uploads what was saved (hf upload)")
+    path = Path(directory)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; a configuration is saved into a directory")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; CheckpointError with the file's name where it is none."""
     try:
@@ -113,9 +188,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def json_text(values: dict[str, Any]) -> str:
+    """Options as the files hold them."""
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON object so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with reported(path):
-        temporary.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(values), encoding="utf-8")
         os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError
-from ..hub import resolve_file
+from ..hub import resolve_file, split_hub_options
 from .base import (
     Config,
     check_flag,
@@ -18,11 +19,13 @@ from .base import (
     check_number,
     check_token_id,
     check_token_ids,
+    make_directory,
     read_json,
     write_json,
 )
 from .model import BertGenerationConfig, EncoderDecoderConfig
 
+logger = logging.getLogger(__name__)
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -62,7 +65,8 @@ class GenerationConfig(Config):
             drawn from, in this order; see `bertgen.kernels.select`.
         renormalize_logits: scores become log-probabilities again after all of the above.
         pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special ids.
-        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same.
+        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same; only where
+            attentions or hidden states are asked for all tokens are computed anew in each step, and theirs returned.
         return_dict_in_generate: return a `GenerateOutput`, with what output_scores (processed), output_logits (raw),
             output_attentions and output_hidden_states ask for.
         infer_attention_mask: where no mask is given, treat pad ids of the input as padding.
@@ -173,6 +177,9 @@ class GenerationConfig(Config):
     def _checked(self, name: str, value: Any) -> Any:
         return None if value is None else _CHECKS[name](value, name)
 
+    def __getattr__(self, name: str) -> Any:
+        return None if name in self.UNSUPPORTED and name not in self.extra else super().__getattr__(name)
+
     @property
     def end_tokens(self) -> list[int]:
         """The ids that end an output: `eos_token_id` as a list, empty where it is not set."""
@@ -241,14 +248,78 @@ class GenerationConfig(Config):
                 values[name] = value
         return cls.from_dict(values)
 
-    @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike, **hub: Any) -> GenerationConfig:
-        """Read `generation_config.json` of a directory or hub id."""
-        return cls.from_dict(read_json(resolve_file(path_or_id, "generation_config.json", **hub)))
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **options: Any) -> dict[str, Any]:
+        """Set options, and return those that were not set.
 
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `generation_config.json` into `directory`."""
-        write_json(Path(directory) / "generation_config.json", self.to_dict())
+        Args:
+            defaults_only: leave options that are set.
+            allow_custom_entries: keep what is no option in `extra`, too.
+        """
+        unused = {}
+        for name, value in options.items():
+            known = name in self.__dataclass_fields__ and name != "extra"
+            if defaults_only and getattr(self, name, None) is not None:
+                unused[name] = value
+            elif known:
+                setattr(self, name, value)
+            elif allow_custom_entries:
+                self.extra[name] = value
+            else:
+                unused[name] = value
+        return unused
+
+    def validate(self, strict: bool = False) -> None:
+        """Look for options that contradict each other; values are checked when they are set.
+
+        Args:
+            strict: raise where an option will have no effect, which is logged otherwise.
+
+        Raises:
+            ConfigError: a contradiction. UnsupportedError: options bertgen does not have.
+        """
+        self.check_supported()
+        beams, outputs = self.num_beams or 1, self.num_return_sequences or 1
+        if outputs > 1 and not self.do_sample and outputs > beams:
+            raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}, and nothing is sampled")
+        if beams > 1 and outputs > beams:
+            raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}")
+        idle = [] if self.do_sample else ["temperature top_h top_k top_p min_p typical_p epsilon_cutoff eta_cutoff"]
+        idle += [] if beams > 1 else ["early_stopping length_penalty"]
+        names = [n for n in " ".join(idle).split() if getattr(self, n) not in (None, self.DEFAULTS.get(n))]
+        if names:
+            what = f"{', '.join(names)} will have no effect: do_sample is {self.do_sample}, num_beams {beams}"
+            if strict:
+                raise ConfigError(what)
+            logger.warning(what)
+
+    def get_generation_mode(self) -> str:
+        """The search that the options ask for, by transformers' name."""
+        if (self.num_beams or 1) == 1:
+            return "sample" if self.do_sample else "greedy_search"
+        if (self.num_beam_groups or 1) > 1:
+            return "group_beam_search"
+        return "beam_sample" if self.do_sample else "beam_search"
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike, config_file_name: str | None = None, **options: Any) -> Any:
+        """Read `generation_config.json` of a directory or hub id.
+
+        Args:
+            path_or_id: directory or hub id.
+            config_file_name: another file in there.
+            options: options to replace, arguments of `bertgen.hub.resolve_file`, and return_unused_kwargs as of
+                `from_dict`.
+        """
+        overrides, hub = split_hub_options(options)
+        path = resolve_file(path_or_id, config_file_name or "generation_config.json", **hub)
+        return cls.from_dict(read_json(path), **overrides)
+
+    def save_pretrained(
+        self, directory: str | os.PathLike, config_file_name: str | None = None, push_to_hub: bool = False
+    ) -> None:
+        """Write `generation_config.json`, or a file of another name, into `directory`; it is made if need be."""
+        path = make_directory(directory, push_to_hub) / (config_file_name or "generation_config.json")
+        write_json(path, self.to_dict())
 
 
 def special_ids(config: EncoderDecoderConfig | BertGenerationConfig) -> dict[str, Any]:

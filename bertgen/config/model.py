@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError
@@ -18,6 +17,7 @@ from .base import (
     check_number,
     check_token_id,
     check_token_ids,
+    make_directory,
     read_json,
     write_json,
 )
@@ -27,8 +27,34 @@ _SIZES = frozenset(
 )
 
 
+class _ModelConfig(Config):
+    """What the configurations of halves and of pairs do alike."""
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict`, by transformers' other name."""
+        return self.return_dict
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Set options; ConfigError for an unknown one."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    @classmethod
+    def get_config_dict(
+        cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the `config.json` of a directory or hub id holds, and what of `options` is no argument of the hub's."""
+        options, own = split_hub_options(options)
+        return read_json(resolve_file(path_or_id, "config.json", **{**own, **(hub or {})})), options
+
+    def save_pretrained(self, directory: str | os.PathLike, push_to_hub: bool = False) -> None:
+        """Write `config.json` into `directory`, which is made where it does not exist."""
+        write_json(make_directory(directory, push_to_hub) / "config.json", self.to_dict())
+
+
 @dataclass(init=False)
-class BertGenerationConfig(Config):
+class BertGenerationConfig(_ModelConfig):
     """Shape and options of one half: a BertGeneration encoder or decoder (Rothe et al. 2020, arXiv 1907.12461).
 
     Names and defaults are those of transformers' `BertGenerationConfig`.
@@ -110,20 +136,16 @@ class BertGenerationConfig(Config):
 
         Args:
             path_or_id: directory or hub id.
-            hub: `revision`, `cache_dir`, `token`, `local_files_only` (see `bertgen.hub.resolve_file`).
+            hub: `revision`, `cache_dir`, `token`, `local_files_only`, .. (see `bertgen.hub.resolve_file`), which may
+                stand among the overrides as well.
+            overrides: options, and return_unused_kwargs as of `from_dict`.
         """
-        overrides, own = split_hub_options(overrides)
-        hub = {**own, **(hub or {})}
-        values = read_json(resolve_file(path_or_id, "config.json", **hub))
+        values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)
         if isinstance(values.get("encoder"), dict) and isinstance(values.get("decoder"), dict):
             raise UnsupportedError(
                 f"{path_or_id} is an encoder-decoder; load an EncoderDecoderModel and take its .encoder or .decoder"
             )
         return cls.from_dict(values, **overrides)
-
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `config.json` into `directory`."""
-        write_json(Path(directory) / "config.json", self.to_dict())
 
 
 @dataclass(init=False)
@@ -187,7 +209,7 @@ def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
 
 
 @dataclass(init=False)
-class EncoderDecoderConfig(Config):
+class EncoderDecoderConfig(_ModelConfig):
     """Two halves that form a sequence-to-sequence model.
 
     Args:
@@ -245,9 +267,7 @@ class EncoderDecoderConfig(Config):
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id, as `BertGenerationConfig.from_pretrained` does."""
-        overrides, own = split_hub_options(overrides)
-        hub = {**own, **(hub or {})}
-        values = read_json(resolve_file(path_or_id, "config.json", **hub))
+        values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)
         kind = values.get("model_type")
         if kind != cls.model_type:
             hint = "; `EncoderDecoderModel.from_encoder_decoder_pretrained` or `bertgen train --model` makes one of it"
@@ -255,7 +275,3 @@ class EncoderDecoderConfig(Config):
                 f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'{hint if kind in HALVES else ''}"
             )
         return cls.from_dict(values, **overrides)
-
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `config.json` into `directory`."""
-        write_json(Path(directory) / "config.json", self.to_dict())

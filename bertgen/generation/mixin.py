@@ -90,7 +90,10 @@ class GenerationMixin:
         )  # fmt: skip
         criteria = stopping.build(settled, tokenizer, stopping_criteria)
         searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
-        steps = (Steps if decoder.config.is_decoder else Reruns)(decoder, prompt, settled)
+        # What somebody looks at has the shapes it has without a cache; tokens are the same either way.
+        looked_at = settled.return_dict_in_generate and (settled.output_attentions or settled.output_hidden_states)
+        anew = looked_at and not settled.use_cache and prompt.cache is None
+        steps = (Reruns if anew or not decoder.config.is_decoder else Steps)(decoder, prompt, settled)
         found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:
             return found.sequences

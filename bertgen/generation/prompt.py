@@ -158,6 +158,8 @@ def decoder_prompt(
     prefix = torch.empty((rows, 0), dtype=torch.int64, device=device) if input_ids is None else input_ids.long()
     embedded = 0 if input_ids is not None else length
     settled = search.settle(levels, length - embedded, embedded, config.max_tokens)
+    if inputs_embeds is not None and config.is_decoder:
+        settled.use_cache = True  # as transformers: without a cache, it would have embeddings of the prompt only
     if position_ids is not None:
         position_ids = positions_of(position_ids, input_ids, rows, length, 0, config, device)
     elif mask is not None:

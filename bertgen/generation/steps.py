@@ -64,9 +64,10 @@ class Steps:
             positions = self.positions[:, -length:]
         attentions = None if self.attentions is None else Attentions()
         states: list[torch.Tensor] | None = None if self.states is None else []
+        tokens = Packing.full(self.rows, length, device)
         context = AttentionContext(
-            Packing.full(self.rows, length, device), causal, key_mask=self.mask, cache=self.cache, source=self.source,
-            attentions=attentions,
+            tokens, causal, key_mask=self.mask, cache=self.cache, source=self.source, attentions=attentions,
+            askers=self._askers(tokens),
         )  # fmt: skip
         hidden = self.decoder.body.packed(
             None if ids is None else ids.flatten(),
@@ -84,6 +85,10 @@ class Steps:
                 self.cross_attentions = (self.cross_attentions or ()) + (tuple(attentions.cross),)
         self._extend()
         return hidden
+
+    def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
+        """Which rows share a row of the source; None where the cache knows."""
+        return None
 
     def _extend(self) -> None:
         """The next token of each row is real, stands behind the last, and is of its type."""
@@ -111,7 +116,11 @@ class Steps:
 
 
 class Reruns(Steps):
-    """A decoder that is not causal: each new token changes the states of all before it, so all are computed anew."""
+    """A decoder without a cache: the states of all tokens are computed anew in each step.
+
+    For one that is not causal, where each new token changes the states of all before it, and for `use_cache=False`
+    where somebody looks at the states.
+    """
 
     def _prepare(self, like: torch.Tensor) -> None:
         self.fed: torch.Tensor | None = None  # all so far: ids [R, L] or, behind embeddings, embeddings [R, L, hidden]
@@ -125,7 +134,13 @@ class Reruns(Steps):
             self.fed = torch.cat((self.fed, new), 1)
         ids, embeds = (self.fed, None) if self.fed.dim() == 2 else (None, self.fed)
         length = self.fed.shape[1]
-        return self.decoder.head(self._run(ids, embeds, length, 0, causal=False)[length - 1 :: length])
+        causal = self.decoder.config.is_decoder
+        return self.decoder.head(self._run(ids, embeds, length, 0, causal)[length - 1 :: length])
+
+    def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
+        """As `Steps._askers`: as many rows for each."""
+        sources = 0 if self.source is None else self.source[1].shape[0]
+        return tokens.joined([self.rows // sources] * sources) if 0 < sources < self.rows else None
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row r goes on from where row rows[r], of the same source, is."""

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from ..arguments import older
 from ..config import EngineConfig
 from ..engine import Engine, EngineStatistics, Request, Ticket
 from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError
 from ..framing import Encoded, encode_sources, source_frame
+from ..hub import split_hub_options
 from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
 from ..pretrained import resolve_device
@@ -30,7 +32,11 @@ from .progress import shown
 from .texts import LOOKAHEAD, checked_texts, in_windows
 from .worker import Worker
 
-HUB_OPTIONS = frozenset(("revision", "cache_dir", "token", "local_files_only"))
+# Arguments of `EncoderDecoderModel.from_pretrained` that a Generator which loads one takes as well.
+LOADING = frozenset(
+    "config device_map use_safetensors variant state_dict key_mapping ignore_mismatched_sizes quantization_config "
+    "load_in_4bit load_in_8bit generation_config fold_embeddings".split()
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Generator:
             RoBERTa, and not where it is a bert-generation encoder (its models were trained without).
         engine: limits of what runs at a time (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`,
             `encode_tokens`, `refill`. Where the memory does not suffice for them, fewer rows run.
-        hub: `revision`, `cache_dir`, `token`, `local_files_only` for a model that is loaded.
+        loading: arguments of `EncoderDecoderModel.from_pretrained` (`LOADING`, and those of the hub), for a model that
+            is loaded.
 
     Raises:
         CheckpointError, ConfigError, BackendError: as `EncoderDecoderModel.from_pretrained`.
@@ -81,18 +88,23 @@ class Generator:
         cache_bytes: int | None = None,
         encode_tokens: int | None = None,
         refill: float | None = None,
-        **hub: Any,
+        **loading: Any,
     ):
-        if unknown := hub.keys() - HUB_OPTIONS:
+        dtype = older(loading, "torch_dtype", dtype)
+        others, hub = split_hub_options(loading)
+        if unknown := others.keys() - LOADING:
             raise ConfigError(f"Generator has no option {', '.join(map(repr, sorted(unknown)))}")
         if isinstance(model, EncoderDecoderModel):
-            if tokenizer is None or hub or isinstance(dtype, str):
-                raise ConfigError("a model object needs a tokenizer, a torch.dtype or none, and no options of the hub")
+            if tokenizer is None or hub or others or isinstance(dtype, str):
+                raise ConfigError(
+                    "a model object needs a tokenizer, a torch.dtype or none, and no options of loading: "
+                    f"{', '.join([*hub, *others]) or dtype or 'the tokenizer is missing'}"
+                )
             self.model = model.to(device=None if device is None else resolve_device(device), dtype=dtype).eval()
         else:
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(model, **hub)
-            self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub)
+            self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub, **others)
             if dtype is None and self.model.device.type == "cpu":
                 self.model.float()
         if isinstance(tokenizer, (str, os.PathLike)):  # another place, of which there may be no such revision

@@ -24,6 +24,7 @@ class BertModel(BertGenerationEncoder):
     """
 
     config_class: ClassVar[type[BertConfig]] = BertConfig
+    arguments: ClassVar[tuple[str, ...]] = ("add_pooling_layer",)
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
         super().__init__(config)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import IGNORED, REFUSED
 from ..cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, UnsupportedError
@@ -89,6 +90,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             self.initialize(config.decoder.initializer_range, [self.enc_to_dec_proj])
         self.generation_config = GenerationConfig.from_model_config(config)
         self.tie_weights()
+        if config.extra.get("gradient_checkpointing"):  # as older versions of transformers wrote it
+            self.gradient_checkpointing_enable()
 
     @property
     def _initializer_range(self) -> float:
@@ -443,27 +446,43 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         Args:
             encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path: directories or hub ids.
             options: encoder_<name> and decoder_<name> go to the halves' `from_pretrained` (encoder_model and
-                decoder_model are models to use in place of loading); other names are options of the
-                `EncoderDecoderConfig`, and `decoder_start_token_id` is such a one.
+                decoder_model are models to use in place of loading). What is an argument of `from_pretrained` and no
+                option of a configuration (dtype, device_map, ..) goes to both without a prefix. Other names are options
+                of the `EncoderDecoderConfig`, and `decoder_start_token_id` is such a one.
 
         Raises:
-            ConfigError: neither a path nor a model for a half; an unknown option.
+            ConfigError: neither a path nor a model for a half; options for a half that is a model; an unknown option.
             CheckpointError: as `from_pretrained`.
         """
         own = {f for f in EncoderDecoderConfig.__dataclass_fields__ if f not in ("encoder", "decoder", "extra")}
         halves: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {}}
         joint: dict[str, Any] = {}
+        both: dict[str, Any] = {}
         for name, value in options.items():
             half, _, option = name.partition("_")
             if half in halves and name not in own:
                 halves[half][option] = value
             else:
-                joint[name] = value
-        halves["decoder"] = {"is_decoder": True, "add_cross_attention": True} | halves["decoder"]
-        encoder = _half_model("encoder", encoder_pretrained_model_name_or_path, ENCODERS, halves["encoder"])
-        decoder = _half_model("decoder", decoder_pretrained_model_name_or_path, DECODERS, halves["decoder"])
+                (both if name in _OF_BOTH else joint)[name] = value
+        for name, given in halves.items():
+            if given.get("model") is not None and len(given) > 1:
+                rest = ", ".join(f"{name}_{option}" for option in given if option != "model")
+                raise ConfigError(f"{name}_model is there already, and {rest} would change nothing")
+        causal = {"is_decoder": True, "add_cross_attention": True}
+        encoder = _half_model("encoder", encoder_pretrained_model_name_or_path, ENCODERS, both | halves["encoder"])
+        decoder = _half_model(
+            "decoder", decoder_pretrained_model_name_or_path, DECODERS, causal | both | halves["decoder"]
+        )
         config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config, **joint)
         return cls(config, encoder, decoder).eval()
+
+
+# Arguments of `from_pretrained` that halves take from a call for both.
+_OF_BOTH = frozenset(
+    "dtype torch_dtype device device_map revision cache_dir token use_auth_token local_files_only force_download "
+    "subfolder use_safetensors variant key_mapping ignore_mismatched_sizes fold_embeddings quantization_config "
+    "load_in_4bit load_in_8bit gradient_checkpointing".split()
+) | {*IGNORED, *REFUSED}
 
 
 def _before_the_end(labels: torch.Tensor) -> torch.Tensor:
@@ -478,7 +497,7 @@ def _half_model(name: str, path: str | os.PathLike | None, classes: dict[str, An
         return model
     if path is None:
         raise ConfigError(f"from_encoder_decoder_pretrained needs the {name}'s path, or {name}_model=")
-    if "config" in options:
+    if hasattr(options.get("config"), "model_type"):
         kind = options["config"].model_type
     else:
         hub = split_hub_options(options)[1]

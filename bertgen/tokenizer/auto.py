@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
-from ..hub import resolve_file
+from ..hub import OPTIONS, resolve_file, split_hub_options
 from .base import Tokenizer
 from .bert import BertTokenizer
 from .bert_generation import BertGenerationTokenizer
 from .fast import TOKENIZER_FILE, FastTokenizer, model_in, parts_of
 from .files import CONFIG_FILE, read_optional
 from .roberta import RobertaTokenizer
-
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 
 
 class AutoTokenizer:
@@ -36,7 +34,7 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike, **options: Any) -> Tokenizer:
-        """Load the tokenizer of a directory or hub id; options as `Tokenizer.from_pretrained`.
+        """Load the tokenizer of a directory or hub id; options as `Tokenizer.from_pretrained`, or the model's `config`.
 
         `tokenizer_config.json` names the class, else `config.json`, else the model type of the encoder does. Where that
         class finds no vocabulary but just one other class does, it is the other class.
@@ -45,11 +43,11 @@ class AutoTokenizer:
             UnsupportedError: the checkpoint's tokenizer is of a class that bertgen does not have (its name).
             CheckpointError, ConfigError: as `Tokenizer.from_pretrained`.
         """
-        path = Path(path_or_id)
+        path, config = Path(path_or_id), options.pop("config", None)
         if path.is_file():
             return cls._of_file(path).from_pretrained(path, **options)
-        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-        name = cls._name(path_or_id, hub)
+        hub = split_hub_options({name: options[name] for name in (*OPTIONS, "use_auth_token") if name in options})[1]
+        name = cls._name(path_or_id, hub, config)
         if name in cls.NO_CLASS:
             return cls._from_pipeline(path_or_id, hub, options)
         if (found := cls.CLASSES.get(name.removesuffix("Fast"))) is None:
@@ -66,9 +64,9 @@ class AutoTokenizer:
         return BertTokenizer if path.suffix == ".txt" else BertGenerationTokenizer
 
     @classmethod
-    def _name(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> str:
+    def _name(cls, path_or_id: str | os.PathLike, hub: dict[str, Any], given: Any) -> str:
         saved = read_optional(path_or_id, CONFIG_FILE, hub)
-        config = read_optional(path_or_id, "config.json", hub)
+        config = read_optional(path_or_id, "config.json", hub) if given is None else given.to_dict()
         half = config.get("encoder")
         model_type = (half if isinstance(half, dict) else config).get("model_type", "bert-generation")
         of_model = cls.CLASS_OF_MODEL.get(model_type, f"for models of type {model_type!r}")

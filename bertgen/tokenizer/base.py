@@ -10,11 +10,14 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..config import write_json
-from ..errors import CheckpointError, ConfigError, InputError
+from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from ..hub import split_hub_options
+from .alignment import Alignment, Part, aligned
 from .encoding import (
     PADDINGS,
     SIDES,
@@ -28,6 +31,8 @@ from .encoding import (
     pairs_of,
     tensor_kind,
     to_lists,
+    truncated,
+    words_of,
 )
 from .files import (
     ADDED_TOKENS_FILE,
@@ -44,6 +49,8 @@ from .vocabulary import SPECIAL_NAMES, Vocabulary
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Arguments of transformers' `from_pretrained` for tokenizers that change nothing: there is one implementation of each.
+IGNORED_ARGUMENTS = frozenset("use_fast from_slow backend tokenizer_type verbose name_or_path".split())
 NO_LIMIT = int(1e30)  # what transformers writes as model_max_length where there is none
 
 
@@ -70,6 +77,7 @@ class Tokenizer(Vocabulary):
     VOCABULARY_FILES: ClassVar[tuple[dict[str, str], ...]]
     MODEL_INPUT_NAMES: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # a call with one text, that is; in a list it is padded everywhere
+    is_fast: ClassVar[bool] = False  # whether transformers' one is by the tokenizers library
     CLEANS_UP: ClassVar[bool] = True  # False: clean_up_tokenization_spaces does nothing
 
     def __init__(
@@ -99,6 +107,21 @@ class Tokenizer(Vocabulary):
 
     # -- what differs from class to class -----------------------------------------------------------------------------
 
+    @property
+    def max_len_single_sentence(self) -> int:
+        """`model_max_length` without the special tokens around a text."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=False)
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """The same around two."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
+    @property
+    def pad_token_type_id(self) -> int:
+        """Token type of padding."""
+        return 0
+
     def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
         """Ids of the special tokens before a text, between the two of a pair (empty for one), and behind."""
         raise NotImplementedError
@@ -115,6 +138,14 @@ class Tokenizer(Vocabulary):
 
     def _encode_rows(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts, without the special tokens around them."""
+        raise NotImplementedError
+
+    def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
+        """The same for texts that are lists of words."""
+        raise NotImplementedError
+
+    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
+        """The same with tokens, characters and words; `split` says that texts are lists of words."""
         raise NotImplementedError
 
     def _decode_rows(self, rows: Sequence[Any], skip_special_tokens: bool) -> list[str]:
@@ -188,16 +219,71 @@ class Tokenizer(Vocabulary):
         """Return how many special tokens stand around a text, or around two."""
         return sum(map(len, self.frame(pair)))
 
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """`input_ids` of a call with the same arguments: a list of ids for one text."""
-        return self(text, text_pair, **options)["input_ids"]
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Ids of a text, or of two, with the special tokens around them."""
+        start, middle, end = self.frame(token_ids_1 is not None)
+        return [*start, *token_ids_0, *middle, *(token_ids_1 or ()), *end]
 
-    def __call__(
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`token_type_ids` of what `build_inputs_with_special_tokens` returns."""
+        start, middle, end = self.frame(token_ids_1 is not None)
+        if token_ids_1 is None:
+            return [0] * (len(start) + len(token_ids_0) + len(end))
+        kind = self._type_of_second(True)
+        return [0] * (len(start) + len(token_ids_0) + len(middle)) + [kind] * (len(token_ids_1) + len(end))
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for each special token, 0 for the others.
+
+        Args:
+            token_ids_0, token_ids_1: a text or two, around which special tokens are to come.
+            already_has_special_tokens: `token_ids_0` is a whole row, in which every special token counts.
+
+        Raises:
+            InputError: a whole row and a second text.
+        """
+        if already_has_special_tokens:
+            if token_ids_1 is not None:
+                raise InputError("a row that has its special tokens already has no second text")
+            special = set(self.all_special_ids)
+            return [int(index in special) for index in to_lists(token_ids_0)]
+        start, middle, end = self.frame(token_ids_1 is not None)
+        first, second = [0] * len(token_ids_0), [0] * len(token_ids_1 or ())
+        return [*([1] * len(start)), *first, *([1] * len(middle)), *second, *([1] * len(end))]
+
+    def truncate_sequences(
         self,
-        text: Any = None,
-        text_pair: Any = None,
-        text_target: Any = None,
-        *,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: str = "longest_first",
+        stride: int = 0,
+    ) -> tuple[list[int], list[int] | None, list[int]]:
+        """Ids and second ids without so many of their tokens, and those removed, with `stride` of the others before.
+
+        Those removed are not returned where both are cut ("longest_first").
+        """
+        strategy = checked_choice("truncation_strategy", truncation_strategy, TRUNCATIONS)
+        if num_tokens_to_remove <= 0 or strategy == "do_not_truncate":
+            return ids, pair_ids, []
+        limit = len(ids) + len(pair_ids or ()) - num_tokens_to_remove
+        row, second = truncated(ids, pair_ids, limit, strategy, self.truncation_side)
+        cut = ids if strategy == "only_first" or pair_ids is None else pair_ids
+        if pair_ids is not None and strategy == "longest_first":
+            return row, second, []
+        window = min(len(cut), num_tokens_to_remove + stride)
+        return row, second, cut[:window] if self.truncation_side == "left" else cut[len(cut) - window :]
+
+    def prepare_for_model(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
@@ -207,13 +293,59 @@ class Tokenizer(Vocabulary):
         return_tensors: str | None = None,
         return_token_type_ids: bool | None = None,
         return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_length: bool = False,
+    ) -> BatchEncoding:
+        """What a call returns for one text (and its second), of their ids; arguments as for a call."""
+        plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
+        columns = self._assembled(
+            [list(ids)], [None if pair_ids is None else list(pair_ids)], plan, add_special_tokens, padding_side,
+            return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length,
+        )  # fmt: skip
+        return as_encoding(columns, return_tensors, return_tensors is None)
+
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        """A call, by the name it had in older versions of transformers."""
+        return self(text, text_pair, **options)
+
+    def batch_encode_plus(self, batch_text_or_text_pairs: Any, **options: Any) -> BatchEncoding:
+        """A call with a list of texts or pairs, by the name it had in older versions of transformers."""
+        return self(list(batch_text_or_text_pairs), **options)
+
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """`input_ids` of a call with the same arguments: a list of ids for one text."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        **unsupported: Any,
     ) -> BatchEncoding:
         """Encode one text or a list of texts.
 
         Args:
             text: a str, or a list of str or of pairs of str.
             text_pair: second text or texts, behind the first.
-            text_target: text or texts whose ids become `labels`.
+            text_target, text_pair_target: text or texts whose ids become `labels`.
+            is_split_into_words: a text is a list of words, and a pair of such a tuple; words are encoded one by one.
             add_special_tokens: put the special tokens of the class around each text or pair, if it has any.
             padding: True or "longest", "max_length", or False.
             truncation: True or "longest_first", "only_first", "only_second", or False; None truncates where only
@@ -223,21 +355,116 @@ class Tokenizer(Vocabulary):
             padding_side: "right" or "left"; the tokenizer's where it is None.
             return_tensors: "pt" or "np" (int64, [texts, length]); lists where it is None.
             return_token_type_ids, return_attention_mask: more keys; by default `model_input_names`.
+            return_special_tokens_mask: 1 for what stands around the texts.
+            return_offsets_mapping: `offset_mapping`, the characters of each token, (first, behind the last), (0, 0)
+                for special tokens. In bert-generation's the space before a word belongs to it.
+            return_length: `length`, tokens of each row.
+            verbose: changes nothing.
 
         Raises:
             InputError: a text is of another type (its index), the batch is empty, or rows of different lengths cannot
                 form a tensor.
             ConfigError: an option has a bad value.
         """
+        for name, value in unsupported.items():
+            if name not in ("return_overflowing_tokens", "stride"):
+                raise ConfigError(f"{type(self).__name__} has no option {name!r}")
+            if value:
+                raise UnsupportedError(f"{name}={value!r}: what truncation cuts off is not returned")
         if text is None:
-            text, text_target = text_target, None
+            text, text_target, text_pair, text_pair_target = text_target, None, text_pair_target, None
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
-        single = isinstance(text, str)
-        firsts, seconds = pairs_of(text, text_pair)
-        rows = self.encode_batch(firsts, add_special_tokens=False)
-        pairs = iter(self.encode_batch([one for one in seconds if one is not None], add_special_tokens=False))
+        if is_split_into_words:
+            firsts, seconds, single = words_of(text, text_pair)
+            encoded = self._encode_words
+        else:
+            single = isinstance(text, str)
+            firsts, seconds = pairs_of(text, text_pair)
+            encoded = partial(self.encode_batch, add_special_tokens=False)
+        rows = encoded(firsts)
+        pairs = iter(encoded([one for one in seconds if one is not None]))
         second_rows = [None if second is None else next(pairs) for second in seconds]
-        frames = {pair: self.frame(pair) if add_special_tokens else ([], [], []) for pair in (False, True)}
+        columns = self._assembled(
+            rows, second_rows, plan, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
+            return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not (single and rows == [[]]),
+        )  # fmt: skip
+        widths = list(map(len, columns["input_ids"]))
+        align = partial(
+            self._aligned, firsts, seconds, plan, add_special_tokens, is_split_into_words, widths, padding_side
+        )
+        if return_offsets_mapping:
+            columns["offset_mapping"] = [row.offsets for row in align()]
+        if return_length and self.is_fast and single and return_tensors is None:
+            columns["length"] = [columns["length"]]  # as transformers, which keeps the list there
+        encoding = as_encoding(columns, return_tensors, single and return_tensors is None)
+        encoding._align, encoding.is_fast = align, self.is_fast
+        if text_target is not None:
+            encoding["labels"] = self.encode(
+                text_target,
+                text_pair_target,
+                add_special_tokens=add_special_tokens,
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                is_split_into_words=is_split_into_words,
+                pad_to_multiple_of=pad_to_multiple_of,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
+            )
+        return encoding
+
+    def _assembled(
+        self,
+        rows: list[list[int]],
+        second_rows: list[list[int] | None],
+        plan: Plan,
+        add_special_tokens: bool,
+        padding_side: str | None,
+        return_token_type_ids: bool | None,
+        return_attention_mask: bool | None,
+        return_special_tokens_mask: bool,
+        return_length: bool,
+        pads: bool = True,
+    ) -> dict[str, list[Any]]:
+        """Columns of a call's result: the rows cut, with their special tokens, and padded."""
+        frames = self._frames(add_special_tokens)
+        self._cut(rows, second_rows, plan, frames)
+        heads, tails = [], []
+        for row, second in zip(rows, second_rows, strict=True):
+            start, middle, end = frames[second is not None]
+            heads.append([*start, *row, *middle])
+            tails.append(end if second is None else [*second, *end])
+        columns: dict[str, list[Any]] = {"input_ids": [head + tail for head, tail in zip(heads, tails, strict=True)]}
+        if self._returns("token_type_ids", return_token_type_ids):
+            kinds = [0 if second is None else self._type_of_second(add_special_tokens) for second in second_rows]
+            both = zip(heads, tails, kinds, strict=True)
+            columns["token_type_ids"] = [[0] * len(head) + [kind] * len(tail) for head, tail, kind in both]
+        if self._returns("attention_mask", return_attention_mask):
+            columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
+        if return_special_tokens_mask:
+            masks = columns["special_tokens_mask"] = []
+            for row, second in zip(rows, second_rows, strict=True):
+                start, middle, end = ([1] * len(part) for part in frames[second is not None])
+                masks.append([*start, *([0] * len(row)), *middle, *([0] * len(second or ())), *end])
+        lengths = list(map(len, columns["input_ids"]))
+        if pads:
+            self._pad_columns(columns, plan, padding_side)
+        if return_length:  # as transformers: with padding where the tokenizers library has done it, or for one text
+            before = not self.is_fast and len(lengths) > 1
+            columns["length"] = lengths if before else list(map(len, columns["input_ids"]))
+        return columns
+
+    def _frames(self, add_special_tokens: bool) -> dict[bool, tuple[list[int], list[int], list[int]]]:
+        return {pair: self.frame(pair) if add_special_tokens else ([], [], []) for pair in (False, True)}
+
+    def _cut(
+        self,
+        rows: list[list[int]],
+        second_rows: list[list[int] | None],
+        plan: Plan,
+        frames: dict[bool, tuple[list[int], list[int], list[int]]],
+    ) -> None:
+        """Truncate rows, in place."""
         if plan.limit is not None and plan.truncation != "do_not_truncate":
             rooms = {pair: plan.limit - sum(map(len, frame)) for pair, frame in frames.items()}
             for index, row in enumerate(rows):
@@ -250,33 +477,38 @@ class Tokenizer(Vocabulary):
                             f"max_length {plan.limit} is less than the {plan.limit - room} special tokens"
                         )
                     rows[index], second_rows[index] = self._truncated(index, row, second, room, plan.truncation)
-        heads, tails = [], []
-        for row, second in zip(rows, second_rows, strict=True):
-            start, middle, end = frames[second is not None]
-            heads.append([*start, *row, *middle])
-            tails.append(end if second is None else [*second, *end])
-        columns = {"input_ids": [head + tail for head, tail in zip(heads, tails, strict=True)]}
-        if self._returns("token_type_ids", return_token_type_ids):
-            kinds = [0 if second is None else self._type_of_second(add_special_tokens) for second in second_rows]
-            both = zip(heads, tails, kinds, strict=True)
-            columns["token_type_ids"] = [[0] * len(head) + [kind] * len(tail) for head, tail, kind in both]
-        if self._returns("attention_mask", return_attention_mask):
-            columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
-        if self.PADS_ONE_EMPTY_TEXT or not (single and columns["input_ids"] == [[]]):
-            self._pad_columns(columns, plan, padding_side)
-        encoding = as_encoding(columns, return_tensors, single and return_tensors is None)
-        if text_target is not None:
-            encoding["labels"] = self.encode(
-                text_target,
-                add_special_tokens=add_special_tokens,
-                padding=padding,
-                truncation=truncation,
-                max_length=max_length,
-                pad_to_multiple_of=pad_to_multiple_of,
-                padding_side=padding_side,
-                return_tensors=return_tensors,
-            )
-        return encoding
+
+    def _aligned(
+        self,
+        firsts: list[Any],
+        seconds: list[Any],
+        plan: Plan,
+        add_special_tokens: bool,
+        split: bool,
+        widths: list[int],
+        padding_side: str | None,
+    ) -> list[Alignment]:
+        """Where the tokens of a call's rows come from; `widths`: of the rows, with padding."""
+        parts = self._parts(firsts, split)
+        pairs = iter(self._parts([one for one in seconds if one is not None], split))
+        second_parts = [None if one is None else next(pairs) for one in seconds]
+        kept = [list(range(len(part.ids))) for part in parts]
+        second_kept = [None if part is None else list(range(len(part.ids))) for part in second_parts]
+        frames = self._frames(add_special_tokens)
+        self._cut(kept, second_kept, plan, frames)
+        special = {
+            pair: [Part(ids, self.convert_ids_to_tokens(ids), [], None) for ids in frame]
+            for pair, frame in frames.items()
+        }
+        side = self.padding_side if padding_side is None else padding_side
+        padding = (0, "") if self.pad_token is None else (self.pad_token_id, self.pad_token)
+        found = []
+        for part, second, one, two, width in zip(parts, second_parts, kept, second_kept, widths, strict=True):
+            if second is None or two is None:
+                found.append(aligned([part], [one], special[False], width, side, padding))
+            else:
+                found.append(aligned([part, second], [one, two], special[True], width, side, padding))
+        return found
 
     def pad(
         self,
@@ -433,32 +665,22 @@ class Tokenizer(Vocabulary):
         return (str(path), *saved)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | os.PathLike,
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> Self:
+    def from_pretrained(cls, path_or_id: str | os.PathLike, **overrides: Any) -> Self:
         """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the bare files of a vocabulary.
 
         Args:
             path_or_id: a directory, a hub id, or the path of a vocabulary that is one file.
-            revision, cache_dir, token, local_files_only: as in `huggingface_hub.hf_hub_download`.
-            overrides: options of the constructor; they win over the saved ones.
+            overrides: options of the constructor, which win over the saved ones, and those of the download (revision,
+                cache_dir, token, local_files_only, force_download, subfolder; `bertgen.hub.resolve_file`). Arguments of
+                transformers that change nothing here are accepted.
 
         Raises:
             CheckpointError: a file is missing or corrupt (which one, and what was looked for).
             ConfigError: one of `overrides` is unknown or has a bad value.
         """
+        overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
         if Path(path_or_id).is_file():
             return cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
-        hub: dict[str, Any] = dict(
-            revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
-        )
         vocabulary: dict[str, Any] = dict(find_vocabulary(path_or_id, cls.VOCABULARY_FILES, hub))
         known = {name for one in (cls, Tokenizer) for name in inspect.signature(one).parameters}
         saved = saved_options(path_or_id, known, hub)

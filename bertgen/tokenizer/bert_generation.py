@@ -18,6 +18,7 @@ import sentencepiece
 
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
 from .files import ADDED_TOKENS_FILE, target_file, write_file
@@ -199,6 +200,34 @@ class BertGenerationTokenizer(Tokenizer):
             rows[index] = self.convert_tokens_to_ids(pieces)
         return rows
 
+    def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
+        rows = iter(self.encode_batch([word for words in texts for word in words], add_special_tokens=False))
+        return [[index for _ in words for index in next(rows)] for words in texts]
+
+    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
+        if self.sp_model_kwargs.get("enable_sampling"):
+            raise UnsupportedError("enable_sampling draws tokens anew in each call: where they come from is not known")
+        if split:
+            return [_in_words([self._part(word) for word in words]) for words in texts]
+        return [self._part(text) for text in texts]
+
+    def _part(self, text: str) -> Part:
+        """The tokens of one text; a space before a word is part of its token."""
+        part, end = Part([], [], [], None), 0
+        for piece in self._split(text):
+            start = text.index(piece, end)  # between pieces there is white space only
+            end = start + len(piece)
+            if piece in self._ids and not self.split_special_tokens:
+                part.ids.append(self._ids[piece])
+                part.tokens.append(piece)
+                part.offsets.append((start, end))
+                continue
+            found = self._sp.encode(piece, out_type="offset_mapping")
+            part.ids.extend(self._encode_segments([piece])[0])
+            part.tokens.extend(found["pieces"])
+            part.offsets.extend((start + a, start + b) for a, b in found["offsets"])
+        return part
+
     def _encode(self, texts: list[str], kind: type) -> list[list[Any]]:
         if len(texts) < _SMALL_BATCH:
             return [self._sp.encode(text, out_type=kind) for text in texts]
@@ -316,6 +345,16 @@ class BertGenerationTokenizer(Tokenizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._load_sentencepiece()
+
+
+def _in_words(words: list[Part]) -> Part:
+    """One text of its words."""
+    return Part(
+        [index for word in words for index in word.ids],
+        [token for word in words for token in word.tokens],
+        [offsets for word in words for offsets in word.offsets],
+        [number for number, word in enumerate(words) for _ in word.ids],
+    )
 
 
 def _read_model(vocab_file: Any) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, UnsupportedError
+from .alignment import Alignment, CharSpan, TokenSpan
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
@@ -16,7 +19,114 @@ SIDES = ("right", "left")
 
 
 class BatchEncoding(dict):
-    """What a tokenizer returns: `input_ids`, `attention_mask` and so on, as keys and as attributes."""
+    """What a tokenizer returns: `input_ids`, `attention_mask` and so on, as keys and as attributes.
+
+    What a call of a tokenizer returned also knows where its tokens come from; the methods for that take the row first,
+    which may be left out for the first one.
+    """
+
+    _align: Callable[[], list[Alignment]] | None = None  # makes the alignments, on first use
+    is_fast: bool = False  # as the tokenizer's
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The keys and values."""
+        return dict(self)
+
+    @cached_property
+    def encodings(self) -> list[Alignment]:
+        """Where the tokens come from, one `Alignment` a row.
+
+        Raises:
+            UnsupportedError: this is no encoding that a call of a tokenizer returned.
+        """
+        if self._align is None:
+            raise UnsupportedError(
+                "only what a call of a tokenizer returned, unchanged, knows where its tokens come from"
+            )
+        return self._align()
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The tokens of a row."""
+        return self.encodings[batch_index].tokens
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Which text of a pair each token of a row is of, 0 or 1; None for special tokens and padding."""
+        return self.encodings[batch_index].sequence_ids
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """As `Alignment.word_ids`."""
+        return self.encodings[batch_index].word_ids
+
+    @property
+    def n_sequences(self) -> int:
+        """Texts in the first row: 1, or 2 for a pair."""
+        return self.encodings[0].n_sequences
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Which text a token is of."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return row.sequence_ids[token]
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Which word a token is of."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return row.word_ids[token]
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
+        """Which characters a token is of."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return None if row.sequence_ids[token] is None else CharSpan(*row.offsets[token])
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> TokenSpan | None:
+        """The tokens of a word."""
+        row, word = self._place(batch_or_word_index, word_index)
+        return row.word_to_tokens(word, sequence_index)
+
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> CharSpan:
+        """The characters of a word; InputError where there is no such word."""
+        row, word = self._place(batch_or_word_index, word_index)
+        span = row.word_to_tokens(word, sequence_index)
+        if span is None:
+            raise InputError(f"text {sequence_index} of the row has no word {word}")
+        return CharSpan(row.offsets[span.start][0], row.offsets[span.end - 1][1])
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token that a character is in; None where it is in none."""
+        row, char = self._place(batch_or_char_index, char_index)
+        return row.char_to_token(char, sequence_index)
+
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The word that a character is in."""
+        row, char = self._place(batch_or_char_index, char_index)
+        token = row.char_to_token(char, sequence_index)
+        return None if token is None else row.word_ids[token]
+
+    def _place(self, first: int, second: int | None) -> tuple[Alignment, int]:
+        return (self.encodings[0], first) if second is None else (self.encodings[first], second)
+
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
+        """Make tensors ("pt") or arrays ("np") of the values, in place, and return the encoding."""
+        if tensor_type is not None:
+            columns = {key: [to_lists(v)] if prepend_batch_axis else to_lists(v) for key, v in self.items()}
+            self.update(as_encoding(columns, tensor_type, False))
+        return self
+
+    def __missing__(self, key: Any) -> Any:
+        if isinstance(key, int):
+            return self.encodings[key]
+        raise KeyError(key)
+
+    def __reduce__(self) -> Any:
+        return BatchEncoding, (dict(self),)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -83,6 +193,29 @@ def pairs_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
             firsts.append(item)
             seconds.append(None)
     return firsts, seconds
+
+
+def words_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any], bool]:
+    """Texts and second texts of a call whose texts are lists of words; and whether it is one text."""
+    if not isinstance(text, (list, tuple)) or not text:
+        raise InputError("is_split_into_words=True: text must be a list of words, or a list of such lists")
+    single = isinstance(text[0], str)
+    given = [text] if single else list(text)
+    seconds = [None] * len(given) if text_pair is None else [text_pair] if single else list(text_pair)
+    if len(seconds) != len(given):
+        raise InputError(f"text is a list of {len(given)}, so text_pair must be one of that length")
+    firsts = []
+    for index, one in enumerate(given):
+        if isinstance(one, tuple) and len(one) == 2 and not isinstance(one[0], str) and seconds[index] is None:
+            one, seconds[index] = one
+        firsts.append(one)
+    for what, texts in (("text", firsts), ("text_pair", seconds)):
+        for index, words in enumerate(texts):
+            if words is not None and (
+                not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words)
+            ):
+                raise InputError(f"{what} {index} must be a list of words, got {words!r}")
+    return [list(one) for one in firsts], [None if one is None else list(one) for one in seconds], single
 
 
 def truncated(

@@ -16,6 +16,7 @@ import tokenizers
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
 from ..hub import resolve_file
+from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
 from .files import target_file, write_file
@@ -42,6 +43,7 @@ class FastTokenizer(Tokenizer):
         ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
     """
 
+    is_fast: ClassVar[bool] = True
     MODEL: ClassVar[str]  # the type of the model in a tokenizer.json
     NEEDS: ClassVar[str]  # the options that a vocabulary is
 
@@ -141,6 +143,20 @@ class FastTokenizer(Tokenizer):
     def _encode_rows(self, texts: list[str]) -> list[list[int]]:
         self._set_splitting()
         return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
+        self._set_splitting()
+        batch = self._library.encode_batch_fast(texts, is_pretokenized=True, add_special_tokens=False)
+        return [row.ids for row in batch]
+
+    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
+        self._set_splitting()
+        batch = self._library.encode_batch(texts, is_pretokenized=split, add_special_tokens=False)
+        return [Part(row.ids, row.tokens, self._offsets(row.tokens, row.offsets), row.word_ids) for row in batch]
+
+    def _offsets(self, tokens: list[str], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Characters of tokens, as transformers gives them."""
+        return offsets
 
     def _tokenize(self, text: str) -> list[str]:
         self._set_splitting()

@@ -12,6 +12,8 @@ from ..errors import UnsupportedError
 from .fast import TOKENIZER_FILE, FastTokenizer
 from .tokens import AddedToken
 
+_SPACE = "\u0120"  # a space, in the alphabet of bytes
+
 
 class RobertaTokenizer(FastTokenizer):
     """Byte-level BPE tokenizer of the RoBERTa models: `<s> a </s>`, and `<s> a </s></s> b </s>` for a pair.
@@ -25,7 +27,7 @@ class RobertaTokenizer(FastTokenizer):
         bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token: special tokens. Those that are not
             in the vocabulary get ids behind it. None means there is none.
         add_prefix_space: put a space before the first word.
-        trim_offsets: kept for the files of transformers; changes nothing here.
+        trim_offsets: the space before a word is none of its characters (`return_offsets_mapping`).
         vocab_file, merges_file: `vocab` and `merges` by their old names.
         tokenizer_file: a `tokenizer.json`, instead of `vocab` and `merges`: its vocabulary and its added tokens.
         added_tokens_decoder: id -> token, as saved files hold it.
@@ -96,6 +98,21 @@ class RobertaTokenizer(FastTokenizer):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=self.add_prefix_space)
         library.decoder = decoders.ByteLevel()
         return library
+
+    def _offsets(self, tokens: list[str], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if not self.trim_offsets:
+            return offsets
+        # As the tokenizers library: the spaces of a token are not of its characters, but one that was put before the
+        # first has none in the text.
+        found = []
+        for i, (token, (start, end)) in enumerate(zip(tokens, offsets, strict=True)):
+            leading = len(token) - len(token.lstrip(f"{_SPACE} "))
+            trailing = len(token) - len(token.rstrip(f"{_SPACE} "))
+            if leading and self.add_prefix_space and (i == 0 or start == 0):
+                leading -= 1
+            start = min(start + leading, end)
+            found.append((start, max(end - trailing, start) if trailing and end >= trailing else end))
+        return found
 
     def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
         cls, sep = ([] if index is None else [index] for index in (self.cls_token_id, self.sep_token_id))

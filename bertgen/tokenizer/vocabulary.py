@@ -112,9 +112,38 @@ class Vocabulary:
         return {name: token for name, token in self._special.items() if token is not None}
 
     @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Token -> id of the added and the special tokens, by id."""
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """`added_tokens_encoder`."""
+        return self.added_tokens_encoder
+
+    @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without a name; `add_special_tokens` sets them."""
+        """Special tokens without a name. Setting them, or their ids, adds what is no token yet."""
         return list(self._extra)
+
+    @extra_special_tokens.setter
+    def extra_special_tokens(self, tokens: Sequence[str | AddedToken]) -> None:
+        if not isinstance(tokens, (list, tuple)):
+            raise ConfigError(f"extra_special_tokens must be a list of tokens, got {tokens!r}")
+        self._extra = []
+        self.add_special_tokens({"extra_special_tokens": tokens})
+
+    @property
+    def extra_special_tokens_ids(self) -> list[int]:
+        """Ids of `extra_special_tokens`."""
+        return self.convert_tokens_to_ids(self._extra)
+
+    @extra_special_tokens_ids.setter
+    def extra_special_tokens_ids(self, ids: Sequence[int]) -> None:
+        self.extra_special_tokens = self.convert_ids_to_tokens(list(ids))
+
+    # Their names in transformers 4.
+    additional_special_tokens = extra_special_tokens
+    additional_special_tokens_ids = extra_special_tokens_ids
 
     @property
     def all_special_tokens(self) -> list[str]:

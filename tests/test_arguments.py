@@ -1,0 +1,240 @@
+"""Arguments of transformers' `from_pretrained`: each acts, or changes nothing, or is refused by its name."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_model import TINY, distance, tiny
+
+from bertgen import (
+    AutoTokenizer,
+    BackendError,
+    BertConfig,
+    BertGenerationConfig,
+    BertGenerationEncoder,
+    BertModel,
+    CheckpointError,
+    ConfigError,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GenerationConfig,
+    Generator,
+    UnsupportedError,
+    pipeline,
+)
+from bertgen.arguments import IGNORED, REFUSED, _note
+from bertgen.hub import OPTIONS
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arguments") / "model"
+    tiny().save_pretrained(folder)
+    return folder
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS, attention_mask=(IDS != 0).long(), decoder_input_ids=IDS).logits.float()
+
+
+def test_every_argument_of_transformers_has_a_meaning_here():
+    theirs = set(inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters)
+    source = inspect.getsource(transformers.PreTrainedModel.from_pretrained)
+    theirs |= set(re.findall(r'kwargs\.pop\("(\w+)"', source))
+    theirs |= set(re.findall(r'"(\w+)"', re.search(r"for name in (\[.*?\])", source)[1]))
+    assert len(theirs) > 40
+    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *OPTIONS, *IGNORED, *REFUSED}
+    ours |= {"torch_dtype", "device_map"}  # other names
+    ours |= {"pretrained_model_name_or_path", "model_args", "kwargs"}
+    assert theirs <= ours, theirs - ours
+
+
+@pytest.mark.parametrize("name", [*IGNORED])
+def test_what_changes_nothing_is_noted_once_at_debug_level(name, saved, caplog):
+    _note.cache_clear()
+    value = False if name in ("from_tf", "from_flax") else True
+    with caplog.at_level(logging.DEBUG, logger="bertgen"):
+        for _ in range(2):
+            model = EncoderDecoderModel.from_pretrained(saved, **{name: value})
+    assert distance(logits(model), logits(EncoderDecoderModel.from_pretrained(saved))) == 0
+    noted = [record for record in caplog.records if record.message.startswith(f"{name} changes nothing: ")]
+    assert len(noted) == 1 and noted[0].levelno == logging.DEBUG
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "from_tf", "from_flax"])
+def test_what_would_change_something_is_refused_by_its_name(name, saved):
+    for load in (EncoderDecoderModel, EncoderDecoderConfig, GenerationConfig, Generator):
+        with pytest.raises(UnsupportedError, match=name):
+            (load if load is Generator else load.from_pretrained)(saved, **{name: "8"})
+    with pytest.raises(UnsupportedError, match=name):
+        EncoderDecoderModel.from_encoder_decoder_pretrained(saved, saved, **{name: "8"}, encoder_config=TINY)
+    EncoderDecoderModel.from_pretrained(saved, **{name: None})
+    EncoderDecoderModel.from_pretrained(saved, **{name: False})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16", "torch.bfloat16", torch.float64, "auto"])
+def test_torch_dtype_is_dtype(dtype, saved, tmp_path, tiny_checkpoint):
+    expected = EncoderDecoderModel.from_pretrained(saved, dtype=dtype).dtype
+    assert EncoderDecoderModel.from_pretrained(saved, torch_dtype=dtype).dtype == expected
+    assert EncoderDecoderModel.from_pretrained(saved, torch_dtype=dtype, dtype="float32").dtype == torch.float32
+    half = tmp_path / "half"
+    EncoderDecoderModel.from_pretrained(saved).encoder.save_pretrained(half)
+    assert BertGenerationEncoder.from_pretrained(half, torch_dtype=dtype).dtype == expected
+    pair = EncoderDecoderModel.from_encoder_decoder_pretrained(half, half, torch_dtype=dtype)
+    assert {p.dtype for p in pair.parameters()} == {expected}
+    mixed = EncoderDecoderModel.from_encoder_decoder_pretrained(half, half, decoder_torch_dtype=dtype)
+    assert (mixed.encoder.dtype, mixed.decoder.dtype) == (torch.float32, expected)
+    assert Generator(tiny_checkpoint, torch_dtype=dtype).model.dtype == expected
+    assert pipeline(model=tiny_checkpoint, torch_dtype=dtype).model.dtype == expected
+    assert pipeline(model=tiny_checkpoint, model_kwargs={"torch_dtype": dtype}).model.dtype == expected
+
+
+def test_a_dtype_of_the_configuration_is_the_one_of_loading(saved):
+    config = EncoderDecoderConfig.from_pretrained(saved, torch_dtype=torch.bfloat16)
+    assert config.dtype == config.torch_dtype == torch.bfloat16 and config.to_dict()["dtype"] == "bfloat16"
+    assert EncoderDecoderModel.from_pretrained(saved, config=config).dtype == torch.bfloat16
+    config.torch_dtype = "float16"
+    assert EncoderDecoderModel.from_pretrained(saved, config=config).dtype == torch.float16
+    assert BertConfig().dtype is None and BertConfig(dtype=torch.float16).torch_dtype == torch.float16
+
+
+def test_gradient_checkpointing_is_switched_on(saved):
+    model = EncoderDecoderModel.from_pretrained(saved, gradient_checkpointing=True)
+    assert model.is_gradient_checkpointing and model.encoder.encoder.recompute and model.decoder.bert.encoder.recompute
+    assert not EncoderDecoderModel.from_pretrained(saved).is_gradient_checkpointing
+    config = EncoderDecoderConfig.from_pretrained(saved, gradient_checkpointing=True)
+    assert EncoderDecoderModel(config).is_gradient_checkpointing
+    assert EncoderDecoderModel.from_pretrained(saved, config=config).is_gradient_checkpointing
+    half = BertGenerationConfig(**TINY, gradient_checkpointing=True)
+    theirs = transformers.BertGenerationConfig(**TINY, gradient_checkpointing=True)
+    assert BertGenerationEncoder(half).is_gradient_checkpointing
+    assert transformers.BertGenerationEncoder(theirs).is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    ["auto", "balanced", "sequential", "cpu", torch.device("cpu"), {"": "cpu"}, {"encoder": "cpu", "decoder": "cpu"}],
+)
+def test_a_device_map_places_the_model(device_map, saved, tiny_checkpoint):
+    expected = "cuda" if device_map in ("auto", "balanced", "sequential") and torch.cuda.is_available() else "cpu"
+    assert EncoderDecoderModel.from_pretrained(saved, device_map=device_map).device.type == expected
+    assert Generator(tiny_checkpoint, device_map=device_map).model.device.type == expected
+    assert pipeline(model=tiny_checkpoint, device_map=device_map).device.type == expected
+
+
+def test_a_device_map_of_parts_or_of_no_device_is_refused(saved):
+    for device_map in ({"encoder": 0, "decoder": "cpu"}, {"": "disk"}, {}):
+        with pytest.raises(UnsupportedError, match="on one device as a whole"):
+            EncoderDecoderModel.from_pretrained(saved, device_map=device_map)
+    for device_map in ("cuda:77", {"": 77}):
+        with pytest.raises(BackendError, match="cuda:77"):
+            EncoderDecoderModel.from_pretrained(saved, device_map=device_map)
+    with pytest.raises(BackendError, match="meta"):
+        EncoderDecoderModel.from_pretrained(saved, device_map="meta")
+    with pytest.raises(ConfigError, match="device='cpu' and device_map='cpu'"):
+        EncoderDecoderModel.from_pretrained(saved, device="cpu", device_map="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle")
+def test_the_files_that_are_read_can_be_chosen(saved, tmp_path):
+    model = EncoderDecoderModel.from_pretrained(saved)
+    both = shutil.copytree(saved, tmp_path / "both")
+    torch.save({name: t + 1 for name, t in load_file(saved / "model.safetensors").items()}, both / "pytorch_model.bin")
+    assert distance(logits(EncoderDecoderModel.from_pretrained(both, use_safetensors=True)), logits(model)) == 0
+    assert distance(logits(EncoderDecoderModel.from_pretrained(both, use_safetensors=False)), logits(model)) > 0
+    with pytest.raises(CheckpointError, match=r"looked for pytorch_model\.bin, pytorch_model\.bin\.index\.json"):
+        EncoderDecoderModel.from_pretrained(saved, use_safetensors=False)
+    # A variant, whole and in shards, as transformers writes it.
+    theirs = transformers.EncoderDecoderModel.from_pretrained(saved)
+    for size in ("5GB", "20KB"):
+        theirs.save_pretrained(tmp_path / size, variant="fp16", max_shard_size=size)
+        assert (
+            distance(logits(EncoderDecoderModel.from_pretrained(tmp_path / size, variant="fp16")), logits(model)) == 0
+        )
+        with pytest.raises(CheckpointError, match="has no weights"):
+            EncoderDecoderModel.from_pretrained(tmp_path / size)
+    shutil.copytree(saved, tmp_path / "outer" / "inner")
+    assert (
+        distance(logits(EncoderDecoderModel.from_pretrained(tmp_path / "outer", subfolder="inner")), logits(model)) == 0
+    )
+    with pytest.raises(CheckpointError, match=r"outer has no config\.json"):
+        EncoderDecoderModel.from_pretrained(tmp_path / "outer")
+
+
+def test_weights_can_be_given_renamed_and_left_out(saved, tmp_path, caplog):
+    model = EncoderDecoderModel.from_pretrained(saved)
+    state = {name: t.clone() for name, t in load_file(saved / "model.safetensors").items()}
+    other = {name: t * 1.01 for name, t in state.items()}
+    given = EncoderDecoderModel.from_pretrained(saved, state_dict=other)
+    assert torch.equal(given.encoder.embeddings.LayerNorm.weight, other["encoder.embeddings.LayerNorm.weight"])
+    alone = EncoderDecoderModel.from_pretrained(None, config=model.config, state_dict=state)
+    assert distance(logits(alone), logits(model)) == 0
+    with pytest.raises(ConfigError, match="needs a directory or a hub id"):
+        EncoderDecoderModel.from_pretrained(None, config=model.config)
+    renamed = shutil.copytree(saved, tmp_path / "renamed")
+    save_file({f"old.{name}": t for name, t in state.items()}, renamed / "model.safetensors")
+    mapped = EncoderDecoderModel.from_pretrained(renamed, key_mapping={r"^old\.": ""})
+    assert distance(logits(mapped), logits(model)) == 0
+
+    name = "encoder.embeddings.position_embeddings.weight"
+    state[name] = state[name][:-1].clone()
+    save_file(state, renamed / "model.safetensors")
+    with pytest.raises(CheckpointError, match="position_embeddings"):
+        EncoderDecoderModel.from_pretrained(renamed)
+    options = dict(ignore_mismatched_sizes=True, output_loading_info=True)
+    found, info = EncoderDecoderModel.from_pretrained(renamed, **options)
+    expected = transformers.EncoderDecoderModel.from_pretrained(renamed, **options)[1]
+    assert {name: set(values) for name, values in expected.items() if name in info} == info
+    assert (
+        found.encoder.embeddings.position_embeddings.weight.shape
+        == model.encoder.embeddings.position_embeddings.weight.shape
+    )
+    assert "of another shape in the file, initialised at random: encoder.embeddings.position" in caplog.text
+
+
+def test_other_arguments_of_a_model_act(saved, tmp_path):
+    mine = GenerationConfig(max_length=7)
+    assert EncoderDecoderModel.from_pretrained(saved, generation_config=mine).generation_config is mine
+    other = tmp_path / "other"
+    config = EncoderDecoderConfig.from_pretrained(saved, output_attentions=True)
+    config.save_pretrained(other)
+    assert EncoderDecoderModel.from_pretrained(saved, config=str(other)).config.output_attentions
+    BertModel(BertConfig(**TINY)).save_pretrained(tmp_path / "bert")
+    assert BertModel.from_pretrained(tmp_path / "bert", add_pooling_layer=False).pooler is None
+    assert EncoderDecoderModel.from_pretrained(saved, use_auth_token=None, force_download=True) is not None
+    with pytest.raises(UnsupportedError, match="load_in_8bit"):
+        EncoderDecoderModel.from_pretrained(saved, load_in_8bit=True)
+    with pytest.raises(ConfigError, match="encoder_model is there already, and encoder_dtype would change nothing"):
+        EncoderDecoderModel.from_encoder_decoder_pretrained(
+            None, tmp_path / "bert", encoder_model=BertModel(BertConfig(**TINY)), encoder_dtype="float16"
+        )
+
+
+def test_configurations_and_tokenizers_take_the_arguments_of_loading_too(saved, tiny_checkpoint, tmp_path):
+    options = dict(force_download=True, trust_remote_code=True, low_cpu_mem_usage=True, use_auth_token=False)
+    config, unused = EncoderDecoderConfig.from_pretrained(
+        saved, **options, foo=1, use_cache=False, return_unused_kwargs=True
+    )
+    assert unused == {"foo": 1} and not config.use_cache
+    with pytest.raises(ConfigError, match="foo"):
+        EncoderDecoderConfig.from_pretrained(saved, **options, foo=1)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint, use_fast=False, config=config, **options)
+    assert tokenizer.encode("one") == AutoTokenizer.from_pretrained(tiny_checkpoint).encode("one")
+    shutil.copytree(tiny_checkpoint, tmp_path / "inner")
+    assert len(AutoTokenizer.from_pretrained(tmp_path, subfolder="inner")) == len(tokenizer)
+    assert Generator(tmp_path, subfolder="inner").generate(["one"])[0].text == "eins"
+    for load in (AutoTokenizer.from_pretrained, type(tokenizer).from_pretrained):
+        with pytest.raises(UnsupportedError, match="gguf_file"):
+            load(tiny_checkpoint, gguf_file="x")
+        with pytest.raises(ConfigError, match="use_fats"):
+            load(tiny_checkpoint, use_fats=True)

@@ -1,0 +1,165 @@
+"""Configurations as a program of transformers uses them: read, changed, written."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+import transformers
+
+from bertgen import (
+    BertConfig,
+    BertGenerationConfig,
+    ConfigError,
+    EncoderDecoderConfig,
+    GenerationConfig,
+    RobertaConfig,
+    UnsupportedError,
+)
+
+SHAPE = dict(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+KINDS = (BertGenerationConfig, BertConfig, RobertaConfig)
+
+
+def configurations():
+    for kind in KINDS:
+        yield kind(**SHAPE, hidden_act="relu", finetuning_task="x")
+    half = BertConfig(**SHAPE)
+    yield EncoderDecoderConfig.from_encoder_decoder_configs(half, copy.deepcopy(half), pad_token_id=0)
+
+
+@pytest.mark.parametrize("config", configurations(), ids=lambda config: type(config).__name__)
+def test_configurations_are_written_and_read_in_every_form(config, tmp_path):
+    kind = type(config)
+    assert kind.from_dict(json.loads(config.to_json_string())) == config
+    assert kind.from_dict(json.loads(config.to_json_string(use_diff=False))).to_dict() == config.to_dict()
+    assert "layer_norm_eps" not in config.to_diff_dict() and "model_type" in config.to_diff_dict()
+    config.to_json_file(tmp_path / "one.json", use_diff=False)
+    assert kind.from_json_file(tmp_path / "one.json").to_dict() == config.to_dict()
+    config.save_pretrained(tmp_path / "a" / "b")
+    assert kind.from_pretrained(tmp_path / "a" / "b").to_dict() == config.to_dict()
+    values, unused = kind.get_config_dict(tmp_path / "a" / "b", revision="main", foo=2)
+    assert values == config.to_dict() and unused == {"foo": 2}
+    with pytest.raises(UnsupportedError, match="push_to_hub"):
+        config.save_pretrained(tmp_path, push_to_hub=True)
+    for one in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert one == config and one.extra == config.extra
+    theirs = getattr(transformers, kind.__name__).from_pretrained(tmp_path / "a" / "b")
+    assert kind.from_dict(theirs.to_diff_dict()) == config
+
+
+def test_keys_without_effect_can_be_read_back():
+    config = BertConfig(**SHAPE, name_or_path="here", torch_dtype=torch.float16)
+    theirs = transformers.BertConfig(**SHAPE, name_or_path="here", torch_dtype=torch.float16)
+    for name in ("name_or_path", "dtype", "architectures", "use_return_dict", "return_dict", "problem_type"):
+        assert getattr(config, name) == getattr(theirs, name), name
+    assert config.to_dict()["dtype"] == theirs.to_dict()["dtype"] == "float16"
+    with pytest.raises(AttributeError, match="no option 'num_heads'"):
+        _ = config.num_heads
+    assert not hasattr(config, "foo")
+
+
+def test_an_option_wins_over_the_key_of_the_file():
+    values = {**SHAPE, "torch_dtype": "float32", "gradient_checkpointing": False, "name_or_path": "there"}
+    config = BertConfig.from_dict(values, dtype="bfloat16", gradient_checkpointing=True, name_or_path="here")
+    assert (config.dtype, config.gradient_checkpointing, config.name_or_path) == (torch.bfloat16, True, "here")
+    assert BertConfig.from_dict(values).torch_dtype == torch.float32
+
+
+def test_update_of_a_model_configuration():
+    config = BertConfig(**SHAPE)
+    config.update({"hidden_size": 64, "tokenizer_class": "X"})
+    assert config.hidden_size == 64 and config.tokenizer_class == "X"
+    with pytest.raises(ConfigError, match="hidden_sizes"):
+        config.update({"hidden_sizes": 64})
+    with pytest.raises(ConfigError, match="hidden_size must be an integer"):
+        config.update({"hidden_size": "64"})
+
+
+def test_generation_options_are_replaced_while_they_are_read(tmp_path):
+    options = dict(num_beams=3, max_length=9, do_sample=True, temperature=0.7)
+    for kind in (GenerationConfig, transformers.GenerationConfig):
+        folder = tmp_path / kind.__module__
+        kind(**options).save_pretrained(folder)
+        kind(num_beams=2).save_pretrained(folder, "other.json")
+        assert kind.from_pretrained(folder, temperature=0.5).temperature == 0.5
+        assert kind.from_pretrained(folder, "other.json").num_beams == 2
+        config, unused = kind.from_pretrained(folder, top_k=7, foo=1, return_unused_kwargs=True)
+        assert (config.top_k, config.num_beams) == (7, 3)
+        if kind is GenerationConfig:  # transformers documents it, and returns nothing
+            assert unused == {"foo": 1}
+    with pytest.raises(ConfigError, match="temperatur"):
+        GenerationConfig.from_pretrained(folder, temperatur=0.7)
+    with pytest.raises(UnsupportedError, match="push_to_hub"):
+        GenerationConfig().save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_update_of_generation_options_equals_transformers():
+    for options in (dict(num_beams=4, foo=1), dict(defaults_only=True, num_beams=4, top_k=9)):
+        one, other = (kind(num_beams=2, max_length=5) for kind in (GenerationConfig, transformers.GenerationConfig))
+        assert one.update(**options) == other.update(**options)
+        assert (one.num_beams, one.max_length, one.top_k) == (other.num_beams, other.max_length, other.top_k)
+    one = GenerationConfig()
+    assert one.update(allow_custom_entries=True, foo=1) == {} and one.to_dict()["foo"] == 1
+
+
+def test_generation_options_as_text_equal_transformers(tmp_path):
+    options = dict(num_beams=4, length_penalty=0.6, eos_token_id=[1, 2], bad_words_ids=[[3]], do_sample=False)
+    one, other = GenerationConfig(**options), transformers.GenerationConfig(**options)
+    text = json.loads(other.to_json_string(ignore_metadata=True))
+    assert json.loads(one.to_json_string()) == one.to_diff_dict() == {n: v for n, v in text.items() if n in options}
+    one.to_json_file(tmp_path / "g.json")
+    assert GenerationConfig.from_json_file(tmp_path / "g.json") == one
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(do_sample=True),
+        dict(num_beams=2),
+        dict(num_beams=2, do_sample=True),
+        dict(num_beams=4, num_beam_groups=2),
+    ],
+)
+def test_the_mode_of_generation_equals_transformers(options):
+    theirs = transformers.GenerationConfig(**options).get_generation_mode()
+    assert GenerationConfig(**options).get_generation_mode() == theirs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(temperature=0.7), dict(top_k=3), dict(top_p=0.5), dict(min_p=0.1), dict(typical_p=0.3), dict(top_h=0.4),
+        dict(epsilon_cutoff=0.1), dict(eta_cutoff=0.1), dict(length_penalty=2.0), dict(early_stopping=True),
+        dict(num_return_sequences=2), dict(num_beams=2, num_return_sequences=3), dict(do_sample=True, temperature=0.7),
+        dict(num_beams=3, num_return_sequences=3, early_stopping=True), dict(top_k=50, top_p=1.0, length_penalty=1.0),
+        dict(do_sample=True, num_beams=2, num_return_sequences=3), dict(do_sample=True, num_return_sequences=3),
+    ],
+)  # fmt: skip
+def test_validation_equals_transformers(options, caplog):
+    outcomes = []
+    for kind in (GenerationConfig, transformers.GenerationConfig):
+        try:
+            config = kind(**options)
+            outcome = ["fine"]
+            config.validate(strict=True)
+        except ValueError:
+            outcome = ["refused"]
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+    if "num_return_sequences" not in options:
+        with caplog.at_level(logging.WARNING, logger="bertgen"):
+            GenerationConfig(**options).validate()
+        assert ("will have no effect" in caplog.text) == (outcomes[0] == ["refused"])
+
+
+def test_options_that_bertgen_does_not_have_read_as_none():
+    assert GenerationConfig().guidance_scale is None and transformers.GenerationConfig().guidance_scale is None
+    assert GenerationConfig.from_dict({"guidance_scale": 2.0}).guidance_scale == 2.0
+    with pytest.raises(UnsupportedError, match="guidance_scale=2.0"):
+        GenerationConfig.from_dict({"guidance_scale": 2.0}).validate()
