@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import UnsupportedError
 from ..linear import Int4Linear
 from ..peers import load_transformers
 from .state import State
-from .twin import MODELS, Twin
+from .twin import MODELS, AlteredError, Twin
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Explanation:
         models: names of the modules that are accelerated, "" for the model itself, and their classes.
         operators: of each operator its name, and which backend it takes and why.
         detours: of each accelerated module, method and reason -> calls that went through transformers' own code.
-        obstacles: of each accelerated module that would take such a detour now whatever it is called with, the reason.
+        obstacles: of each accelerated module that would take such a detour now whatever it is called with, the reason;
+            behind "generate: " where only `generate` would.
     """
 
     models: dict[str, str]
@@ -77,7 +79,8 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
         )
     tops = list(_outermost(model, found))
     for top in tops:
-        Twin(top)  # or UnsupportedError, before anything is changed
+        with suppress(AlteredError):  # it runs as it is, until that is taken out of it again
+            Twin(top)  # or UnsupportedError, before anything is changed
     if quantization is not None:
         config = int4_config(Int4Config(quantization) if isinstance(quantization, str) else quantization)
         for top in tops:
@@ -114,11 +117,13 @@ def explain(model: nn.Module) -> Explanation:
     found: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(type(m), "_bertgen")}
     device = next((p.device.type for p in model.parameters()), "cpu")
     ready = {name: m._bertgen.ready(m) for name, m in found.items()}
+    loops = {name: m._bertgen.ready_to_generate(m) for name, m in found.items() if hasattr(m, "generate")}
+    loops = {name: f"generate: {why}" for name, why in loops.items() if isinstance(why, str)}
     return Explanation(
         models={name: type(m).__name__ for name, m in found.items()},
         operators=ops.explain(device) if found else [],
         detours={name: dict(m._bertgen.detours) for name, m in found.items() if m._bertgen.detours},
-        obstacles={name: why for name, why in ready.items() if isinstance(why, str)},
+        obstacles=loops | {name: why for name, why in ready.items() if isinstance(why, str)},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import modeling_outputs
 from ..config import EncoderDecoderConfig
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
-from .state import State
+from .state import State, plain
 from .twin import Twin
 
 ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
@@ -39,11 +40,11 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
     @functools.wraps(base.forward)  # type: ignore[attr-defined]
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self._bertgen
-        given = _named(signature, self, args, kwargs)
         twin: Twin | str = "torch.compile traces it"
         if not torch.compiler.is_compiling():
             twin = state.ready(self)
         if isinstance(twin, Twin):
+            given = _named(signature, self, args, kwargs)
             reason = _obstacle(self, twin, given)
             if reason is None:
                 with state.running():
@@ -52,7 +53,8 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
             reason = twin
         state.detour("forward", base.__name__, reason)
         keep_recording(self)
-        return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+        with plain() if isinstance(twin, str) and not torch.compiler.is_compiling() else nullcontext():
+            return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     return forward
 

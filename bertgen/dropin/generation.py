@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import transformers
@@ -18,7 +19,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..outputs import GenerateOutput
 from .cache import PagedCache
 from .forward import ASKED, keep_recording
-from .state import State
+from .state import State, plain
 from .twin import Twin
 
 # Arguments that need a cache of their own, or one that can be cut.
@@ -40,7 +41,7 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
         bound.pop("self", None)
         given = {name: value for name, value in bound.items() if name != "kwargs" and value is not None}
         given |= bound.get("kwargs", {})
-        twin = state.ready(self) if state.generate else "generate=False"
+        twin = state.ready_to_generate(self) if state.generate else "generate=False"
         if isinstance(twin, Twin):
             reason = _obstacle(self, twin, given)
             try:
@@ -56,7 +57,8 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
             state.detour("generate", base.__name__, reason)
         elif isinstance(state.ready(self), Twin) and not any(given.get(name) is not None for name in _CACHES):
             kwargs["past_key_values"] = PagedCache(self.config)  # so that its forward can be bertgen's
-        return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
+        with plain() if state.generate and isinstance(twin, str) else nullcontext():
+            return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     return generate
 

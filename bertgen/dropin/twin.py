@@ -7,14 +7,14 @@ bertgen's. Nothing here imports transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from ..config import EncoderDecoderConfig, half_config
+from ..config import BertGenerationConfig, EncoderDecoderConfig, half_config
 from ..errors import UnsupportedError
 from ..layers import AddNorm, Attention
-from ..linear import is_plain
 from ..model import BertModel, EncoderDecoderModel, RobertaModel
 from ..model.encoder_decoder import DECODERS, ENCODERS
 from ..outline import outlined
@@ -27,6 +27,10 @@ MODELS: dict[str, type[PretrainedModel]] = {
 }
 
 
+class AlteredError(UnsupportedError):
+    """A model that bertgen knows has something else in the place of one of its modules, and must run as it is."""
+
+
 class Twin:
     """bertgen's model over the layers of `theirs`.
 
@@ -35,67 +39,95 @@ class Twin:
 
     Attributes:
         ours: the model. Its own modules hold no parameters but those of `theirs`.
+        blocks: paths, modules here and modules there; what has a counterpart here, whose forward is not called.
+        dropouts: modules here, modules there whose mode says whether they drop, and the Dropouts there.
+        leaves: paths, kinds and modules there that stand for modules of torch of that kind, and are called.
 
     Raises:
-        UnsupportedError: an architecture, an activation or a module that bertgen does not have.
+        UnsupportedError: an architecture or an activation that bertgen does not have.
+        AlteredError: modules are missing, or in excess.
     """
 
     def __init__(self, theirs: Any):
         self.theirs = theirs
         self.ours = _outline(theirs)
-        # Every place of a module there, to see that it is still the one that was taken.
+        # Every place of a module there, to see that it is still the one that was taken; and what built ours.
         self._places = [(parent, name, child) for parent in theirs.modules() for name, child in parent._modules.items()]
-        self._blocks: list[nn.Module] = []  # there; what has a counterpart here, whose forward is not called
+        self._settings = self._now()
+        self.blocks: list[tuple[str, nn.Module, Any]] = []
+        self.leaves: list[tuple[str, type, nn.Module]] = []
         self._modes: list[tuple[nn.Module, nn.Module]] = []  # here and there
-        self._dropouts: list[tuple[AddNorm | Attention, Any]] = []
+        self.dropouts: list[tuple[AddNorm | Attention, nn.Module, Any]] = []
         self._stacks: list[tuple[Stack, Any]] = []
         self._adopt()
 
     def _adopt(self) -> None:
         """Put the layers of the other model into the outline."""
         for path, module in list(self.ours.named_modules()):
-            try:
-                twin = self.theirs.get_submodule(path)
-            except AttributeError:
-                raise UnsupportedError(f"{type(self.theirs).__name__} has no module {path}") from None
+            twin = self._theirs_at(path)
             if not _is_leaf(module):
                 if not isinstance(module, (AddNorm, Attention)):  # those follow a dropout
                     self._modes.append((module, twin))
-                if type(twin).__module__.partition(".")[0] not in ("transformers", "torch", "bertgen"):
-                    raise UnsupportedError(f"{path} is a {type(twin).__qualname__}, which bertgen does not know")
-                self._blocks.append(twin)
+                self.blocks.append((path, module, twin))
+                if isinstance(module, nn.ModuleList) and len(module._modules) != len(twin._modules):
+                    raise AlteredError(f"{path} holds {len(twin._modules)} layers, its configuration {len(module)}")
                 for name in module._parameters:  # the bias of a head, which its layer has too
                     module._parameters[name] = getattr(twin, name)
             elif path:
                 parent, _, name = path.rpartition(".")
+                self.leaves.append((path, type(module), twin))
                 self.ours.get_submodule(parent)._modules[name] = twin
             if isinstance(module, AddNorm):
-                self._dropouts.append((module, twin.get_submodule("dropout")))
-            elif isinstance(module, Attention):
-                self._dropouts.append((module, twin.get_submodule("self.dropout")))
+                dropout = self._theirs_at(f"{path}.dropout")
+                self.dropouts.append((module, dropout, dropout))
+            elif isinstance(module, Attention):  # whose function is told whether to drop by the attention's mode
+                self.dropouts.append((module, twin.self, self._theirs_at(f"{path}.self.dropout")))
             elif isinstance(module, Stack):
                 self._stacks.append((module, twin))
 
+    def _theirs_at(self, path: str) -> Any:
+        try:
+            return self.theirs.get_submodule(path)
+        except AttributeError:
+            raise AlteredError(f"{type(self.theirs).__name__} has no module {path}") from None
+
+    @property
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Paths and modules there that a call runs, those in leaves as well."""
+        for path, _, module in self.blocks:
+            yield path, module
+            for name, child in module._modules.items():  # also what has no counterpart here: dropouts, activations
+                if child is not None:
+                    yield f"{path}.{name}".lstrip("."), child
+        for path, _, leaf in self.leaves:
+            for name, module in leaf.named_modules(prefix=path):
+                yield name, module
+
+    def half(self, path: str) -> tuple[Any, BertGenerationConfig]:
+        """The model there that the block of a path belongs to, and its configuration here."""
+        if not isinstance(self.ours, EncoderDecoderModel):
+            return self.theirs, self.ours.config
+        name = path.partition(".")[0]
+        return getattr(self.theirs, name), getattr(self.ours, name).config
+
     @property
     def is_current(self) -> bool:
-        """Whether the other model still consists of the modules that were taken."""
-        return all(parent._modules.get(name) is child for parent, name, child in self._places)
+        """Whether the other model still consists of the modules that were taken, under the configuration they had."""
+        same = all(parent._modules.get(name) is child for parent, name, child in self._places)
+        return same and self._settings == self._now()
 
-    def obstacle(self) -> str | None:
-        """Why a call must go through the other model's own modules; None where nothing stands in the way."""
-        for block in self._blocks:
-            if block is not self.theirs and not is_plain(block) and not _only_records(block):
-                return f"something is hung on {type(block).__name__} (a hook, or a forward of its own)"
-        return None
+    def _now(self) -> list[Any]:
+        configs = [module.__dict__.get("config") for module in self.theirs.modules()]
+        return [{**vars(config)} for config in {id(c): c for c in configs if c is not None}.values()]
 
     def follow(self) -> None:
         """Take over what may have been set on the other model since: modes, dropout, checkpointing, special ids."""
         for module, twin in self._modes:  # writing an attribute of a module is slow
             if module.training != twin.training:
                 module.training = twin.training
-        for module, dropout in self._dropouts:
-            if module.training != dropout.training:
-                module.training = dropout.training
+        for module, switch, dropout in self.dropouts:
+            if module.training != switch.training:
+                module.training = switch.training
             if module.dropout != dropout.p:
                 module.dropout = dropout.p
         for stack, twin in self._stacks:
@@ -109,7 +141,7 @@ class Twin:
     @property
     def drops(self) -> bool:
         """Whether a call drops anything at random."""
-        return any(module.training and module.dropout for module, _ in self._dropouts)
+        return any(module.training and module.dropout for module, _, _ in self.dropouts)
 
 
 def _outline(theirs: Any) -> Any:
@@ -122,8 +154,10 @@ def _outline(theirs: Any) -> Any:
             halves = {}
             for half, classes in (("encoder", ENCODERS), ("decoder", DECODERS)):
                 kind, module = getattr(config, half).model_type, getattr(theirs, half)
-                if kind not in classes or classes[kind].__name__ != type(module).__name__:
+                if kind not in classes:
                     raise UnsupportedError(f"the {half} is a {type(module).__name__}: bertgen has no such half")
+                if classes[kind].__name__ != type(module).__name__:
+                    raise AlteredError(f"the {half} is a {type(module).__name__}, not a {classes[kind].__name__}")
                 halves[half] = _outline(module)
             joint = EncoderDecoderConfig.from_dict(config.to_dict(), **{n: m.config for n, m in halves.items()})
             return EncoderDecoderModel(joint, **halves)
@@ -137,13 +171,6 @@ def _outline(theirs: Any) -> Any:
 def _is_leaf(module: nn.Module) -> bool:
     """Whether a module of ours is one that transformers has as well: torch's own, or an activation."""
     return not module._modules and not isinstance(module, nn.ModuleList)
-
-
-def _only_records(block: nn.Module) -> bool:
-    """Whether all that is hung on a module are the hooks by which transformers records outputs, idle but for that."""
-    recorders = [h.__module__ == "transformers.utils.output_capturing" for h in block._forward_hooks.values()]
-    others = block._forward_pre_hooks, block._backward_hooks, block._backward_pre_hooks, "forward" in block.__dict__
-    return all(recorders) and not any(others)
 
 
 def _recompute(layers: Any) -> dict[str, Any] | None:
