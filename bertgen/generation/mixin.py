@@ -64,7 +64,9 @@ class GenerationMixin:
 
         Returns:
             int64 [B * num_return_sequences, L], start token or prompt first; with `return_dict_in_generate` a
-            GenerateEncoderDecoderOutput or GenerateDecoderOnlyOutput.
+            GenerateEncoderDecoderOutput or GenerateDecoderOnlyOutput. Where beams find fewer outputs of a source than
+            that, as what a call forbids leaves fewer, its last rows are empty: nothing but padding behind the start,
+            with the score -inf.
 
         Raises:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.

@@ -18,7 +18,8 @@ class Output:
         score: log-probability / length ** length_penalty, length and probability including the end token. Beams have
             it always, as transformers' `sequences_scores`; greedy and sampled outputs where `scores=True`, and then
             the probability is the model's own, whatever the penalties and limits they were chosen under.
-        alternatives: under `num_return_sequences` the other outputs, best first under beams.
+        alternatives: under `num_return_sequences` the other outputs, best first under beams; fewer where what the call
+            forbids leaves fewer. Where beams may say nothing at all, the output is empty and its score -inf.
         truncated: the text was longer than the limit and its end was not read.
         error: why there is no output, where `stream(return_errors=True)` met such a text.
         input_tokens: of the text, special tokens included, as the model read them.

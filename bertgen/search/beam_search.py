@@ -5,6 +5,7 @@ of the beams.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .draws import Draws, Keys
 from .histories import done, process, recorded, widened
 
 DEAD = -1.0e9  # added to the score of a hypothesis that may not go on
+ALIVE = DEAD / 2  # scores above are those of hypotheses that may: nothing forbids any of their tokens
 MOST_BEAMS, MOST_CANDIDATES = 16, 64  # of `ops.top_log_probs`
 
 
@@ -86,7 +88,7 @@ class BeamSearch(Search):
             open_scores=open_scores,
             open_rows=traces,
             closed=hypotheses,
-            closed_scores=scores,
+            closed_scores=torch.full_like(scores, -math.inf),
             closed_rows=traces,
             closed_lengths=torch.full((sources, beams), length, dtype=torch.int64, device=device),
             is_closed=torch.zeros(sources, beams, dtype=torch.bool, device=device),
@@ -121,12 +123,11 @@ class BeamSearch(Search):
         parent = beam.gather(1, best) + torch.arange(beam.shape[0], device=device)[:, None] * beams
         self.parents, self.tokens = parent.flatten(), token.gather(1, best).view(-1, 1)
 
-        # Finished hypotheses: those of the first `beams` candidates that ended, among the finished so far.
-        score = total / _power(generated, options.length_penalty)
-        full = self.is_closed.all(1, keepdim=True) if options.early_stopping is True else torch.zeros_like(ends[:, :1])
-        closes = ends & (torch.arange(ends.shape[1], device=device) < beams)
-        for hopeless in (full, ~self.improvable[:, None], ~closes):
-            score = torch.add(score, hopeless, alpha=DEAD)  # a product with a number would be of the default dtype
+        # Finished hypotheses: those of the first `beams` candidates that ended, among the finished so far. A place
+        # that no hypothesis has taken has the score -inf: what may not go on may not end either.
+        closes = ends & (total > ALIVE) & self._goes_on()[:, None]
+        closes &= torch.arange(ends.shape[1], device=device) < beams
+        score = (total / _power(generated, options.length_penalty)).masked_fill(~closes, -math.inf)
         self.closed_scores, best = torch.cat((self.closed_scores, score), 1).topk(beams)
         self.is_closed = torch.cat((self.is_closed, closes), 1).gather(1, best)
         grown = (generated + self.prefix).expand_as(token)
@@ -139,9 +140,10 @@ class BeamSearch(Search):
         horizon = generated
         if options.early_stopping == "never" and options.length_penalty > 0.0:
             horizon = self.limits[:, None] - self.prefix
-        hope = self.open_scores[:, :1] / _power(horizon, options.length_penalty)
-        worst = torch.where(self.is_closed, self.closed_scores.amin(1, keepdim=True), DEAD)
-        self.improvable = self.improvable & (hope > worst).any(1)
+        best_open = self.open_scores[:, :1]
+        hope = best_open / _power(horizon, options.length_penalty)
+        worst = self.closed_scores.amin(1, keepdim=True)
+        self.improvable = self.improvable & ((hope > worst) & (best_open > ALIVE)).squeeze(1)
         self.over = ~self._goes_on() | ends.all(1)
         if self.keeps_rows:  # as many steps as transformers takes, which goes on until the last source has enough
             return bool((self.improvable & ~self._full().all()).any()) and not bool(ends.all())
@@ -226,17 +228,25 @@ class BeamSearch(Search):
 
     def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
         """As `Search.take`."""
-        sequences, scores, lengths, _ = self._found(places)
-        return [
-            ([row[self.prefix : n] for row, n in zip(rows, ends)], totals)
-            for rows, totals, ends in zip(sequences.tolist(), scores.tolist(), lengths.tolist())
-        ]
+        found = []
+        sequences, scores, lengths, _ = (x.tolist() for x in self._found(places))
+        for rows, totals, ends in zip(sequences, scores, lengths):
+            count = max(1, sum(total > -math.inf for total in totals))
+            found.append(([row[self.prefix : n] for row, n in zip(rows, ends)][:count], totals[:count]))
+        return found
 
     def _found(self, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Sequences [n, outputs, width], scores and lengths [n, outputs] and traces, best first, of all groups."""
+        """Sequences [n, outputs, width], scores and lengths [n, outputs] and traces, best first, of all groups.
+
+        Where there are fewer hypotheses than outputs, the last are nothing but the prefix, with the score -inf.
+        """
         some = self._groups(places).to(self.tokens.device)
-        state = (self.closed, self.closed_scores, self.closed_lengths, self.closed_rows)
-        sequences, scores, lengths, rows = (x[some].unflatten(0, (-1, self.groups)).flatten(1, 2) for x in state)
+        none = ~self.is_closed[some]
+        closed, rows = self.closed[some], self.closed_rows[some].masked_fill(none[..., None], -1)
+        closed[..., self.prefix :] = closed[..., self.prefix :].masked_fill(none[..., None], self.fill)
+        lengths = self.closed_lengths[some].masked_fill(none, self.prefix)
+        state = (closed, self.closed_scores[some], lengths, rows)
+        sequences, scores, lengths, rows = (x.unflatten(0, (-1, self.groups)).flatten(1, 2) for x in state)
         best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.options.num_return_sequences]
         sequences, rows = (x.gather(1, _over(best, x)) for x in (sequences, rows))
         return sequences, scores.gather(1, best), lengths.gather(1, best), rows
