@@ -8,12 +8,12 @@ from torch import nn
 from . import ops
 from .activations import learned_activation
 from .config import BertGenerationConfig
-from .linear import apply, is_plain
+from .linear import apply, is_plain_norm
 
 
 def _normalized(y: torch.Tensor, norm: nn.Module, activation: str) -> torch.Tensor:
     """LayerNorm(activation(y))"""
-    if not is_plain(norm, nn.LayerNorm):
+    if not is_plain_norm(norm):
         return norm(y if activation == "linear" else ops.bias_gelu(y, None, activation))
     return ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps, activation)
 

@@ -13,7 +13,7 @@ from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .linear import Int4Linear, apply, int4_linears, is_plain
+from .linear import Int4Linear, apply, int4_linears, is_plain, is_plain_norm
 from .packing import Packing
 
 
@@ -85,10 +85,13 @@ class Embeddings(nn.Module):
         summed = self.word_embeddings(ids) if embeds is None else embeds
         if hasattr(self, "token_type_embeddings"):
             table = self.token_type_embeddings
-            summed = summed + (table.weight[0] if types is None else table(types))
+            if types is None and is_plain(table, nn.Embedding) and table.max_norm is None:
+                summed = summed + table.weight[0]
+            else:
+                summed = summed + table(torch.zeros_like(positions) if types is None else types)
         summed = summed + self.position_embeddings(positions)
         norm = self.LayerNorm
-        if not is_plain(norm, nn.LayerNorm):
+        if not is_plain_norm(norm):
             return self.dropout(norm(summed))
         return self.dropout(ops.add_layer_norm(summed, None, None, norm.weight, norm.bias, norm.eps))
 
@@ -105,7 +108,7 @@ class AddNorm(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
         y = apply(self.dense, x)
-        if not is_plain(norm, nn.LayerNorm):
+        if not is_plain_norm(norm):
             return norm(F.dropout(y, dropout) + residual)
         return ops.add_layer_norm(y, None, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as hooks
 
 from . import ops
 from .config import Int4Config
@@ -150,20 +151,45 @@ class _Product(torch.autograd.Function):
         return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None, None
 
 
+_FORWARDS: dict[type, Any] = {}  # of classes that were looked at, the forward that their library wrote
+
+
 def is_plain(module: nn.Module, *kinds: type) -> bool:
     """Whether a module is of exactly one of these kinds (any, where none is named) and nothing is hung on it.
 
-    Its parameters say all that its forward does only then: hooks, adapters and parametrizations are code of their own,
-    and so are parameters of a class of their own (a quantizer's, a sharded one).
+    Its parameters say all that its forward does only then: hooks, adapters, parametrizations and another forward, its
+    own or one that somebody has put on its class, are code of their own, and so are parameters of a class of their own
+    (a quantizer's, a sharded one).
     """
-    if kinds and type(module) not in kinds:
+    own, kind = module.__dict__, type(module)
+    if kinds and kind not in kinds:
         return False
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
-    for parameter in module._parameters.values():
+    if "forward" in own or hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return False
+    for parameter in own["_parameters"].values():
         if parameter is not None and not is_plain_tensor(parameter):
             return False
-    return "forward" not in module.__dict__
+    if not torch.compiler.is_compiling() and _FORWARDS.get(kind) is kind.forward:
+        return True
+    return _is_written_by_library(kind)
+
+
+def _is_written_by_library(kind: type) -> bool:
+    """Whether the forward of a class was compiled in a module of torch or bertgen, and not put there by somebody."""
+    forward: Any = kind.forward  # type: ignore[attr-defined]
+    home = getattr(forward, "__globals__", {}).get("__name__", "")
+    if home.partition(".")[0] not in ("torch", "bertgen"):
+        return False
+    if not torch.compiler.is_compiling():  # a graph would hold only until the next class is looked at
+        _FORWARDS[kind] = forward
+    return True
+
+
+def is_plain_norm(module: Any) -> bool:
+    """Whether a module is a plain LayerNorm over the last dimension, with weight and shift."""
+    return is_plain(module, nn.LayerNorm) and module.bias is not None and len(module.normalized_shape) == 1
 
 
 def apply(layer: Any, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:

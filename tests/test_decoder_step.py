@@ -240,7 +240,7 @@ def test_global_hooks_run(taken):
         logits(make())
     finally:
         handle.remove()
-    assert not any(taken) and nn.Linear not in seen and len(seen) > STEPS  # what a module calls itself has no hooks
+    assert not any(taken) and {nn.Linear, nn.LayerNorm, nn.Embedding} <= set(seen) and len(seen) > STEPS
 
 
 class Call:

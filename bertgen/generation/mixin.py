@@ -9,11 +9,12 @@ import torch
 
 from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, UnsupportedError
+from ..linear import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .ends import warn_of_no_end
 from .prompt import decoder_prompt, pair_prompt
-from .steps import Reruns, Steps
+from .steps import Calls, Reruns, Steps
 
 
 class GenerationMixin:
@@ -85,7 +86,7 @@ class GenerationMixin:
             warn_of_no_end(self, settled, options)
         if streamer is not None and settled.num_beams > 1:
             raise ConfigError(f"a streamer cannot be used with num_beams {settled.num_beams}: beams change their past")
-        decoder = self.decoder if prompt.joint else self
+        decoder: Any = self.decoder if prompt.joint else self
         rules = processors.build(
             settled, decoder.config.vocab_size, prompt.prefix, prefix_mask=prompt.mask, source_ids=prompt.source_ids,
             allowed=prefix_allowed_tokens_fn, custom=logits_processor,
@@ -94,8 +95,16 @@ class GenerationMixin:
         searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
         # What somebody looks at has the shapes it has without a cache; tokens are the same either way.
         looked_at = settled.return_dict_in_generate and (settled.output_attentions or settled.output_hidden_states)
-        anew = looked_at and not settled.use_cache and prompt.cache is None
-        steps = (Reruns if anew or not decoder.config.is_decoder else Steps)(decoder, prompt, settled)
+        anew = not decoder.config.is_decoder or (looked_at and not settled.use_cache and prompt.cache is None)
+        if all(map(is_plain, (self, decoder, decoder.body))):
+            steps = (Reruns if anew else Steps)(decoder, prompt, settled)
+        elif not anew:
+            steps = Calls(self, prompt, settled)
+        else:
+            raise UnsupportedError(
+                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, or a forward "
+                "of its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
+            )
         found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:
             return found.sequences

@@ -115,6 +115,57 @@ class Steps:
         )
 
 
+class Calls(Steps):
+    """A causal decoder through the forward of the whole model, where something is hung on it, on the decoder or on the
+    stack in that: hooks see every call, and what they change holds.
+    """
+
+    def __init__(self, model: Any, prompt: Prompt, settled: GenerationConfig):
+        super().__init__(model.decoder if prompt.joint else model, prompt, settled)
+        self.model, self.encoded = model, prompt.encoded
+
+    def _prepare(self, like: torch.Tensor) -> None:
+        super()._prepare(like)
+        if self.source is not None:  # beams share it, which a call cannot say
+            for i, layer in enumerate(self.decoder.body.encoder.layer):
+                self.cache.set_cross(i, *layer.crossattention.source_pair(self.source[0]))
+            self.source = None
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""
+        embeds, self.embeds = self.embeds, None
+        inputs = (tokens if embeds is None else embeds)[:, self.known :]
+        self.known, length = 0, inputs.shape[1]
+        joint = self.model is not self.decoder
+        given: dict[str, Any] = {
+            "input_ids" if embeds is None else "inputs_embeds": inputs,
+            "attention_mask": self.mask,
+            "position_ids": None if self.positions is None else self.positions[:, -length:],
+            "token_type_ids": None if self.types is None else self.types[:, -length:],
+        }
+        if joint:
+            given = {f"decoder_{name}": value for name, value in given.items()}
+            # Read from the cache; what the encoder gave is there for whoever looks at the call.
+            given["encoder_outputs"] = self.encoded or self._no_states()
+        output = self.model(
+            **given, past_key_values=self.cache, use_cache=True, output_hidden_states=self.states is not None,
+            output_attentions=self.attentions is not None, return_dict=True,
+        )  # fmt: skip
+        prefix = "decoder_" if joint else ""
+        if self.states is not None:
+            self.states += (output[f"{prefix}hidden_states"],)
+        if self.attentions is not None:
+            self.attentions += (output[f"{prefix}attentions"],)
+            if output.cross_attentions:
+                self.cross_attentions = (self.cross_attentions or ()) + (output.cross_attentions,)
+        self._extend()
+        return output.logits[:, -1]
+
+    def _no_states(self) -> tuple[torch.Tensor]:
+        width = self.model.config.encoder.hidden_size
+        return (torch.zeros(self.rows, 1, width, dtype=self.model.dtype, device=self.model.device),)
+
+
 class Reruns(Steps):
     """A decoder without a cache: the states of all tokens are computed anew in each step.
 

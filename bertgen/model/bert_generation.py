@@ -31,7 +31,7 @@ from ..inputs import (
     positions_of,
 )
 from ..layers import AttentionContext, Attentions, Embeddings
-from ..linear import Int4Linear
+from ..linear import Int4Linear, is_plain
 from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from ..packing import Packing
@@ -394,11 +394,17 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             logits_to_keep: only the last so many positions, or those of an index tensor; 0 keeps all.
             num_items_in_batch: divides the summed loss in place of the number of labels.
         """
-        states = self.body.run(
-            input_ids, attention_mask, position_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
-            past_key_values, False if labels is not None else use_cache, token_type_ids, output_hidden_states,
-            output_attentions, keep_padding=True,
+        given: dict[str, Any] = dict(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values, use_cache=False if labels is not None else use_cache,
+            token_type_ids=token_type_ids, output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )  # fmt: skip
+        if is_plain(self.body):
+            states = self.body.run(**given, keep_padding=True)
+        else:
+            states = self.body(**given, return_dict=True)
         hidden = states.last_hidden_state
         if isinstance(logits_to_keep, torch.Tensor):
             hidden = hidden[:, logits_to_keep]
@@ -435,6 +441,11 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         assert context.cache is not None
         positions = next_positions(tokens, context.cache.lengths, self.config)
         return self.head(self.body.packed(tokens, positions, context))
+
+
+def is_bare(decoder: BertGenerationDecoder) -> bool:
+    """Whether nobody sees that a decoder and the stack in it are not called, but their layers and the head."""
+    return is_plain(decoder) and is_plain(decoder.body)
 
 
 def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:

@@ -21,14 +21,14 @@ from ..generation import GenerationMixin
 from ..hub import resolve_file, split_hub_options
 from ..inputs import check_labels, check_mask, check_tokens, check_types, either, key_limits, pack_source, positions_of
 from ..layers import AttentionContext, Attentions
-from ..linear import apply
+from ..linear import apply, is_plain
 from ..loss import cross_entropy
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
 from ..pretrained import PretrainedModel
 from ..vocabulary import size_of
 from .bert import BertLMHeadModel, BertModel
-from .bert_generation import BertGenerationDecoder, BertGenerationEncoder
+from .bert_generation import BertGenerationDecoder, BertGenerationEncoder, is_bare
 from .roberta import RobertaForCausalLM, RobertaModel
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,12 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             encoder_outputs = BaseModelOutputWithPastAndCrossAttentions(*encoder_outputs[:1])
         states = encoder_outputs.last_hidden_state
 
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+        made = labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None
+        if made and not is_bare(self.decoder):
+            decoder_input_ids, use_cache = self.prepare_decoder_input_ids_from_labels(labels), False
+            if decoder_attention_mask is None:
+                decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
+        if made and is_bare(self.decoder):
             decoded = self._teacher_forced_output(
                 labels, pack_source(self.bridged(states), attention_mask, states.shape[0]), decoder_attention_mask,
                 decoder_position_ids, decoder_token_type_ids, output_hidden_states, output_attentions,
@@ -297,6 +302,10 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
         What `forward` computes its loss from, without the padded [B, T, vocab] tensor: for training loops.
         """
+        if not (is_plain(self) and is_bare(self.decoder)):
+            logits = self(input_ids=input_ids, attention_mask=attention_mask, labels=labels, return_dict=True).logits
+            held = labels != -100
+            return logits[held], labels[held]
         tokens, states = self.encoded(input_ids, attention_mask)
         logits, rows = self._teacher_forced(labels, (states, tokens))
         targets = rows.pack(labels)
@@ -319,6 +328,12 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             read: bool [B, T], True and then False in each row.
             shares: how many rows, one behind the other, each source has; None where each has one.
         """
+        for module in (self, self.decoder, self.decoder.body):
+            if not is_plain(module):
+                raise UnsupportedError(
+                    f"something is hung on the {type(module).__name__} (a hook, or a forward of its own): states are "
+                    "computed by its layers, without a call of it"
+                )
         tokens, states = self.encoded(input_ids, attention_mask)
         return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
 
@@ -341,6 +356,11 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         tokens = Packing.of_mask(check_mask(mask, rows, length, "attention_mask"), rows, length, ids.device)
         positions = positions_of(positions, ids, rows, length, 0, config, ids.device)
         types = check_types(types, (rows, length), config)
+        if not is_plain(self.encoder):
+            padded = self.encoder(
+                input_ids=ids, attention_mask=mask, position_ids=positions, token_type_ids=types, return_dict=True
+            ).last_hidden_state  # fmt: skip
+            return tokens, self.bridged(tokens.pack(padded))
         states = self.encoder.packed(
             tokens.pack(ids), tokens.pack(positions), AttentionContext(tokens),
             types=None if types is None else tokens.pack(types),
