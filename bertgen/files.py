@@ -180,6 +180,23 @@ def read_lines(file: BinaryIO, name: str | os.PathLike, count: int | None = None
         raise InputError(f"{name} cannot be read: {error.strerror}") from error
 
 
+def read_texts(path: str | os.PathLike, count: int | None = None) -> list[str]:
+    """The first `count` lines of a file, or all, as texts without their ends; without a byte-order mark.
+
+    Raises:
+        InputError: the file cannot be read or is no text; a line is not UTF-8 or too long (its number).
+    """
+    texts = []
+    with open_input(path) as file:
+        for number, line in enumerate(read_lines(file, path, count), start=1):
+            try:
+                text = decoded(line).rstrip("\r\n")
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
+            texts.append(text.removeprefix("\ufeff") if number == 1 else text)
+    return texts
+
+
 def _skipped(file: BinaryIO, beginning: bytes) -> bytes:
     """Read on to the end of a line, which nobody holds."""
     size, piece = len(beginning), beginning
