@@ -276,8 +276,16 @@ class Incoming:
 
 
 def lines_of(file: BinaryIO, name: str | os.PathLike) -> Iterable[bytes]:
-    """Lines of an open file: as they come, where they come through a pipe or from a terminal."""
-    if os.name == "nt" or is_regular(file):  # nothing but a socket can be waited for there
+    """Lines of an open file: as they come, where they come through a pipe or from a terminal.
+
+    Raises:
+        InputError: here or at the first line, it cannot be read, or begins like no text.
+    """
+    if is_regular(file):
+        if peek := getattr(file, "peek", None):
+            check_beginning(peek(_HEAD), name)  # a standard stream was opened by others
+        return read_lines(file, name)
+    if os.name == "nt":  # where nothing but a socket can be waited for
         return read_lines(file, name)
     try:
         file.fileno()
