@@ -14,6 +14,7 @@ import sentencepiece
 import torch
 
 from bertgen.errors import BackendError
+from bertgen.files import read_texts
 from bertgen.hub import DEMO_MODEL
 from bertgen.peers import load_transformers
 from bertgen.tokenizer import AutoTokenizer
@@ -33,8 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     result = output.begin("tokenizer", args, torch.device("cpu"))
-    with args.input.open(encoding="utf-8") as file:
-        texts = [line.rstrip("\n").split("\t")[0] for line, _ in zip(file, range(args.lines))]
+    texts = [line.split("\t")[0] for line in read_texts(args.input, args.lines)]
     output.head()
     for rows in raced(texts, args.repeats):
         output.add(result, rows)

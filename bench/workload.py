@@ -15,6 +15,7 @@ import torch
 
 from bertgen.config import EncoderDecoderConfig
 from bertgen.errors import ConfigError, InputError
+from bertgen.files import check_name, read_texts
 from bertgen.model import EncoderDecoderModel
 from bertgen.tokenizer import AutoTokenizer
 
@@ -178,11 +179,8 @@ def texts(data: Path | None, count: int, vocabulary: int, tokenizer: str = "demo
     """
     if data is None:
         return made_up(count, vocabulary)
-    try:
-        with data.open(encoding="utf-8") as file:
-            pairs = [line.rstrip("\n").split("\t")[:2] for line, _ in zip(file, range(count))]
-    except OSError as error:
-        raise InputError(f"{data} cannot be read: {error.strerror}") from error
+    check_name(data, "tsv", "text")
+    pairs = [line.split("\t")[:2] for line in read_texts(data, count)]
     if not pairs:
         raise InputError(f"{data} has no lines")
     words = AutoTokenizer.from_pretrained(tokenizer)

@@ -180,6 +180,23 @@ def read_lines(file: BinaryIO, name: str | os.PathLike, count: int | None = None
         raise InputError(f"{name} cannot be read: {error.strerror}") from error
 
 
+def read_texts(path: str | os.PathLike, count: int | None = None) -> list[str]:
+    """The first `count` lines of a file, or all, as texts without their ends; without a byte-order mark.
+
+    Raises:
+        InputError: the file cannot be read or is no text; a line is not UTF-8 or too long (its number).
+    """
+    texts = []
+    with open_input(path) as file:
+        for number, line in enumerate(read_lines(file, path, count), start=1):
+            try:
+                text = decoded(line).rstrip("\r\n")
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
+            texts.append(text.removeprefix("\ufeff") if number == 1 else text)
+    return texts
+
+
 def _skipped(file: BinaryIO, beginning: bytes) -> bytes:
     """Read on to the end of a line, which nobody holds."""
     size, piece = len(beginning), beginning
@@ -259,8 +276,16 @@ class Incoming:
 
 
 def lines_of(file: BinaryIO, name: str | os.PathLike) -> Iterable[bytes]:
-    """Lines of an open file: as they come, where they come through a pipe or from a terminal."""
-    if os.name == "nt" or is_regular(file):  # nothing but a socket can be waited for there
+    """Lines of an open file: as they come, where they come through a pipe or from a terminal.
+
+    Raises:
+        InputError: here or at the first line, it cannot be read, or begins like no text.
+    """
+    if is_regular(file):
+        if peek := getattr(file, "peek", None):
+            check_beginning(peek(_HEAD), name)  # a standard stream was opened by others
+        return read_lines(file, name)
+    if os.name == "nt":  # where nothing but a socket can be waited for
         return read_lines(file, name)
     try:
         file.fileno()

@@ -529,6 +529,12 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
             raise BackendError(f"device {str(found)!r} was asked for, this machine has {count} CUDA devices")
+    elif found.type != "cpu":
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            problem = f"device {str(found)!r} cannot be used ({str(error).splitlines()[0]})"
+            raise BackendError(f"{problem}; this machine has {_devices()}") from error
     return found
 
 

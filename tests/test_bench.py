@@ -584,6 +584,20 @@ def test_given_weights_and_texts(tmp_path):
         generate.run(generate_arguments("--requests", "0"))
 
 
+@pytest.mark.parametrize(
+    "name, content, error, said",
+    [
+        ("a.tsv", b"\x1f\x8b\x08", InputError, "a.tsv is compressed by gzip"),
+        ("a.csv", b"one,two\n", ConfigError, "a.csv: .csv is not read here, but tsv and text are"),
+        ("a.txt", b"one\n\xff\n", InputError, "a.txt, line 2: not UTF-8"),
+    ],
+)
+def test_texts_that_are_no_texts(tmp_path, name, content, error, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=said):
+        workload.texts(tmp_path / name, 2, 500)
+
+
 def generate_arguments(*words: str):
     import argparse
 

@@ -415,6 +415,7 @@ def test_sampling_options_that_do_nothing_are_told(bertgen_run, tiny_checkpoint,
         (["--input", "in.txt", "--output", "/dev/full"], 3, "/dev/full cannot be written: No space left"),
         (["one", "--tokenizer", "/no/such"], 3, "/no/such"),
         (["one", "--device", "gpu"], 2, "device 'gpu' is not a device; this machine has cpu"),
+        (["one", "--device", "xpu"], 2, "; this machine has cpu"),
         (
             ["--input", "in.csv"],
             2,
@@ -779,6 +780,12 @@ def test_evaluate_leaves_out_what_cannot_be_used(tiny_checkpoint, pairs, tmp_pat
 
 
 # train
+
+
+def test_a_training_without_an_end_names_the_flags_that_set_one(capsys):
+    assert cli.main(["train", "--train", "x", "--output", "y"]) == 2
+    said = "no end: give --epochs, --steps, --max-minutes or --decay-steps\n"
+    assert capsys.readouterr().err == f"bertgen: error: {said}"
 
 
 def test_train(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_page import make_bert
 
-from bertgen import AutoTokenizer, BertTokenizer, ConfigError, EncoderDecoderModel, Generator, InputError
+from bertgen import AutoTokenizer, BertTokenizer, ConfigError, EncoderDecoderModel, Generator, InputError, framing
 from bertgen.cli import main
 from bertgen.framing import end_of_target
 from bertgen.trainer.data import Corpus
@@ -27,6 +27,19 @@ def bert2bert(tmp_path_factory):
     model.save_pretrained(joined)
     BertTokenizer.from_pretrained(folder).save_pretrained(joined)
     return joined
+
+
+def test_a_text_has_a_limit_before_it_is_encoded(bert2bert, monkeypatch):
+    monkeypatch.setattr(framing, "TEXT_CHARACTERS", 100)
+    generator = Generator(bert2bert)
+    monkeypatch.setattr(generator.tokenizer, "_encode_rows", lambda texts: [[7] * len(text) for text in texts])
+    message = "text 1: 101 characters, the limit of a text is 100"
+    with pytest.raises(InputError, match=message):
+        generator.generate(["a", "a" * 101], max_new_tokens=2)
+    with pytest.raises(InputError, match=message):
+        generator.generate(["a", "a" * 101], max_new_tokens=2, truncation=True)
+    found = dict(generator.stream(["a", "a" * 101], max_new_tokens=2, return_errors=True))
+    assert found[0].error is None and "101 characters" in str(found[1].error)
 
 
 def encoded(generator, monkeypatch, texts, **options) -> list[list[int]]:

@@ -257,6 +257,8 @@ def test_a_file_that_is_no_text_is_named_and_refused(generator, folder, kind):
     os.close(writer)
     with open(reader, "rb") as pipe, pytest.raises(InputError, match=kind.strip()):
         list(files.lines_of(pipe, "x"))
+    with open(folder / "in.txt", "rb") as file, pytest.raises(InputError, match=kind.strip()):
+        list(files.lines_of(file, "stdin"))
 
 
 # lines that cannot be used

@@ -37,11 +37,10 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {args.batch_size}")
     from ..comparison import compare
-    from ..files import check_name, open_input, read_lines
+    from ..files import check_name, read_texts
 
     check_name(args.input, "text")
-    with open_input(args.input) as file:
-        texts = [_text(line, number, args.input) for number, line in enumerate(read_lines(file, args.input), 1)]
+    texts = read_texts(args.input)
     generator = make_generator(args)
     try:
         found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args, generator))
@@ -85,13 +84,3 @@ def run(args: argparse.Namespace) -> int:
     for name, speed in (("bertgen", found.ours), ("transformers", found.theirs)):
         print(f"{name:<13} {speed.seconds:.2f} s, {speed.tokens} tokens, {speed.tokens_per_second:.0f} tokens/s")
     return FAILED_LINES if beyond else 0
-
-
-def _text(line: bytes, number: int, name: str) -> str:
-    from ..files import decoded
-
-    try:
-        text = decoded(line).rstrip("\r\n")
-    except InputError as error:
-        raise InputError(f"{name}, line {number}: {error}") from error
-    return text.removeprefix("\ufeff") if number == 1 else text

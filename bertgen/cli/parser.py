@@ -56,6 +56,8 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
         flags: name in Python -> flag. A name that may be an English word is one where it stands like an option: before
             `=`, "must be" or what it does.
     """
+    listed = re.compile(r"(?<=: give )\w+(?:, \w+)* or \w+")
+    message = listed.sub(lambda found: re.sub(r"\w+", lambda word: flags.get(word[0], word[0]), found[0]), message)
     for name, flag in flags.items():
         start, end = rf"(?<![\w/.'\"-]){name}", r"(?![\w/'\"-]|\.\w)"  # not in a path or a quotation
         message = re.sub(rf"{start}=True\b", flag, message)
