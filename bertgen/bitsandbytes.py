@@ -54,6 +54,8 @@ def from_bitsandbytes(state: dict[str, torch.Tensor], format: str) -> dict[str, 
             found[f"{path}.packed"], found[f"{path}.scale"] = _converted(weight, parts, values, format)
         except (CheckpointError, UnsupportedError) as error:
             raise type(error)(f"{path}.weight: {error}") from None
+        except (RuntimeError, OverflowError, ValueError, TypeError) as error:  # numbers and shapes no library has
+            raise CheckpointError(f"{path}.weight cannot be converted: {error}") from error
     for name, tensor in found.items():
         if name.endswith(".weight") and tensor.dtype == torch.uint8:
             raise CheckpointError(f"{name}.quant_state.bitsandbytes__{format} is missing beside {name}")
@@ -63,7 +65,7 @@ def from_bitsandbytes(state: dict[str, torch.Tensor], format: str) -> dict[str, 
 def _values(name: str, tensor: torch.Tensor) -> dict[str, Any]:
     try:
         values = json.loads(bytes(tensor.tolist()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{name} holds {type(values).__name__}, expected a JSON object")

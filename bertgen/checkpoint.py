@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import stat
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .config import read_json, write_json
-from .errors import CheckpointError, ConfigError, OutputError
+from .errors import BertgenError, CheckpointError, ConfigError, OutputError
 from .files import reported
 from .hub import resolve_file
 
@@ -85,13 +85,25 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, t
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return dict(_read_safetensors(path))
-        return _read_torch(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        state = dict(_read_safetensors(path)) if path.suffix == ".safetensors" else _read_torch(path)
+    except BertgenError:
+        raise
+    except Exception as error:  # what a library makes of a broken file may be anything
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    _check_tensors(path, state)
+    return state
+
+
+def _check_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """CheckpointError where a tensor has no values, or claims more of them than the file has bytes."""
+    size = path.stat().st_size
+    for name, tensor in state.items():
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+            kind = tensor.device.type if tensor.layout == torch.strided else tensor.layout
+            raise CheckpointError(f"{path}: {name} is a tensor of the kind {kind!s}, without the values of a weight")
+        if tensor.numel() * tensor.element_size() > size:
+            raise CheckpointError(f"{path}: {name} claims the shape {tuple(tensor.shape)}, the file has {size} bytes")
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -127,15 +139,33 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     warnings.warn(
         f"{path.name} is a pickle; safetensors loads faster and safer (save_pretrained writes it)", stacklevel=2
     )
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    if zipped := _is_zip(path):
+        _refuse_bombs(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise CheckpointError(f"{path} does not hold a dict of tensors")
+    if unnamed := next((name for name in state if not isinstance(name, str)), None):
+        raise CheckpointError(f"{path} has a tensor of the name {unnamed!r}, which is no text")
     return state
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch stores what it saves as it is; CheckpointError where an archive would grow when it is read."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(item.file_size for item in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes and claims to hold {claimed}")
 
 
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def layers_in(state: dict[str, torch.Tensor]) -> int:
+    """Layers of the deepest stack that a checkpoint has weights of."""
+    found = (re.search(r"\.layer\.(\d{1,9})\.", name) for name in state)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def fold_embeddings(state: dict[str, torch.Tensor], first: int) -> tuple[dict[str, torch.Tensor], int]:

@@ -35,6 +35,10 @@ from .stack import Stack
 logger = logging.getLogger(__name__)
 
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+# Dtypes that a file may hold weights in; float8 without scales is a float as any other.
+STORED = frozenset(
+    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+)
 
 
 class PretrainedModel(nn.Module):
@@ -254,6 +258,8 @@ class PretrainedModel(nn.Module):
             state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
             config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
+        if not ignore_mismatched_sizes:
+            _check_size(path_or_id, cls, config, state)
         with outlined():
             model = cls(config, **built)
         found = model._load(path_or_id, state, target, chosen, stored, wanted, ignore_mismatched_sizes)
@@ -291,7 +297,17 @@ class PretrainedModel(nn.Module):
             What did not go from the one to the other, by transformers' names.
         """
         own, lean = self.state_dict(), bool(stored or wanted)
-        state = self._mapped({k: t for k, t in state.items() if t.is_floating_point() or _is_packed(k)}, set(own))
+        values = sum(tensor.numel() for tensor in state.values())
+        state = self._mapped(state, set(own))
+        for name, tensor in state.items():
+            if name in own and own[name].is_floating_point() and tensor.dtype not in STORED:
+                raise CheckpointError(f"{path_or_id}: {name} holds {tensor.dtype}, which is no kind of weight")
+            if name in own and (f"{name}_scale" in state or f"{name}_scale_inv" in state):
+                raise UnsupportedError(
+                    f"{path_or_id}: {name} is {tensor.dtype} with a scale beside it; of quantized weights those in 4 "
+                    "bits of bertgen and bitsandbytes can be loaded"
+                )
+        state = {name: t for name, t in state.items() if t.is_floating_point() or _is_packed(name)}
         rounded = {f"{path}.weight" for path in self._linear_layers(wanted)} if wanted else set()
         placed: dict[tuple, dict[str, torch.Tensor]] = {}  # by where it lies, as one tensor may have several names
         loaded: dict[str, torch.Tensor] = {}
@@ -323,6 +339,12 @@ class PretrainedModel(nn.Module):
         missing = [name for name, p in self.named_parameters() if p.is_meta]
         if len(missing) == len(list(self.parameters())):
             raise CheckpointError(f"{path_or_id} holds no weight of a {type(self).__name__}: {sorted(state)[:3]} ...")
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta and name not in others and parameter.numel() > values:
+                raise CheckpointError(
+                    f"{path_or_id}: {name} is missing, and the configuration gives it the shape "
+                    f"{tuple(parameter.shape)}: more values than the whole checkpoint has"
+                )
         self.initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
         missing = [name for name in missing if name not in others]
         unused = sorted(set(loaded) - set(own))
@@ -551,11 +573,27 @@ def _first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:
     return half_config(values).first_position
 
 
+def _check_size(path_or_id: str | os.PathLike, cls: type, config: Any, state: dict[str, torch.Tensor]) -> None:
+    """CheckpointError where a configuration asks for more or wider layers than a checkpoint has, before any is made."""
+    found = checkpoint.layers_in(state)
+    widest = max((side for tensor in state.values() for side in tensor.shape), default=0)
+    for half in (config, getattr(config, "encoder", config), getattr(config, "decoder", config)):
+        asked = getattr(half, "num_hidden_layers", 0)
+        if asked > 0 == found:
+            raise CheckpointError(f"{path_or_id} holds no weight of a {cls.__name__}: {sorted(state)[:3]} ...")
+        if asked > found:
+            raise CheckpointError(
+                f"{path_or_id}: the configuration asks for {asked} layers, the weights are of {found}"
+            )
+        if (width := getattr(half, "hidden_size", 0)) > widest:
+            raise CheckpointError(f"{path_or_id}: hidden_size is {width}, no weight has a side of more than {widest}")
+
+
 def _resolve_dtype(dtype: torch.dtype | str | None, config: Any, state: dict[str, torch.Tensor]) -> torch.dtype:
     if dtype is None or dtype == "auto":
         dtype = config.extra.get("dtype") or config.extra.get("torch_dtype")
         if dtype not in _DTYPES:
-            return next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+            return next((t.dtype for t in state.values() if t.dtype in _DTYPES.values()), torch.float32)
     return _known_dtype(dtype)
 
 

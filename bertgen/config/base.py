@@ -22,6 +22,8 @@ INERT_KEYS = frozenset(
 )
 _DTYPE_NAMES = ("dtype", "torch_dtype")
 
+JSON_BYTES = 1 << 28  # of the largest JSON file of a model or tokenizer that is read
+
 
 @dataclass(init=False)
 class Config:
@@ -178,7 +180,11 @@ def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; CheckpointError with the file's name where it is none."""
+    """Read a JSON object; CheckpointError with the file's name where it is none, or larger than `JSON_BYTES`."""
+    if path.exists() and path.stat().st_size > JSON_BYTES:
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size} bytes; a JSON file of a model has at most {JSON_BYTES}"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

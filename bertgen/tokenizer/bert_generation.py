@@ -18,6 +18,7 @@ import sentencepiece
 
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..hub import checked_file
 from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
@@ -360,7 +361,9 @@ def _in_words(words: list[Part]) -> Part:
 def _read_model(vocab_file: Any) -> bytes:
     if not isinstance(vocab_file, (str, os.PathLike)):
         raise ConfigError(f"vocab_file must be the path of a sentencepiece model, got {vocab_file!r}")
+    if (path := Path(vocab_file)).exists():
+        checked_file(path)
     try:
-        return Path(vocab_file).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"no sentencepiece model (spiece.model) at {vocab_file}: {error.strerror}") from error

@@ -15,7 +15,7 @@ import tokenizers
 
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
-from ..hub import resolve_file
+from ..hub import checked_file, resolve_file
 from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
@@ -60,6 +60,9 @@ class FastTokenizer(Tokenizer):
             options.setdefault("padding_side", str(padding.get("direction")).lower())
         super().__init__(special, **options)
         given = [one for one in (tokenizer_file, *vocabulary) if one is not None]
+        for one in given:
+            if isinstance(one, (str, os.PathLike)) and os.path.exists(one):
+                checked_file(Path(one))
         if given != [tokenizer_file] and given != list(vocabulary):
             raise ConfigError(
                 f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(given)}"
