@@ -43,8 +43,7 @@ def load_state(
         CheckpointError: no weights, or a file that is truncated, corrupt, or not what its index says.
     """
     names = [name for name, wanted in ((SAFETENSORS, True), (TORCH, False)) if use_safetensors in (None, wanted)]
-    if variant is not None:
-        names = [f"{stem}.{variant}.{suffix}" for stem, _, suffix in (name.rpartition(".") for name in names)]
+    names = [_named(name, variant) for name in names]
     layouts = [(name, sharded) for name in names for sharded in (False, True)]
     for name, sharded in layouts:
         path = resolve_file(path_or_id, _index_of(name, variant) if sharded else name, required=False, **hub)
@@ -55,6 +54,12 @@ def load_state(
         return _read_shards(path, lambda shard: resolve_file(path_or_id, shard, **hub))
     looked = [_index_of(name, variant) if sharded else name for name, sharded in layouts]
     raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(looked)}")
+
+
+def _named(name: str, variant: str | None) -> str:
+    """The name of a file of weights, of a variant of it where there is one."""
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
 
 
 def _index_of(name: str, variant: str | None) -> str:
@@ -188,7 +193,7 @@ def fold_embeddings(state: dict[str, torch.Tensor], first: int) -> tuple[dict[st
 
 def save_state(
     directory: Path, state: dict[str, torch.Tensor], *, safe_serialization: bool, max_shard_size: int | str,
-    aliases: dict[str, str] | None = None,
+    aliases: dict[str, str] | None = None, variant: str | None = None,
 ) -> None:  # fmt: skip
     """Write tensors as `model.safetensors` or `pytorch_model.bin`, in shards with an index above `max_shard_size`.
 
@@ -198,8 +203,9 @@ def save_state(
         safe_serialization: safetensors, else pickle.
         max_shard_size: bytes, or text such as "5GB".
         aliases: {dropped name: kept name} to record in the safetensors header.
+        variant: part of the files' names, as of `load_state`.
     """
-    name = SAFETENSORS if safe_serialization else TORCH
+    name = _named(SAFETENSORS if safe_serialization else TORCH, variant)
     shards = _split(state, parse_size(max_shard_size))
     metadata = {"format": "pt", **(aliases or {})}
 
@@ -221,7 +227,7 @@ def save_state(
     if len(shards) > 1:
         weight_map = {key: file for file, part in zip(files, shards) for key in part}
         total = sum(t.numel() * t.element_size() for t in state.values())
-        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(directory / _index_of(name, variant), {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(state: dict[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from . import checkpoint, memory
 from .activations import XIELU
-from .arguments import older
+from .arguments import older, settled
 from .bitsandbytes import from_bitsandbytes
 from .config import (
     BitsAndBytesConfig,
@@ -47,9 +47,12 @@ class PretrainedModel(nn.Module):
     config_class: ClassVar[Any]
     arguments: ClassVar[tuple[str, ...]] = ()  # of the class, beside its configuration
     main_input_name: ClassVar[str] = "input_ids"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    name_or_path: str = ""  # where the model was loaded from
 
     config: Any
     _generation_config: GenerationConfig
+    _require_grads_hooks: list[Any]
     _noted_ids: dict[str, Any]  # those of `config` that `_generation_config` has, or has others in place of
 
     @property
@@ -80,10 +83,31 @@ class PretrainedModel(nn.Module):
         """Floating dtype of the parameters."""
         return next(self.parameters()).dtype
 
-    def num_parameters(self) -> int:
-        """Parameters, each counted once however many names it has; those in 4 bits too, without their scales."""
-        scales = {id(p) for m in self.modules() if isinstance(m, Int4Linear) for p in (m.scale, m.zero)}
-        return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.parameters() if id(p) not in scales)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Parameters, each counted once however many names it has; those in 4 bits too, without their scales.
+
+        Args:
+            only_trainable: only those with `requires_grad`. exclude_embeddings: without tables of embeddings.
+        """
+        left_out = {id(p) for m in self.modules() if isinstance(m, Int4Linear) for p in (m.scale, m.zero)}
+        if exclude_embeddings:
+            left_out |= {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        counted = [p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable)]
+        return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in counted)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers."""
+        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def can_generate(self) -> bool:
+        """Whether there is a `generate`."""
+        return hasattr(self, "generate")
+
+    @property
+    def base_model(self) -> Any:
+        """The stack without its head; the model itself where it has none."""
+        return self
 
     @property
     def quantization(self) -> Int4Config | None:
@@ -158,6 +182,44 @@ class PretrainedModel(nn.Module):
     def is_gradient_checkpointing(self) -> bool:
         """Whether any stack recomputes its layers."""
         return any(m.recompute is not None for m in self.modules() if isinstance(m, Stack))
+
+    def set_attn_implementation(self, attn_implementation: Any) -> None:
+        """Accepted, as of `from_pretrained`: operators are chosen call by call, and attention weights are real ones."""
+        settled({"attn_implementation": attn_implementation})
+
+    # The names that these have in transformers from 5.23 on.
+    activation_checkpointing_disable = gradient_checkpointing_disable
+    is_activation_checkpointing = is_gradient_checkpointing
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """`gradient_checkpointing_enable`; UnsupportedError for other than every layer, or inputs held elsewhere."""
+        if every_n_layers != 1 or offload:
+            raise UnsupportedError(
+                f"every_n_layers={every_n_layers}, offload={offload}: each layer recomputes, in place"
+            )
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """Make what the tables of embeddings return need a gradient, for adapters under gradient checkpointing."""
+        self.disable_input_require_grads()
+        tables = {id(m): m for m in self.modules() if isinstance(m, PretrainedModel)}
+        found = {id(m.get_input_embeddings()): m.get_input_embeddings() for m in tables.values()}
+        self._require_grads_hooks = [t.register_forward_hook(_needs_gradient) for t in found.values()]
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        for hook in getattr(self, "_require_grads_hooks", ()):
+            hook.remove()
+        self._require_grads_hooks = []
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of embeddings of the input's tokens."""
+        raise NotImplementedError
 
     def _recompute(self, options: dict[str, Any] | None) -> None:
         for module in self.modules():
@@ -262,6 +324,7 @@ class PretrainedModel(nn.Module):
             _check_size(path_or_id, cls, config, state)
         with outlined():
             model = cls(config, **built)
+        model.name_or_path = "" if path_or_id is None else str(path_or_id)
         found = model._load(path_or_id, state, target, chosen, stored, wanted, ignore_mismatched_sizes)
         options = None
         if generation_config is not None:
@@ -432,6 +495,11 @@ class PretrainedModel(nn.Module):
         max_shard_size: int | str = "5GB",
         deduplicate: bool = False,
         stored_dtype: torch.dtype | str | None = None,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        variant: str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
     ) -> None:
         """Write config.json, generation_config.json and the weights; transformers loads them with the same logits.
 
@@ -444,9 +512,28 @@ class PretrainedModel(nn.Module):
             max_shard_size: bytes, or text such as "5GB"; larger models are split, with an index.
             deduplicate: write weights that encoder and decoder share once. transformers 5 cannot load that.
             stored_dtype: of the tensors in the file; config.json names the model's own, which loading restores.
+            is_main_process: False writes nothing: of several processes one writes.
+            state_dict: weights to write in place of the model's own, as `accelerator.get_state_dict` gathers them.
+            variant: part of the files' names: "fp16" writes `model.fp16.safetensors`.
+            push_to_hub: only False.
+            options: other arguments of transformers, which change nothing: save_function, token, save_peft_format,
+                save_original_format.
+
+        Raises:
+            ConfigError: an unknown option, or a `state_dict` without some weight. UnsupportedError: push_to_hub.
         """
+        if unknown := options.keys() - {"save_function", "token", "save_peft_format", "save_original_format"}:
+            raise ConfigError(f"save_pretrained has no option {', '.join(map(repr, sorted(unknown)))}")
+        if push_to_hub:
+            raise UnsupportedError("push_to_hub=True: huggingface_hub uploads what was saved (hf upload)")
+        if not is_main_process:
+            return
         config = self.saved_config()
         tensors, aliases = self._saved_state(deduplicate)
+        if state_dict is not None:
+            if missing := tensors.keys() - state_dict.keys():
+                raise ConfigError(f"state_dict has no {_summary(sorted(missing))}")
+            tensors = {name: state_dict[name] for name in tensors}
         if stored_dtype is not None:
             stored = _known_dtype(stored_dtype)
             tensors = {k: t.to(stored) if t.is_floating_point() else t for k, t in tensors.items()}
@@ -465,8 +552,9 @@ class PretrainedModel(nn.Module):
             none = {name: None for name, value in special_ids(self.config).items() if value is not None}
             checkpoint.write_json(path / "generation_config.json", none | options)
             checkpoint.save_state(
-                path, tensors, safe_serialization=safe_serialization, max_shard_size=max_shard_size, aliases=aliases
-            )
+                path, tensors, safe_serialization=safe_serialization, max_shard_size=max_shard_size, aliases=aliases,
+                variant=variant,
+            )  # fmt: skip
 
     def saved_config(self) -> dict[str, Any]:
         """Content of config.json with which the weights that are saved load again.
@@ -479,6 +567,10 @@ class PretrainedModel(nn.Module):
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors to write and, for names left out because an equal one is written, {left out: written}."""
         return self.state_dict(), {}
+
+
+def _needs_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
 
 
 def _is_packed(name: str) -> bool:

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from test_model import TINY, distance, tiny
 
+import bertgen
 from bertgen import (
     AutoTokenizer,
     BackendError,
@@ -218,6 +219,67 @@ def test_other_arguments_of_a_model_act(saved, tmp_path):
         EncoderDecoderModel.from_encoder_decoder_pretrained(
             None, tmp_path / "bert", encoder_model=BertModel(BertConfig(**TINY)), encoder_dtype="float16"
         )
+
+
+def test_saving_takes_the_arguments_of_transformers(saved, tmp_path):
+    model = EncoderDecoderModel.from_pretrained(saved)
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+    state = {name: t * 2 for name, t in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "given", state_dict=state, save_function=torch.save, token=None)
+    found = load_file(tmp_path / "given" / "model.safetensors")
+    assert found.keys() == load_file(saved / "model.safetensors").keys()
+    assert all(torch.equal(t, state[name]) for name, t in found.items())
+    for size in ("5GB", "20KB"):
+        model.save_pretrained(tmp_path / size, variant="fp16", max_shard_size=size)
+        theirs = transformers.EncoderDecoderModel.from_pretrained(tmp_path / size, variant="fp16")
+        assert distance(logits(theirs), logits(model)) <= 1e-5
+        assert (
+            distance(logits(EncoderDecoderModel.from_pretrained(tmp_path / size, variant="fp16")), logits(model)) == 0
+        )
+    with pytest.raises(ConfigError, match="state_dict has no encoder.embeddings.LayerNorm.bias"):
+        model.save_pretrained(
+            tmp_path / "x", state_dict={n: t for n, t in state.items() if n != "encoder.embeddings.LayerNorm.bias"}
+        )
+    with pytest.raises(ConfigError, match="no option 'safe_serialisation'"):
+        model.save_pretrained(tmp_path / "x", safe_serialisation=True)
+    with pytest.raises(UnsupportedError, match="push_to_hub"):
+        model.save_pretrained(tmp_path / "x", push_to_hub=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_small_helpers_of_models_equal_transformers(saved):
+    ours, theirs = (kind.EncoderDecoderModel.from_pretrained(saved) for kind in (bertgen, transformers))
+    for one in (ours, theirs):
+        one.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
+    for options in ({}, dict(only_trainable=True), dict(exclude_embeddings=True)):
+        assert ours.num_parameters(**options) == theirs.num_parameters(**options), options
+    assert ours.get_memory_footprint(return_buffers=False) == theirs.get_memory_footprint(return_buffers=False)
+    assert ours.can_generate() and ours.decoder.can_generate() and not ours.encoder.can_generate()
+    ours.set_attn_implementation("eager")
+    assert ours.base_model is ours and ours.decoder.base_model is ours.decoder.bert and ours.name_or_path == str(saved)
+    ours.activation_checkpointing_enable()
+    assert ours.is_activation_checkpointing and ours.is_gradient_checkpointing
+    ours.activation_checkpointing_disable()
+    assert not ours.is_gradient_checkpointing
+    with pytest.raises(UnsupportedError, match="every_n_layers=2"):
+        ours.activation_checkpointing_enable(every_n_layers=2)
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_inputs_of_frozen_embeddings_can_need_gradients(saved, kind):
+    model = (bertgen if kind == "ours" else transformers).EncoderDecoderModel.from_pretrained(saved)
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    layer = model.encoder.encoder.layer[0].output.dense
+    layer.weight.requires_grad_(True)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
+    model.disable_input_require_grads()
+    if kind == "ours":  # transformers leaves the hooks of halves
+        assert not model.eval().encoder.embeddings.word_embeddings(IDS).requires_grad
 
 
 def test_configurations_and_tokenizers_take_the_arguments_of_loading_too(saved, tiny_checkpoint, tmp_path):

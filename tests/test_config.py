@@ -16,6 +16,7 @@ from bertgen import (
     BertGenerationConfig,
     ConfigError,
     EncoderDecoderConfig,
+    EncoderDecoderModel,
     GenerationConfig,
     RobertaConfig,
     UnsupportedError,
@@ -32,7 +33,7 @@ def configurations():
     yield EncoderDecoderConfig.from_encoder_decoder_configs(half, copy.deepcopy(half), pad_token_id=0)
 
 
-@pytest.mark.parametrize("config", configurations(), ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("config", list(configurations()), ids=lambda config: type(config).__name__)
 def test_configurations_are_written_and_read_in_every_form(config, tmp_path):
     kind = type(config)
     assert kind.from_dict(json.loads(config.to_json_string())) == config
@@ -156,6 +157,16 @@ def test_validation_equals_transformers(options, caplog):
         with caplog.at_level(logging.WARNING, logger="bertgen"):
             GenerationConfig(**options).validate()
         assert ("will have no effect" in caplog.text) == (outcomes[0] == ["refused"])
+
+
+@pytest.mark.parametrize("name", ["prefix", "torch_dtype", "gradient_checkpointing", "attn_implementation"])
+def test_options_of_models_are_no_options_of_generation(name, tiny_checkpoint):
+    with pytest.raises(ConfigError, match=name):
+        GenerationConfig(**{name: True})
+    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    with pytest.raises(ConfigError, match=name):
+        model.generate(torch.tensor([[5, 6]]), **{name: True})
+    assert GenerationConfig(transformers_version="5").to_dict() == {"transformers_version": "5"}
 
 
 def test_options_that_bertgen_does_not_have_read_as_none():

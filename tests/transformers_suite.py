@@ -125,7 +125,7 @@ class Own(Outcomes):
     def __init__(self):
         super().__init__()
         # Tests set it where transformers would give no attentions otherwise; here it has no meaning.
-        base.INERT_KEYS |= {"_attn_implementation"}
+        base.Config.INERT |= {"_attn_implementation"}
 
     def pytest_collection_modifyitems(self, config, items):
         own = [i for i in items if i.function.__module__ == i.module.__name__ and i.name != "test_config"]

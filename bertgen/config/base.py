@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..files import reported
@@ -29,13 +29,15 @@ JSON_BYTES = 1 << 28  # of the largest JSON file of a model or tokenizer that is
 class Config:
     """A set of named options with checked values; keys without a meaning here are kept in `extra`."""
 
+    INERT: ClassVar[frozenset[str]] = INERT_KEYS
+
     extra: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __init__(self, **options: Any):
         object.__setattr__(self, "extra", {})
         known = {f.name: f for f in fields(self) if f.name != "extra"}
         for name in options:
-            if name not in known and name not in INERT_KEYS:
+            if name not in known and name not in self.INERT:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
@@ -47,7 +49,7 @@ class Config:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dataclass_fields__:
-            if name not in INERT_KEYS:
+            if name not in self.INERT:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}")
             if name in _DTYPE_NAMES:
                 self.extra.pop("torch_dtype", None)
@@ -63,7 +65,7 @@ class Config:
             return _dtype(extra.get("dtype", extra.get("torch_dtype")))
         if name in extra:
             return extra[name]
-        if name in INERT_KEYS:
+        if name in self.INERT:
             return None
         raise AttributeError(f"{type(self).__name__} has no option {name!r}")
 
@@ -104,7 +106,7 @@ class Config:
         """
         names = {f.name for f in fields(cls)} - {"extra"}
         if return_unused_kwargs:
-            unused = {name: overrides.pop(name) for name in set(overrides) - names - INERT_KEYS}
+            unused = {name: overrides.pop(name) for name in set(overrides) - names - cls.INERT}
             return cls.from_dict(values, **overrides), unused
         config = cls(**{**{name: value for name, value in values.items() if name in names}, **overrides})
         given = {*config.extra, *(_DTYPE_NAMES if "dtype" in config.extra else ()), "model_type"}

@@ -72,6 +72,8 @@ class GenerationConfig(Config):
         infer_attention_mask: where no mask is given, treat pad ids of the input as padding.
     """
 
+    INERT: ClassVar[frozenset[str]] = frozenset(("transformers_version",))
+
     max_length: int | None = None
     max_new_tokens: int | None = None
     min_length: int | None = None

@@ -280,6 +280,11 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return getattr(self, self.body_name)
 
     @property
+    def base_model(self) -> BertGenerationEncoder:
+        """The stack, by transformers' name."""
+        return self.body
+
+    @property
     def head(self) -> LMHead:
         """The language-model head: [T, hidden] -> [T, vocab]."""
         return self.get_submodule(self.head_path)  # type: ignore[return-value]

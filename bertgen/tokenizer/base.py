@@ -77,6 +77,8 @@ class Tokenizer(Vocabulary):
     VOCABULARY_FILES: ClassVar[tuple[dict[str, str], ...]]
     MODEL_INPUT_NAMES: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # a call with one text, that is; in a list it is padded everywhere
+    SPECIAL_TOKENS_ATTRIBUTES: ClassVar[list[str]] = list(SPECIAL_NAMES)
+    name_or_path: str = ""  # where the tokenizer was loaded from
     is_fast: ClassVar[bool] = False  # whether transformers' one is by the tokenizers library
     CLEANS_UP: ClassVar[bool] = True  # False: clean_up_tokenization_spaces does nothing
 
@@ -106,6 +108,16 @@ class Tokenizer(Vocabulary):
         self.model_input_names = list(self.MODEL_INPUT_NAMES if model_input_names is None else model_input_names)
 
     # -- what differs from class to class -----------------------------------------------------------------------------
+
+    @property
+    def vocab_files_names(self) -> dict[str, str]:
+        """Option of the constructor -> name of the file, for each that can hold a vocabulary."""
+        return {option: name for names in self.VOCABULARY_FILES for option, name in names.items()}
+
+    @staticmethod
+    def clean_up_tokenization(text: str) -> str:
+        """Take the spaces before English punctuation and contractions out of a text."""
+        return cleaned_up(text)
 
     @property
     def max_len_single_sentence(self) -> int:
@@ -680,7 +692,9 @@ class Tokenizer(Vocabulary):
         """
         overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
         if Path(path_or_id).is_file():
-            return cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
+            tokenizer = cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
+            tokenizer.name_or_path = str(path_or_id)
+            return tokenizer
         vocabulary: dict[str, Any] = dict(find_vocabulary(path_or_id, cls.VOCABULARY_FILES, hub))
         known = {name for one in (cls, Tokenizer) for name in inspect.signature(one).parameters}
         saved = saved_options(path_or_id, known, hub)
@@ -692,7 +706,9 @@ class Tokenizer(Vocabulary):
                 special.update(AddedToken.of(token).content for token in options.get("extra_special_tokens") or ())
                 named = {index: AddedToken.of(content, content in special) for content, index in behind.items()}
                 options["added_tokens_decoder"] = named | cls._added_tokens_in(vocabulary)
-            return cls(**vocabulary, **options)
+            tokenizer = cls(**vocabulary, **options)
+            tokenizer.name_or_path = str(path_or_id)
+            return tokenizer
         except (ConfigError, TypeError) as error:
             kind = ConfigError if overrides else CheckpointError
             raise kind(f"{path_or_id}: {error}") from error

@@ -105,6 +105,11 @@ class BertGenerationTokenizer(Tokenizer):
     # -- vocabulary ---------------------------------------------------------------------------------------------------
 
     @property
+    def sp_model(self) -> sentencepiece.SentencePieceProcessor:
+        """The library's object."""
+        return self._sp
+
+    @property
     def vocab_size(self) -> int:
         """Number of sentencepiece pieces, without added tokens."""
         return len(self._pieces)

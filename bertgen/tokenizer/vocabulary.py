@@ -107,6 +107,11 @@ class Vocabulary:
         return {token: index for index, token in self._token_of.items()} | added
 
     @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab()`."""
+        return self.get_vocab()
+
+    @property
     def special_tokens_map(self) -> dict[str, str]:
         """Name -> token of the special tokens that there are."""
         return {name: token for name, token in self._special.items() if token is not None}

@@ -1,0 +1,62 @@
+"""Public names of transformers' classes: each is there, or docs/compatibility.md lists it as not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+from torch import nn
+
+import bertgen
+from bertgen.hub import DEMO_MODEL
+from bertgen.tokenizer import BatchEncoding
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+SHAPE = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+
+def things(library):
+    """One object of each kind."""
+    half = library.BertConfig(**SHAPE)
+    pair = library.EncoderDecoderConfig.from_encoder_decoder_configs(half, library.BertConfig(**SHAPE))
+    pieces = library.BertGenerationTokenizer(f"{DEMO_MODEL}/spiece.model")
+    words = library.BertTokenizer(vocab={word: i for i, word in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] a".split())})
+    model = library.EncoderDecoderModel(pair)
+    return {
+        "model": model,
+        "half": model.decoder,
+        "configuration": pair,
+        "configuration of a half": half,
+        "generation configuration": library.GenerationConfig(),
+        "tokenizer of pieces": pieces,
+        "tokenizer of words": words,
+        "encoding": words("a"),
+        "streamer": library.TextIteratorStreamer(pieces),
+    }
+
+
+def public(thing):
+    return {name for name in dir(thing) if not name.startswith("_")} - set(dir(nn.Module()))
+
+
+def listed():
+    """What the page says is not there, by the kind of object."""
+    part = PAGE.read_text(encoding="utf-8").partition("## Names that are not there")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\w ,]+) \| (`[^|]*) \|[^|]*\|$", part, re.MULTILINE)
+    found: dict[str, set[str]] = {kind: set() for kind in things(bertgen)}
+    for kinds, names in rows:
+        for kind in kinds.split(", "):
+            found[kind] |= set(re.findall(r"`(\w+)`", names))
+    return found
+
+
+@pytest.mark.parametrize("kind", things(bertgen))
+def test_every_public_name_is_there_or_listed_as_not_there(kind):
+    ours, theirs, absent = things(bertgen)[kind], things(transformers)[kind], listed()[kind]
+    if kind == "encoding":
+        assert isinstance(ours, BatchEncoding)
+    missing = {name for name in public(theirs) if not hasattr(ours, name)}
+    assert missing - absent == set(), "neither there nor listed"
+    assert absent - missing == set(), "listed, but there"
