@@ -7,6 +7,7 @@ ARGS ?=
 CXX ?= g++
 SEED ?= 1
 TRANSFORMERS ?= 5.16.0
+CHECKOUT ?= ../transformers
 PAIRS ?= train.tsv
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
@@ -22,8 +23,12 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels test-transformers fuzz soak gpu bench bench-gpu figures lint format dist \
-	clean
+.PHONY: help demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
+	format dist clean
+
+ifeq ($(origin PATH),command line)
+$(error PATH says where commands are: for a checkout of transformers write CHECKOUT=$(PATH))
+endif
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +54,10 @@ test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter
 test-transformers: $(OTHER)/constraints.txt ## the drop-in under the oldest transformers supported
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
 	$(OTHER)/bin/python -m pytest tests/test_dropin*.py $(PARALLEL) $(ARGS)
+
+test-peers: $(VENV)/.tools ## transformers' own tests, plain, accelerated and on our classes; CHECKOUT=its source tree
+	$(INSTALL) parameterized httpx timeout-decorator
+	$(BIN)/python tests/transformers_suite.py $(CHECKOUT) $(ARGS)
 
 # Without the pins of what each transformers has bounds of its own for.
 .venv-transformers-%/constraints.txt: constraints.txt

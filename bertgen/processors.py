@@ -28,6 +28,32 @@ NO_WARP: dict[str, Any] = dict(
 )
 
 
+# transformers' processors, of which one that a caller passes takes the place of the one that the option makes.
+_THEIRS = {
+    "SequenceBiasLogitsProcessor": "sequence_bias",
+    "EncoderRepetitionPenaltyLogitsProcessor": "encoder_repetition_penalty",
+    "RepetitionPenaltyLogitsProcessor": "repetition_penalty",
+    "NoRepeatNGramLogitsProcessor": "no_repeat_ngram_size",
+    "EncoderNoRepeatNGramLogitsProcessor": "encoder_no_repeat_ngram_size",
+    "NoBadWordsLogitsProcessor": "bad_words_ids",
+    "MinLengthLogitsProcessor": "min_length",
+    "MinNewTokensLengthLogitsProcessor": "min_new_tokens",
+    "PrefixConstrainedLogitsProcessor": "prefix_allowed_tokens_fn",
+    "ForcedBOSTokenLogitsProcessor": "forced_bos_token_id",
+    "ForcedEOSTokenLogitsProcessor": "forced_eos_token_id",
+    "InfNanRemoveLogitsProcessor": "remove_invalid_values",
+    "ExponentialDecayLengthPenalty": "exponential_decay_length_penalty",
+    "SuppressTokensLogitsProcessor": "suppress_tokens",
+    "SuppressTokensAtBeginLogitsProcessor": "begin_suppress_tokens",
+}
+
+
+def replaced(process: Any) -> str | None:
+    """The option whose processor a processor of transformers' takes the place of; None for any other callable."""
+    kind = type(getattr(process, "__wrapped__", process))
+    return _THEIRS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+
+
 class Processors:
     """Processors one after another.
 
@@ -101,7 +127,8 @@ def build(
         prefix: int64 [B, P], where the rows begin; each stands for as many rows as the search makes of it.
         prefix_mask: bool [B, P], False at padding: what stands before the first token does not count as a repetition.
         source_ids: int64 [B, S], what the encoder (or a standalone decoder) was given; None where it was embeddings.
-        allowed: `prefix_allowed_tokens_fn`. custom: `logits_processor`.
+        allowed: `prefix_allowed_tokens_fn`.
+        custom: `logits_processor`; one of transformers' classes takes the place of the processor of its option.
 
     Raises:
         ConfigError: ids outside the vocabulary; an option that needs an end token where there is none.
@@ -115,52 +142,70 @@ def build(
         check_ids(name, ids, vocabulary)
         return prefix.new_tensor(ids)
 
+    given = _callables("logits_processor", custom)
+    own = [partial(given_scores, process=process) for process in given]
+    places = {replaced(process): checked for process, checked in zip(reversed(given), reversed(own), strict=True)}
     chain: list[Processor] = []
+
+    def add(option: str, process: Processor) -> None:
+        chain.append(places.get(option, process))
+
     by_row = allowed is not None or bool(custom)
     if options.sequence_bias is not None:
         pairs = options.sequence_bias
         pairs = dict(pairs) if isinstance(pairs, dict) else {tuple(ids): bias for ids, bias in pairs}
-        chain.append(SequenceBias("sequence_bias", pairs, vocabulary, prefix.device))
+        add("sequence_bias", SequenceBias("sequence_bias", pairs, vocabulary, prefix.device))
     if options.encoder_repetition_penalty != 1.0 and _has_ids("encoder_repetition_penalty", source_ids, vocabulary):
         by_row = True
-        chain.append(partial(penalize_repetition, penalty=1 / options.encoder_repetition_penalty, tokens=source_ids))
+        add(
+            "encoder_repetition_penalty",
+            partial(penalize_repetition, penalty=1 / options.encoder_repetition_penalty, tokens=source_ids),
+        )
     if options.repetition_penalty != 1.0:
         first = None
         if prefix_mask is not None and not bool(prefix_mask[:, 0].all()):
             by_row, first = True, prefix_mask.int().argmax(1)
-        chain.append(partial(penalize_repetition, penalty=options.repetition_penalty, first=first))
+        add("repetition_penalty", partial(penalize_repetition, penalty=options.repetition_penalty, first=first))
     if options.no_repeat_ngram_size > 0:
-        chain.append(partial(block_ngrams, size=options.no_repeat_ngram_size))
+        add("no_repeat_ngram_size", partial(block_ngrams, size=options.no_repeat_ngram_size))
     if options.encoder_no_repeat_ngram_size > 0 and _has_ids("encoder_no_repeat_ngram_size", source_ids, vocabulary):
         by_row = True
-        chain.append(partial(block_ngrams, size=options.encoder_no_repeat_ngram_size, tokens=source_ids))
+        add(
+            "encoder_no_repeat_ngram_size",
+            partial(block_ngrams, size=options.encoder_no_repeat_ngram_size, tokens=source_ids),
+        )
     if options.bad_words_ids is not None:
         banned = {tuple(ids): -torch.inf for ids in options.bad_words_ids if len(ids) > 1 or ids[0] not in end}
         if banned:
-            chain.append(SequenceBias("bad_words_ids", banned, vocabulary, prefix.device))
+            add("bad_words_ids", SequenceBias("bad_words_ids", banned, vocabulary, prefix.device))
     if options.min_length > start and end:
         ids = prefix.new_tensor([token for token in end if token < vocabulary])
-        chain.append(partial(suppress, tokens=ids, until=options.min_length))
+        add("min_length", partial(suppress, tokens=ids, until=options.min_length))
+        if options.min_new_tokens and places.keys() & {"min_length", "min_new_tokens"}:  # two processors there
+            add("min_new_tokens", partial(suppress, tokens=ids, until=options.min_length))
     if allowed is not None:
-        chain.append(partial(allow, allowed=allowed, beams=options.num_beams))
+        add("prefix_allowed_tokens_fn", partial(allow, allowed=allowed, beams=options.num_beams))
     if options.forced_bos_token_id is not None:
-        chain.append(partial(force, tokens=ids_of("forced_bos_token_id"), length=1))
+        add("forced_bos_token_id", partial(force, tokens=ids_of("forced_bos_token_id"), length=1))
     if options.forced_eos_token_id is not None:
-        chain.append(partial(force, tokens=ids_of("forced_eos_token_id"), length=options.max_length - 1))
+        add("forced_eos_token_id", partial(force, tokens=ids_of("forced_eos_token_id"), length=options.max_length - 1))
     if options.remove_invalid_values:
-        chain.append(remove_invalid)
+        add("remove_invalid_values", remove_invalid)
     if options.exponential_decay_length_penalty is not None:
         if not end:
             raise ConfigError("exponential_decay_length_penalty needs eos_token_id")
         begin, factor = options.exponential_decay_length_penalty
-        chain.append(partial(decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor))
+        add(
+            "exponential_decay_length_penalty",
+            partial(decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor),
+        )
     if options.suppress_tokens is not None:
-        chain.append(partial(suppress, tokens=ids_of("suppress_tokens")))
+        add("suppress_tokens", partial(suppress, tokens=ids_of("suppress_tokens")))
     if options.begin_suppress_tokens is not None:
         length = start + (start <= 1 and options.forced_bos_token_id is not None)
-        chain.append(partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
-    chain.extend(partial(given_scores, process=process) for process in _callables("logits_processor", custom))
-    last = len(chain) if custom else 0
+        add("begin_suppress_tokens", partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
+    chain.extend(process for process in own if not any(process is one for one in chain))
+    last = max((place for place, process in enumerate(chain, 1) if any(process is one for one in own)), default=0)
     if options.do_sample:
         limits = {name: getattr(options, name) for name in NO_WARP}
         if limits != NO_WARP:

@@ -18,6 +18,14 @@ from .errors import ConfigError, InputError
 Scores = tuple[torch.Tensor, ...] | None
 Criterion = Callable[[torch.Tensor, Scores], Any]
 
+# transformers' criteria, of which one that a caller passes takes the place of the one that the option makes.
+_THEIRS = {
+    "MaxLengthCriteria": "max_length",
+    "MaxTimeCriteria": "max_time",
+    "StopStringCriteria": "stop_strings",
+    "EosTokenCriteria": "eos_token_id",
+}
+
 BASE = "abcdef"  # a text that a token follows when its own text is asked for: what begins a text may lose its space
 
 
@@ -55,25 +63,48 @@ def build(options: GenerationConfig, tokenizer: Any = None, custom: Sequence[Cri
 
     Args:
         tokenizer: what gives tokens their text, for `stop_strings`.
-        custom: `stopping_criteria`.
+        custom: `stopping_criteria`; one of transformers' classes takes the place of that of its option.
 
     Raises:
         ConfigError: `stop_strings` without a tokenizer; `custom` is no list of callables.
     """
+    if custom is not None and not (isinstance(custom, (list, tuple)) and all(map(callable, custom))):
+        raise ConfigError(f"stopping_criteria must be a list of callables, got {custom!r}")
+    own = list(custom or ())
+    places = {replaced(criterion) for criterion in own}
     criteria: list[Criterion] = []
-    if options.max_time is not None:
+    if options.max_time is not None and "max_time" not in places:
         limit = time.monotonic() + options.max_time
         criteria.append(lambda history, scores: time.monotonic() > limit)
-    if options.stop_strings is not None:
+    if options.stop_strings is not None and "stop_strings" not in places:
         if tokenizer is None:
             raise ConfigError(f"stop_strings={options.stop_strings!r} needs tokenizer=, to see what tokens spell")
         texts = options.stop_strings
         criteria.append(StopStrings(tokenizer, [texts] if isinstance(texts, str) else texts))
-    if custom is not None:
-        if not isinstance(custom, (list, tuple)) or not all(map(callable, custom)):
-            raise ConfigError(f"stopping_criteria must be a list of callables, got {custom!r}")
-        criteria.extend(custom)
-    return Criteria(criteria, by_row=bool(custom))
+    return Criteria([*criteria, *own], by_row=bool(own))
+
+
+def replaced(criterion: Any) -> str | None:
+    """The option that a criterion of transformers' takes the place of; None for any other callable."""
+    kind = type(getattr(criterion, "__wrapped__", criterion))
+    return _THEIRS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+
+
+def overruled(options: GenerationConfig, prefix: int, custom: Sequence[Any] | None) -> GenerationConfig:
+    """Settled options with the length and the end tokens of transformers' criteria that take their place.
+
+    Args:
+        prefix: tokens that an output begins with; at least one more is chosen, whatever the length.
+        custom: `stopping_criteria`.
+    """
+    changed: dict[str, Any] = {}
+    for criterion in custom or ():
+        option = replaced(criterion)
+        if option == "max_length":
+            changed.setdefault(option, max(criterion.max_length, prefix + 1))
+        elif option == "eos_token_id" and options.end_tokens:
+            changed.setdefault(option, torch.as_tensor(criterion.eos_token_id).flatten().tolist())
+    return GenerationConfig.from_dict({**options.to_dict(), **changed}) if changed else options
 
 
 class StopStrings:

@@ -229,6 +229,26 @@ def test_precedence_of_options(models):
         model.generation_config, oracle.generation_config = kept
 
 
+@pytest.mark.parametrize(
+    "own, passed, call, length",
+    [
+        (dict(max_new_tokens=3), None, dict(max_length=8), 8),
+        (dict(max_new_tokens=3), dict(max_length=6), {}, 6),
+        (dict(max_new_tokens=3), dict(max_length=6), dict(max_new_tokens=9), 10),
+        (dict(max_length=8), None, dict(max_new_tokens=3), 4),
+        (dict(max_length=8, max_new_tokens=3), None, {}, 4),
+        ({}, None, dict(max_length=8, max_new_tokens=3), 4),
+    ],
+)
+def test_the_nearer_of_two_lengths_counts(models, monkeypatch, own, passed, call, length):
+    """transformers takes `max_new_tokens` of whatever level; here a call says last how long its outputs are."""
+    model, ids = models[0], torch.tensor([[5, 6, 7, 8, 9]])
+    options = dict(eos_token_id=None, pad_token_id=0, decoder_start_token_id=2)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(**options, **own))
+    config = None if passed is None else GenerationConfig(**passed)
+    assert model.generate(ids, generation_config=config, **call).shape == (1, length)
+
+
 def test_none_switches_an_option_off(models):
     """As in transformers: a keyword that is None beats the model's own configuration."""
     model, oracle = models

@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 from checkpoints import FIRST, MAX_LENGTH, POSITIONS, sentence, translation
 
 from bertgen import (
@@ -373,6 +374,15 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
 def test_bad_options(generator, options, error, message):
     with pytest.raises(error, match=message):
         generator.generate(["one"], **options)
+
+
+def test_criteria_that_take_the_place_of_an_option_are_refused(generator):
+    """In `model.generate` they say how long an output is; here that was planned before they were looked at."""
+    for criterion in (transformers.MaxLengthCriteria(30), transformers.EosTokenCriteria([5])):
+        with pytest.raises(UnsupportedError, match="max_length= and eos_token_id="):
+            generator.generate(["one"], stopping_criteria=[criterion])
+    same = [transformers.MaxTimeCriteria(100.0)]
+    assert generator.generate(["one"], stopping_criteria=same) == generator.generate(["one"])
 
 
 # memory

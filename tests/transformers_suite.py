@@ -1,75 +1,97 @@
-"""transformers' own tests, on accelerated models or on bertgen's own classes.
+"""transformers' own tests, three times: as they are, on accelerated models, and on bertgen's own classes.
 
-    python tests/transformers_suite.py PATH             models are accelerated as soon as a test has made them
-    python tests/transformers_suite.py PATH --plain     as they are: what fails here is not bertgen's doing
-    python tests/transformers_suite.py PATH --own       bertgen's classes in place of transformers'
+    python tests/transformers_suite.py CHECKOUT           # or: make test-peers CHECKOUT=...
+    python tests/transformers_suite.py CHECKOUT -k beam   # more arguments go to pytest; the list is then not compared
 
-PATH is a source tree of transformers, of the version that is installed, with tests/models and tests/generation in it,
-which its source distribution leaves out. Nothing is fetched, and what needs a model hub is skipped (`@slow`). More
-arguments go to pytest. transformers' tests need the package parameterized.
+CHECKOUT is a source tree of transformers, of the version that is installed, with tests/models in it, which its source
+distribution leaves out. Nothing is fetched, and what needs a model hub is skipped (`@slow`). transformers' tests need
+the packages parameterized, httpx and timeout-decorator.
 
-Printed in the end: of each test the outcome, the calls that bertgen ran, and those that went through transformers' own
-code with the reasons: a suite that passes because everything took the detour proves nothing.
+A test whose outcome is another than as they are, or that fails as they are, is a difference. All of them are in
+tests/transformers_differences.txt with a reason each: one that is not there fails, and so does one that is there and
+passes. Printed are the counts of each file, and how many tests ran through bertgen, as a suite that passes because
+everything took the detour proves nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import functools
+import json
 import os
+import random
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-import pytest
-import transformers
-
-import bertgen
-from bertgen.config import base
-from bertgen.dropin import forward, generation
-from bertgen.dropin.models import ACCELERATED
-from bertgen.dropin.state import State
-
-FILES = (
-    "tests/models/bert_generation/test_modeling_bert_generation.py",
-    "tests/models/encoder_decoder/test_modeling_encoder_decoder.py",
+FILES = tuple(
+    f"tests/models/{kind}/test_modeling_{kind}.py" for kind in ("bert_generation", "encoder_decoder", "bert", "roberta")
 )
+WAYS = ("plain", "accelerated", "own")
+LIST = Path(__file__).with_name("transformers_differences.txt")
+
+
+def read_differences(path: Path = LIST) -> dict[str, dict[str, str]]:
+    """Way -> pattern of tests -> reason: lines "way  pattern  reason", in between what begins with #."""
+    found: dict[str, dict[str, str]] = {way: {} for way in WAYS}
+    for line in path.read_text().splitlines():
+        if line and not line.startswith("#"):
+            way, pattern, reason = line.split(maxsplit=2)
+            found[way][pattern] = reason
+    return found
+
+
+def differences(outcomes: dict[str, str], plain: dict[str, str]) -> set[str]:
+    """Tests that came out otherwise than as they are; of these themselves, those that failed."""
+    if outcomes is plain:
+        return {test for test, outcome in plain.items() if outcome == "failed"}
+    return {test for test, outcome in outcomes.items() if outcome != plain.get(test)}
+
+
+def complaints(outcomes: dict[str, str], plain: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """What of a run is not in the list, and what of the list is not in the run."""
+    found, said = differences(outcomes, plain), []
+    listed: set[str] = set()
+    for pattern in expected:
+        tests = {t for t, outcome in plain.items() if outcome != "skipped" and fnmatch.fnmatchcase(t, pattern)}
+        tests &= outcomes.keys()
+        listed |= tests
+        said += [f"is in the list, and is as it is there: {test}" for test in sorted(tests - found)]
+        if not tests:
+            said.append(f"is in the list, and no test: {pattern}")
+    return [f"is not in the list: {outcomes[test]} {test}" for test in sorted(found - listed)] + said
 
 
 class Outcomes:
-    """A plugin that reports each test and the calls in it."""
+    """A plugin of pytest that keeps the outcome of each test and counts the calls in it."""
 
     def __init__(self):
         self.calls: Counter[str] = Counter()
         self.detours: Counter[str] = Counter()
         self.tests: dict[str, str] = {}
+        self.through: set[str] = set()
 
-    def pytest_runtest_setup(self):
+    def pytest_runtest_setup(self, item):
+        """Each test draws the same weights and ids in every run, whichever tests ran before it."""
+        import torch
+
         self.calls.clear()
-        self.detours.clear()
+        random.seed(0)
+        torch.manual_seed(0)
+        common = sys.modules.get("tests.test_modeling_common")
+        if hasattr(common, "global_rng"):
+            common.global_rng.seed(0)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
-        report = yield
+    def pytest_runtest_logreport(self, report):
+        # A test reports after its subtests, so that its own report is the one that stays.
         if report.when == "call" or (report.when == "setup" and not report.passed):
-            ran = ", ".join(f"{n} {name}" for name, n in sorted(self.calls.items()))
-            detours = "; ".join(f"{n} {why}" for why, n in sorted(self.detours.items()))
-            why = ""
-            if report.skipped:
-                why = report.longrepr[2]
-            elif report.failed:
-                why = str(call.excinfo.value).strip().partition("\n")[0]
-            name = "::".join(item.nodeid.split("::")[1:])
-            # A test reports after its subtests, so that its own report is the one that stays.
-            self.tests[name] = " | ".join([report.outcome, name, ran or "-", detours or "-", why or "-"])
-        return report
-
-    def pytest_terminal_summary(self, terminalreporter):
-        terminalreporter.section("outcome | test | run by bertgen | by transformers, and why | message")
-        for line in sorted(self.tests.values()):
-            terminalreporter.write_line(line)
+            self.tests[report.nodeid] = report.outcome
+            if self.calls:
+                self.through.add(report.nodeid)
 
 
 class Accelerated(Outcomes):
@@ -77,7 +99,11 @@ class Accelerated(Outcomes):
 
     def __init__(self):
         super().__init__()
-        self.depth = 0
+        from bertgen.dropin import forward, generation
+        from bertgen.dropin.models import ACCELERATED
+        from bertgen.dropin.state import State
+
+        self.depth, self.classes = 0, ACCELERATED
         for cls in ACCELERATED:
             cls.__init__ = self.then_accelerate(cls.__init__)
             cls.from_pretrained = classmethod(self.then_accelerate(cls.from_pretrained.__func__))
@@ -93,6 +119,7 @@ class Accelerated(Outcomes):
 
     def then_accelerate(self, make):
         """Only the outermost of the calls: a model that is being made or loaded is not accelerated yet."""
+        import bertgen
 
         @functools.wraps(make)
         def made(self_or_class, *args, **kwargs):
@@ -101,8 +128,9 @@ class Accelerated(Outcomes):
                 result = make(self_or_class, *args, **kwargs)
             finally:
                 self.depth -= 1
-            model = next((m for m in (self_or_class, *_members(result)) if isinstance(m, tuple(ACCELERATED))), None)
-            if self.depth == 0 and {type(model), type(model).__base__} & set(ACCELERATED):
+            members = result if isinstance(result, tuple) else (result,)
+            model = next((m for m in (self_or_class, *members) if isinstance(m, tuple(self.classes))), None)
+            if self.depth == 0 and {type(model), type(model).__base__} & set(self.classes):
                 try:
                     bertgen.accelerate(model)
                 except bertgen.UnsupportedError as error:
@@ -124,10 +152,16 @@ class Own(Outcomes):
 
     def __init__(self):
         super().__init__()
+        from bertgen.config import base
+
         # Tests set it where transformers would give no attentions otherwise; here it has no meaning.
         base.Config.INERT |= {"_attn_implementation"}
 
     def pytest_collection_modifyitems(self, config, items):
+        import transformers
+
+        import bertgen
+
         own = [i for i in items if i.function.__module__ == i.module.__name__ and i.name != "test_config"]
         config.hook.pytest_deselected(items=[item for item in items if item not in own])
         items[:] = own
@@ -137,24 +171,71 @@ class Own(Outcomes):
                     setattr(module, name, getattr(bertgen, name))
 
 
-def _members(result):
-    return result if isinstance(result, tuple) else (result,)
+def run_one(way: str, checkout: Path, rest: list[str], report: Path) -> None:
+    """Run the files in this process, and write what came of it into `report`."""
+    import pytest
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.chdir(checkout)
+    plugin = {"plain": Outcomes, "accelerated": Accelerated, "own": Own}[way]()
+    options = ["-q", "-c", os.devnull, "--rootdir", str(checkout), "-p", "no:cacheprovider", "-W", "ignore"]
+    code = pytest.main([*options, *FILES, *rest], plugins=[plugin])
+    if code not in (0, 1):
+        raise SystemExit(int(code))
+    found = dict(tests=plugin.tests, through=sorted(plugin.through), detours=plugin.detours)
+    report.write_text(json.dumps(found))
+
+
+def run_apart(way: str, checkout: Path, rest: list[str], folder: Path) -> dict[str, Any]:
+    """The same in a process of its own, as each way patches other things; its output is shown where it fails."""
+    report = folder / f"{way}.json"
+    command = [sys.executable, __file__, str(checkout), "--way", way, "--report", str(report), *rest]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = Path("build") / f"transformers-{way}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(ran.stdout)
+    if not report.exists():
+        print(ran.stdout[-4000:])
+        raise SystemExit(f"the tests did not run ({way}); all of the output is in {log}")
+    return json.loads(report.read_text())
+
+
+def show(way: str, ran: dict[str, Any]) -> None:
+    """Print the counts of each file."""
+    for file in FILES:
+        counts = Counter(outcome for test, outcome in ran["tests"].items() if test.startswith(f"{file}::"))
+        through = sum(test.startswith(f"{file}::") for test in ran["through"])
+        line = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        print(f"{way:12} {Path(file).stem:32} {line}" + (f"; {through} through bertgen" if through else ""))
+    for reason, count in Counter(ran["detours"]).most_common(8):
+        print(f"{'':12} {count} calls took transformers' code, {reason}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", type=Path)
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--plain", dest="plugin", action="store_const", const=Outcomes, default=Accelerated)
-    way.add_argument("--own", dest="plugin", action="store_const", const=Own)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args()
-    missing = [name for name in FILES if not (given.path / name).is_file()]
+    checkout = given.checkout.resolve()
+    missing = [name for name in FILES if not (checkout / name).is_file()]
     if missing:
-        parser.error(f"{given.path} has no {', '.join(missing)}")
-    print(f"transformers {transformers.__version__}, {given.plugin.__name__.lower()}")
-    os.chdir(given.path)
-    options = ["-q", "-c", os.devnull, "--rootdir", str(given.path), "-p", "no:cacheprovider", "-W", "ignore"]
-    return pytest.main([*options, *FILES, *rest], plugins=[given.plugin()])
+        parser.error(f"{checkout} has no {', '.join(missing)}")
+    if given.way:
+        run_one(given.way, checkout, rest, given.report)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        ran = {way: run_apart(way, checkout, rest, Path(folder)) for way in WAYS}
+    said = []
+    for way in WAYS:
+        show(way, ran[way])
+        if not rest:
+            expected = read_differences()[way]
+            said += [f"{way}: {line}" for line in complaints(ran[way]["tests"], ran["plain"]["tests"], expected)]
+    lost = ran["plain"]["tests"].keys() - ran["accelerated"]["tests"].keys()
+    said += [f"accelerated: was not run: {test}" for test in sorted(lost)]
+    print("\n".join(said) or "nothing but what tests/transformers_differences.txt lists" * (not rest))
+    return bool(said)
 
 
 if __name__ == "__main__":

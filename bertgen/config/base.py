@@ -181,6 +181,13 @@ def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
     return path
 
 
+def check_special_ids(value: Any, name: str) -> int | list[int] | None:
+    """The value as it is: an id, a list of ids or None, where -1 and the like stand for no such token."""
+    for one in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        check_integer(-(2**31), one, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; CheckpointError with the file's name where it is none, or larger than `JSON_BYTES`."""
     if path.exists() and path.stat().st_size > JSON_BYTES:

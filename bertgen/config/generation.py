@@ -243,6 +243,7 @@ class GenerationConfig(Config):
         made of config.json, and does not renew it: ids that an encoder-decoder was given since stand in config.json.
         """
         values = read_json(path)
+        values |= {name: _real_ids(values[name]) for name in SPECIAL_IDS if name in values}
         copied = values.pop("_from_model_config", False)
         half = special_ids(getattr(config, "decoder", config))
         for name, value in special_ids(config).items():
@@ -327,12 +328,19 @@ class GenerationConfig(Config):
 def special_ids(config: EncoderDecoderConfig | BertGenerationConfig) -> dict[str, Any]:
     """The ids by which a model begins, ends and pads outputs: its configuration's own, else its decoder's."""
     halves = [config, getattr(config, "decoder", None)]
-    return {name: next((v for h in halves if (v := getattr(h, name, None)) is not None), None) for name in SPECIAL_IDS}
+    found = {name: next((v for h in halves if (v := getattr(h, name, None)) is not None), None) for name in SPECIAL_IDS}
+    return {name: _real_ids(value) for name, value in found.items()}
 
 
 def as_list(ids: int | list[int] | None) -> list[int]:
     """An option that is an id, a list of ids or None, as a list."""
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def _real_ids(value: int | list[int] | None) -> int | list[int] | None:
+    """A special id, or ids, of a model without those that are none: configurations say "no such token" by -1."""
+    real = [token for token in as_list(value) if not isinstance(token, int) or token >= 0]
+    return (real or None) if isinstance(value, list) else next(iter(real), None)
 
 
 def _positive(value: Any, name: str) -> float:

@@ -15,8 +15,8 @@ from .base import (
     check_integer,
     check_kind,
     check_number,
+    check_special_ids,
     check_token_id,
-    check_token_ids,
     make_directory,
     read_json,
     write_json,
@@ -94,10 +94,10 @@ class BertGenerationConfig(_ModelConfig):
             return check_number(0.0, 1.0, value, name)
         if name in ("initializer_range", "layer_norm_eps"):
             return check_number(0.0, float("inf"), value, name)
-        if name in ("pad_token_id", "bos_token_id", "cross_attention_hidden_size"):
+        if name == "cross_attention_hidden_size":
             return check_token_id(value, name)
-        if name == "eos_token_id":
-            return check_token_ids(value, name)
+        if name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            return check_special_ids(value, name)
         if name == "hidden_act":
             if not isinstance(value, str):
                 raise ConfigError(f"hidden_act must be the name of an activation, got {value!r}")
@@ -237,10 +237,8 @@ class EncoderDecoderConfig(_ModelConfig):
     def _checked(self, name: str, value: Any) -> Any:
         if name in ("encoder", "decoder"):
             return half_config(value, name)
-        if name in ("pad_token_id", "decoder_start_token_id", "bos_token_id"):
-            return check_token_id(value, name)
-        if name == "eos_token_id":
-            return check_token_ids(value, name)
+        if name in ("pad_token_id", "decoder_start_token_id", "bos_token_id", "eos_token_id"):
+            return check_special_ids(value, name)
         if name == "model_type":
             return check_kind(self.model_type, value, name)
         return check_flag(value, name)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import modeling_outputs
 
-from ..config import EncoderDecoderConfig
+from ..config import BertConfig, EncoderDecoderConfig
+from ..errors import ConfigError, UnsupportedError
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
 from .state import State, plain
@@ -46,9 +47,12 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
         if isinstance(twin, Twin):
             given = _named(signature, self, args, kwargs)
             reason = _obstacle(self, twin, given)
-            if reason is None:
-                with state.running():
-                    return _run(self, twin, given)
+            try:
+                if reason is None:
+                    with state.running():
+                        return _run(self, twin, given)
+            except (ConfigError, UnsupportedError) as error:  # found before anything was computed
+                reason = str(error)
         else:
             reason = twin
         state.detour("forward", base.__name__, reason)
@@ -88,8 +92,14 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     for name, value in given.items():
         if name not in known and name not in ASKED and name != "return_dict":
             return f"bertgen has no argument {name}"
-        if name.endswith("attention_mask") and not (isinstance(value, torch.Tensor) and value.dim() == 2):
+        if name.endswith(("attention_mask", "position_ids")) and not (
+            isinstance(value, torch.Tensor) and value.dim() == 2
+        ):
             return f"{name} is no tensor of two dimensions"
+        if name.endswith("token_type_ids") and not _has_types(twin.ours, name):
+            return f"{name} are for bert and roberta"
+        if isinstance(value, torch.Tensor) and not value.numel():
+            return f"{name} is empty"
     past = given.get("past_key_values")
     if past is not None:
         if not isinstance(past, PagedCache) or not past.is_shared:
@@ -98,20 +108,39 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
             return "a call goes on without encoder_hidden_states"
     if not joint and not config.is_decoder and ("encoder_hidden_states" in given or past is not None):
         return "an encoder was given what is for decoders"
-    length = _length(given.get("input_ids"), given.get("inputs_embeds"))
-    if length is not None and not joint and past is not None:
-        length += past.get_seq_length()
-    if not _fits(given.get("attention_mask"), length):
-        return "attention_mask is longer or shorter than the input"
+    seen = 0 if past is None else past.get_seq_length()
+    source = _length(given.get("encoder_hidden_states"), *_states(given.get("encoder_outputs")))
+    inputs = _length(given.get("input_ids"), given.get("inputs_embeds"))
+    targets = _length(*(given.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")))
+    if not joint and inputs is not None:
+        inputs += seen
+    for name, length in (
+        ("attention_mask", source if joint and source is not None else inputs),
+        ("encoder_attention_mask", source),
+        ("decoder_attention_mask", None if targets is None else targets + seen),
+    ):
+        if name in given and length is not None and given[name].shape[1] != length:
+            return f"{name} is longer or shorter than what it is for"
     return None
 
 
+def _has_types(ours: Any, name: str) -> bool:
+    """Whether the half that an argument is for has token types."""
+    if isinstance(ours.config, EncoderDecoderConfig):
+        ours = ours.decoder if name.startswith("decoder_") else ours.encoder
+    return isinstance(ours.config, BertConfig)
+
+
+def _states(outputs: Any) -> tuple[Any, ...]:
+    """The states among what an encoder returned."""
+    if isinstance(outputs, (tuple, list)):
+        return tuple(outputs[:1])
+    return (getattr(outputs, "last_hidden_state", None),)
+
+
 def _length(*given: Any) -> int | None:
+    """Positions of the first of these that is there."""
     return next((x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() > 1), None)
-
-
-def _fits(mask: torch.Tensor | None, length: int | None) -> bool:
-    return mask is None or length is None or mask.shape[1] == length
 
 
 def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:

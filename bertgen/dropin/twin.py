@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import BertGenerationConfig, EncoderDecoderConfig, half_config
+from ..config import BertGenerationConfig, EncoderDecoderConfig, RobertaConfig, half_config
 from ..errors import UnsupportedError
 from ..layers import AddNorm, Attention
 from ..model import BertModel, EncoderDecoderModel, RobertaModel
@@ -164,6 +164,8 @@ def _outline(theirs: Any) -> Any:
         cls, own = MODELS[name], half_config(config)
         if cls not in (ENCODERS[own.model_type], DECODERS[own.model_type]):
             raise UnsupportedError(f"a {name} of kind {own.model_type!r} cannot be accelerated")
+        if isinstance(own, RobertaConfig):  # positions count from the padding id that the model was made with
+            own.pad_token_id = getattr(theirs, theirs.base_model_prefix, theirs).embeddings.padding_idx
         pooler = {"add_pooling_layer": theirs.pooler is not None} if cls in (BertModel, RobertaModel) else {}
         return cls(own, **pooler)
 

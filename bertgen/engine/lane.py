@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .. import processors, search, stopping
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
 from .blame import Failed, all_blamed, blamed
 from .request import Request, Ticket
@@ -43,6 +43,8 @@ class Lane:
             custom=all_blamed(ticket, request.logits_processor),
         )  # fmt: skip
         criteria = stopping.build(options, request.tokenizer, all_blamed(ticket, request.stopping_criteria))
+        if stopping.overruled(options, 1, request.stopping_criteria) is not options:  # the request is planned already
+            raise UnsupportedError("MaxLengthCriteria and EosTokenCriteria here are max_length= and eos_token_id=")
         kind = search.BeamSearch if options.num_beams > 1 else search.Sampling
         self.search: search.Search = kind(options, rules, criteria, search.KeyedDraws(), request.scored)
         self.request, self.start = request, start

@@ -92,7 +92,8 @@ class GenerationMixin:
             allowed=prefix_allowed_tokens_fn, custom=logits_processor,
         )  # fmt: skip
         criteria = stopping.build(settled, tokenizer, stopping_criteria)
-        searching = search.begin(prompt.prefix, settled, rules, criteria, generator)
+        ends = stopping.overruled(settled, prompt.prefix.shape[1], stopping_criteria)
+        searching = search.begin(prompt.prefix, ends, rules, criteria, generator)
         # What somebody looks at has the shapes it has without a cache; tokens are the same either way.
         looked_at = settled.return_dict_in_generate and (settled.output_attentions or settled.output_hidden_states)
         anew = not decoder.config.is_decoder or (looked_at and not settled.use_cache and prompt.cache is None)

@@ -80,7 +80,7 @@ def pair_prompt(
         raise InputError("past_key_values need decoder_input_ids: the whole sequence so far")
     rows, device = given[0].shape[0], given[0].device
     if attention_mask is None and input_ids is not None:
-        attention_mask = _inferred_mask(input_ids, levels)
+        attention_mask = inferred_mask(input_ids, levels)
 
     prefix = torch.full((rows, 1), start, dtype=torch.int64, device=device)
     check_ids(prefix, config.vocab_size, "decoder_start_token_id")
@@ -147,7 +147,7 @@ def decoder_prompt(
             )
     (rows, length), device = given.shape[:2], given.device
     if attention_mask is None and input_ids is not None:
-        attention_mask = _inferred_mask(input_ids, levels)
+        attention_mask = inferred_mask(input_ids, levels)
     mask = _partial(check_mask(attention_mask, rows, length, "attention_mask"))
     if mask is not None and rows > 1 and not bool(mask[:, -1].all()):
         warnings.warn(
@@ -157,7 +157,8 @@ def decoder_prompt(
         )
     prefix = torch.empty((rows, 0), dtype=torch.int64, device=device) if input_ids is None else input_ids.long()
     embedded = 0 if input_ids is not None else length
-    settled = search.settle(levels, length - embedded, embedded, config.max_tokens)
+    limit = config.max_tokens if position_ids is None else config.max_position_embeddings
+    settled = search.settle(levels, length - embedded, embedded, limit)
     if inputs_embeds is not None and config.is_decoder:
         settled.use_cache = True  # as transformers: without a cache, it would have embeddings of the prompt only
     if position_ids is not None:
@@ -189,7 +190,7 @@ def _bos(levels: GenerationConfig, rows: int, device: torch.device) -> torch.Ten
     return torch.full((rows, 1), levels.bos_token_id, dtype=torch.int64, device=device)
 
 
-def _inferred_mask(ids: torch.Tensor, levels: GenerationConfig) -> torch.Tensor | None:
+def inferred_mask(ids: torch.Tensor, levels: GenerationConfig) -> torch.Tensor | None:
     """Pad ids of the input are padding, unless they end outputs too."""
     pad = levels.pad_token_id
     if levels.infer_attention_mask is False or pad is None or pad in levels.end_tokens:
