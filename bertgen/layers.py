@@ -85,7 +85,10 @@ class Embeddings(nn.Module):
         summed = self.word_embeddings(ids) if embeds is None else embeds
         if hasattr(self, "token_type_embeddings"):
             table = self.token_type_embeddings
-            summed = summed + (table.weight[0] if types is None else table(types))
+            if types is None and is_plain(table, nn.Embedding):
+                summed = summed + table.weight[0]
+            else:
+                summed = summed + table(torch.zeros_like(positions) if types is None else types)
         summed = summed + self.position_embeddings(positions)
         norm = self.LayerNorm
         if not is_plain(norm, nn.LayerNorm):

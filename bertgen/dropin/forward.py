@@ -14,6 +14,7 @@ import torch
 from transformers import modeling_outputs
 
 from ..config import EncoderDecoderConfig
+from ..kernels.plain import is_traced
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
 from .state import State
@@ -40,8 +41,8 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self._bertgen
         given = _named(signature, self, args, kwargs)
-        twin: Twin | str = "torch.compile traces it"
-        if not torch.compiler.is_compiling():
+        twin: Twin | str = "it is traced (torch.compile, torch.jit.trace, fake tensors, torch.func)"
+        if not torch.compiler.is_compiling() and not is_traced():
             twin = state.ready(self)
         if isinstance(twin, Twin):
             reason = _obstacle(self, twin, given)

@@ -9,7 +9,8 @@ import torch
 
 from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, UnsupportedError
+from ..kernels.plain import is_traced
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .ends import warn_of_no_end
 from .prompt import decoder_prompt, pair_prompt
@@ -70,6 +71,8 @@ class GenerationMixin:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
         """
+        if is_traced():
+            raise UnsupportedError("a trace has no ends that depend on tokens: generate cannot be traced, forward can")
         prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
         # The keywords of `prepare` are the inputs of the model, all others are options.
         given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
