@@ -1,6 +1,6 @@
 """What the models accept: checks of ids, masks, labels and positions before anything is computed.
 
-Ids are checked on the host by one reduction per tensor; under torch.compile they are not.
+Ids are checked on the host by one reduction per tensor; under torch.compile and in a trace they are not.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 
 from .config import BertConfig, BertGenerationConfig
 from .errors import ConfigError, InputError
+from .kernels.plain import is_traced
 from .packing import Packing
 
 
@@ -41,7 +42,7 @@ def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
     """Integer ids from 0 to vocabulary - 1, or InputError with the offending one."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{name} must be int64 or int32, got {ids.dtype}")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_traced():
         return
     least, most = (int(x) for x in ids.aminmax())
     if least < 0 or most >= vocabulary:
@@ -135,12 +136,12 @@ def pack_source(states: torch.Tensor, mask: torch.Tensor | None, rows: int) -> t
 def key_limits(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """A mask [B, L] of keys as lengths [B] where it is ones then zeros, else as a bool mask; (None, None) if full.
 
-    Under torch.compile nobody can look: it stays a mask.
+    Under torch.compile and in a trace nobody can look: it stays a mask.
     """
     if mask is None:
         return None, None
     mask = mask.bool()
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_traced():
         return None, mask
     if bool(mask.all()):
         return None, None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernels.plain import is_traced
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -14,7 +16,7 @@ class Packing:
 
     Attributes:
         cu: int32 [B + 1], where each row begins in the packed run.
-        longest: tokens of the longest row.
+        longest: tokens of the longest row, or more.
         shape: (B, L) of the padded batch.
         index: int64 [T], flat padded index of each packed token; None where every token is real.
     """
@@ -33,12 +35,14 @@ class Packing:
     @classmethod
     def of_mask(cls, mask: torch.Tensor | None, rows: int, length: int, device: torch.device) -> Packing:
         """The tokens where `mask` [B, L] is not 0, wherever they stand."""
-        if mask is None or bool(mask.all()):
+        traced = is_traced()
+        if mask is None or (not traced and bool(mask.all())):
             return cls.full(rows, length, device)
         mask = mask.bool()
         lengths = mask.sum(1, dtype=torch.int32)
         cu = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(cu, int(lengths.max()), (rows, length), mask.flatten().nonzero().squeeze(1))
+        longest = length if traced else int(lengths.max())
+        return cls(cu, longest, (rows, length), mask.flatten().nonzero().squeeze(1))
 
     def joined(self, counts: list[int]) -> tuple[torch.Tensor, int]:
         """`cu` and `longest` of the same tokens as longer rows: the first counts[0] as one, and so on."""
@@ -51,7 +55,7 @@ class Packing:
             return None
         rows, length = self.shape
         mask = torch.zeros(rows * length, dtype=torch.bool, device=self.cu.device)
-        return mask.index_fill(0, self.index, True).view(rows, length)
+        return mask.index_fill(0, self.index, 1).view(rows, length)  # a trace has no scalars that are bool
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [T, ...]"""

@@ -127,7 +127,7 @@ def _padded(
     index: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     """[T, H, D] -> [rows, H, longest, D] and the index pair (packed of padded, padded of packed); None if full."""
-    if rows * longest == x.shape[0]:
+    if rows * longest == x.shape[0] and not torch.jit.is_tracing():  # other rows of the same trace may be shorter
         return x.view(rows, longest, *x.shape[1:]).transpose(1, 2), None
     if index is None:
         column = torch.arange(longest, device=x.device)

@@ -30,6 +30,22 @@ def is_followed() -> bool:
     )
 
 
+def is_traced() -> bool:
+    """Whether what runs now is recorded for other values, or has none: no value of a tensor may choose the way.
+
+    So it is under torch.jit.trace, make_fx, fake tensors and transforms of torch.func. It is not under a mode that only
+    watches, nor here under torch.compile, which the caller asks about.
+    """
+    if torch.compiler.is_compiling() or not is_followed():
+        return False
+    kinds = torch._C._TorchDispatchModeKey
+    return (
+        torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY))
+    )
+
+
 def hidden(x: torch.Tensor) -> str | None:
     """Why no kernel may be called on a tensor; None where one may."""
     if not is_plain_tensor(x):

@@ -20,6 +20,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from .. import ops
 from ..errors import InputError, UnsupportedError
+from ..kernels.plain import is_traced
 from ..packing import Packing
 
 # What models hand to attention beside a mask, and would change its result.
@@ -97,7 +98,7 @@ def visible_keys(
     )  # fmt: skip
     causal = mask_function is causal_mask_function
     plain = causal or mask_function is bidirectional_mask_function
-    if not plain or kv_offset or torch.compiler.is_compiling():  # nothing may be read from a mask that is compiled
+    if not plain or kv_offset or _is_graph():  # nothing may be read from a mask that is recorded
         return sdpa_mask(**dense)
     # In inference mode a tensor has no version, by which a write into the mask is noticed.
     with torch.inference_mode(False):
@@ -172,7 +173,8 @@ def attend(
         out, _ = ops.masked_attention(q, k, v, attention_mask, dropout)
         return out.contiguous(), None
     if note is None:
-        note = Visible(length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal))
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        note = Visible(bool(length > 1 and causal))  # in a trace a length is a tensor
     if length > 1:
         key, value = (_repeated(x, heads) for x in (key, value))
     elif key.shape[1] < heads:
@@ -200,7 +202,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible,
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         count, start, key_len, key_mask = rows, visible.q_start, visible.key_len, visible.key_mask
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    full = Packing.full if torch.compiler.is_compiling() else _full
+    full = Packing.full if _is_graph() else _full
     cu_q = full(count, length, device).cu
     cu_k = cu_q if keys == length else full(count, keys, device).cu
     out = ops.attention(
@@ -210,6 +212,11 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible,
     if by_head:
         return out.view(rows, heads, length, out.shape[2])
     return out.view(rows, length, heads, out.shape[2]).transpose(1, 2)
+
+
+def _is_graph() -> bool:
+    """Whether what runs is recorded, for other masks too."""
+    return torch.compiler.is_compiling() or is_traced()
 
 
 @functools.lru_cache(maxsize=16)

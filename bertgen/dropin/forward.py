@@ -16,6 +16,7 @@ from transformers import modeling_outputs
 
 from ..config import BertConfig, EncoderDecoderConfig
 from ..errors import ConfigError, UnsupportedError
+from ..kernels.plain import is_traced
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
 from .state import State, plain
@@ -41,8 +42,8 @@ def accelerated_forward(base: type) -> Callable[..., Any]:
     @functools.wraps(base.forward)  # type: ignore[attr-defined]
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self._bertgen
-        twin: Twin | str = "torch.compile traces it"
-        if not torch.compiler.is_compiling():
+        twin: Twin | str = "it is traced (torch.compile, torch.jit.trace, fake tensors, torch.func)"
+        if not torch.compiler.is_compiling() and not is_traced():
             twin = state.ready(self)
         if isinstance(twin, Twin):
             given = _named(signature, self, args, kwargs)

@@ -10,6 +10,7 @@ import torch
 from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError, InputError, UnsupportedError
+from ..kernels.plain import is_traced
 from ..linear import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .ends import warn_of_no_end
@@ -73,6 +74,8 @@ class GenerationMixin:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
         """
+        if is_traced():
+            raise UnsupportedError("a trace has no ends that depend on tokens: generate cannot be traced, forward can")
         prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
         # The keywords of `prepare` are the inputs of the model, all others are options.
         given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
@@ -103,8 +106,8 @@ class GenerationMixin:
             steps = Calls(self, prompt, settled)
         else:
             raise UnsupportedError(
-                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, or a forward "
-                "of its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
+                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, a forward of "
+                "its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
             )
         found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:

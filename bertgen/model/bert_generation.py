@@ -15,7 +15,7 @@ from torch import nn
 
 from ..cache import Cache
 from ..config import BertGenerationConfig, GenerationConfig
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, UnsupportedError
 from ..generation import GenerationMixin
 from ..heads import LMHead
 from ..inputs import (
@@ -30,6 +30,7 @@ from ..inputs import (
     pack_source,
     positions_of,
 )
+from ..kernels.plain import is_traced
 from ..layers import AttentionContext, Attentions, Embeddings
 from ..linear import Int4Linear, is_plain
 from ..loss import cross_entropy
@@ -200,7 +201,11 @@ class BertGenerationEncoder(PretrainedModel):
         else:
             if encoder_hidden_states is not None and not (past_key_values and past_key_values.has_cross):
                 source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
-            if past_key_values is not None or (either(use_cache, config.use_cache) and not self._recomputes()):
+            traced = is_traced()
+            if traced and (past_key_values is not None or use_cache):
+                raise UnsupportedError("a trace cannot hold a cache, whose books are on the host: use_cache=False")
+            caches = either(use_cache, config.use_cache) and not self._recomputes() and not traced
+            if past_key_values is not None or caches:
                 cache = past_key_values
                 if cache is None:
                     cache = self.new_cache(rows, length, device, None if source is None else source[1])

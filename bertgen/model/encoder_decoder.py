@@ -20,6 +20,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..generation import GenerationMixin
 from ..hub import resolve_file, split_hub_options
 from ..inputs import check_labels, check_mask, check_tokens, check_types, either, key_limits, pack_source, positions_of
+from ..kernels.plain import is_traced
 from ..layers import AttentionContext, Attentions
 from ..linear import apply, is_plain
 from ..loss import cross_entropy
@@ -385,8 +386,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             mask = ids != self.config.pad_token_id
         else:
             mask = check_mask(mask, ids.shape[0], ids.shape[1], "decoder_attention_mask").bool()
-        # A graph has one shape wherever labels end: under torch.compile the positions behind them are computed too.
-        read = None if torch.compiler.is_compiling() else _before_the_end(labels)
+        # A graph has one shape wherever labels end: in one the positions behind them are computed too.
+        read = None if _is_graph() else _before_the_end(labels)
         hidden, rows = self._decoded(ids, read, source, mask, positions, types, layers, attentions)
         return self.decoder.head(hidden), rows
 
@@ -444,7 +445,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
         def padded(x: torch.Tensor) -> torch.Tensor:
             x = rows.unpack(x)
-            return x * _before_the_end(labels)[..., None] if torch.compiler.is_compiling() else x
+            return x * _before_the_end(labels)[..., None] if _is_graph() else x
 
         return CausalLMOutputWithCrossAttentions(
             loss=cross_entropy(logits, rows.pack(labels), items),
@@ -503,6 +504,11 @@ _OF_BOTH = frozenset(
     "subfolder use_safetensors variant key_mapping ignore_mismatched_sizes fold_embeddings quantization_config "
     "load_in_4bit load_in_8bit gradient_checkpointing".split()
 ) | {*IGNORED, *REFUSED}
+
+
+def _is_graph() -> bool:
+    """Whether what runs is recorded, for labels that end elsewhere too."""
+    return torch.compiler.is_compiling() or is_traced()
 
 
 def _before_the_end(labels: torch.Tensor) -> torch.Tensor:
