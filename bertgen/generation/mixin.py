@@ -106,8 +106,8 @@ class GenerationMixin:
             steps = Calls(self, prompt, settled)
         else:
             raise UnsupportedError(
-                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, a forward of "
-                "its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
+                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, a forward "
+                "of its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
             )
         found = search.decode(steps, searching, streamer)
         if not settled.return_dict_in_generate:
