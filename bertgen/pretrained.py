@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -583,6 +586,20 @@ class PretrainedModel(nn.Module):
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors to write and, for names left out because an equal one is written, {left out: written}."""
         return self.state_dict(), {}
+
+
+def weights_digest(model: PretrainedModel) -> str:
+    """The digest of a model's names, shapes, dtypes, values and configuration."""
+
+    def one(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets other threads run
+        parts = pool.map(one, model.state_dict().items())
+        return hashlib.sha256(b"".join(parts) + json.dumps(model.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _needs_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:

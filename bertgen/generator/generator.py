@@ -5,6 +5,7 @@ Texts become ids, go through the engine, longest first, and come back as texts u
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from ..tokenizer import AutoTokenizer, Tokenizer
 from .answer import Answer
 from .call import Call, checked_call, checked_truncation
 from .output import Output
+from .pickles import Origin, from_model, reduced
 from .progress import shown
 from .texts import LOOKAHEAD, checked_texts, in_windows
 from .worker import Worker
@@ -73,6 +75,9 @@ class Generator:
         ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits.
 
     A Generator may be used from several threads, and as a context manager, whose end frees the memory of the engine.
+    It can be pickled and copied, without what is in flight: one that was loaded as the place it was loaded from and a
+    digest of its weights, by which another process loads it again (CheckpointError if there are others now), one whose
+    model was given or changed since as that model.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Generator:
         refill: float | None = None,
         **loading: Any,
     ):
+        self.origin: Origin | None = None
         dtype = older(loading, "torch_dtype", dtype)
         others, hub = split_hub_options(loading)
         if unknown := others.keys() - LOADING:
@@ -116,6 +122,8 @@ class Generator:
             self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub, **others)
             if dtype is None and self.model.device.type == "cpu":
                 self.model.float()
+            if not others:  # which may hold weights, and say how the model is built
+                self.origin = Origin.of(self.model, model, dtype=dtype, **hub)
         if isinstance(tokenizer, (str, os.PathLike)):  # another place, of which there may be no such revision
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, **{k: v for k, v in hub.items() if k != "revision"})
         self.tokenizer = tokenizer
@@ -152,6 +160,10 @@ class Generator:
             self.frame = tokenizer.frame(pair=False)[::2]
         if sum(map(len, self.frame)) >= self.max_input_length:
             raise ConfigError(f"max_input_length {max_input_length} leaves no room between the special tokens")
+        self.options: dict[str, Any] = dict(
+            max_input_length=max_input_length, truncation=self.truncation, add_special_tokens=add_special_tokens,
+            engine=engine or EngineConfig(**given),
+        )  # fmt: skip
 
     def generate(
         self,
@@ -310,6 +322,20 @@ class Generator:
     def close(self) -> None:
         """Drop what is not done and free the memory of the engine; a later call takes it again."""
         self.engine.clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __copy__(self) -> Generator:
+        """Another one with the same model; nothing in flight is shared."""
+        other = from_model(type(self), self.model, self.tokenizer, self.options)
+        other.origin = self.origin
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Generator:
+        return from_model(
+            type(self), copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo), self.options
+        )
 
     def __enter__(self) -> Generator:
         return self
