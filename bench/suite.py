@@ -129,7 +129,7 @@ def noted(step: Step, device: str, file: Path, what: str) -> None:
     result = load(file) if known else Result(step.part, f"bertgen bench {step.words}", machine.environment())
     if not known:
         result.environment["device"] = device
-    result.warnings.append(f"{step.name}: {what}, {'cases may be' if known else 'all its cases are'} missing")
+    result.warnings.append(f"{what}, {'cases may be' if known else 'all its cases are'} missing")
     save(result, file)
 
 

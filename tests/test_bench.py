@@ -335,7 +335,7 @@ def doubtful(tmp_path):
         "slow": resulting(*rows(2.0), busy=0.7),
         "short": resulting(rows()[1]),
     }
-    kinds["short"].warnings.append("generate: stopped after 60 s, cases may be missing")
+    kinds["short"].warnings.append("stopped after 60 s, cases may be missing")
     for name, one in kinds.items():
         result.save(one, tmp_path / f"{name}.json")
     return {name: tmp_path / f"{name}.json" for name in kinds}
@@ -346,7 +346,7 @@ def test_warnings_are_a_part_of_the_result(doubtful, tmp_path):
     assert found["quiet"].doubts == [] and found["quiet"].busy is None
     assert found["before"].doubts == ["others kept 2.0 cores busy, times are too long"]
     assert found["behind"].doubts == ["others kept 1.4 cores busy, times are too long"]
-    assert found["short"].doubts == ["generate: stopped after 60 s, cases may be missing"]
+    assert found["short"].doubts == ["stopped after 60 s, cases may be missing"]
     result.save_csv(found["short"], tmp_path / "short.csv")
     assert (tmp_path / "short.csv").read_text().count("stopped after 60 s") == len(found["short"].rows)
 
@@ -426,8 +426,8 @@ def test_a_step_that_is_stopped_or_fails_is_on_the_page(monkeypatch, tmp_path, k
     assert bench("suite", "--level", "quick", "--output", tmp_path, "--only", "generate", "scale", "train") == 1
     page = (tmp_path / "index.html").read_text()
     missing = "cases may be missing" if kept else "all its cases are missing"
-    assert f"train: stopped after 60 s, {missing}" in page and "scale: failed, all its cases are missing" in page
-    assert result.load(tmp_path / "train-cpu.json").warnings == [f"train: stopped after 60 s, {missing}"]
+    assert f": stopped after 60 s, {missing}" in page and ": failed, all its cases are missing" in page
+    assert result.load(tmp_path / "train-cpu.json").warnings == [f"stopped after 60 s, {missing}"]
     assert bench("report", *tmp_path.glob("*.json"), "--output", tmp_path / "again") == 0
     assert "stopped after 60 s" in (tmp_path / "again/index.html").read_text(), "the files know it"
 
