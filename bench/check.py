@@ -1,4 +1,7 @@
-"""`bertgen bench check`: whether bertgen is as many times faster than others as the floors say (floors.py)."""
+"""`bertgen bench check`: whether bertgen is as many times faster than others as the floors say (floors.py).
+
+What was measured while others kept the machine busy is not judged, neither good nor bad.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from . import floors
 from .floors import Floor
 from .result import Result, Row, best, load
 
-BELOW = 1
+BELOW, NOT_JUDGED = 1, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each floor that holds for these results, and return 1 where a ratio is below one."""
-    return BELOW if report([load(path) for path in args.results]) else 0
+    """Print each floor that holds for these results, and return the exit code."""
+    return report([load(path) for path in args.results])
 
 
-def report(results: Sequence[Result]) -> list[str]:
-    """Print each floor, and return what is below one.
+def report(results: Sequence[Result]) -> int:
+    """Print each floor, and return `BELOW` where a ratio is below one, else `NOT_JUDGED` where one was not judged.
 
     Raises:
         InputError: no floor holds for any of the results.
@@ -35,13 +38,20 @@ def report(results: Sequence[Result]) -> list[str]:
         judged(floor, result)
         for result in results
         for floor in floors.FLOORS
-        if floor.device == result.environment["device"] and matching(floor, result.rows, floor.ours)
+        if floor.device == result.environment["device"]
+        and any(matching(floor, result.rows, name) for name in known(floor, result))
     ]
     if not found:
         raise InputError(f"none of the {len(floors.FLOORS)} floors holds for these cases: nothing was checked")
     for text, _ in found:
         print(text)
-    return [text for text, good in found if not good]
+    verdicts = [good for _, good in found]
+    return BELOW if False in verdicts else NOT_JUDGED if None in verdicts else 0
+
+
+def known(floor: Floor, result: Result) -> tuple[str, ...]:
+    """Contenders that show that a floor holds for a result; the others may be all that a run had come to."""
+    return (floor.ours, floor.against) if result.warnings else (floor.ours,)
 
 
 def matching(floor: Floor, rows: Sequence[Row], contender: str) -> list[Row]:
@@ -50,10 +60,17 @@ def matching(floor: Floor, rows: Sequence[Row], contender: str) -> list[Row]:
     return [r for r in rows if r.name == floor.name and r.contender == contender and wanted <= r.params.items()]
 
 
-def judged(floor: Floor, result: Result) -> tuple[str, bool]:
-    """What is to be said of a floor, and whether it is reached. One that cannot be compared is not."""
+def judged(floor: Floor, result: Result) -> tuple[str, bool | None]:
+    """What is to be said of a floor, and whether it is reached; None where that is not judged.
+
+    One that cannot be compared is not reached, unless the run was stopped before.
+    """
     case = ", ".join([floor.name, *(f"{key} {value}" for key, value in floor.params.items())])
     ours, theirs = (best(matching(floor, result.rows, name)) for name in (floor.ours, floor.against))
+    if result.busy:
+        return f"not judged {case}: the machine was busy ({result.doubts[0]})", None
+    if ours is None and result.warnings:
+        return f"not judged {case}: {'; '.join(result.warnings)}", None
     if ours is None:
         return f"BELOW {case}: {floor.ours} has no time", False
     if theirs is None:

@@ -2,16 +2,18 @@
 
 Verdicts are on bertgen, and only where the spread leaves no doubt: the middle halves of the times do not touch, the
 medians are 5% apart, and the same holds for the times as shares of another contender's in the same case, whose code
-nobody changed. So a machine that is slower today is no verdict.
+nobody changed. So a machine that is slower today is no verdict. Times of a machine that others kept busy are not judged
+at all, and what a run that was stopped lacks is not gone.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .check import NOT_JUDGED
 from .output import time_text
 from .result import Result, Row, load
 
@@ -28,22 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print verdicts, and return 1 where bertgen became slower, or its answers wrong."""
+    """Print verdicts, and return 1 where bertgen became slower, or its answers wrong; 4 where that is not judged."""
     before, after = load(args.before), load(args.after)
     for result, path in ((before, args.before), (after, args.after)):
         print(f"{path}: {result.command}, {result.environment['processor']}, commit {result.environment['commit']}")
-    changes = list(compared(before, after))
+        for doubt in result.doubts:
+            print(f"{path}: NOT TO BE RELIED ON: {doubt}")
+    unjudged = {"faster", "slower"} if before.busy or after.busy else set()
+    unjudged |= {"gone", "new"} if before.warnings or after.warnings else set()
+    changes = [
+        replace(one, verdict="not judged") if one.verdict in unjudged else one for one in compared(before, after)
+    ]
     print("| case | contender | before | after | times as long | verdict |\n|---|---|---|---|---|---|")
     for one in changes:
         if one.verdict or args.all:
             print(one.line())
     counts = {
-        word: sum(one.verdict == word for one in changes) for word in ("faster", "slower", "gone", "new", "WRONG")
+        word: sum(one.verdict == word for one in changes)
+        for word in ("faster", "slower", "gone", "new", "WRONG", "not judged")
     }
     same = sum(not one.verdict for one in changes)
     print(", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no verdict", end="")
     print(f"; {same} of {len(changes)} within the spread")
-    return CHANGED if any(one.row.ours and one.verdict in ("slower", "gone", "WRONG") for one in changes) else 0
+    if any(one.row.ours and one.verdict in ("slower", "gone", "WRONG") for one in changes):
+        return CHANGED
+    return NOT_JUDGED if unjudged else 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Change:
     Attributes:
         row: of the later result; of the earlier one where it is gone.
         ratio: of the median times, later over earlier.
-        verdict: "faster", "slower", "gone", "new", "WRONG"; nothing within the spread.
+        verdict: "faster", "slower", "gone", "new", "WRONG", "not judged"; nothing within the spread.
     """
 
     row: Row

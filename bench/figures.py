@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, which colour-blind people can tell apart; ma
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,23 @@ def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
             figure = draw([row for result in results for row in result.rows], results)
             if figure is not None:
                 found[name] = folder / f"{name}.png"
+                _warn(figure, shown_in(name, results))
                 figure.savefig(found[name], dpi=DPI, bbox_inches="tight")
     return found
+
+
+def shown_in(name: str, results: Sequence[Result]) -> list[Result]:
+    """The results that a picture is drawn from."""
+    return [result for result in results if result.part in PARTS[name]]
+
+
+def _warn(figure: Any, results: Sequence[Result]) -> None:
+    """Write over a picture why it is not to be relied on."""
+    doubts = dict.fromkeys(f"{result.part}: {doubt}" for result in results for doubt in result.doubts)
+    if doubts:
+        lines = [line for doubt in doubts for line in textwrap.wrap(doubt, 105)]
+        text = "\n".join(["NOT TO BE RELIED ON", *lines])
+        figure.text(0.5, 1.01, text, color="#AA0000", weight="bold", ha="center", va="bottom", fontsize=10)
 
 
 def look(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -62,7 +78,7 @@ def roofline(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     import numpy
 
     points = [row for row in shaped(rows) if row.contender in (OURS, "eager") and row.extra["flop"]]
-    limits = [result.environment["limits"] for result in results if result.part == "ops"]
+    limits = [result.environment["limits"] for result in results if result.part == "ops" and result.rows]
     if not points or not limits:
         return None
     limit = limits[0]
@@ -355,4 +371,11 @@ def training(rows: Sequence[Row], results: Sequence[Result]) -> Any:
 FIGURES: dict[str, Callable[[Sequence[Row], Sequence[Result]], Any]] = {
     "generation": generation, "throughput": batches, "latency": latencies, "memory": memory, "growth": growth,
     "training": training, "speedups": speedups, "roofline": roofline,
+}  # fmt: skip
+
+# Picture -> parts whose rows it shows.
+PARTS = {
+    "generation": ("generate",), "throughput": ("generate",), "latency": ("generate",),
+    "memory": ("generate", "train"), "growth": ("scale",), "training": ("train",), "speedups": ("ops",),
+    "roofline": ("ops",),
 }  # fmt: skip

@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser, device: bool = False) -> None
 
 def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
     """An empty result, with what it depends on; says so where others keep the machine busy."""
-    environment = machine.environment(device)
-    if (environment["busy"] or 0) > machine.BUSY:
-        say(f"others keep {environment['busy']:.1f} cores busy: times will be too long")
-    return Result(part, command(part), environment, path=args.json)
+    result = Result(part, command(part), machine.environment(device), path=args.json)
+    if result.busy:
+        say(f"others keep {result.busy:.1f} cores busy: times will be too long, and are not judged")
+    return result
 
 
 def command(part: str) -> str:
@@ -110,7 +110,7 @@ def engineering(value: float) -> str:
 
 
 def end(result: Result, args: argparse.Namespace) -> int:
-    """Write the files, name what is missing and wrong, check the floors where that was asked for; the exit code."""
+    """Write the files, name what is missing, wrong or doubtful, check the floors where asked for; the exit code."""
     from . import check
 
     missing: dict[str, set[str]] = {}
@@ -119,6 +119,9 @@ def end(result: Result, args: argparse.Namespace) -> int:
             missing.setdefault(row.absent, set()).add(row.contender)
     for why, names in missing.items():
         print(f"missing: {', '.join(sorted(names))}: {why[:200]}")
+    result.environment["busy_behind"] = machine.busy()
+    for doubt in result.doubts:
+        print(f"warning: {doubt}")
     if args.json:
         save(result, args.json)
     if args.csv:
@@ -128,6 +131,5 @@ def end(result: Result, args: argparse.Namespace) -> int:
     failed = bool(result.wrong) or not result.rows
     if not result.rows:
         say("nothing was measured")
-    if args.check:
-        failed |= bool(check.report([result]))
-    return WRONG if failed else 0
+    code = check.report([result]) if args.check else 0
+    return WRONG if failed else code

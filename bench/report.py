@@ -70,7 +70,9 @@ img { max-width: 100% } h2 { margin-top: 2.5rem } figure { margin: 1rem 0 } figc
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: 3px 8px; text-align: right; white-space: nowrap }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2), td:last-child { text-align: left }
-tr.ours td { font-weight: 600 } .wrong { color: #a00; font-weight: 600 } summary { cursor: pointer; margin: 1rem 0 }
+tr.ours td { font-weight: 600 } .wrong { color: #a00; font-weight: 600 }
+.warning { border: 2px solid #a00; background: #fff0ee; padding: 0.5rem 1rem; margin: 1rem 0 }
+summary { cursor: pointer; margin: 1rem 0 }
 code { background: #f2f2f2; padding: 0 3px }
 """
 
@@ -97,12 +99,13 @@ def write(results: Sequence[Result], folder: Path) -> Path:
 
 
 def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
-    parts = ["<h1>How fast bertgen is</h1>", INTRODUCTION, machines(results), faults(results)]
+    parts = ["<h1>How fast bertgen is</h1>", warning(results), INTRODUCTION, machines(results), faults(results)]
     for name, path in pictures.items():
         title, caption = CAPTIONS[name]
         image = base64.b64encode(path.read_bytes()).decode()
         parts.append(
-            f'<h2 id="{name}">{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{image}">'
+            f'<h2 id="{name}">{title}</h2>{warning(figures.shown_in(name, results))}<figure>'
+            f'<img alt="{title}" src="data:image/png;base64,{image}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     parts.append("<h2>All figures</h2><p>Bold: bertgen. <i>Limit</i>: the share of what the machine can do.</p>")
@@ -115,14 +118,22 @@ def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
     )
 
 
+def warning(results: Sequence[Result]) -> str:
+    """Which results are not to be relied on, and why; nothing where all are."""
+    lines = [f"{result.command}: {doubt}" for result in results for doubt in result.doubts]
+    return f'<div class="warning"><b>Not to be relied on:</b>{_list(lines)}</div>' if lines else ""
+
+
 def machines(results: Sequence[Result]) -> str:
     """What was run where."""
     rows = []
     for result in results:
         where = machine.described(result.environment)
-        cells = (f"<code>{escape(result.command)}</code>", escape(where), escape(result.environment["time"]))
+        cells = [f"<code>{escape(result.command)}</code>", escape(where), escape(result.environment["time"])]
+        cells.append(f'<span class="wrong">{escape("; ".join(result.doubts))}</span>' if result.doubts else "")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table><tr><th>command</th><th>machine and versions</th><th>when</th></tr>{''.join(rows)}</table>"
+    heads = ("command", "machine and versions", "when", "warnings")
+    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
 
 
 def faults(results: Sequence[Result]) -> str:
@@ -152,6 +163,8 @@ def table(result: Result) -> str:
     for rows in result.cases.values():
         lines += [line(row) for row in rows]
     title = f"{escape(result.part)}: {len(result.rows)} rows"
+    if result.doubts:
+        title += f' <span class="wrong">{escape("; ".join(result.doubts))}</span>'
     return f"<details><summary>{title}</summary><table>{''.join(lines)}</table></details>"
 
 

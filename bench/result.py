@@ -17,6 +17,8 @@ from typing import Any
 
 from bertgen.errors import InputError
 
+from .machine import BUSY
+
 SCHEMA = 1
 OURS = "bertgen"
 FEW = 8  # turns, of which the smallest and the largest tell the spread
@@ -95,19 +97,33 @@ class Result:
     Attributes:
         part: "ops", "generate", ...
         command: that repeats it.
-        environment: `machine.environment`.
+        environment: `machine.environment`; "busy_behind" is how busy others kept the machine when the run had ended.
+        warnings: what a reader must know besides: that the run was stopped, or failed.
     """
 
     part: str
     command: str
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     path: Path | None = None  # where it is saved from time to time
 
     @property
     def wrong(self) -> list[Row]:
         """Rows whose answers are not accepted."""
         return [row for row in self.rows if row.wrong]
+
+    @property
+    def busy(self) -> float | None:
+        """Cores that others kept busy, where it is so many that times are too long to be judged."""
+        found = [self.environment.get(name) or 0.0 for name in ("busy", "busy_behind")]
+        return max(found) if max(found) > BUSY else None
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why its figures are not to be relied on, each in words; nothing where they are."""
+        busy = [f"others kept {self.busy:.1f} cores busy, times are too long"] if self.busy else []
+        return [*busy, *self.warnings]
 
     @property
     def cases(self) -> dict[tuple[str, str], list[Row]]:
@@ -125,6 +141,7 @@ DERIVED = ("median", "quartiles", "rate", "fraction")
 def save(result: Result, path: Path) -> None:
     """Write a file of JSON, a row in each line, and its folder where there is none."""
     head = {"schema": SCHEMA, "part": result.part, "command": result.command, "environment": result.environment}
+    head |= {"warnings": result.warnings} if result.warnings else {}
     rows = [{name: getattr(row, name) for name in (*FIELDS, *DERIVED)} for row in result.rows]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +163,7 @@ def load(path: Path) -> Result:
         if found["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {found['schema']}, this bertgen reads {SCHEMA}")
         rows = [Row(**{name: row[name] for name in FIELDS}) for row in found["rows"]]
-        return Result(found["part"], found["command"], found["environment"], rows)
+        return Result(found["part"], found["command"], found["environment"], rows, list(found.get("warnings", ())))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no result of bertgen bench: {type(error).__name__} {error}") from error
 
@@ -155,6 +172,7 @@ def save_csv(result: Result, path: Path) -> None:
     """The rows as a table for other programs: a column for each figure, the environment in every line."""
     where = {key: result.environment.get(key) for key in ("device", "processor", "bertgen", "torch", "commit", "dirty")}
     columns = ["part", "name", "params", "contender", "samples", "median_s", "low_s", "high_s", "amount", "unit"]
+    where["warnings"] = "; ".join(result.doubts)
     columns += ["rate", "limit", "fraction", "correct", "absent", "wrong", *where]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:

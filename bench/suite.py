@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from bertgen.errors import ConfigError
 
-from . import check, output, report
+from . import check, machine, output, report
 from .generate import STATIC
-from .result import OURS, load
+from .result import OURS, Result, load, save
 
 BROKEN = 1
 PATIENCE = 15.0  # seconds that a stopped part may take to end
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the steps, and return 1 where one failed, or a ratio is below its floor."""
+    """Run the steps, and return 1 where one failed, or a ratio is below its floor; 4 where that is not judged."""
     steps = LEVELS.get((args.level, args.device))
     if steps is None:
         raise ConfigError(f"--level {args.level} is not for --device {args.device}")
@@ -112,14 +112,25 @@ def run(args: argparse.Namespace) -> int:
         elif code:
             output.say(f"{step.name}: failed with code {code}")
             failed = True
+        if code is None or code not in (0, check.NOT_JUDGED):
+            noted(step, args.device, file, "failed" if code else f"stopped after {step.seconds:.0f} s")
         if file.exists():
             files.append(file)
     results = [load(file) for file in files]
     if results:
         print(report.write(results, args.report or args.output))
-    if args.check and check.report(results):
-        failed = True
-    return BROKEN if failed or not results else 0
+    code = check.report(results) if args.check else 0
+    return BROKEN if failed or not results else code
+
+
+def noted(step: Step, device: str, file: Path, what: str) -> None:
+    """Write into the result of a step that it is not whole; a result without rows where there is none."""
+    known = file.exists()
+    result = load(file) if known else Result(step.part, f"bertgen bench {step.words}", machine.environment())
+    if not known:
+        result.environment["device"] = device
+    result.warnings.append(f"{what}, {'cases may be' if known else 'all its cases are'} missing")
+    save(result, file)
 
 
 def within(seconds: float, command: Sequence[str]) -> int | None:

@@ -33,15 +33,24 @@ def filled(text: str) -> str:
         try:
             content = TABLES[match[1]]()
         except InputError as error:
-            content = f"Not measured yet: {error}."
+            content = f"No figures yet: {error}."
         return f"<!-- bench: {match[1]} -->\n{content}\n<!-- end -->"
 
     return BLOCK.sub(table, text)
 
 
 def results(part: str, model: str | None = None) -> list[Result]:
-    """What all steps of the suite that are of a part have measured, or those that have rows of a model."""
-    found = [one for one in (load(path) for path in sorted(RESULTS.glob("*-cpu.json"))) if one.part == part]
+    """What all steps of the suite that are of a part have measured, or those that have rows of a model.
+
+    Raises:
+        InputError: there is none, or one that was taken on a busy machine, or is not whole.
+    """
+    files = {path.name: load(path) for path in sorted(RESULTS.glob("*-cpu.json"))}
+    files = {name: one for name, one in files.items() if one.part == part}
+    for name, one in files.items():
+        if one.doubts:
+            raise InputError(f"bench/results/{name} is not to be relied on ({'; '.join(one.doubts)})")
+    found = list(files.values())
     found = [one for one in found if model is None or any(row.params.get("model") == model for row in one.rows)]
     if not found:
         named = "" if model is None else f" with a model {model}"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from .config import read_json, write_json
 from .errors import BertgenError, CheckpointError, ConfigError, OutputError
 from .files import reported
-from .hub import resolve_file
+from .hub import as_path, resolve_file
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -259,7 +259,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
 
     Files that `directory` already holds stay, unless the block writes their names or they are older weights.
     """
-    target = Path(directory)
+    target = as_path(directory, "directory")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; a model is saved into a directory")
     with reported(target):

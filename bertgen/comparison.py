@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from .config import GenerationConfig
-from .errors import CheckpointError, InputError, UnsupportedError
+from .config.base import check_integer
+from .errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from .generator import Generator
-from .hub import local_directory
+from .hub import as_path, local_directory
 from .packing import padded
 from .peers import load_transformers, quiet
 
@@ -84,6 +85,9 @@ def compare(
         UnsupportedError: options under which outputs are not determined, or that transformers has not.
         BackendError: transformers is not installed. CheckpointError: it cannot load the checkpoint.
     """
+    if not isinstance(generator, Generator):
+        raise ConfigError(f"generator must be a Generator, got {quoted(generator)}")
+    batch_size = check_integer(1, batch_size, "batch_size")
     config = GenerationConfig.of_call(options, None, generator.model.generation_config)
     if config.do_sample:
         raise UnsupportedError("do_sample=True: the draws differ, whatever the seed; compare greedy search or beams")
@@ -91,6 +95,7 @@ def compare(
         raise UnsupportedError(f"num_beam_groups={config.num_beam_groups}: transformers 5 has no diverse beams itself")
     if config.max_length is None and config.max_new_tokens is None:
         options = {**options, "max_length": generator.model.config.decoder.max_tokens}
+    as_path(path_or_id)
     model, missing = _load(path_or_id, generator)
     rows = generator.encode_sources(texts)
     for index, row in enumerate(rows):
@@ -139,6 +144,9 @@ def _load(path_or_id: str | os.PathLike, generator: Generator) -> tuple[Any, tup
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {path_or_id}: {error}") from error
     missing, known = sorted(found["missing_keys"]), own.state_dict()
+    foreign = [name for name, t in model.state_dict().items() if name in known and known[name].shape != t.shape]
+    if foreign:
+        raise CheckpointError(f"path_or_id {path_or_id} is another model than the generator's: {foreign[0]} differs")
     model.load_state_dict({name: known[name] for name in missing if name in known}, strict=False)
     return model.eval().to(own.device), tuple(missing)
 

@@ -1,5 +1,7 @@
 """The errors a user of bertgen can meet. Each is also the builtin that code written for transformers expects."""
 
+from typing import Any
+
 
 class BertgenError(Exception):
     """Base of every error bertgen raises on purpose."""
@@ -35,3 +37,17 @@ class BackendError(BertgenError, RuntimeError):
 
 class CallbackError(BertgenError, RuntimeError):
     """A function that a request brought along raised what would end a thread or a program, such as SystemExit."""
+
+
+def quoted(value: Any, limit: int = 200) -> str:
+    """Any value as an error message quotes it: short, and whatever its `repr` does.
+
+    Of a tensor or an array the shape and the dtype, as its numbers may be many, or on a device, or nowhere.
+    """
+    if isinstance(shape := getattr(value, "shape", None), tuple) and shape and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(shape)} and dtype {value.dtype}"
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, or a class whose own __repr__ fails
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

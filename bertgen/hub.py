@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import older, settled
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError, quoted
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -26,6 +26,14 @@ def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     return others, {name: value for name, value in hub.items() if value is not None}
 
 
+def as_path(path_or_id: Any, called: str = "path_or_id") -> Path:
+    """A path or hub id as a Path; ConfigError for what is neither; `called` is the argument's name."""
+    name = os.fspath(path_or_id) if isinstance(path_or_id, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name or "\0" in name:  # Path("") would be the current directory
+        raise ConfigError(f"{called} must be a path or a hub id, got {quoted(path_or_id)}")
+    return Path(path_or_id)
+
+
 def local_directory(path_or_id: str | os.PathLike) -> Path | None:
     """Return the directory that `path_or_id` names, or None where it is a hub id.
 
@@ -34,7 +42,7 @@ def local_directory(path_or_id: str | os.PathLike) -> Path | None:
     Raises:
         CheckpointError: it names a file, or has the form of a path to a directory that does not exist.
     """
-    path = Path(path_or_id).expanduser()
+    path = as_path(path_or_id).expanduser()
     if path.is_dir():
         return path
     if str(path) == "demo":
@@ -93,6 +101,12 @@ def resolve_file(
         CheckpointError: the file, the directory or the repository is not there, or cannot be reached; or the file is
             something else in its place (`checked_file`).
     """
+    for name, value, kinds in (
+        ("revision", revision, str), ("cache_dir", cache_dir, (str, os.PathLike)), ("token", token, (str, bool)),
+        ("local_files_only", local_files_only, bool),
+    ):  # fmt: skip
+        if value is not None and not isinstance(value, kinds):
+            raise ConfigError(f"{name} is not as huggingface_hub.hf_hub_download takes it, got {quoted(value)}")
     directory = local_directory(path_or_id)
     if directory is not None:
         directory = directory / subfolder

@@ -5,11 +5,16 @@ Ids are checked on the host by one reduction per tensor; under torch.compile and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .errors import ConfigError, InputError
+from .config.base import check_flag, check_integer, check_number
+from .errors import ConfigError, InputError, quoted
 from .kernels.plain import is_traced
+from .outputs import BaseModelOutputWithPastAndCrossAttentions
 from .packing import Packing
 
 
@@ -17,32 +22,116 @@ def either(given: bool | None, default: bool) -> bool:
     """The option of a call, or that of the configuration where the call has none."""
     if given is None:
         return default
-    if not isinstance(given, bool):
-        raise ConfigError(f"output_hidden_states, use_cache and the like are True, False or None, got {given!r}")
-    return given
+    try:
+        return check_flag(given, "")
+    except ConfigError:
+        names = "output_hidden_states, output_attentions, use_cache and return_dict"
+        raise ConfigError(f"{names} are True, False or None, got {quoted(given)}") from None
+
+
+def check_tensors(device: torch.device | None, **given: Any) -> None:
+    """What is given must be dense tensors with values, each on the device (None: any); InputError with the name."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.layout != torch.strided or value.is_meta:
+            kind = "meta" if value.is_meta else value.layout
+            raise InputError(f"{name} must be a dense tensor with values, got one that is {kind}")
+        if device is not None and value.device != device:
+            raise InputError(f"{name} must be on {device}, where the rest of the input is, got {value.device}")
 
 
 def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:
     """The one of ids [B, L] and embeds [B, L, hidden] that is given, checked."""
     if (ids is None) == (embeds is None):
         raise InputError("You must specify exactly one of input_ids or inputs_embeds")
-    given = ids if embeds is None else embeds
-    if not isinstance(given, torch.Tensor):
-        raise InputError(f"input_ids must be a tensor, got {type(given).__name__}")
-    if given.dim() != (2 if embeds is None else 3) or 0 in given.shape:
-        raise InputError(f"input must be [batch, length] with neither 0, got shape {tuple(given.shape)}")
-    if embeds is None:
-        check_ids(given, config.vocab_size, "input_ids")
-    elif embeds.shape[-1] != config.hidden_size:
-        raise InputError(f"inputs_embeds have {embeds.shape[-1]} columns, hidden_size is {config.hidden_size}")
-    return given
+    check_tensors(None, input_ids=ids, inputs_embeds=embeds)
+    if ids is not None:
+        if ids.dim() != 2 or 0 in ids.shape:
+            raise InputError(f"input_ids must be [batch, length] with neither 0, got shape {tuple(ids.shape)}")
+        check_ids(ids, config.vocab_size, "input_ids")
+        return ids
+    return check_states(embeds, config.hidden_size, "inputs_embeds")
+
+
+def check_states(states: Any, hidden: int, name: str) -> torch.Tensor:
+    """The states, if they are floats [batch, length, hidden]."""
+    check_tensors(None, **{name: states})
+    if states.dim() != 3 or states.shape[-1] != hidden or 0 in states.shape:
+        raise InputError(f"{name} must be [batch, length, {hidden}] without a 0, got shape {tuple(states.shape)}")
+    if not states.is_floating_point():
+        raise InputError(f"{name} must hold floats, got {states.dtype}")
+    return states
+
+
+def check_columns(weight: torch.Tensor, columns: int, **given: Any) -> None:
+    """What modules take: floats [.., columns] that a weight of this dtype can be computed with."""
+    for name, x in given.items():
+        if not isinstance(x, torch.Tensor):
+            raise InputError(f"{name} must be a tensor, got {quoted(x)}")
+        check_tensors(None, **{name: x})
+        if x.dim() == 0 or x.shape[-1] != columns or not x.is_floating_point():
+            raise InputError(f"{name} must be floats [.., {columns}], got {x.dtype} of shape {tuple(x.shape)}")
+        if x.dtype != weight.dtype and weight.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"{name} must be {weight.dtype}, as the weights of the module, got {x.dtype}")
+
+
+def check_encoded(encoder_outputs: Any, hidden: int) -> Any:
+    """What an encoder returned, or a tuple that begins with its states [batch, length, hidden], with names."""
+    if isinstance(encoder_outputs, (tuple, list)):
+        encoder_outputs = BaseModelOutputWithPastAndCrossAttentions(*encoder_outputs[:1])
+    states = getattr(encoder_outputs, "last_hidden_state", None)
+    if not isinstance(states, torch.Tensor):
+        raise InputError(
+            "encoder_outputs must be what the encoder returned, or a tuple that begins with its states, got "
+            f"{quoted(encoder_outputs)}"
+        )
+    check_states(states, hidden, "encoder_outputs")
+    return encoder_outputs
+
+
+def check_cache(cache: Any, config: BertGenerationConfig) -> Cache | None:
+    """The cache, if it is one that a decoder of this shape returned."""
+    if cache is None:
+        return None
+    if not isinstance(cache, Cache):
+        raise InputError(f"past_key_values must be the Cache that an earlier call returned, got {type(cache).__name__}")
+    found = len(cache.pools.keys), *(cache.pools.keys[0].shape[1:] if cache.pools.keys else (0, 0))
+    if found[0] != config.num_hidden_layers or (
+        found[0] and found[1:] != (config.num_attention_heads, config.head_dim)
+    ):
+        raise InputError(
+            f"past_key_values hold {found[0]} layers of {found[1]} heads of {found[2]} columns, the model has "
+            f"{config.num_hidden_layers} of {config.num_attention_heads} of {config.head_dim}"
+        )
+    return cache
+
+
+def check_kept(logits_to_keep: Any, length: int) -> slice | torch.Tensor:
+    """The positions of [batch, length] that `logits_to_keep` names: the last so many (0: all), or those of a tensor."""
+    if not isinstance(logits_to_keep, torch.Tensor):
+        kept = check_integer(0, logits_to_keep, "logits_to_keep")
+        return slice(-kept if kept else None, None)
+    check_tensors(None, logits_to_keep=logits_to_keep)
+    if logits_to_keep.dtype == torch.bool:
+        if logits_to_keep.shape != (length,):
+            raise InputError(f"logits_to_keep has shape {tuple(logits_to_keep.shape)}, expected ({length},)")
+        return logits_to_keep
+    if logits_to_keep.dim() != 1:
+        raise InputError(f"logits_to_keep must be an integer or [positions], got shape {tuple(logits_to_keep.shape)}")
+    if not logits_to_keep.numel():
+        return slice(0, 0)
+    check_ids(torch.where(logits_to_keep < 0, logits_to_keep + length, logits_to_keep), length, "logits_to_keep")
+    return logits_to_keep
 
 
 def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
     """Integer ids from 0 to vocabulary - 1, or InputError with the offending one."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{name} must be int64 or int32, got {ids.dtype}")
-    if torch.compiler.is_compiling() or is_traced():
+    if torch.compiler.is_compiling() or is_traced() or not ids.numel():
         return
     least, most = (int(x) for x in ids.aminmax())
     if least < 0 or most >= vocabulary:
@@ -52,13 +141,23 @@ def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
 
 def check_labels(labels: torch.Tensor, shape: tuple[int, ...]) -> None:
     """labels [B, T] against the shape (B, T, vocab) of their logits."""
+    check_tensors(None, labels=labels)
     if labels.dim() != 2 or tuple(labels.shape) != tuple(shape[:2]) or 0 in labels.shape:
         raise InputError(f"labels have shape {tuple(labels.shape)}, expected {tuple(shape[:2])}")
     check_ids(labels.masked_fill(labels == -100, 0), shape[-1], "labels")
 
 
+def check_items(items: Any) -> Any:
+    """num_items_in_batch, if it is a number above 0, or a tensor of one, or None."""
+    if isinstance(items, torch.Tensor) and items.numel() == 1 and not items.is_complex():
+        check_tensors(None, num_items_in_batch=items)
+        return items
+    return None if items is None else check_number(1e-30, 1e30, items, "num_items_in_batch")
+
+
 def check_mask(mask: torch.Tensor | None, rows: int, length: int, name: str) -> torch.Tensor | None:
     """The mask, if it is [rows, length]."""
+    check_tensors(None, **{name: mask})
     if mask is not None and tuple(mask.shape) != (rows, length):
         raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {(rows, length)}")
     return mask
@@ -79,6 +178,7 @@ def check_types(
     """Token types [B, L]; None where there are none, as in bert-generation, where all of them must be 0."""
     if types is None:
         return None
+    check_tensors(None, token_type_ids=types)
     if tuple(types.shape) != shape:
         raise InputError(f"token_type_ids have shape {tuple(types.shape)}, expected {shape}")
     kinds = config.type_vocab_size if isinstance(config, BertConfig) else 1
@@ -103,6 +203,7 @@ def positions_of(
     """
     limit, first = config.max_position_embeddings, config.first_position
     if given is not None:
+        check_tensors(None, position_ids=given)
         if given.dim() != 2 or given.shape[1] != length or given.shape[0] not in (1, rows):
             raise InputError(f"position_ids have shape {tuple(given.shape)}, expected {(rows, length)}")
         check_ids(given, limit, "position_ids")

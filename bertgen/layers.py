@@ -13,7 +13,7 @@ from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
-from .linear import Int4Linear, apply, int4_linears, is_plain, is_plain_norm
+from .linear import Int4Linear, apply, check_dtype, int4_linears, is_plain, is_plain_norm
 from .packing import Packing
 
 
@@ -82,6 +82,8 @@ class Embeddings(nn.Module):
         types: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """ids int64 [T] or embeds [T, hidden], positions and types (None: all 0) int64 [T] -> [T, hidden]"""
+        if embeds is not None:
+            check_dtype(embeds, self.position_embeddings, "inputs_embeds")
         summed = self.word_embeddings(ids) if embeds is None else embeds
         if hasattr(self, "token_type_embeddings"):
             table = self.token_type_embeddings
@@ -187,6 +189,7 @@ class Attention(nn.Module):
 
     def source_pair(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [T, heads, head_dim] of encoder states [T, hidden]."""
+        check_dtype(states, self.self.key, "encoder states")
         k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
         return k, v
 

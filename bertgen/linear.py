@@ -13,7 +13,7 @@ from torch.nn.modules import module as hooks
 from . import ops
 from .config import Int4Config
 from .config.quantization import GROUP_SIZES
-from .errors import InputError, UnsupportedError
+from .errors import InputError, UnsupportedError, quoted
 from .kernels.int4_matmul import Weight, dequantize_reference
 from .kernels.plain import is_plain_tensor
 from .outline import outlined
@@ -46,13 +46,17 @@ class Int4Linear(nn.Module):
         config: Int4Config | None = None,
     ):
         super().__init__()
+        if not all(isinstance(t, torch.Tensor) and t.dim() == 2 for t in (packed, scale)):
+            raise InputError(f"packed and scale must be tensors [N, ..], got {quoted(packed)} and {quoted(scale)}")
+        if config is not None and not isinstance(config, Int4Config):
+            raise InputError(f"config must be an Int4Config, got {quoted(config)}")
         rows, columns = packed.shape[0], 2 * packed.shape[-1]
         if config is None:
             group = columns // max(1, scale.shape[-1])
             config = Int4Config(group_size=group if group in GROUP_SIZES else 64, symmetric=zero is None)
         wrong = fault(rows, columns, packed, scale, zero, config)
-        if wrong is None and bias is not None and bias.shape != (rows,):
-            wrong = f"bias has the shape {tuple(bias.shape)}, expected {(rows,)}"
+        if wrong is None and bias is not None and getattr(bias, "shape", None) != (rows,):
+            wrong = f"bias must be a tensor {(rows,)}, got {quoted(bias)}"
         if wrong is not None:
             raise InputError(wrong)
         self.out_features, self.in_features, self.config = rows, columns, config
@@ -64,6 +68,8 @@ class Int4Linear(nn.Module):
         """The weights of a Linear, rounded to 4 bits; see `bertgen.quantization.quantize` for the errors."""
         if isinstance(linear, Int4Linear):
             raise InputError(f"the layer is in 4 bits already ({linear.config.format})")
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"linear must be an nn.Linear, got {quoted(linear)}")
         bias = None if linear.bias is None else linear.bias.detach()
         return cls(*quantize(linear.weight, config), bias=bias, config=config)
 
@@ -111,6 +117,8 @@ def int4_linears(x: torch.Tensor, config: Int4Config, weights: Sequence[Weight])
     """
     packed = weights[0][0]
     columns = 2 * packed.shape[1]
+    if not isinstance(x, torch.Tensor):
+        raise InputError(f"x must be a tensor, got {quoted(x)}")
     if x.dim() == 0 or not x.is_floating_point():
         raise InputError(f"the input is {x.dtype} {tuple(x.shape)}, expected floats [.., {columns}]")
     if x.shape[-1] != columns:
@@ -149,6 +157,16 @@ class _Product(torch.autograd.Function):
         weight = dequantize_reference(*ctx.saved_tensors).to(grad.dtype)
         of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None, None
+
+
+def check_dtype(x: torch.Tensor, layer: nn.Module, name: str) -> None:
+    """InputError where x, which the caller gave under this name, is of another dtype than the weight of a plain layer.
+
+    A layer on which something hangs may convert its input itself, and autocast does.
+    """
+    if is_plain(layer, nn.Linear, nn.Embedding) and x.dtype != layer.weight.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"{name} must be {layer.weight.dtype}, as the weights of the model, got {x.dtype}")
 
 
 _FORWARDS: dict[type, Any] = {}  # of classes that were looked at, the forward that their library wrote

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from . import ops
-from .errors import InputError, UnsupportedError
+from .config.base import check_flag, check_integer
+from .errors import InputError, UnsupportedError, quoted
+from .inputs import check_columns, check_mask
 from .kernels.layernorm_gelu import ACTIVATIONS
 from .linear import Int4Linear as Int4Linear
 from .linear import apply
@@ -24,6 +26,12 @@ class LayerNorm(nn.LayerNorm):
         """x and residual [.., hidden], bias [hidden] -> [.., hidden]"""
         if len(self.normalized_shape) != 1 or self.weight is None or self.bias is None:
             raise UnsupportedError(f"LayerNorm over {self.normalized_shape} without weight and bias is not supported")
+        given = {"x": x} | {name: t for name, t in (("residual", residual), ("bias", bias)) if t is not None}
+        check_columns(self.weight, self.normalized_shape[0], **given)
+        if residual is not None and residual.shape != x.shape:
+            raise InputError(f"residual {tuple(residual.shape)} must have the shape of x, {tuple(x.shape)}")
+        if bias is not None and bias.dim() != 1:
+            raise InputError(f"bias must be [{self.normalized_shape[0]}], got {tuple(bias.shape)}")
         flat = x.reshape(-1, x.shape[-1])
         other = None if residual is None else residual.reshape(flat.shape)
         return ops.add_layer_norm(flat, bias, other, self.weight, self.bias, self.eps).view(x.shape)
@@ -42,13 +50,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden: int, intermediate: int, activation: str = "gelu"):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UnsupportedError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise UnsupportedError(f"activation {quoted(activation)} is none of {', '.join(ACTIVATIONS)}")
+        hidden, intermediate = check_integer(1, hidden, "hidden"), check_integer(1, intermediate, "intermediate")
         self.dense_in, self.dense_out = nn.Linear(hidden, intermediate), nn.Linear(intermediate, hidden)
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., hidden] -> [.., hidden]"""
+        check_columns(self.dense_out.bias, self.dense_in.in_features, x=x)
         flat = x.reshape(-1, x.shape[-1])
         return apply(self.dense_out, apply(self.dense_in, flat, self.activation)).view(x.shape)
 
@@ -77,12 +87,18 @@ class MultiheadAttention(nn.MultiheadAttention):
             [B, T, hidden], and None where `nn.MultiheadAttention` has the weights. Zeros before the output projection
             where a query has no key to see.
         """
-        if need_weights or attn_mask is not None:
+        if check_flag(need_weights, "need_weights") or attn_mask is not None:
             raise UnsupportedError("need_weights=True and attn_mask are not supported: no matrix of weights is made")
         if not self.batch_first or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
             raise UnsupportedError("only batch_first=True, one size of query, key and value, and no added keys")
+        check_columns(self.in_proj_weight, self.embed_dim, query=query, key=key, value=value)
+        if query.dim() != 3 or key.dim() != 3:
+            shapes = f"{tuple(query.shape)} and {tuple(key.shape)}"
+            raise InputError(f"query and key must be [batch, length, hidden], got {shapes}")
+        is_causal = check_flag(is_causal, "is_causal")
         rows, length, hidden = query.shape
         source = key.shape[1]
+        check_mask(key_padding_mask, rows, source, "key_padding_mask")
         if key.shape != (rows, source, hidden) or value.shape != key.shape:
             raise InputError(f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}")
         q, k, v = self._projected(query, key, value)

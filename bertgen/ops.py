@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from . import extension, library
-from .errors import BackendError
+from .errors import BackendError, quoted
 from .kernels.attention import attention_reference, attention_triton, masked_attention_reference
 from .kernels.decode_attention import (
     cross_decode_attention_reference,
@@ -142,8 +142,8 @@ class Op:
 
 
 def _known(name: str) -> str:
-    if name not in BACKENDS:
-        raise BackendError(f"backend {name!r} is not one of {', '.join(BACKENDS)} (BERTGEN_BACKEND, set_backend)")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(f"backend {quoted(name)} is not one of {', '.join(BACKENDS)} (BERTGEN_BACKEND, set_backend)")
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 
 from .arguments import older, settled
 from .config import GenerationConfig
-from .errors import ConfigError, InputError, UnsupportedError
+from .config.base import check_integer, check_mapping
+from .errors import ConfigError, UnsupportedError, quoted
 from .generator import LOADING, Generator, Output
+from .generator.texts import checked_texts
 from .hub import OPTIONS
 from .model import EncoderDecoderModel
 from .tokenizer import Tokenizer
@@ -53,8 +55,9 @@ def pipeline(
     name = check_task(task)
     if model is None:
         raise ConfigError('pipeline needs a model: an object, a path, a hub id, or "demo"')
-    if framework not in (None, "pt"):
-        raise UnsupportedError(f"framework={framework!r}: models are PyTorch's ('pt')")
+    if framework is not None and not (isinstance(framework, str) and framework == "pt"):
+        raise UnsupportedError(f"framework={quoted(framework)}: models are PyTorch's ('pt')")
+    check_mapping(model_kwargs, "model_kwargs")
     for unused in (
         "use_fast",
         "num_workers",
@@ -112,9 +115,13 @@ class Pipeline:
         options.pop("num_workers", None)  # there is no loader
         as_ids = self._returns_ids(options)
         self._stop(options)
-        prefix = options.pop("prefix", None) or ""
-        given = [prefix + text if isinstance(text, str) else text for text in _listed(texts)]
-        outputs = self.generator.generate(given, max_batch_size=options.pop("batch_size", None), **options)
+        prefix = options.pop("prefix", None)
+        if prefix is not None and not isinstance(prefix, str):
+            raise ConfigError(f"prefix must be a str, got {quoted(prefix)}")
+        given = [(prefix or "") + text if isinstance(text, str) else text for text in _listed(texts)]
+        size = options.pop("batch_size", None)
+        size = None if size is None else check_integer(1, size, "batch_size")
+        outputs = self.generator.generate(given, max_batch_size=size, **options)
         results = [[self._record(one, options if as_ids else None) for one in (o, *o.alternatives)] for o in outputs]
         if isinstance(texts, str):
             return results[0]
@@ -162,6 +169,8 @@ class Pipeline:
 
 def check_task(task: str) -> str:
     """What a task's results are called; UnsupportedError where it is none that pipelines have."""
+    if not isinstance(task, str):
+        raise ConfigError(f"task must be the name of one, got {quoted(task)}")
     name = TASKS.get("translation" if re.fullmatch(r"translation_\w+_to_\w+", task) else task)
     if name is None:
         raise UnsupportedError(f"task {task!r} is not one of {', '.join(TASKS)}, translation_xx_to_yy")
@@ -171,6 +180,4 @@ def check_task(task: str) -> str:
 def _listed(texts: Any) -> list[Any]:
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}")
-    return list(texts)
+    return list(checked_texts(texts))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +27,8 @@ from .config import (
     read_json,
     special_ids,
 )
-from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError
+from .config.base import check_flag, check_mapping, check_name
+from .errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from .heads import LMHead
 from .hub import resolve_file, split_hub_options
 from .linear import Int4Linear
@@ -172,7 +176,10 @@ class PretrainedModel(nn.Module):
         Args:
             gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`; use_reentrant is False by default.
         """
-        self._recompute({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})})
+        options = {} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            raise ConfigError(f"gradient_checkpointing_kwargs must be a dict of options, got {quoted(options)}")
+        self._recompute({"use_reentrant": False, **options})
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep everything again."""
@@ -294,6 +301,15 @@ class PretrainedModel(nn.Module):
             quantization_config = BitsAndBytesConfig(**short)
         built = {name: overrides.pop(name) for name in cls.arguments if name in overrides}
         recompute = overrides.pop("gradient_checkpointing", None)
+        fold_embeddings = check_flag(fold_embeddings, "fold_embeddings")
+        check_mapping(state_dict, "state_dict", torch.Tensor)
+        check_mapping(key_mapping, "key_mapping", str)
+        check_name(variant, "variant")
+        use_safetensors = None if use_safetensors is None else check_flag(use_safetensors, "use_safetensors")
+        ignore_mismatched_sizes = check_flag(ignore_mismatched_sizes, "ignore_mismatched_sizes")
+        output_loading_info = check_flag(output_loading_info, "output_loading_info")
+        if config is not None and not isinstance(config, (str, os.PathLike, cls.config_class)):
+            raise ConfigError(f"config must be a {cls.config_class.__name__}, got {quoted(config)}")
         if config is None or isinstance(config, (str, os.PathLike)):
             config = cls.config_class.from_pretrained(path_or_id if config is None else config, hub=hub, **overrides)
         elif overrides:
@@ -524,18 +540,21 @@ class PretrainedModel(nn.Module):
         """
         if unknown := options.keys() - {"save_function", "token", "save_peft_format", "save_original_format"}:
             raise ConfigError(f"save_pretrained has no option {', '.join(map(repr, sorted(unknown)))}")
-        if push_to_hub:
+        if check_flag(push_to_hub, "push_to_hub"):
             raise UnsupportedError("push_to_hub=True: huggingface_hub uploads what was saved (hf upload)")
-        if not is_main_process:
+        check_mapping(state_dict, "state_dict", torch.Tensor)
+        check_name(variant, "variant")
+        if not check_flag(is_main_process, "is_main_process"):
             return
+        safe_serialization = check_flag(safe_serialization, "safe_serialization")
         config = self.saved_config()
-        tensors, aliases = self._saved_state(deduplicate)
+        tensors, aliases = self._saved_state(check_flag(deduplicate, "deduplicate"))
         if state_dict is not None:
             if missing := tensors.keys() - state_dict.keys():
                 raise ConfigError(f"state_dict has no {_summary(sorted(missing))}")
             tensors = {name: state_dict[name] for name in tensors}
         if stored_dtype is not None:
-            stored = _known_dtype(stored_dtype)
+            stored = resolve_dtype(stored_dtype)
             tensors = {k: t.to(stored) if t.is_floating_point() else t for k, t in tensors.items()}
         quantization = self.quantization
         if aliases and deduplicate and quantization is None:
@@ -567,6 +586,20 @@ class PretrainedModel(nn.Module):
     def _saved_state(self, deduplicate: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors to write and, for names left out because an equal one is written, {left out: written}."""
         return self.state_dict(), {}
+
+
+def weights_digest(model: PretrainedModel) -> str:
+    """The digest of a model's names, shapes, dtypes, values and configuration."""
+
+    def one(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets other threads run
+        parts = pool.map(one, model.state_dict().items())
+        return hashlib.sha256(b"".join(parts) + json.dumps(model.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _needs_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -629,16 +662,15 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         return torch.device("cpu")
     if isinstance(device, str) and device.lstrip("-").isdigit():
         device = int(device)
-    if isinstance(device, int):
+    if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:  # the convention of pipelines: -1 is the CPU
             return torch.device("cpu")
-        device = f"cuda:{device}"
     try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise BackendError(f"device {device!r} is not a device; this machine has {_devices()}") from error
+        found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BackendError(f"device {quoted(device)} is not a device; this machine has {_devices()}") from error
     if found.type == "meta":
-        raise BackendError("device 'meta' was asked for: a model without values cannot run")
+        raise BackendError("device 'meta' holds no values: a model cannot run there")
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
@@ -682,15 +714,17 @@ def _check_size(path_or_id: str | os.PathLike, cls: type, config: Any, state: di
 
 
 def _resolve_dtype(dtype: torch.dtype | str | None, config: Any, state: dict[str, torch.Tensor]) -> torch.dtype:
-    if dtype is None or dtype == "auto":
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = config.extra.get("dtype") or config.extra.get("torch_dtype")
         if dtype not in _DTYPES:
             return next((t.dtype for t in state.values() if t.dtype in _DTYPES.values()), torch.float32)
-    return _known_dtype(dtype)
+    return resolve_dtype(dtype)
 
 
-def _known_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype of weights that a name or torch's own object means; ConfigError for any other."""
+    name = dtype if isinstance(dtype, str) else quoted(dtype)
+    found = _DTYPES.get(name.removeprefix("torch."))
     if found is None:
-        raise ConfigError(f"dtype {str(dtype)!r} is not one of auto, {', '.join(_DTYPES)}")
+        raise ConfigError(f"dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
     return found

@@ -6,6 +6,7 @@ beams log-probabilities), that returns new scores. `build` makes those that a ca
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from . import ops
 from .config import GenerationConfig
+from .config.base import check_callable, check_callables
 from .config.generation import as_list
 from .errors import ConfigError, InputError
 
@@ -131,9 +133,12 @@ def build(
         custom: `logits_processor`; one of transformers' classes takes the place of the processor of its option.
 
     Raises:
-        ConfigError: ids outside the vocabulary; an option that needs an end token where there is none.
+        ConfigError: ids outside the vocabulary; an option that needs an end token where there is none; what cannot be
+            called.
     """
     start, end = prefix.shape[1], options.end_tokens
+    custom = check_callables(custom, "logits_processor")
+    check_callable(allowed, "prefix_allowed_tokens_fn")
     if options.pad_token_id is not None:  # what rows that are done go on with
         check_ids("pad_token_id", [options.pad_token_id], vocabulary)
 
@@ -142,7 +147,7 @@ def build(
         check_ids(name, ids, vocabulary)
         return prefix.new_tensor(ids)
 
-    given = _callables("logits_processor", custom)
+    given = custom or []
     own = [partial(given_scores, process=process) for process in given]
     places = {replaced(process): checked for process, checked in zip(reversed(given), reversed(own), strict=True)}
     chain: list[Processor] = []
@@ -365,7 +370,8 @@ def decay(
     if beyond <= 0:
         return scores
     ends = scores[:, tokens]
-    more = (ends.abs() * (factor**beyond - 1)).masked_fill(~ends.isfinite(), 0.0)
+    growth = factor**beyond - 1 if beyond * math.log(factor) < 80 else torch.finfo(scores.dtype).max
+    more = (ends.abs() * growth).masked_fill(~ends.isfinite(), 0.0)
     return scores.index_copy(1, tokens, ends + more)
 
 
@@ -393,11 +399,3 @@ def _has_ids(name: str, ids: torch.Tensor | None, vocabulary: int) -> bool:
             f"decoder has a vocabulary of {vocabulary}"
         )
     return True
-
-
-def _callables(name: str, given: Sequence[Any] | None) -> list[Any]:
-    if given is None:
-        return []
-    if not isinstance(given, (list, tuple)) or not all(map(callable, given)):
-        raise ConfigError(f"{name} must be a list of callables, got {given!r}")
-    return list(given)

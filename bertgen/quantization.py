@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from .config.quantization import GROUP_SIZES, Int4Config
-from .errors import InputError
+from .errors import InputError, quoted
 from .kernels.int4_matmul import dequantize_reference
 
 # NF4: quantiles of a normal distribution, with an exact zero (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
@@ -57,7 +57,11 @@ def quantize(
     Raises:
         InputError: a weight that the groups do not divide, of another form, or not finite.
     """
-    config = config or Int4Config()
+    config = Int4Config() if config is None else config
+    if not isinstance(config, Int4Config):
+        raise InputError(f"config must be an Int4Config, got {quoted(config)}")
+    if not isinstance(weight, torch.Tensor):
+        raise InputError(f"weight must be a tensor, got {quoted(weight)}")
     if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point() or weight.is_meta:
         raise InputError(f"expected a floating weight [N, K], got {_described(weight)} on {weight.device}")
     (rows, columns), group = weight.shape, config.group_size
@@ -90,6 +94,9 @@ def fault(
     rows: int, columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, config: Int4Config
 ) -> str | None:
     """What is wrong with tensors that should hold a weight [rows, columns] in a format; None where nothing is."""
+    for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero)):
+        if not isinstance(tensor, torch.Tensor) and not (name == "zero" and tensor is None):
+            return f"{name} is {quoted(tensor)}, expected a tensor"
     if packed.dtype != torch.uint8 or packed.shape != (rows, columns // 2) or columns % 2:
         expected = f"uint8 {(rows, columns // 2)}" if columns % 2 == 0 else f"an even number of columns, not {columns}"
         return f"packed is {_described(packed)}, expected {expected}"

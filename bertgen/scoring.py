@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .errors import InputError, quoted
+
 
 class Score(NamedTuple):
     """A corpus score from 0 to 100, and the signature by which sacrebleu says how it was computed."""
@@ -33,6 +35,15 @@ def chrf(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
 
 
 def _score(metric: Any, outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    if not _are_texts(outputs):
+        raise InputError(f"outputs must be a list of at least one text, got {quoted(outputs)}")
+    listed = isinstance(references, (list, tuple)) and len(references) == len(outputs)
+    if not listed or not all(map(_are_texts, references)):
+        raise InputError(f"references must be a list of texts for each of the outputs, got {quoted(references)}")
     streams = [[r[i] if i < len(r) else None for r in references] for i in range(max(map(len, references)))]
     value = metric.corpus_score(list(outputs), streams).score
     return Score(value, str(metric.get_signature()))
+
+
+def _are_texts(texts: Any) -> bool:
+    return isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)

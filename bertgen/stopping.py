@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from .config import GenerationConfig
-from .errors import ConfigError, InputError
+from .config.base import check_callables
+from .errors import ConfigError, InputError, quoted
 
 Scores = tuple[torch.Tensor, ...] | None
 Criterion = Callable[[torch.Tensor, Scores], Any]
@@ -68,17 +69,18 @@ def build(options: GenerationConfig, tokenizer: Any = None, custom: Sequence[Cri
     Raises:
         ConfigError: `stop_strings` without a tokenizer; `custom` is no list of callables.
     """
-    if custom is not None and not (isinstance(custom, (list, tuple)) and all(map(callable, custom))):
-        raise ConfigError(f"stopping_criteria must be a list of callables, got {custom!r}")
-    own = list(custom or ())
+    own = check_callables(custom, "stopping_criteria") or []
     places = {replaced(criterion) for criterion in own}
     criteria: list[Criterion] = []
     if options.max_time is not None and "max_time" not in places:
         limit = time.monotonic() + options.max_time
         criteria.append(lambda history, scores: time.monotonic() > limit)
     if options.stop_strings is not None and "stop_strings" not in places:
-        if tokenizer is None:
-            raise ConfigError(f"stop_strings={options.stop_strings!r} needs tokenizer=, to see what tokens spell")
+        if not all(callable(getattr(tokenizer, name, None)) for name in ("encode", "decode", "__len__")):
+            raise ConfigError(
+                f"stop_strings={quoted(options.stop_strings)} needs tokenizer=, to see what tokens spell, got "
+                f"{quoted(tokenizer)}"
+            )
         texts = options.stop_strings
         criteria.append(StopStrings(tokenizer, [texts] if isinstance(texts, str) else texts))
     return Criteria([*criteria, *own], by_row=bool(own))

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
+from .config.base import check_flag, check_number
+from .errors import ConfigError, InputError, quoted
 
 # First and last code points of the blocks of Chinese characters, which stand for words without spaces between them.
 IDEOGRAPHS = (
@@ -37,7 +38,10 @@ class TextStreamer:
     """
 
     def __init__(self, tokenizer: Any, skip_prompt: bool = False, **decode: Any):
-        self.tokenizer, self.skip_prompt, self.decode_kwargs = tokenizer, skip_prompt, decode
+        if isinstance(tokenizer, bytes) or not callable(getattr(tokenizer, "decode", None)):
+            raise ConfigError(f"tokenizer must have a method decode, got {quoted(tokenizer)}")
+        self.tokenizer, self.skip_prompt = tokenizer, check_flag(skip_prompt, "skip_prompt")
+        self.decode_kwargs = decode
         self._begin()
 
     def _begin(self) -> None:
@@ -46,7 +50,9 @@ class TextStreamer:
         self.at_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take tokens, int64 [1, P] or [1]; InputError for more than one output."""
+        """Take tokens, int64 [1, P] or [1]; InputError for more than one output, or what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"value must be a tensor of tokens, got {quoted(value)}")
         if value.dim() > 1 and value.shape[0] > 1:
             raise InputError(f"a {type(self).__name__} streams one output, got {value.shape[0]}")
         at_prompt, self.at_prompt = self.at_prompt, False
@@ -85,7 +91,7 @@ class TextIteratorStreamer(TextStreamer):
 
     def __init__(self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode: Any):
         super().__init__(tokenizer, skip_prompt, **decode)
-        self.timeout = timeout
+        self.timeout = None if timeout is None else check_number(0.0, float("inf"), timeout, "timeout")
         self.text_queue: Queue[str | None] = Queue()  # None behind the last text
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .config.base import check_integer
 from .errors import ConfigError, InputError, UnsupportedError
 from .linear import Int4Linear
 from .outline import outlined
@@ -12,10 +13,14 @@ from .outline import outlined
 
 def size_of(rows: int | None, now: int, multiple: int | None) -> int:
     """Rows that a table of `now` rows gets: `rows` (None: as many as it has), up to the next multiple."""
-    rows = now if rows is None else rows
-    if rows < 1 or (multiple is not None and multiple < 1):
-        raise InputError(f"new_num_tokens {rows} and pad_to_multiple_of {multiple} must be at least 1")
-    return rows if multiple is None else -(-rows // multiple) * multiple
+    try:
+        rows = now if rows is None else check_integer(1, rows, "new_num_tokens")
+        if multiple is not None:
+            multiple = check_integer(1, multiple, "pad_to_multiple_of")
+            rows = check_integer(1, -(-rows // multiple) * multiple, "new_num_tokens, as pad_to_multiple_of makes it,")
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    return rows
 
 
 def check_rows(rows: int, expected: int, name: str) -> None:

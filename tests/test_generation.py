@@ -347,7 +347,11 @@ BAD_OPTIONS = {
         r"forced_bos_token_id \[5\] is among",
     ),
     "decay": (dict(exponential_decay_length_penalty=3), ConfigError, r"must be \(start, factor\), got 3"),
-    "decay factor": (dict(exponential_decay_length_penalty=(3, 0.0)), ConfigError, "length_penalty must be above 0"),
+    "decay factor": (
+        dict(exponential_decay_length_penalty=(3, 0.0)),
+        ConfigError,
+        "length_penalty must be a number from 1e-30 to",
+    ),
     "time": (dict(max_time=-1.0), ConfigError, r"max_time.*-1\.0"),
     "stop text": (dict(stop_strings=[""]), ConfigError, r"stop_strings.*\[''\]"),
     "stop without tokenizer": (dict(stop_strings="x"), ConfigError, "stop_strings='x' needs tokenizer="),

@@ -177,7 +177,7 @@ def test_bad_text_is_named_before_anything_is_generated(generator, batches, text
 @pytest.mark.parametrize("texts", ["one", b"one", 5, None])
 def test_texts_must_be_a_list(generator, texts):
     for method in (generator.generate, generator.stream):
-        with pytest.raises(InputError, match="expected a list of texts, got"):
+        with pytest.raises(InputError, match="texts must be a list of texts, .* got"):
             method(texts)
 
 
@@ -235,7 +235,7 @@ def test_stream_bounds_characters_too(generator, monkeypatch):
 def test_stream_checks_options_when_called(generator):
     with pytest.raises(ConfigError, match="num_beans"):
         generator.stream(["one"], num_beans=2)
-    with pytest.raises(ConfigError, match="lookahead must be an integer of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="lookahead must be an integer from 1 to 2147483647, got 0"):
         generator.stream(["one"], lookahead=0)
 
 
@@ -365,8 +365,8 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
         ({"stopping_criteria": print}, ConfigError, "stopping_criteria must be a list of callables"),
         ({"suppress_tokens": [10**6]}, ConfigError, "suppress_tokens holds 1000000"),
         ({"streamer": None}, ConfigError, "streamer is for model.generate"),
-        ({"seed": 1.5}, ConfigError, "seed must be an integer, got 1.5"),
-        ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer of at least 1, got 0"),
+        ({"seed": 1.5}, ConfigError, "seed must be an integer from .*, got 1.5"),
+        ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer from 1 to 2147483647, got 0"),
         ({"num_beam_groups": 2}, ConfigError, "num_beams 1 cannot be shared among num_beam_groups 2"),
         ({"penalty_alpha": 0.5}, UnsupportedError, "penalty_alpha=0.5"),
     ],
@@ -641,8 +641,8 @@ def test_model_object_is_put_into_evaluation_mode(tiny_checkpoint):
     "options, message",
     [
         ({"tokenizer": None}, "a model object needs a tokenizer"),
-        ({"max_rows": 0}, "max_rows must be an integer of at least 1, got 0"),
-        ({"encode_tokens": True}, "encode_tokens must be an integer of at least 1, got True"),
+        ({"max_rows": 0}, "max_rows must be an integer from 1 to 2147483647, got 0"),
+        ({"encode_tokens": True}, "encode_tokens must be an integer from 1 to 2147483647, got True"),
         ({"max_input_length": 49}, "max_input_length 49 is more than the encoder's 48 positions"),
         ({"revision": "main"}, "no options of loading: revision"),
         ({"dtype": "float16"}, "a torch.dtype or none"),

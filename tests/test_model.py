@@ -324,7 +324,7 @@ BAD_CALLS = {
     "position": (dict(input_ids=torch.full((1, 1), 3), position_ids=torch.tensor([[16]])), "16.*15"),
     "nothing": (dict(), "exactly one"),
     "both": (dict(input_ids=torch.full((1, 1), 3), inputs_embeds=torch.zeros(1, 1, 32)), "exactly one"),
-    "embeds width": (dict(inputs_embeds=torch.zeros(1, 1, 31)), "31.*32"),
+    "embeds width": (dict(inputs_embeds=torch.zeros(1, 1, 31)), "32.*31"),
     "not a tensor": (dict(input_ids=[[3]]), "list"),
 }
 

@@ -65,7 +65,7 @@ def test_multihead_attention(bias, causal):
     for options in (dict(need_weights=True), dict(attn_mask=torch.zeros(6, 6))):
         with pytest.raises(UnsupportedError, match="need_weights"):
             ours(x, x, x, **options)
-    with pytest.raises(InputError, match=r"key \(4, \d, 8\)"):
+    with pytest.raises(InputError, match=r"key must be .*\(4, \d, 8\)"):
         ours(x, y[..., :8], y[..., :8])
 
 

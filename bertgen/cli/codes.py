@@ -7,6 +7,7 @@ EXIT_CODES = """exit codes:
        bench: an answer is wrong, or a ratio below its floor
   2    wrong options, or input that cannot be used
   3    a model that is missing or corrupt, an output that cannot be written, or memory that does not suffice
+  4    bench check and compare: not judged, as others kept the machine busy or the run was stopped
   70   a fault in bertgen itself, with a traceback to report
   130  interrupted (Ctrl-C)        143  terminated (SIGTERM)
   141  nobody reads the output any more (as in `| head`)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from .base import check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_rows", "cache_bytes", "encode_tokens"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-        number = isinstance(self.refill, (int, float)) and not isinstance(self.refill, bool)
-        if not number or not 0 <= self.refill <= 1:
-            raise ConfigError(f"refill must be a number from 0 to 1, got {self.refill!r}")
+            if value is not None:
+                high = 2**63 - 1 if name == "cache_bytes" else 2**31 - 1
+                object.__setattr__(self, name, check_integer(1, value, name, high))
+        object.__setattr__(self, "refill", check_number(0, 1, self.refill, "refill"))
 
     def on(self, device: str) -> EngineConfig:
         """With every limit set, for a kind of device."""

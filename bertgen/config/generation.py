@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from .base import (
     Config,
@@ -206,11 +206,11 @@ class GenerationConfig(Config):
         for name, off in self.UNSUPPORTED.items():
             value = self.extra.get(name)
             if value is not None and not (isinstance(value, (bool, int, float, str)) and value == off):
-                raise UnsupportedError(f"generation option {name}={value!r} is not supported")
+                raise UnsupportedError(f"generation option {name}={quoted(value)} is not supported")
 
     @classmethod
     def of_call(
-        cls, options: dict[str, Any], passed: GenerationConfig | None, own: GenerationConfig | None
+        cls, options: dict[str, Any], passed: GenerationConfig | dict[str, Any] | None, own: GenerationConfig | None
     ) -> GenerationConfig:
         """The keywords of one `generate` call over the configuration passed to it over the model's own.
 
@@ -219,14 +219,33 @@ class GenerationConfig(Config):
         Raises:
             ConfigError: a name that no option has. UnsupportedError: options bertgen does not have.
         """
-        call = cls(**{name: value for name, value in options.items() if name not in cls.UNSUPPORTED})
-        call.extra.update((name, value) for name, value in options.items() if name in cls.UNSUPPORTED)
-        config = call.over(passed).over(own)
+        config = cls._of_names(options).over(cls._of_argument(passed)).over(own)
         for name, value in options.items():
             if value is None and name in cls.__dataclass_fields__ and name != "max_length":
                 setattr(config, name, 0 if name == "top_k" else None)
         config.check_supported()
         return config
+
+    @classmethod
+    def _of_names(cls, options: dict[str, Any]) -> GenerationConfig:
+        """Options that a caller wrote down, those of transformers that bertgen does not have among them."""
+        config = cls(**{name: value for name, value in options.items() if name not in cls.UNSUPPORTED})
+        config.extra.update((name, value) for name, value in options.items() if name in cls.UNSUPPORTED)
+        return config
+
+    @classmethod
+    def _of_argument(cls, passed: Any) -> GenerationConfig | None:
+        """What `generation_config=` takes: a configuration of ours or of transformers, or a dict of options."""
+        if passed is None or isinstance(passed, cls):
+            return passed
+        if isinstance(passed, dict) and all(isinstance(name, str) for name in passed):
+            return cls._of_names(passed)
+        values = passed.to_dict() if hasattr(passed, "to_dict") and not isinstance(passed, type) else None
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"generation_config must be a GenerationConfig or a dict of options, got {quoted(passed)}"
+            )
+        return cls.from_dict(values)
 
     @classmethod
     def from_model_config(cls, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
@@ -343,64 +362,67 @@ def _real_ids(value: int | list[int] | None) -> int | list[int] | None:
     return (real or None) if isinstance(value, list) else next(iter(real), None)
 
 
-def _positive(value: Any, name: str) -> float:
-    if check_number(0.0, float("inf"), value, name) == 0.0:
-        raise ConfigError(f"{name} must be above 0, got {value!r}")
-    return float(value)
+# What scores are multiplied and divided by: within it they stay numbers in float32.
+_positive = partial(check_number, 1e-30, 1e30)
 
 
 def _positive_share(value: Any, name: str) -> float:
     if check_number(0.0, 1.0, value, name) == 0.0:
-        raise ConfigError(f"{name} must be above 0, got {value!r}")
+        raise ConfigError(f"{name} must be above 0, got {quoted(value)}")
     return float(value)
 
 
 def _cutoff(value: Any, name: str) -> float:
     if check_number(0.0, 1.0, value, name) == 1.0:
-        raise ConfigError(f"{name} must be under 1, got {value!r}")
+        raise ConfigError(f"{name} must be under 1, got {quoted(value)}")
     return float(value)
 
 
 def _early_stopping(value: Any, name: str) -> bool | str:
-    if value not in (True, False, "never"):
-        raise ConfigError(f"{name} must be True, False or 'never', got {value!r}")
-    return value
+    if isinstance(value, str) and value == "never":
+        return value
+    try:
+        return check_flag(value, name)
+    except ConfigError:
+        raise ConfigError(f"{name} must be True, False or 'never', got {quoted(value)}") from None
 
 
 def _token_list(value: Any, name: str) -> list[int]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise ConfigError(f"{name} must be a list of at least one id, got {value!r}")
+        raise ConfigError(f"{name} must be a list of at least one id, got {quoted(value)}")
     return [check_integer(0, token, name) for token in value]
 
 
 def _token_lists(value: Any, name: str) -> list[list[int]]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise ConfigError(f"{name} must be a list of at least one list of ids, got {value!r}")
+        raise ConfigError(f"{name} must be a list of at least one list of ids, got {quoted(value)}")
     return [_token_list(ids, name) for ids in value]
 
 
 def _sequence_bias(value: Any, name: str) -> dict[tuple[int, ...], float] | list[list[Any]]:
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)) or not pairs:
-        raise ConfigError(f"{name} must be a dict {{(ids): bias}} or a list of [ids, bias], and not empty: {value!r}")
+        raise ConfigError(
+            f"{name} must be a dict {{(ids): bias}} or a list of [ids, bias], and not empty: {quoted(value)}"
+        )
     checked: list[list[Any]] = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ConfigError(f"{name} must hold pairs of ids and a bias, got {pair!r}")
+            raise ConfigError(f"{name} must hold pairs of ids and a bias, got {quoted(pair)}")
         checked.append([_token_list(pair[0], name), check_number(-float("inf"), float("inf"), pair[1], name)])
     return {tuple(ids): bias for ids, bias in checked} if isinstance(value, dict) else checked
 
 
 def _decay(value: Any, name: str) -> tuple[int, float]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ConfigError(f"{name} must be (start, factor), got {value!r}")
+        raise ConfigError(f"{name} must be (start, factor), got {quoted(value)}")
     return check_integer(0, value[0], name), _positive(value[1], name)
 
 
 def _texts(value: Any, name: str) -> str | list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not texts or any(not isinstance(t, str) or not t for t in texts):
-        raise ConfigError(f"{name} must be a text or a list of texts, none of them empty, got {value!r}")
+        raise ConfigError(f"{name} must be a text or a list of texts, none of them empty, got {quoted(value)}")
     return value if isinstance(value, str) else list(texts)
 
 
@@ -416,7 +438,8 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
         "min_length min_new_tokens top_k no_repeat_ngram_size encoder_no_repeat_ngram_size",
     ),
     **_table(partial(check_number, 0.0, 1.0), "top_p min_p"),
-    **_table(partial(check_number, 0.0, float("inf")), "max_time diversity_penalty"),
+    **_table(partial(check_number, 0.0, float("inf")), "max_time"),
+    **_table(partial(check_number, 0.0, 1e30), "diversity_penalty"),
     **_table(partial(check_number, -float("inf"), float("inf")), "length_penalty"),
     **_table(_positive, "temperature repetition_penalty encoder_repetition_penalty"),
     **_table(_positive_share, "top_h typical_p"),

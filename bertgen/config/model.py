@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from .base import (
     Config,
@@ -100,7 +100,7 @@ class BertGenerationConfig(_ModelConfig):
             return check_special_ids(value, name)
         if name == "hidden_act":
             if not isinstance(value, str):
-                raise ConfigError(f"hidden_act must be the name of an activation, got {value!r}")
+                raise ConfigError(f"hidden_act must be the name of an activation, got {quoted(value)}")
             return value
         if name == "model_type":
             return check_kind(self.model_type, value, name)
@@ -201,7 +201,9 @@ def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
     if hasattr(value, "to_dict"):  # a configuration object of transformers
         value = value.to_dict()
     if not isinstance(value, dict):
-        raise ConfigError(f"EncoderDecoderConfig needs {name}= (a dict or a configuration of a half), got {value!r}")
+        raise ConfigError(
+            f"EncoderDecoderConfig needs {name}= (a dict or a configuration of a half), got {quoted(value)}"
+        )
     kind = value.get("model_type", BertGenerationConfig.model_type)
     if kind not in HALVES:
         raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of the kinds {', '.join(HALVES)}")

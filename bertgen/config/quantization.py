@@ -6,8 +6,8 @@ import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from ..errors import ConfigError, UnsupportedError
-from .base import check_flag
+from ..errors import ConfigError, UnsupportedError, quoted
+from .base import check_choice, check_flag
 
 FORMATS = ("int4", "nf4", "fp4")
 GROUP_SIZES = (32, 64, 128)
@@ -50,11 +50,9 @@ class Int4Config:
 
     def __post_init__(self) -> None:
         for name, limits in (("format", FORMATS), ("group_size", GROUP_SIZES), ("scales", SCALES)):
-            value = getattr(self, name)
-            if value not in limits or type(value) is not type(limits[0]):
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, limits))}, got {value!r}")
+            object.__setattr__(self, name, check_choice(limits, getattr(self, name), name))
         for name in ("symmetric", "double_quant", "head"):
-            check_flag(getattr(self, name), name)
+            object.__setattr__(self, name, check_flag(getattr(self, name), name))
         if self.format == "int4" and self.double_quant:
             raise ConfigError("double_quant=True is for the formats nf4 and fp4, got 'int4'")
         if self.format != "int4" and not self.symmetric:
@@ -109,14 +107,14 @@ class BitsAndBytesConfig:
 
     def int4(self) -> Int4Config:
         """The same in our words."""
-        if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
-            raise ConfigError(f"bnb_4bit_quant_type must be one of fp4, nf4, got {self.bnb_4bit_quant_type!r}")
         return Int4Config(
-            format=self.bnb_4bit_quant_type,
+            format=check_choice(("fp4", "nf4"), self.bnb_4bit_quant_type, "bnb_4bit_quant_type"),
             scales="absmax",
             double_quant=check_flag(self.bnb_4bit_use_double_quant, "bnb_4bit_use_double_quant"),
             compute_dtype=_dtype_name(self.bnb_4bit_compute_dtype, "bnb_4bit_compute_dtype") or "float32",
-            skip=_names(self.llm_int8_skip_modules or (), "llm_int8_skip_modules"),
+            skip=_names(
+                () if self.llm_int8_skip_modules is None else self.llm_int8_skip_modules, "llm_int8_skip_modules"
+            ),
         )
 
 
@@ -138,7 +136,7 @@ def int4_config(value: Any) -> Int4Config:
     if hasattr(value, "to_dict"):  # an object of transformers
         value = value.to_dict()
     if not isinstance(value, dict):
-        raise ConfigError(f"quantization_config must be an Int4Config or a BitsAndBytesConfig, got {value!r}")
+        raise ConfigError(f"quantization_config must be an Int4Config or a BitsAndBytesConfig, got {quoted(value)}")
     foreign = "load_in_4bit" in value or "load_in_8bit" in value
     named = value.get("quant_method", "bitsandbytes" if foreign else METHOD)
     method = str(getattr(named, "value", named))
@@ -154,7 +152,7 @@ def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     names = [f.name for f in fields(cls)]
     for name in options:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+            near = difflib.get_close_matches(str(name), names, 1)
             raise ConfigError(
                 f"{cls.__name__} has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
@@ -164,13 +162,11 @@ def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 def _dtype_name(value: Any, name: str, known: tuple[str, ...] = DTYPES) -> str | None:
     if value is None:
         return None
-    found = str(value).removeprefix("torch.")
-    if found not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return found
+    found = quoted(value) if not isinstance(value, str) else value  # a torch.dtype, without importing torch
+    return check_choice(known, found.removeprefix("torch."), name)
 
 
 def _names(value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v for v in value):
-        raise ConfigError(f"{name} must be a list of names of modules, got {value!r}")
+        raise ConfigError(f"{name} must be a list of names of modules, got {quoted(value)}")
     return tuple(value)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import ops
 from ..config import Int4Config, int4_config
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError, quoted
 from ..linear import Int4Linear
 from ..peers import load_transformers
 from .state import State
@@ -70,6 +70,7 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
         ConfigError: a quantization that is none. InputError: weights that the groups do not divide.
         BackendError: transformers is not installed; an unknown backend.
     """
+    _check_module(model)
     accelerated = _classes()
     ops.set_backend(ops.set_backend(backend))  # checks the name
     found: list[Any] = [m for m in model.modules() if type(m) in accelerated or type(m) in accelerated.values()]
@@ -99,6 +100,7 @@ def restore(model: nn.Module) -> Any:
     Returns:
         The model, also where nothing in it was accelerated.
     """
+    _check_module(model)
     found: list[Any] = [module for module in model.modules() if hasattr(type(module), "_bertgen")]
     for module in found:
         module.__class__, state = type(module).__base__, module.__dict__.pop("_bertgen", None)
@@ -114,6 +116,7 @@ def restore(model: nn.Module) -> Any:
 
 def explain(model: nn.Module) -> Explanation:
     """What of a model is accelerated, which backend each operator takes, and which calls went another way and why."""
+    _check_module(model)
     found: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(type(m), "_bertgen")}
     device = next((p.device.type for p in model.parameters()), "cpu")
     ready = {name: m._bertgen.ready(m) for name, m in found.items()}
@@ -125,6 +128,11 @@ def explain(model: nn.Module) -> Explanation:
         detours={name: dict(m._bertgen.detours) for name, m in found.items() if m._bertgen.detours},
         obstacles=loops | {name: why for name, why in ready.items() if isinstance(why, str)},
     )
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, got {quoted(model)}")
 
 
 def _classes() -> dict[Any, Any]:

@@ -84,9 +84,14 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     if given.get("past_key_values") is not None:  # which of the ids are fed is another matter in each version
         return f"past_key_values are a {type(given['past_key_values']).__name__}"
     config = given.get("generation_config") or model.generation_config
+    if not isinstance(config, transformers.GenerationConfig):
+        return f"generation_config is a {type(config).__name__}"
     for name in ASKED:
         if given.get(name, getattr(config, name, False)):
             return f"{name} is asked for"
+    for name in ("attention_mask", "decoder_attention_mask"):
+        if given.get(name) is not None and not isinstance(given[name], torch.Tensor):
+            return f"{name} is no tensor"
     for name in _OTHERS:
         if given.get(name) is not None and given[name] is not False:
             return f"{name} is asked for"

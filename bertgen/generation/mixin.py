@@ -9,7 +9,9 @@ import torch
 
 from .. import processors, search, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
-from ..errors import ConfigError, InputError, UnsupportedError
+from ..config.base import check_callable, check_callables, check_flag
+from ..errors import ConfigError, InputError, UnsupportedError, quoted
+from ..inputs import check_ids, check_tensors
 from ..kernels.plain import is_traced
 from ..linear import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
@@ -76,6 +78,13 @@ class GenerationMixin:
         """
         if is_traced():
             raise UnsupportedError("a trace has no ends that depend on tokens: generate cannot be traced, forward can")
+        logits_processor = check_callables(logits_processor, "logits_processor")
+        stopping_criteria = check_callables(stopping_criteria, "stopping_criteria")
+        check_callable(prefix_allowed_tokens_fn, "prefix_allowed_tokens_fn")
+        if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+            raise ConfigError(f"streamer must have the methods put and end, got {quoted(streamer)}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ConfigError(f"generator must be a torch.Generator, got {quoted(generator)}")
         prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
         # The keywords of `prepare` are the inputs of the model, all others are options.
         given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
@@ -141,6 +150,27 @@ class GenerationMixin:
             sequences: int64 [N, L]; scores: per step [R, vocab]; beam_indices: [N, steps], as `generate` returned them.
             normalize_logits: make log-probabilities of the scores first.
         """
+        if not isinstance(scores, (tuple, list)) or not scores:
+            raise InputError(f"scores must be a tuple of tensors, one per step, got {quoted(scores)}")
+        of_steps = {f"scores[{step}]": one for step, one in enumerate(scores)}
+        check_tensors(None, sequences=sequences, beam_indices=beam_indices, **of_steps)
+        if sequences is None or any(one is None for one in scores):
+            raise InputError(f"sequences and scores must be tensors, got {quoted(sequences)} and {quoted(scores)}")
+        shape = scores[0].shape
+        if len(shape) != 2 or any(s.shape != shape or not s.is_floating_point() for s in scores):
+            raise InputError(f"scores must be floats [rows, vocab], the same in all steps, got {tuple(shape)}")
+        if sequences.dim() != 2 or sequences.shape[1] < len(scores) * (beam_indices is None):
+            raise InputError(f"sequences must be [rows, at least {len(scores)}], got {tuple(sequences.shape)}")
+        check_ids(sequences, shape[1], "sequences")
+        if beam_indices is not None:
+            most = min(len(scores), sequences.shape[1])
+            if beam_indices.dim() != 2 or len(beam_indices) != len(sequences) or beam_indices.shape[1] > most:
+                limit = f"[{len(sequences)}, at most {most}]"
+                raise InputError(f"beam_indices must be {limit}, got {tuple(beam_indices.shape)}")
+            check_ids(beam_indices + 1, shape[0] + 1, "beam_indices, counted from 1,")
+        elif len(sequences) != shape[0]:
+            raise InputError(f"sequences have {len(sequences)} rows, scores {shape[0]}: beams need beam_indices")
+        normalize_logits = check_flag(normalize_logits, "normalize_logits")
         table = torch.stack(tuple(scores))
         if normalize_logits:
             table = table.log_softmax(-1)

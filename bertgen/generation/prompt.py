@@ -12,7 +12,18 @@ from .. import search
 from ..cache import Cache
 from ..config import GenerationConfig
 from ..errors import ConfigError, InputError
-from ..inputs import check_ids, check_mask, check_tokens, check_types, pack_source, positions_of
+from ..inputs import (
+    check_cache,
+    check_encoded,
+    check_ids,
+    check_mask,
+    check_states,
+    check_tensors,
+    check_tokens,
+    check_types,
+    pack_source,
+    positions_of,
+)
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions
 from ..packing import Packing
 
@@ -65,12 +76,17 @@ def pair_prompt(
     start = levels.bos_token_id if levels.decoder_start_token_id is None else levels.decoder_start_token_id
     if start is None:
         raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
-    cached = isinstance(past_key_values, Cache) and past_key_values.has_cross
-    if isinstance(encoder_outputs, (tuple, list)):
-        encoder_outputs = BaseModelOutputWithPastAndCrossAttentions(*encoder_outputs[:1])
-    states = getattr(encoder_outputs, "last_hidden_state", None)
-    if encoder_outputs is not None and not isinstance(states, torch.Tensor):
-        raise InputError("encoder_outputs must be what the encoder returned, or a tuple that begins with its states")
+    check_tensors(
+        None, attention_mask=attention_mask, position_ids=position_ids, token_type_ids=token_type_ids,
+        decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask,
+        decoder_position_ids=decoder_position_ids,
+    )  # fmt: skip
+    check_cache(past_key_values, config)
+    cached = past_key_values is not None and past_key_values.has_cross
+    states = None
+    if encoder_outputs is not None:
+        encoder_outputs = check_encoded(encoder_outputs, model.config.encoder.hidden_size)
+        states = encoder_outputs.last_hidden_state
     if input_ids is None and inputs_embeds is None and states is None and not cached:
         input_ids = _bos(levels, 1 if decoder_input_ids is None else len(decoder_input_ids), model.device)
     if states is None and not cached:
@@ -134,6 +150,12 @@ def decoder_prompt(
 ) -> tuple[Prompt, GenerationConfig]:
     """The prompt and the settled options of a decoder on its own."""
     config = model.config
+    check_tensors(
+        None, attention_mask=attention_mask, position_ids=position_ids, encoder_attention_mask=encoder_attention_mask
+    )
+    if encoder_hidden_states is not None:
+        check_states(encoder_hidden_states, config.hidden_size, "encoder_hidden_states")
+    check_cache(past_key_values, config)
     if input_ids is None and inputs_embeds is None:
         input_ids = _bos(levels, 1 if encoder_hidden_states is None else len(encoder_hidden_states), model.device)
     if input_ids is not None:
@@ -216,11 +238,9 @@ def _check_room(settled: GenerationConfig, prefix: int, last: int, limit: int) -
         raise InputError(f"max_length {settled.max_length} needs {needed} decoder positions, the model has {limit}")
 
 
-def _check_cache(cache: Any, settled: GenerationConfig, rows: int, length: int) -> None:
+def _check_cache(cache: Cache | None, settled: GenerationConfig, rows: int, length: int) -> None:
     if cache is None:
         return
-    if not isinstance(cache, Cache):
-        raise InputError(f"past_key_values must be the Cache that an earlier call returned, got {type(cache).__name__}")
     width = max(settled.num_beams, settled.num_return_sequences)
     if width > 1:
         raise InputError(f"past_key_values go on with one output per row, not with {width} (num_beams, n-best)")

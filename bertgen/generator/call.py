@@ -9,6 +9,7 @@ import torch
 
 from .. import search
 from ..config import GenerationConfig
+from ..config.base import check_callable, check_callables, check_choice, check_flag, check_integer
 from ..errors import ConfigError, InputError
 from ..generation import warn_of_no_end
 from ..model import EncoderDecoderModel
@@ -50,10 +51,10 @@ def checked_call(
             raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
     if "streamer" in options:
         raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ConfigError(f"seed must be an integer, got {seed!r}")
-    if seed is not None and not -(2**63) <= seed < 2**64:
-        raise ConfigError(f"seed must be an integer from {-(2**63)} to {2**64 - 1}, got {seed}")
+    for name in ("logits_processor", "stopping_criteria"):
+        check_callables(options.get(name), name)
+    check_callable(options.get("prefix_allowed_tokens_fn"), "prefix_allowed_tokens_fn")
+    seed = None if seed is None else check_integer(-(2**63), seed, "seed", 2**64 - 1)
     called = {name: options.pop(name) for name in CALLED if name in options}
     levels = GenerationConfig.of_call(
         {k: v for k, v in options.items() if k != "generation_config"},
@@ -78,17 +79,19 @@ def checked_call(
     return Call(
         settled=settled,
         seed=((seed or 0) + 2**63) % 2**64 - 2**63,  # as torch: those of 64 bits with a sign, and without
-        scores=scores,
+        scores=check_flag(scores, "scores"),
         called=called,
-        truncation=truncation,
-        clean_up=clean_up,
-        max_batch_size=None if max_batch_size is None else checked_count("max_batch_size", max_batch_size),
-        return_errors=return_errors,
+        truncation=checked_truncation(truncation),
+        clean_up=None if clean_up is None else check_flag(clean_up, "clean_up_tokenization_spaces"),
+        max_batch_size=None if max_batch_size is None else check_integer(1, max_batch_size, "max_batch_size"),
+        return_errors=check_flag(return_errors, "return_errors"),
     )
 
 
-def checked_count(name: str, value: Any) -> int:
-    """The value; ConfigError unless it is a number of things, at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-    return value
+def checked_truncation(value: Any) -> bool | None:
+    """Whether texts that are too long are cut, by the names that tokenizers have for it too; None as it is."""
+    if isinstance(value, str):
+        return (
+            check_choice(("longest_first", "only_first", "do_not_truncate"), value, "truncation") != "do_not_truncate"
+        )
+    return None if value is None else check_flag(value, "truncation")

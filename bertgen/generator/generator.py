@@ -5,6 +5,7 @@ Texts become ids, go through the engine, longest first, and come back as texts u
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,17 +18,19 @@ import torch
 
 from ..arguments import older
 from ..config import EngineConfig
+from ..config.base import check_callable, check_flag, check_integer
 from ..engine import Engine, EngineStatistics, Request, Ticket
-from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError
+from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError, quoted
 from ..framing import Encoded, encode_sources, source_frame
 from ..hub import split_hub_options
 from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
-from ..pretrained import resolve_device
+from ..pretrained import resolve_device, resolve_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .answer import Answer
-from .call import Call, checked_call, checked_count
+from .call import Call, checked_call, checked_truncation
 from .output import Output
+from .pickles import Origin, from_model, reduced
 from .progress import shown
 from .texts import LOOKAHEAD, checked_texts, in_windows
 from .worker import Worker
@@ -37,6 +40,7 @@ LOADING = frozenset(
     "config device_map use_safetensors variant state_dict key_mapping ignore_mismatched_sizes quantization_config "
     "load_in_4bit load_in_8bit generation_config fold_embeddings".split()
 )
+MAX_INDEX = 2**62  # of a text: an index is drawn with, and counted on from
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Generator:
         ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits.
 
     A Generator may be used from several threads, and as a context manager, whose end frees the memory of the engine.
+    It can be pickled and copied, without what is in flight: one that was loaded as the place it was loaded from and a
+    digest of its weights, by which another process loads it again (CheckpointError if there are others now), one whose
+    model was given or changed since as that model.
     """
 
     def __init__(
@@ -90,23 +97,33 @@ class Generator:
         refill: float | None = None,
         **loading: Any,
     ):
+        self.origin: Origin | None = None
         dtype = older(loading, "torch_dtype", dtype)
         others, hub = split_hub_options(loading)
         if unknown := others.keys() - LOADING:
             raise ConfigError(f"Generator has no option {', '.join(map(repr, sorted(unknown)))}")
+        if not isinstance(model, (EncoderDecoderModel, str, os.PathLike)):
+            raise ConfigError(
+                f"model must be an EncoderDecoderModel of bertgen, a path or a hub id, got {quoted(model)}"
+            )
+        if tokenizer is not None and not isinstance(tokenizer, (Tokenizer, str, os.PathLike)):
+            raise ConfigError(f"tokenizer must be a Tokenizer of bertgen, a path or a hub id, got {quoted(tokenizer)}")
         if isinstance(model, EncoderDecoderModel):
             if tokenizer is None or hub or others or isinstance(dtype, str):
                 raise ConfigError(
                     "a model object needs a tokenizer, a torch.dtype or none, and no options of loading: "
                     f"{', '.join([*hub, *others]) or dtype or 'the tokenizer is missing'}"
                 )
-            self.model = model.to(device=None if device is None else resolve_device(device), dtype=dtype).eval()
+            target = None if device is None else resolve_device(device)
+            self.model = model.to(device=target, dtype=None if dtype is None else resolve_dtype(dtype)).eval()
         else:
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(model, **hub)
             self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub, **others)
             if dtype is None and self.model.device.type == "cpu":
                 self.model.float()
+            if not others:  # which may hold weights, and say how the model is built
+                self.origin = Origin.of(self.model, model, dtype=dtype, **hub)
         if isinstance(tokenizer, (str, os.PathLike)):  # another place, of which there may be no such revision
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, **{k: v for k, v in hub.items() if k != "revision"})
         self.tokenizer = tokenizer
@@ -119,7 +136,7 @@ class Generator:
                 )
         positions = config.encoder.max_tokens
         self.max_input_length = (
-            positions if max_input_length is None else checked_count("max_input_length", max_input_length)
+            positions if max_input_length is None else check_integer(1, max_input_length, "max_input_length")
         )
         if self.max_input_length > positions:
             raise ConfigError(f"max_input_length {max_input_length} is more than the encoder's {positions} positions")
@@ -132,15 +149,21 @@ class Generator:
         given = {name: value for name, value in limits.items() if value is not None}
         if engine is not None and given:
             raise ConfigError(f"engine, or {', '.join(given)}: not both")
+        if engine is not None and not isinstance(engine, EngineConfig):
+            raise ConfigError(f"engine must be an EngineConfig, got {quoted(engine)}")
         self.engine = Engine(self.model, engine or EngineConfig(**given))
         self.encode_tokens = self.engine.config.encode_tokens
         self._worker = Worker(self.engine, self)
-        self.truncation = truncation
+        self.truncation = bool(checked_truncation(truncation))
         self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
-        if add_special_tokens:
+        if add_special_tokens is not None and check_flag(add_special_tokens, "add_special_tokens"):
             self.frame = tokenizer.frame(pair=False)[::2]
         if sum(map(len, self.frame)) >= self.max_input_length:
             raise ConfigError(f"max_input_length {max_input_length} leaves no room between the special tokens")
+        self.options: dict[str, Any] = dict(
+            max_input_length=max_input_length, truncation=self.truncation, add_special_tokens=add_special_tokens,
+            engine=engine or EngineConfig(**given),
+        )  # fmt: skip
 
     def generate(
         self,
@@ -219,7 +242,8 @@ class Generator:
                 before the next is read.
             first: index of the first text.
         """
-        texts, lookahead = checked_texts(texts), checked_count("lookahead", lookahead)
+        texts, lookahead = checked_texts(texts), check_integer(1, lookahead, "lookahead")
+        first = check_integer(0, first, "first", MAX_INDEX)
         call = checked_call(
             self.model,
             options,
@@ -255,6 +279,7 @@ class Generator:
         call = checked_call(
             self.model, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces
         )
+        check_callable(on_tokens, "on_tokens")
         beams = call.settled.num_beams
         if on_tokens is not None and beams > 1:
             raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
@@ -298,6 +323,20 @@ class Generator:
         """Drop what is not done and free the memory of the engine; a later call takes it again."""
         self.engine.clear()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __copy__(self) -> Generator:
+        """Another one with the same model; nothing in flight is shared."""
+        other = from_model(type(self), self.model, self.tokenizer, self.options)
+        other.origin = self.origin
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Generator:
+        return from_model(
+            type(self), copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo), self.options
+        )
+
     def __enter__(self) -> Generator:
         return self
 
@@ -326,10 +365,10 @@ class Generator:
                 are too long: the index, the value and the limit.
             ConfigError: bad options. BackendError: a single pair does not fit into memory.
         """
-        sources, targets = list(checked_texts(sources)), list(checked_texts(targets))
+        sources, targets = list(checked_texts(sources, "sources")), list(checked_texts(targets, "targets"))
         if len(sources) != len(targets):
             raise InputError(f"{len(sources)} sources and {len(targets)} targets: each source needs one")
-        scorer = Scorer(self, length_penalty, truncation, return_errors=False)
+        scorer = Scorer(self, length_penalty, checked_truncation(truncation), return_errors=False)
         found = dict(scorer.answers([list(zip(sources, targets, strict=True))]))
         return [found[index] for index in range(len(found))]
 
@@ -348,19 +387,20 @@ class Generator:
             return_errors: answer a pair that cannot be used by a Likelihood with its `error`, instead of raising.
             lookahead: pairs to read before the first answer; all of them are answered before the next is read.
         """
-        pairs, lookahead = checked_texts(pairs), checked_count("lookahead", lookahead)
-        scorer = Scorer(self, length_penalty, truncation, return_errors)
+        pairs, lookahead = checked_texts(pairs, "pairs"), check_integer(1, lookahead, "lookahead")
+        return_errors = check_flag(return_errors, "return_errors")
+        scorer = Scorer(self, length_penalty, checked_truncation(truncation), return_errors)
         return scorer.answers(in_windows(pairs, lookahead))
 
     def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
         """Texts as the encoder reads them, special tokens included; what is wrong with one stands in its `problem`."""
         return encode_sources(
-            texts,
+            list(checked_texts(texts)),
             self.tokenizer,
             self.frame,
             limit=self.max_input_length,
             vocabulary=self.model.config.encoder.vocab_size,
-            truncation=self.truncation if truncation is None else truncation,
+            truncation=self.truncation if truncation is None else bool(checked_truncation(truncation)),
         )
 
     def _answers(self, windows: Iterable[list[str]], call: Call, first: int = 0) -> Iterator[tuple[int, Output]]:

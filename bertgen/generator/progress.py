@@ -6,12 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..config.base import check_flag
+
 
 @contextlib.contextmanager
-def shown(progress: bool | Callable[[int, int], Any], total: int) -> Iterator[Callable[[int, int], Any]]:
-    """What is called with how much is done."""
-    if progress is not True:
-        yield progress or (lambda done, total: None)
+def shown(progress: bool | Callable[[int, int], Any] | None, total: int) -> Iterator[Callable[[int, int], Any]]:
+    """What is called with how much is done; ConfigError where `progress` is neither a bool nor a function."""
+    if callable(progress):
+        yield progress
+        return
+    if progress is None or not check_flag(progress, "progress, where it is no function,"):
+        yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import Progress

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 
 LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
 LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
 
 
-def checked_texts(texts: Any) -> Any:
-    """The texts, unless they are one or none."""
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise InputError(f"expected a list of texts, got {type(texts).__name__}")
+def checked_texts(texts: Any, name: str = "texts") -> Any:
+    """The texts, an iterable of them; InputError for one text, or what is none."""
+    try:
+        iter(texts)
+        many = not isinstance(texts, (str, bytes, Mapping))
+    except TypeError:
+        many = False
+    if not many:
+        raise InputError(f"{name} must be a list of texts, or another iterable of them, got {quoted(texts)}")
     return texts
 
 

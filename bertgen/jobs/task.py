@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from .. import __version__, extension, ops
 from ..config import GenerationConfig
 from ..generator import Generator
-from ..model import EncoderDecoderModel
+from ..pretrained import weights_digest
 from ..tokenizer import Tokenizer
 from .formats import LineFormat
 
@@ -65,20 +63,6 @@ def settled(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
         options.get("generation_config"),
         generator.model.generation_config,
     )
-
-
-def weights_digest(model: EncoderDecoderModel) -> str:
-    """The digest of a model's names, shapes, dtypes, values and configuration."""
-
-    def one(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.digest()
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets other threads run
-        parts = pool.map(one, model.state_dict().items())
-        return hashlib.sha256(b"".join(parts) + json.dumps(model.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -15,13 +15,19 @@ from torch import nn
 
 from ..cache import Cache
 from ..config import BertGenerationConfig, GenerationConfig
+from ..config.base import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
 from ..generation import GenerationMixin
 from ..heads import LMHead
 from ..inputs import (
+    check_cache,
     check_dense_mask,
+    check_items,
+    check_kept,
     check_labels,
     check_mask,
+    check_states,
+    check_tensors,
     check_tokens,
     check_types,
     either,
@@ -90,6 +96,7 @@ class BertGenerationEncoder(PretrainedModel):
         Returns:
             The new table.
         """
+        mean_resizing = check_flag(mean_resizing, "mean_resizing")
         if self.owner:
             self.owner[0].resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         else:
@@ -175,6 +182,11 @@ class BertGenerationEncoder(PretrainedModel):
         config = self.config
         given = check_tokens(input_ids, inputs_embeds, config)
         rows, length, device = given.shape[0], given.shape[1], given.device
+        check_tensors(
+            device, attention_mask=attention_mask, position_ids=position_ids, token_type_ids=token_type_ids,
+            encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
+        )  # fmt: skip
+        past_key_values = check_cache(past_key_values, config)
         states: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
         attentions = Attentions() if either(output_attentions, config.output_attentions) else None
         past = 0 if past_key_values is None else past_key_values.length
@@ -200,6 +212,7 @@ class BertGenerationEncoder(PretrainedModel):
                 key_len, key_mask = key_limits(mask)
         else:
             if encoder_hidden_states is not None and not (past_key_values and past_key_values.has_cross):
+                check_states(encoder_hidden_states, config.hidden_size, "encoder_hidden_states")
                 source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
             traced = is_traced()
             if traced and (past_key_values is not None or use_cache):
@@ -404,6 +417,9 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             logits_to_keep: only the last so many positions, or those of an index tensor; 0 keeps all.
             num_items_in_batch: divides the summed loss in place of the number of labels.
         """
+        check_tensors(None, input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels)
+        first, items = input_ids if inputs_embeds is None else inputs_embeds, check_items(num_items_in_batch)
+        kept = check_kept(logits_to_keep, 0 if first is None or first.dim() < 2 else first.shape[1])
         given: dict[str, Any] = dict(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
@@ -415,17 +431,12 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             states = self.body.run(**given, keep_padding=True)
         else:
             states = self.body(**given, return_dict=True)
-        hidden = states.last_hidden_state
-        if isinstance(logits_to_keep, torch.Tensor):
-            hidden = hidden[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden = hidden[:, -logits_to_keep:]
-        logits = self.head(hidden)
+        logits = self.head(states.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             check_labels(labels, logits.shape)
             shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
-            loss = cross_entropy(logits.flatten(0, 1).float(), shifted.flatten(), num_items_in_batch)
+            loss = cross_entropy(logits.flatten(0, 1).float(), shifted.flatten(), items)
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,

@@ -16,15 +16,27 @@ from torch import nn
 from ..arguments import IGNORED, REFUSED
 from ..cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, InputError, UnsupportedError
 from ..generation import GenerationMixin
 from ..hub import resolve_file, split_hub_options
-from ..inputs import check_labels, check_mask, check_tokens, check_types, either, key_limits, pack_source, positions_of
+from ..inputs import (
+    check_encoded,
+    check_items,
+    check_labels,
+    check_mask,
+    check_tensors,
+    check_tokens,
+    check_types,
+    either,
+    key_limits,
+    pack_source,
+    positions_of,
+)
 from ..kernels.plain import is_traced
 from ..layers import AttentionContext, Attentions
-from ..linear import apply, is_plain
+from ..linear import apply, check_dtype, is_plain
 from ..loss import cross_entropy
-from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
+from ..outputs import CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
 from ..pretrained import PretrainedModel
 from ..vocabulary import size_of
@@ -251,14 +263,20 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         Raises:
             InputError: shapes, dtypes, ids or positions outside the model's limits.
         """
+        check_tensors(
+            None, decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask, decoder_position_ids=decoder_position_ids,
+            decoder_token_type_ids=decoder_token_type_ids, labels=labels,
+        )  # fmt: skip
+        num_items_in_batch = check_items(num_items_in_batch)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                 inputs_embeds=inputs_embeds, token_type_ids=token_type_ids,
                 output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
             )  # fmt: skip
-        elif isinstance(encoder_outputs, (tuple, list)):
-            encoder_outputs = BaseModelOutputWithPastAndCrossAttentions(*encoder_outputs[:1])
+        else:
+            encoder_outputs = check_encoded(encoder_outputs, self.config.encoder.hidden_size)
         states = encoder_outputs.last_hidden_state
 
         made = labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None
@@ -266,23 +284,27 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             decoder_input_ids, use_cache = self.prepare_decoder_input_ids_from_labels(labels), False
             if decoder_attention_mask is None:
                 decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
-        if made and is_bare(self.decoder):
-            decoded = self._teacher_forced_output(
-                labels, pack_source(self.bridged(states), attention_mask, states.shape[0]), decoder_attention_mask,
-                decoder_position_ids, decoder_token_type_ids, output_hidden_states, output_attentions,
-                num_items_in_batch,
-            )  # fmt: skip
-        else:
-            decoded = self.decoder(
-                input_ids=decoder_input_ids, attention_mask=decoder_attention_mask, position_ids=decoder_position_ids,
-                inputs_embeds=decoder_inputs_embeds, token_type_ids=decoder_token_type_ids,
-                encoder_hidden_states=self.bridged(states), encoder_attention_mask=attention_mask,
-                past_key_values=past_key_values, use_cache=use_cache if labels is None else False,
-                output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
-            )  # fmt: skip
-            if labels is not None:
-                check_labels(labels, decoded.logits.shape)
-                decoded.loss = cross_entropy(decoded.logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+        try:
+            if made and is_bare(self.decoder):
+                decoded = self._teacher_forced_output(
+                    labels, pack_source(self.bridged(states), attention_mask, states.shape[0]), decoder_attention_mask,
+                    decoder_position_ids, decoder_token_type_ids, output_hidden_states, output_attentions,
+                    num_items_in_batch,
+                )  # fmt: skip
+            else:
+                decoded = self.decoder(
+                    input_ids=decoder_input_ids, attention_mask=decoder_attention_mask,
+                    position_ids=decoder_position_ids, inputs_embeds=decoder_inputs_embeds,
+                    token_type_ids=decoder_token_type_ids, encoder_hidden_states=self.bridged(states),
+                    encoder_attention_mask=attention_mask, past_key_values=past_key_values,
+                    use_cache=use_cache if labels is None else False,
+                    output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
+                )  # fmt: skip
+                if labels is not None:
+                    check_labels(labels, decoded.logits.shape)
+                    decoded.loss = cross_entropy(decoded.logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+        except InputError as error:  # its arguments have other names there
+            raise InputError(f"decoder: {error}") from None
         output = Seq2SeqLMOutput(
             loss=decoded.loss,
             logits=decoded.logits,
@@ -291,8 +313,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=states,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
+            encoder_attentions=getattr(encoder_outputs, "attentions", None),
         )
         return output if either(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -342,6 +364,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         """Encoder states [.., encoder hidden] as the decoder's cross-attention reads them."""
         if not hasattr(self, "enc_to_dec_proj"):
             return states
+        check_dtype(states, self.enc_to_dec_proj, "encoder states")
         return apply(self.enc_to_dec_proj, states)
 
     def encoded(
@@ -380,7 +403,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     ) -> tuple[torch.Tensor, Packing]:
         """Logits [T, vocab] of the decoder fed with `labels`, without the positions behind each row's last label."""
         config = self.config.decoder
-        check_labels(labels, (source[1].shape[0], labels.shape[-1], config.vocab_size))
+        check_labels(labels, (source[1].shape[0], *labels.shape[-1:], config.vocab_size))
         ids = self.prepare_decoder_input_ids_from_labels(labels)
         if mask is None:
             mask = ids != self.config.pad_token_id

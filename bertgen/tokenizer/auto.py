@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
-from ..hub import OPTIONS, resolve_file, split_hub_options
+from ..hub import OPTIONS, as_path, resolve_file, split_hub_options
 from .base import Tokenizer
 from .bert import BertTokenizer
 from .bert_generation import BertGenerationTokenizer
@@ -43,7 +43,7 @@ class AutoTokenizer:
             UnsupportedError: the checkpoint's tokenizer is of a class that bertgen does not have (its name).
             CheckpointError, ConfigError: as `Tokenizer.from_pretrained`.
         """
-        path, config = Path(path_or_id), options.pop("config", None)
+        path, config = as_path(path_or_id), options.pop("config", None)
         if path.is_file():
             return cls._of_file(path).from_pretrained(path, **options)
         hub = split_hub_options({name: options[name] for name in (*OPTIONS, "use_auth_token") if name in options})[1]

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..config import write_json
-from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError
-from ..hub import split_hub_options
+from ..config.base import check_flag
+from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
+from ..hub import as_path, split_hub_options
 from .alignment import Alignment, Part, aligned
 from .encoding import (
     PADDINGS,
     SIDES,
+    TENSORS,
     TRUNCATIONS,
     BatchEncoding,
     Plan,
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
 # Arguments of transformers' `from_pretrained` for tokenizers that change nothing: there is one implementation of each.
 IGNORED_ARGUMENTS = frozenset("use_fast from_slow backend tokenizer_type verbose name_or_path".split())
 NO_LIMIT = int(1e30)  # what transformers writes as model_max_length where there is none
+
+
+LONGEST_PADDED = 1 << 24  # tokens of a row; more is a number gone wrong, and would only exhaust the memory
 
 
 _LIMITED = int(1e20)
@@ -103,9 +108,12 @@ class Tokenizer(Vocabulary):
         )
         self.padding_side = checked_choice("padding_side", padding_side, SIDES)
         self.truncation_side = checked_choice("truncation_side", truncation_side, SIDES)
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.split_special_tokens = split_special_tokens
-        self.model_input_names = list(self.MODEL_INPUT_NAMES if model_input_names is None else model_input_names)
+        self.clean_up_tokenization_spaces = check_flag(clean_up_tokenization_spaces, "clean_up_tokenization_spaces")
+        self.split_special_tokens = check_flag(split_special_tokens, "split_special_tokens")
+        names = self.MODEL_INPUT_NAMES if model_input_names is None else model_input_names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"model_input_names must be a list of names, got {quoted(names)}")
+        self.model_input_names = list(names)
 
     # -- what differs from class to class -----------------------------------------------------------------------------
 
@@ -195,16 +203,20 @@ class Tokenizer(Vocabulary):
         Raises:
             InputError: a text is no string or no Unicode (its index and what is wrong).
         """
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise InputError(f"expected a list of texts, got {type(texts).__name__}")
-        texts = list(texts)
-        for index, text in enumerate(texts):
+        try:
+            listed = None if isinstance(texts, (str, bytes, Mapping)) else list(texts)
+        except TypeError:
+            listed = None
+        if listed is None:
+            raise InputError(f"texts must be a list of texts, got {type(texts).__name__}")
+        add_special_tokens = check_flag(add_special_tokens, "add_special_tokens")
+        for index, text in enumerate(listed):
             if not isinstance(text, str):
                 raise InputError(f"text {index} must be a str, got {type(text).__name__}")
         try:
-            rows = self._encode_rows(texts)
+            rows = self._encode_rows(listed)
         except Exception as error:  # tokenizers raises nothing more precise
-            self._blame(texts, error)
+            self._blame(listed, error)
         before, _, behind = self.frame(False) if add_special_tokens else ([], [], [])
         return [[*before, *row, *behind] for row in rows] if before or behind else rows
 
@@ -385,6 +397,12 @@ class Tokenizer(Vocabulary):
                 raise UnsupportedError(f"{name}={value!r}: what truncation cuts off is not returned")
         if text is None:
             text, text_target, text_pair, text_pair_target = text_target, None, text_pair_target, None
+        add_special_tokens = check_flag(add_special_tokens, "add_special_tokens")
+        is_split_into_words = check_flag(is_split_into_words, "is_split_into_words")
+        return_special_tokens_mask = check_flag(return_special_tokens_mask, "return_special_tokens_mask")
+        return_offsets_mapping = check_flag(return_offsets_mapping, "return_offsets_mapping")
+        return_length = check_flag(return_length, "return_length")
+        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
         if is_split_into_words:
             firsts, seconds, single = words_of(text, text_pair)
@@ -411,6 +429,8 @@ class Tokenizer(Vocabulary):
         encoding = as_encoding(columns, return_tensors, single and return_tensors is None)
         encoding._align, encoding.is_fast = align, self.is_fast
         if text_target is not None:
+            if not is_split_into_words:
+                pairs_of(text_target, text_pair_target, "text_target")
             encoding["labels"] = self.encode(
                 text_target,
                 text_pair_target,
@@ -548,8 +568,11 @@ class Tokenizer(Vocabulary):
                     raise InputError(f"encoding {index} must have the keys {', '.join(keys)}")
             encoded_inputs = {key: [one[key] for one in encoded_inputs] for key in keys}
         if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
-            raise InputError("expected an encoding, or a list of them, with input_ids")
+            raise InputError(
+                f"encoded_inputs must be an encoding, or a list of them, with input_ids, got {quoted(encoded_inputs)}"
+            )
         plan = self._plan(padding, False, max_length, pad_to_multiple_of)
+        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
         return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
         columns = {key: to_lists(value) for key, value in encoded_inputs.items()}
         if not columns["input_ids"]:
@@ -570,7 +593,7 @@ class Tokenizer(Vocabulary):
         return as_encoding(columns, return_tensors, False)
 
     def _returns(self, name: str, asked: bool | None) -> bool:
-        return name in self.model_input_names if asked is None else asked
+        return name in self.model_input_names if asked is None else check_flag(asked, f"return_{name}")
 
     def _plan(self, padding: Any, truncation: Any, max_length: Any, multiple: Any) -> Plan:
         """Check the options that decide on lengths and resolve their defaults."""
@@ -586,7 +609,7 @@ class Tokenizer(Vocabulary):
         if limit is None and self.model_max_length < _LIMITED:
             limit = self.model_max_length
         if multiple is not None:
-            checked_positive("pad_to_multiple_of", multiple)
+            multiple = checked_positive("pad_to_multiple_of", multiple, LONGEST_PADDED)
         if padding != "do_not_pad" and self.pad_token is None:
             raise ConfigError("padding needs a pad_token; this tokenizer has none")
         if limit is None and truncation != "do_not_truncate":
@@ -602,6 +625,8 @@ class Tokenizer(Vocabulary):
         if plan.padding == "do_not_pad" or length is None:
             return
         length += -length % (plan.multiple or 1)
+        if length > LONGEST_PADDED:
+            raise ConfigError(f"max_length {length} to pad to is more than {LONGEST_PADDED} tokens")
         values = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
         missing = [length - len(row) for row in rows]
         for key in columns.keys() & values.keys():
@@ -625,13 +650,13 @@ class Tokenizer(Vocabulary):
         """
         rows = to_lists(sequences)
         if not isinstance(rows, (list, tuple)):
-            raise InputError(f"expected rows of ids, got {type(sequences).__name__}")
+            raise InputError(f"sequences must be rows of ids, got {type(sequences).__name__}")
         if rows and not isinstance(rows[0], (list, tuple)):
             rows = [rows]
-        decoded = self._decode_rows(rows, skip_special_tokens)
-        clean = (
-            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        )
+        clean = self.clean_up_tokenization_spaces
+        if clean_up_tokenization_spaces is not None:
+            clean = check_flag(clean_up_tokenization_spaces, "clean_up_tokenization_spaces")
+        decoded = self._decode_rows(rows, check_flag(skip_special_tokens, "skip_special_tokens"))
         return [cleaned_up(text) for text in decoded] if clean and self.CLEANS_UP else decoded
 
     decode_batch = batch_decode
@@ -691,7 +716,7 @@ class Tokenizer(Vocabulary):
             ConfigError: one of `overrides` is unknown or has a bad value.
         """
         overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
-        if Path(path_or_id).is_file():
+        if as_path(path_or_id).is_file():
             tokenizer = cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
             tokenizer.name_or_path = str(path_or_id)
             return tokenizer

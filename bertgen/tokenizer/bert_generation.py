@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import sentencepiece
 
 from ..config import write_json
-from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from ..hub import checked_file
 from .alignment import Part
 from .base import Tokenizer
@@ -78,6 +78,8 @@ class BertGenerationTokenizer(Tokenizer):
         super().__init__(special | dict(pad_token=pad_token, cls_token=cls_token, mask_token=mask_token), **options)
         if not legacy:
             raise UnsupportedError("legacy=False (no space before the first word) is not supported")
+        if sp_model_kwargs is not None and not isinstance(sp_model_kwargs, Mapping):
+            raise ConfigError(f"sp_model_kwargs must be a dict of options, got {quoted(sp_model_kwargs)}")
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         if not self.sp_model_kwargs.keys() <= _SP_OPTIONS:
             names = ", ".join(sorted(map(repr, self.sp_model_kwargs.keys() - _SP_OPTIONS)))

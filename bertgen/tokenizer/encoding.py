@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, InputError, UnsupportedError
+from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from .alignment import Alignment, CharSpan, TokenSpan
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -16,6 +17,9 @@ PADDINGS = ("longest", "max_length", "do_not_pad")
 
 
 SIDES = ("right", "left")
+
+
+TENSORS = ("pt", "np")
 
 
 class BatchEncoding(dict):
@@ -149,30 +153,33 @@ class Plan(NamedTuple):
     multiple: int | None
 
 
-def checked_positive(name: str, value: Any) -> int:
-    """The value as an int of at least 1, or ConfigError."""
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole or value < 1:
-        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+def checked_positive(name: str, value: Any, most: int | None = None) -> int:
+    """The value as an int of at least 1, and at most `most`, or ConfigError."""
+    whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+    if isinstance(value, bool) or not whole or value < 1 or (most is not None and value > most):
+        limit = "of at least 1" if most is None else f"from 1 to {most}"
+        raise ConfigError(f"{name} must be an integer {limit}, got {quoted(value)}")
     return int(value)
 
 
-def checked_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """The one of `choices` that the value is, or ConfigError."""
-    for choice in choices:
-        if value == choice:  # true for the enumerations of transformers, too
+def checked_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
+    """The one of `choices`, texts and None, that the value is, or ConfigError."""
+    if value is None and None in choices:
+        return None
+    for choice in choices:  # equal to the enumerations of transformers, too, which are strings
+        if isinstance(value, str) and value == choice:
             return choice
-    raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
 
 
-def pairs_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
-    """Texts and their second texts (None where there is none) of a call's arguments."""
+def pairs_of(text: Any, text_pair: Any, name: str = "text") -> tuple[list[Any], list[Any]]:
+    """Texts and their second texts (None where there is none) of a call's arguments; `name` is that of the first."""
     if isinstance(text, str):
         if text_pair is not None and not isinstance(text_pair, str):
             raise InputError(f"text is one str, so text_pair must be one too, got {type(text_pair).__name__}")
         return [text], [text_pair or None]  # as transformers: an empty second text is none
     if not isinstance(text, (list, tuple)):
-        raise InputError(f"text must be a str or a list of str, got {type(text).__name__}")
+        raise InputError(f"{name} must be a str or a list of str, got {type(text).__name__}")
     if not text:
         raise InputError("the batch holds no text")
     if text_pair is not None:
@@ -186,7 +193,7 @@ def pairs_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any]]:
     for index, item in enumerate(text):
         if isinstance(item, (list, tuple)):
             if len(item) not in (1, 2) or not all(isinstance(one, str) for one in item):
-                raise InputError(f"text {index} must be a str or a pair of str, got {item!r}")
+                raise InputError(f"{name} {index} must be a str or a pair of str, got {quoted(item)}")
             firsts.append(item[0])
             seconds.append(item[1] if len(item) == 2 else None)
         else:
@@ -250,8 +257,11 @@ def tensor_kind(value: Any) -> str | None:
 
 def to_lists(value: Any) -> Any:
     """Turn tensors and arrays, or a list of them, into lists of numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        try:
+            return value.tolist()
+        except (RuntimeError, NotImplementedError):  # a tensor on the meta device, or a sparse one
+            raise InputError(f"ids must be a dense tensor with values, got {quoted(value)}") from None
     if isinstance(value, (list, tuple)) and value and hasattr(value[0], "tolist"):
         return [to_lists(one) for one in value]
     return value
@@ -263,8 +273,7 @@ def as_encoding(columns: dict[str, Any], return_tensors: str | None, unwrap: boo
         return BatchEncoding({key: rows[0] for key, rows in columns.items()})
     if return_tensors is None:
         return BatchEncoding(columns)
-    if return_tensors not in ("pt", "np"):
-        raise ConfigError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
+    checked_choice("return_tensors", return_tensors, TENSORS)
     import numpy
 
     tensors: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AddedToken:
         values = {f.name: get(f.name, f.default) for f in fields(cls)}
         flags = [value for name, value in values.items() if name != "content" and (name, value) != ("normalized", None)]
         if not isinstance(values["content"], str) or not all(isinstance(flag, bool) for flag in flags):
-            raise ConfigError(f"a token must be a string or have content and flags, got {value!r}")
+            raise ConfigError(f"a token must be a string or have content and flags, got {quoted(value)}")
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:

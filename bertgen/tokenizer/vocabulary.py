@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ..errors import ConfigError, InputError, UnsupportedError
+from ..config.base import check_flag
+from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from .encoding import to_lists
 from .tokens import AddedToken
 
@@ -64,8 +65,10 @@ class Vocabulary:
         self._special: dict[str, str | None] = {
             name: None if token is None else AddedToken.of(token).content for name, token in tokens.items()
         }
-        if extra_special_tokens and isinstance(extra_special_tokens, (Mapping, str)):
-            raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {extra_special_tokens!r}")
+        if extra_special_tokens is not None and not isinstance(extra_special_tokens, (list, tuple)):
+            if not isinstance(extra_special_tokens, Mapping) or extra_special_tokens:  # {} is written for none
+                kinds = quoted(extra_special_tokens)
+                raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {kinds}")
         self._extra = [AddedToken.of(token).content for token in extra_special_tokens or ()]
 
     # -- what differs from class to class -----------------------------------------------------------------------------
@@ -169,6 +172,9 @@ class Vocabulary:
         """
         if isinstance(new_tokens, (str, AddedToken)) or not isinstance(new_tokens, Sequence):
             new_tokens = [new_tokens]
+        special_tokens = check_flag(special_tokens, "special_tokens")
+        for token in new_tokens:
+            AddedToken.of(token)  # or ConfigError, before any is added
         before = len(self)
         self._add(new_tokens, special_tokens)
         self._forget_tables()
@@ -180,6 +186,8 @@ class Vocabulary:
         replace_extra_special_tokens: bool = True,
     ) -> int:
         """Set special tokens by name ("pad_token", "extra_special_tokens", ...); return how many got a new id."""
+        if not isinstance(special_tokens_dict, Mapping):
+            raise ConfigError(f"special_tokens_dict must be a dict of name -> token, got {quoted(special_tokens_dict)}")
         before = len(self)
         for name, value in special_tokens_dict.items():
             name = "extra_special_tokens" if name == "additional_special_tokens" else name
@@ -192,7 +200,7 @@ class Vocabulary:
                 self._set_special(name, value)
             else:
                 known = ", ".join((*SPECIAL_NAMES, "extra_special_tokens (a list)"))
-                raise ConfigError(f"{name}={value!r} is no special token; there are {known}")
+                raise ConfigError(f"special_tokens_dict: {name}={quoted(value)} is no special token; there are {known}")
         return len(self) - before
 
     def _set_special(self, name: str, value: Any) -> None:
@@ -217,8 +225,8 @@ class Vocabulary:
         if isinstance(tokens, str):
             index = self._id_of(tokens)
             return self._unknown_id if index is None else index
-        if not isinstance(tokens, Iterable):
-            raise InputError(f"expected a token or a list of tokens, got {type(tokens).__name__}")
+        if not isinstance(tokens, Iterable) or hasattr(tokens, "dtype"):
+            raise InputError(f"tokens must be a token or a list of tokens, got {type(tokens).__name__}")
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def _checked_ids(self, ids: Any) -> list[int]:
@@ -227,9 +235,11 @@ class Vocabulary:
             try:
                 index = operator.index(given)
             except TypeError:
-                raise InputError(f"id {given!r} at position {position} is no integer") from None
+                raise InputError(f"id {quoted(given)} at position {position} is no integer") from None
             if index not in self._token_of:
-                raise InputError(f"id {index} at position {position} is outside the vocabulary of {len(self)} tokens")
+                raise InputError(
+                    f"id {quoted(index)} at position {position} is outside the vocabulary of {len(self)} tokens"
+                )
             checked.append(index)
         return checked
 
@@ -238,5 +248,5 @@ class Vocabulary:
         ids = to_lists(ids)
         if not isinstance(ids, (list, tuple)):
             return self._token_of[self._checked_ids([ids])[0]]
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        skipped = set(self.all_special_ids) if check_flag(skip_special_tokens, "skip_special_tokens") else ()
         return [self._token_of[index] for index in self._checked_ids(ids) if index not in skipped]

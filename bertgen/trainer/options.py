@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..config.base import check_flag, check_integer, check_number
+from ..errors import ConfigError, quoted
 
 
 def option(help: str, default: Any = MISSING, choices: tuple[str, ...] = (), free: bool = False) -> Any:
     """Declare a field; `free` options may differ between a run and its resumption (they do not change the weights)."""
     return field(default=default, metadata={"help": help, "choices": choices, "free": free})
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    """The value as the type of its field; ConfigError for another one."""
+    kinds = typing.get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return check_flag(value, name)
+    if int in kinds:
+        limit = 2**63 if name == "seed" else 2**31
+        return check_integer(-limit, value, name, limit - 1)
+    if float in kinds:
+        return check_number(-1e30, 1e30, value, name)
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"{name} must be a str, got {quoted(value)}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,9 @@ class TrainingConfig:
     quiet: bool = option("no progress", False, free=True)
 
     def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, _typed(getattr(self, item.name), kinds[item.name], item.name))
         for name in ("source_column", "target_column", "max_length", "vocab_size", "layers", "hidden", "heads"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("intermediate", "positions", "batch_tokens", "accumulation", "warmup_steps", "evaluate_every"):

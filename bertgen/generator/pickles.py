@@ -1,0 +1,77 @@
+"""A `Generator` as bytes: where its model came from while it is still that model, else the model itself.
+
+Another process loads the files again, which is faster than sending weights, and the bytes are the same in every run, so
+that a cache which hashes them, as that of `datasets.map`, finds its entries. What is in flight stays where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import GenerationConfig
+from ..errors import CheckpointError
+from ..hub import local_directory
+from ..linear import is_plain
+from ..model import EncoderDecoderModel
+from ..pretrained import weights_digest
+from ..tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from, and what it was when it had been.
+
+    Attributes:
+        path: directory, or hub id.
+        options: of the Generator: `dtype`, and those of the hub.
+        seen: what `_look` saw then.
+    """
+
+    path: str
+    options: dict[str, Any]
+    seen: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: EncoderDecoderModel, path: Any, **options: Any) -> Origin:
+        """The origin of a model that was loaded just now; other processes may run in another directory."""
+        directory = local_directory(path)
+        return cls(str(path) if directory is None else str(directory.resolve()), options, _look(model))
+
+    def holds(self, model: EncoderDecoderModel) -> bool:
+        """Whether the model is still what was loaded: a look at every parameter's version, at none of its values."""
+        return _look(model) == self.seen
+
+
+def _look(model: EncoderDecoderModel) -> tuple[Any, ...]:
+    modules = tuple((id(module), is_plain(module)) for module in model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
+    versions = tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
+    return modules, versions, model.training, repr(model.config.to_dict())
+
+
+def from_origin(
+    cls: Any, origin: Origin, digest: str, generation: dict[str, Any], tokenizer: Tokenizer, options: dict[str, Any]
+) -> Any:
+    """A Generator loaded again; CheckpointError where the place has other weights now."""
+    generator = cls(origin.path, tokenizer, **origin.options, **options)
+    if weights_digest(generator.model) != digest:
+        raise CheckpointError(f"{origin.path} holds other weights than those of the Generator that was pickled")
+    generator.model.generation_config = GenerationConfig.from_dict(generation)
+    return generator
+
+
+def from_model(cls: Any, model: EncoderDecoderModel, tokenizer: Tokenizer, options: dict[str, Any]) -> Any:
+    """A Generator of this model."""
+    return cls(model, tokenizer, **options)
+
+
+def reduced(generator: Any) -> tuple[Any, ...]:
+    """What `pickle` makes a Generator anew from."""
+    cls, model, tokenizer = type(generator), generator.model, generator.tokenizer
+    options, origin = generator.options, generator.origin
+    if origin is None or not origin.holds(model):
+        return from_model, (cls, model, tokenizer, options)
+    options = {**options, "device": str(model.device)}
+    generation = model.generation_config.to_dict()
+    return from_origin, (cls, replace(origin, seen=()), weights_digest(model), generation, tokenizer, options)
