@@ -677,7 +677,7 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
             raise BackendError(f"device {str(found)!r} was asked for, this machine has {count} CUDA devices")
     elif found.type != "cpu":
         try:
-            torch.empty(0, device=found)
+            torch.empty(0, dtype=torch.uint8, device=found)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             problem = f"device {str(found)!r} cannot be used ({str(error).splitlines()[0]})"
             raise BackendError(f"{problem}; this machine has {_devices()}") from error

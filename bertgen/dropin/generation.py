@@ -186,7 +186,7 @@ def _positions(given: dict[str, Any], settled: GenerationConfig) -> torch.Tensor
     ids = given.get("inputs", given.get("input_ids"))
     like = given.get("inputs_embeds", ids)
     if like is None:
-        return torch.zeros(1, 1, dtype=torch.long)
+        return torch.zeros(1, 1, dtype=torch.int64, device="cpu")
     mask = given.get("attention_mask")
     if mask is None and ids is not None:
         mask = inferred_mask(ids, settled)
