@@ -217,8 +217,8 @@ class Generator:
         """Generate for the texts of any iterable, however long; yields (index, output) as each is done.
 
         Arguments and errors as `generate`, and:
-            return_errors: answer a text that cannot be used, that does not fit into memory by itself, or whose functions
-                fail, by an empty output with its `error`, instead of raising.
+            return_errors: answer a text that cannot be used, that does not fit into memory by itself, or whose
+                functions fail, by an empty output with its `error`, instead of raising.
             lookahead: texts to read before the first answer; the longest are begun first, and all of them are answered
                 before the next is read.
             first: index of the first text.
