@@ -226,7 +226,7 @@ def test_a_source_that_cannot_be_encoded_takes_nobody_along():
     engine.step()
     assert [type(ticket.error) for ticket in failed] == [ZeroDivisionError] * 2
     model.encoded = encoded
-    engine.submit([Request([7], options()), Request([8], options())], done.append)
+    engine.submit([Request([7], options(min_length=9)), Request([8], options(min_length=9))], done.append)
     engine.step()
     assert engine.statistics.running == 3
     while engine.busy:
@@ -589,6 +589,19 @@ def test_without_any_token_left_there_is_an_error(generator, given):
 
     for kind, message in everywhere(generator, nothing, min_new_tokens=5, **given):
         assert kind is InputError and "-inf for every token behind 3 tokens" in message
+
+
+@pytest.mark.parametrize("given", SEARCHES[2:], ids=str)
+def test_beams_without_any_token_left_come_to_their_end(generator, given):
+    """What ended before is the answer; where nothing did it is empty."""
+
+    def nothing(history, scores):
+        return torch.full_like(scores, -torch.inf) if history.shape[1] >= 3 else scores
+
+    for tokens in everywhere(generator, nothing, min_new_tokens=5, **given):
+        assert tokens == []
+    for tokens in everywhere(generator, nothing, forced_bos_token_id=1, **given):
+        assert tokens == [1]
 
 
 @pytest.mark.parametrize("given", SEARCHES, ids=str)
