@@ -213,9 +213,10 @@ def test_a_search_in_common_that_fails_takes_only_its_own_along(monkeypatch):
     assert {t.request.number: answer(t) for t in done[3:]} == {i: expected[i] for i in (0, 2, 4)}
 
 
-def test_a_source_that_cannot_be_encoded_takes_nobody_along(monkeypatch):
+def test_a_source_that_cannot_be_encoded_takes_nobody_along():
+    """What runs goes on, and the rows of those that failed are free."""
     model, done = Model(), []
-    engine = Engine(model)
+    engine = Engine(model, EngineConfig(max_rows=3, refill=0))
     running = Request([5, 6], options(min_length=15))
     expected = alone(running)
     engine.submit([running], done.append)
@@ -225,11 +226,13 @@ def test_a_source_that_cannot_be_encoded_takes_nobody_along(monkeypatch):
     engine.step()
     assert [type(ticket.error) for ticket in failed] == [ZeroDivisionError] * 2
     model.encoded = encoded
-    engine.submit([Request([7], options())], done.append)
+    engine.submit([Request([7], options(min_length=9)), Request([8], options(min_length=9))], done.append)
+    engine.step()
+    assert engine.statistics.running == 3
     while engine.busy:
         engine.step()
-    assert len(done) == 4 and answer(next(t for t in done if t.request is running)) == expected
-    assert engine.cache.pages.check() == Violation.SOUND and engine.statistics.pages_used == 0
+    assert len(done) == 5 and answer(next(t for t in done if t.request is running)) == expected
+    assert engine.cache.pages.check() == Violation.SOUND
 
 
 def test_an_error_that_is_kept_holds_nothing_of_the_other_requests():
@@ -588,6 +591,19 @@ def test_without_any_token_left_there_is_an_error(generator, given):
         assert kind is InputError and "-inf for every token behind 3 tokens" in message
 
 
+@pytest.mark.parametrize("given", SEARCHES[2:], ids=str)
+def test_beams_without_any_token_left_come_to_their_end(generator, given):
+    """What ended before is the answer; where nothing did it is empty."""
+
+    def nothing(history, scores):
+        return torch.full_like(scores, -torch.inf) if history.shape[1] >= 3 else scores
+
+    for tokens in everywhere(generator, nothing, min_new_tokens=5, **given):
+        assert tokens == []
+    for tokens in everywhere(generator, nothing, forced_bos_token_id=1, **given):
+        assert tokens == [1]
+
+
 @pytest.mark.parametrize("given", SEARCHES, ids=str)
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 def test_rows_that_are_done_may_have_any_scores(generator, given, value):
@@ -610,14 +626,14 @@ def test_rows_that_are_done_may_have_any_scores(generator, given, value):
 # processes
 
 
-def script(tmp_path, tiny_checkpoint, body):
+def script(tmp_path, tiny_checkpoint, body, threads=1):
     """Run a script with a Generator; returns its exit code and what it wrote."""
     head = f"""
         import os, sys, threading, time
         import torch
         from bertgen import Generator
-        torch.set_num_threads(2)
-        generator = Generator({str(tiny_checkpoint)!r})
+        torch.set_num_threads({threads})
+        generator = Generator({str(tiny_checkpoint)!r}, max_rows=32)
         long = dict(min_new_tokens=30, max_new_tokens=38)
     """
     path = tmp_path / "script.py"
@@ -635,11 +651,11 @@ ENDS = {
     "futures in flight": (
         "f = [generator.submit('one', **long) for _ in range(200)]; time.sleep(0.05); sys.exit(3)", 3),
     "an error": ("f = [generator.submit('one', **long) for _ in range(200)]; raise ValueError('mine')", 1),
-    "a stream": ("s = generator.stream(['one two'] * 500, **long); next(s)", 0),
+    "a stream": ("s = generator.stream(['one two'] * 80, **long); next(s)", 0),
     "a stream and an error": (
-        "s = generator.stream(['one'] * 500, **long); next(s); f = generator.submit('two'); 1 / 0", 1),
+        "s = generator.stream(['one'] * 80, **long); next(s); f = generator.submit('two'); 1 / 0", 1),
     "a thread that drives": (
-        "t = threading.Thread(target=generator.generate, args=(['one'] * 5000,), kwargs=long, daemon=True);"
+        "t = threading.Thread(target=generator.generate, args=(['one'] * 800,), kwargs=long, daemon=True);"
         "t.start(); time.sleep(0.1); sys.exit(5)", 5),
     "a thread that is waited for": (
         "t = threading.Thread(target=lambda: print(generator.generate(['one'])[0].text)); t.start()", 0),
@@ -680,7 +696,7 @@ def test_a_child_of_a_fork_works(tmp_path, tiny_checkpoint, busy):
         import multiprocessing
         from bertgen import BackendError
         torch.randn(2000, 2000) @ torch.randn(2000, 2000)  # whose threads stay behind
-        stream, go, began = generator.stream(['one'] * 500, **long), threading.Event(), threading.Event()
+        stream, go, began = generator.stream(['one'] * 80, **long), threading.Event(), threading.Event()
         next(stream)
         held = generator.submit('one', on_tokens=lambda _: began.set() or go.wait(60)) if {busy} else None
         assert held is None or began.wait(60)
@@ -717,7 +733,7 @@ def test_a_child_of_a_fork_works(tmp_path, tiny_checkpoint, busy):
             one.kill()
         assert held is None or held.result(60).text == 'eins'
     """
-    code, output = script(tmp_path, tiny_checkpoint, body)
+    code, output = script(tmp_path, tiny_checkpoint, body, threads=2)
     assert code == 0 and "[0, 0, 0]" in output, output
 
 

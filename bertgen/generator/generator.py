@@ -78,6 +78,8 @@ class Generator:
     It can be pickled and copied, without what is in flight: one that was loaded as the place it was loaded from and a
     digest of its weights, by which another process loads it again (CheckpointError if there are others now), one whose
     model was given or changed since as that model.
+    What goes wrong with one text, or in a function that was given with it, is that text's error; the others go on. Such
+    a function may `submit`, `close` and cancel, but not wait for another answer of this Generator.
     """
 
     def __init__(
@@ -199,8 +201,10 @@ class Generator:
         Raises:
             InputError: a text is no str, no valid Unicode or too long: its index, the value and the limit.
             CapacityError: a text with its beams needs more rows or cache than there are.
-            ConfigError, UnsupportedError: bad options.
+            ConfigError, UnsupportedError: bad options; called from a function of another text.
             BackendError: a single text does not fit into memory.
+            CallbackError: a function that was given raised no Exception but SystemExit or the like. Exceptions are
+                raised as they are.
         """
         texts = list(checked_texts(texts))
         call = checked_call(
@@ -236,8 +240,8 @@ class Generator:
         """Generate for the texts of any iterable, however long; yields (index, output) as each is done.
 
         Arguments and errors as `generate`, and:
-            return_errors: answer a text that cannot be used, or that does not fit into memory by itself, by an empty
-                output with its `error`, instead of raising.
+            return_errors: answer a text that cannot be used, that does not fit into memory by itself, or whose
+                functions fail, by an empty output with its `error`, instead of raising.
             lookahead: texts to read before the first answer; the longest are begun first, and all of them are answered
                 before the next is read.
             first: index of the first text.
@@ -274,7 +278,8 @@ class Generator:
                 with beams, which change their past. What it raises is the future's error.
 
         Returns:
-            A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done.
+            A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done. At
+            the end of the interpreter what is not done gets a BackendError.
         """
         call = checked_call(
             self.model, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces

@@ -202,7 +202,10 @@ class BeamSearch(Search):
             total, index = ops.top_log_probs(scores.flatten(0, 1), count, open_scores.flatten(), self.beams)
         else:
             all_ = (scores + open_scores[:, :, None]).flatten(1)
-            index = self.draws.choose(all_, self.candidates, bool(self.options.do_sample), keys)
+            given = all_
+            if self.options.do_sample and self.processors:  # where nothing may come next, anything is drawn: it is dead
+                given = all_.masked_fill(all_.amax(1, keepdim=True).isneginf(), 0.0)
+            index = self.draws.choose(given, self.candidates, bool(self.options.do_sample), keys)
             total = all_.gather(1, index)
         return total, index // vocabulary, index % vocabulary
 
