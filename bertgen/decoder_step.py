@@ -53,6 +53,8 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
             walk.layer(layer)
     except _Other:
         return None
+    if not walk.found:  # no layers at all
+        return None
     own, cross, source = cache.pools, cache.cross_pools, cache.source if cache.has_cross else None
     return torch.ops.bertgen_C.decoder_step.default(
         x, walk.heads, walk.eps, walk.found, walk.codebook, walk.integers, own.keys, own.values, cache.slots,

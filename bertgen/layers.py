@@ -13,6 +13,7 @@ from . import ops
 from .activations import learned_activation
 from .cache import Cache
 from .config import BertConfig, BertGenerationConfig
+from .errors import ConfigError
 from .linear import Int4Linear, apply, check_dtype, int4_linears, is_plain, is_plain_norm
 from .packing import Packing
 
@@ -66,6 +67,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
         size, padding = config.hidden_size, config.pad_token_id
+        for name in ("vocab_size", "max_position_embeddings") if config.first_position else ("vocab_size",):
+            if padding is not None and padding >= getattr(config, name):
+                raise ConfigError(f"pad_token_id {padding} has no row: {name} is {getattr(config, name)}")
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=padding)
         padding = padding if config.first_position else None
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=padding)

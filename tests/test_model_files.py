@@ -25,6 +25,7 @@ from bertgen import (
     BertGenerationTokenizer,
     BertTokenizer,
     CheckpointError,
+    ConfigError,
     EncoderDecoderModel,
     Generator,
     RobertaTokenizer,
@@ -335,6 +336,32 @@ def test_sizes_that_the_weights_do_not_have(saved, name, value, message):
         rewrite(saved, half, **{name: value})
     with pytest.raises((CheckpointError, ValueError), match=message):
         EncoderDecoderModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("value", [["bert"], {"a": 1}, 3, None])
+def test_a_kind_that_is_no_text(saved, value):
+    rewrite(saved, "decoder", model_type=value)
+    with pytest.raises(UnsupportedError, match="decoder is of kind"):
+        Generator(saved)
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "model_type": value}))
+    with pytest.raises(UnsupportedError, match="is a checkpoint of kind"):
+        EncoderDecoderModel.from_pretrained(saved)
+
+
+def test_padding_that_has_no_row(saved):
+    rewrite(saved, "encoder", pad_token_id=10_000)
+    with pytest.raises(ConfigError, match=r"pad_token_id 10000 has no row: vocab_size is \d+"):
+        EncoderDecoderModel.from_pretrained(saved)
+
+
+def test_halves_without_layers_generate(saved):
+    for half in ("encoder", "decoder"):
+        rewrite(saved, half, num_hidden_layers=0)
+    model = EncoderDecoderModel.from_pretrained(saved)
+    theirs = transformers.EncoderDecoderModel.from_pretrained(saved)
+    ids = torch.tensor([[5, 6]])
+    assert torch.equal(model.generate(ids, max_new_tokens=5), theirs.generate(ids, max_new_tokens=5))
 
 
 def test_what_is_missing_is_not_made_larger_than_all_there_is(tmp_path):

@@ -382,6 +382,11 @@ def test_checkpoints_of_bitsandbytes_load(saved, tmp_path, kind, nested, block):
     assert torch.equal(logits(EncoderDecoderModel.from_pretrained(tmp_path / "ours")), logits(model))
 
 
+def said(state: torch.Tensor, **values) -> torch.Tensor:
+    """What bitsandbytes says of a layer, with other values."""
+    return torch.tensor(list(json.dumps({**json.loads(bytes(state.tolist())), **values}).encode()), dtype=torch.uint8)
+
+
 QUERY = "encoder.encoder.layer.0.attention.self.query"
 
 
@@ -402,6 +407,12 @@ QUERY = "encoder.encoder.layer.0.attention.self.query"
         ("weight", lambda t: t[:-1].clone(), "query.weight: it has 2047 bytes, for 64 x 64 weights it takes 2048"),
         ("weight.quant_map", lambda t: t.flip(0), "which are not the values of nf4"),
         ("weight.quant_state.bitsandbytes__nf4", lambda t: t[:-1].clone(), "is not JSON"),
+        ("weight.quant_state.bitsandbytes__nf4", lambda t: torch.full((100_000,), ord("[")).byte(), "is not JSON"),
+        ("weight.quant_state.bitsandbytes__nf4", lambda t: said(t, shape=[2**40, 2**40]), "it has 2048 bytes, for"),
+        ("weight.quant_state.bitsandbytes__nf4", lambda t: said(t, blocksize=2**70), "query.weight"),
+        ("weight.quant_state.bitsandbytes__nf4", lambda t: said(t, blocksize=[64]), "its blocksize is"),
+        ("weight", lambda t: t.to(torch.complex64), "query.weight"),
+        ("weight.absmax", lambda t: t.bool(), "query.weight"),
     ],
 )
 def test_corrupt_checkpoints_of_bitsandbytes_are_named(saved, part, change, message):

@@ -205,7 +205,7 @@ def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
             f"EncoderDecoderConfig needs {name}= (a dict or a configuration of a half), got {quoted(value)}"
         )
     kind = value.get("model_type", BertGenerationConfig.model_type)
-    if kind not in HALVES:
+    if kind not in tuple(HALVES):  # what a file says need not be hashable
         raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of the kinds {', '.join(HALVES)}")
     return HALVES[kind].from_dict(value)
 
@@ -270,8 +270,10 @@ class EncoderDecoderConfig(_ModelConfig):
         values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)
         kind = values.get("model_type")
         if kind != cls.model_type:
-            hint = "; `EncoderDecoderModel.from_encoder_decoder_pretrained` or `bertgen train --model` makes one of it"
-            raise UnsupportedError(
-                f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'{hint if kind in HALVES else ''}"
-            )
+            hint = ""
+            if kind in tuple(HALVES):
+                hint = (
+                    "; `EncoderDecoderModel.from_encoder_decoder_pretrained` or `bertgen train --model` makes one of it"
+                )
+            raise UnsupportedError(f"{path_or_id} is a checkpoint of kind {kind!r}, not 'encoder-decoder'{hint}")
         return cls.from_dict(values, **overrides)

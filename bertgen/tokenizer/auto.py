@@ -69,7 +69,7 @@ class AutoTokenizer:
         config = read_optional(path_or_id, "config.json", hub) if given is None else given.to_dict()
         half = config.get("encoder")
         model_type = (half if isinstance(half, dict) else config).get("model_type", "bert-generation")
-        of_model = cls.CLASS_OF_MODEL.get(model_type, f"for models of type {model_type!r}")
+        of_model = cls.CLASS_OF_MODEL.get(str(model_type), f"for models of type {model_type!r}")
         return str(saved.get("tokenizer_class") or config.get("tokenizer_class") or of_model)
 
     @classmethod

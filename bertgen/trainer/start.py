@@ -44,7 +44,7 @@ def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
     """
     if not config.model:
         return _new_model(config, tokenizer).train()
-    if read_json(resolve_file(config.model, "config.json")).get("model_type") in HALVES:
+    if read_json(resolve_file(config.model, "config.json")).get("model_type") in tuple(HALVES):
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(
             config.model, config.model, encoder_dtype=torch.float32, decoder_dtype=torch.float32
         )
