@@ -302,13 +302,21 @@ OPS = {
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    others: int = 0,
 ) -> torch.Tensor:
-    """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments."""
+    """x [M, K] @ weight [N, K]^T + bias [N], then the named activation, by the backend that suits the arguments.
+
+    Args:
+        others: how many weights of this size x is multiplied with beside this one.
+    """
     if _backend != "reference":
         if cpp_takes(x, weight) and extension.absence() is None:
             return linear_cpp(x, weight, bias, activation)
-        if onednn_takes(x, weight):
+        if onednn_takes(x, weight, others):
             return linear_onednn(x, weight, bias, activation)
     if activation is None or not bias_gelu.has_kernel(x):
         return linear_reference(x, weight, bias, activation)
@@ -320,14 +328,15 @@ def linear(
 def linears(
     x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
 ) -> tuple[torch.Tensor, ...]:
-    """x [M, K] @ weight [N, K]^T + bias [N] of each: [M, N] each, to the last bit what `linear` gives.
+    """x [M, K] @ weight [N, K]^T + bias [N] of each: [M, N] each.
 
     Weights stay where they lie. For few rows on a CPU one call computes all of them, if they have one shape.
     """
     if _backend != "reference" and linears_cpp_takes(x, weights, biases) and extension.absence() is None:
         given = [b for b in biases if b is not None]
         return linears_cpp(x, weights, given).chunk(len(weights), dim=1)
-    return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    others = len(weights) - 1
+    return tuple(linear(x, weight, bias, others=others) for weight, bias in zip(weights, biases, strict=True))
 
 
 def int4_matmuls(

@@ -127,17 +127,31 @@ def int4_matmul_cpp(
         zero = None if codebook is not None else _dense(zero, torch.float32)
         if x.shape[0] <= CPU_ROWS:
             return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook, False)
-    features, columns = packed.shape[0], x.shape[-1]
     for name, tensor in (("scale", scale), ("zero", zero), ("bias", bias)):
-        if tensor is not None and len(tensor) != features:
-            raise RuntimeError(f"{name} has {len(tensor)} rows, the weight {features}")
-    block = min(features, max(1, CPU_ELEMENTS // max(1, columns)))
-    y, weight = x.new_empty(x.shape[0], features), x.new_empty(block if ours else 0, columns)
-    for first in range(0, features, max(1, block)):
-        some = slice(first, first + block)
-        part = packed[some], scale[some], None if zero is None else zero[some], codebook
-        rows = dequantize_cpp(*part, weight[: len(part[0])]) if ours else dequantize_reference(*part).to(x.dtype)
-        y[:, some] = F.linear(x, rows, None if bias is None else bias[some])
+        if tensor is not None and len(tensor) != len(packed):
+            raise RuntimeError(f"{name} has {len(tensor)} rows, the weight {len(packed)}")
+    return _by_torch(x, [(packed, scale, zero, bias)], codebook)
+
+
+def _by_torch(x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None) -> torch.Tensor:
+    """Products side by side by torch, which multiplies some rows of all weights at a time, once they are unpacked."""
+    features, columns = len(weights[0][0]), x.shape[-1]
+    total, in_place = len(weights) * features, weights[0][1].dtype == torch.float32
+    bias = None if weights[0][3] is None else torch.cat([weight[3] for weight in weights])
+    block = min(total, max(1, CPU_ELEMENTS // max(1, columns)))
+    y, rows = x.new_empty(x.shape[0], total), x.new_empty(block, columns)
+    for first in range(0, total, max(1, block)):
+        last = min(total, first + block)
+        for i in range(first // features, (last - 1) // features + 1):
+            packed, scale, zero, _ = weights[i]
+            start, end = max(first, i * features), min(last, (i + 1) * features)
+            some, out = slice(start - i * features, end - i * features), rows[start - first : end - first]
+            part = packed[some], scale[some], None if zero is None else zero[some], codebook
+            if in_place:
+                dequantize_cpp(*part, out)
+            else:
+                out.copy_(dequantize_reference(*part))
+        y[:, first:last] = F.linear(x, rows[: last - first], None if bias is None else bias[first:last])
     return y
 
 
@@ -152,6 +166,8 @@ def int4_matmuls_cpp(
 
     To the last bit what int4_matmul_cpp computes of each.
     """
+    if not int8 and x.shape[0] > CPU_ROWS:
+        return _by_torch(x, weights, codebook)
     packed, scales, zeros, biases = ([] if parts[0] is None else parts for parts in zip(*weights, strict=True))
     if codebook is not None:
         zeros = []
@@ -165,7 +181,7 @@ def int4_matmuls_cpp_takes(
 
     Weights have one shape, all of them zero points and biases or none; all is dense, and in float32 where not packed.
     """
-    if int4_cpp_refuses(x, *weights[0], codebook, int8) is not None or not (int8 or x.shape[0] <= CPU_ROWS):
+    if int4_cpp_refuses(x, *weights[0], codebook, int8) is not None:
         return False
     for dtype, *parts in zip((torch.uint8, *[torch.float32] * 3), *weights, strict=True):
         if len({None if t is None else t.shape for t in parts}) > 1:

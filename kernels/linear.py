@@ -28,7 +28,7 @@ def linear_reference(
     return y if activation is None else activation_function(activation)(y)
 
 
-ONEDNN_ELEMENTS = 2**18  # of a weight; for smaller ones the call costs more than it saves
+ONEDNN_ELEMENTS = 2**18  # of all weights of an input; for fewer the calls cost more than they save
 
 
 def linear_onednn(
@@ -39,9 +39,13 @@ def linear_onednn(
     return y if activation is None else activation_function(activation)(y)
 
 
-def onednn_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether linear_onednn can and should do this product: inference in float32 on a CPU with a large weight."""
-    return _is_inference_on_cpu(x, weight) and weight.numel() >= ONEDNN_ELEMENTS and _has_onednn()
+def onednn_takes(x: torch.Tensor, weight: torch.Tensor, others: int = 0) -> bool:
+    """Whether linear_onednn can and should do this product: inference in float32 on a CPU with a large weight.
+
+    Args:
+        others: weights of this size that the same x is multiplied with.
+    """
+    return _is_inference_on_cpu(x, weight) and (1 + others) * weight.numel() >= ONEDNN_ELEMENTS and _has_onednn()
 
 
 def _is_inference_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:

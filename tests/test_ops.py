@@ -54,6 +54,21 @@ def test_onednn_products_round_like_the_reference(rows, shape, bias):
         assert close(linear_onednn(x, whole[shape[0] :], b), exact)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_onednn_takes_weights_that_are_large_together(monkeypatch):
+    weights, x = [torch.randn(320, 320) for _ in range(3)], torch.randn(few_rows() + 1, 320)
+    assert 3 * weights[0].numel() >= ONEDNN_ELEMENTS > weights[0].numel()
+    calls = []
+    monkeypatch.setattr(ops, "linear_onednn", lambda *given: calls.append(given) or linear_onednn(*given))
+    with torch.no_grad():
+        products = ops.linears(x, weights, [None] * 3)
+        assert len(calls) == 3
+        assert all(torch.equal(y, linear_onednn(x, w)) for y, w in zip(products, weights, strict=True))
+        ops.linears(x, weights[:1], [None])
+        ops.linear(x, weights[0])
+        assert len(calls) == 3
+
+
 def test_onednn_is_left_alone_where_it_does_not_fit():
     x, weight = torch.randn(4, 512), torch.randn(512, 512)
     assert not onednn_takes(x, weight)  # gradients

@@ -296,6 +296,18 @@ def test_projections_are_each_what_they_are_alone(config, rows):
             assert all(torch.equal(y, apply(layer, x)) for y, layer in zip(project(x, *some), some, strict=True))
 
 
+@pytest.mark.parametrize("rows", [3, 200])
+def test_blocks_that_are_unpacked_go_across_weights(monkeypatch, rows):
+    monkeypatch.setattr("bertgen.kernels.int4_matmul.CPU_ELEMENTS", 64 * 40)
+    for config in (Int4Config(), Int4Config(symmetric=False), Int4Config("nf4")):
+        for bias in (True, False):
+            layers = [Int4Linear.from_linear(nn.Linear(64, 64, bias=bias), config) for _ in range(3)]
+            x = torch.randn(rows, 64)
+            with torch.inference_mode():
+                for y, layer in zip(project(x, *layers), layers, strict=True):
+                    assert float((y - layer.to_linear()(x)).abs().max()) < 1e-5
+
+
 def test_activations_and_biases():
     linear = nn.Linear(64, 48)
     layer = Int4Linear.from_linear(linear)
