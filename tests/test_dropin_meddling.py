@@ -426,3 +426,130 @@ def test_a_look_at_a_model_that_is_as_it_was_calls_nothing(monkeypatch):
     given, labels = batch()
     model(**given, labels=labels)
     model.generate(**given, max_new_tokens=3)
+
+
+# What only BERT has.
+ON_BERT = {
+    "a hook on token types": lambda m: m.encoder.embeddings.token_type_embeddings.register_forward_hook(by_position),
+    "token types by default": lambda m: m.encoder.embeddings.token_type_ids.fill_(1),
+    "another activation of the head": lambda m: setattr(
+        m.decoder.cls.predictions.transform, "transform_act_fn", nn.Tanh()
+    ),
+    "a hook on the holder of the head": lambda m: m.decoder.cls.register_forward_hook(by_position),
+    "a hook on the activation of the head": lambda m: (
+        m.decoder.cls.predictions.transform.transform_act_fn.register_forward_hook(lambda m, a, output: output.abs())
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", ON_BERT)
+def test_what_is_done_to_a_bert_acts(name, order):
+    theirs, ours, plain = pair("bert"), pair("bert"), pair("bert")
+    if order == "after":
+        everything(bertgen.accelerate(ours))
+    for model in (theirs, ours):
+        ON_BERT[name](model)
+    bertgen.accelerate(ours)
+    expected = everything(theirs)
+    assert not unlike(everything(ours), expected) and unlike(expected, everything(plain))
+
+
+@pytest.mark.parametrize("change", ["activation", "hook", "forward"])
+def test_a_pooler_that_somebody_has_changed_acts(change):
+    models = [transformers.BertModel(transformers.BertConfig(**SIZES)).eval() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    bertgen.accelerate(models[1])
+    given, _ = batch()
+    plain = [m(**given).pooler_output for m in models]
+    for m in models:
+        if change == "activation":
+            m.pooler.activation = nn.ReLU()
+        elif change == "hook":
+            m.pooler.activation.register_forward_hook(half_as_much)
+        else:
+            own_forward(m.pooler)
+    found = [m(**given).pooler_output for m in models]
+    assert distance(*plain) <= 1e-5 and distance(*found) <= 1e-5 and distance(plain[0], found[0]) > 1e-3
+
+
+def test_the_activation_of_a_roberta_head_is_a_name_in_its_file(patch):
+    theirs, ours = pair("roberta"), bertgen.accelerate(pair("roberta"))
+    given, labels = batch(pad=1)
+    before = theirs(**given, labels=labels).loss
+    assert distance(ours(**given, labels=labels).loss, before) <= 1e-4
+    patch(modeling_roberta, "gelu", F.relu)
+    expected = theirs(**given, labels=labels).loss
+    assert distance(ours(**given, labels=labels).loss, expected) <= 1e-4 and distance(expected, before) > 1e-3
+
+
+def test_hooks_on_all_modules_see_what_transformers_shows_them():
+    given, labels = batch()
+    seen = []
+    for model in (pair(), bertgen.accelerate(pair())):
+        shapes = []
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, args, output, shapes=shapes: shapes.append(
+                (type(module).__name__, getattr(output, "shape", 0))
+            )
+        )
+        model(**given, labels=labels)
+        handle.remove()
+        seen.append(shapes)
+    assert seen[0] == seen[1] and ("Linear", (3, 9, 48)) in seen[0]
+
+
+def test_gradients_that_a_hook_sees_have_positions():
+    given, labels = batch()
+    seen = []
+    for model in (pair(), bertgen.accelerate(pair())):
+        layer(model).output.LayerNorm.register_full_backward_hook(lambda m, inputs, outputs: seen.append(outputs[0]))
+        model.train()(**given, labels=labels).loss.backward()
+    assert seen[0].shape == (3, 9, 32) and distance(*seen) <= 1e-5
+
+
+def test_a_part_that_is_compiled_runs_compiled():
+    model, given = bertgen.accelerate(pair()), dict(input_ids=batch()[0]["input_ids"])
+    with torch.no_grad():
+        expected = model.encoder(**given).last_hidden_state
+        part = layer(model).intermediate
+        part.compile(backend="eager")
+        assert distance(model.encoder(**given).last_hidden_state, expected) <= 1e-5
+        assert "BertGenerationIntermediate" in bertgen.explain(model).obstacles["encoder"]
+        part._compiled_call_impl = None
+        layer(model).intermediate = torch.compile(part, backend="eager")
+        assert distance(model.encoder(**given).last_hidden_state, expected) <= 1e-5
+        assert "OptimizedModule" in bertgen.explain(model).obstacles["encoder"]
+
+
+def test_a_loss_of_ones_own_is_that_of_the_decoder():
+    decoder = bertgen.accelerate(pair().decoder)
+    ids = batch()[0]["input_ids"]
+    assert float(decoder(ids, labels=ids).loss.detach()) != 5.0
+    decoder.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 5.0
+    assert float(decoder(ids, labels=ids).loss.detach()) == 5.0
+
+
+def test_a_subclass_of_an_accelerated_class_overrides_what_generate_calls(calls):  # noqa: F811
+    model = bertgen.accelerate(pair())
+    given, _ = batch()
+    plain = model.generate(**given, max_new_tokens=5)
+
+    class Own(type(model)):
+        def _get_logits_processor(self, *args, **kwargs):
+            return favourites()
+
+    model.__class__ = Own
+    assert not torch.equal(model.generate(**given, max_new_tokens=5), plain) and calls == ["generation"]
+    assert "Own._get_logits_processor" in bertgen.explain(model).obstacles[""]
+
+
+def test_hidden_act_set_behind_the_construction_changes_nothing(calls):  # noqa: F811
+    """transformers reads it once; so does the check, which finds that model and configuration differ."""
+    theirs, ours = pair(), bertgen.accelerate(pair())
+    given, labels = batch()
+    for value in ("relu", "no such activation"):
+        for model in (theirs, ours):
+            model.config.encoder.hidden_act = value
+        assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+    assert not calls and "no such activation" in bertgen.explain(ours).obstacles[""]

@@ -56,6 +56,8 @@ def is_original(function: Any, place: str | None = None) -> bool:
 def patched_value(namespace: types.ModuleType) -> str | None:
     """The name of the first function or class in a module that is not an original one; None where all are."""
     for name, value in vars(namespace).items():
+        if name.startswith("__"):  # of Python, and what torch.compile writes there
+            continue
         if isinstance(value, (types.FunctionType, functools._lru_cache_wrapper)):
             fine = is_original(value) or package(value.__module__ or "") in _IMPORTED
         elif isinstance(value, type):

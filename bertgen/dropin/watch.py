@@ -32,10 +32,11 @@ class Watch:
         self._modules = list(modules)
         self._dicts = [module.__dict__ for module in self._modules]
         # Attributes that some modules have, of all modules that have the same ones.
-        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {_EVERYWHERE: self._dicts}
+        common = [own for own in self._dicts if own.keys() >= _OF_ALL]  # a compiled module's mode is another's
+        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {_EVERYWHERE: common}
         for module, own in zip(self._modules, self._dicts, strict=True):
-            names = () if type(module) in _READ_LATE else tuple(name for name in own if name not in _OF_ALL)
-            if names:
+            names = tuple(name for name in own if name not in _OF_ALL)
+            if names and type(module) not in _READ_LATE:
                 alike.setdefault(names, []).append(own)
         self._alike = [(operator.itemgetter(*names), dicts) for names, dicts in alike.items()]
         self._mappings = list(others)
