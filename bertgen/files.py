@@ -263,8 +263,6 @@ class Incoming:
         self._size += len(piece)
         if self._size <= LINE_BYTES:
             self._held += piece
-        elif len(self._held) > _KEPT:
-            del self._held[_KEPT:]
         elif not self._held:
             self._held += piece[:_KEPT]
         self._end = piece.endswith(b"\n")

@@ -219,7 +219,7 @@ def test_a_line_that_does_not_end_is_not_held(generator, folder, monkeypatch):
             lines.append(line)
             held.append(len(incoming._held))
         thread.join()
-    assert list(map(files.size_of, lines)) == [4, 100_001, 100, 4, 101] and max(held) <= 164
+    assert list(map(files.size_of, lines)) == [4, 100_001, 100, 4, 101] and max(held) <= 100
     assert [type(line) for line in lines] == [bytes, files.LongLine, bytes, bytes, files.LongLine]
 
 

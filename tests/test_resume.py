@@ -294,6 +294,9 @@ def test_what_ends_in_good_order_keeps_all_its_windows(echo, tmp_path):
                 reports.throw(KeyboardInterrupt)
     assert report.committed == 24
     assert run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3).before.lines == 24
+    run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=3)
+    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    assert (tmp_path / "out.txt").read_bytes().count(b"\n") == 30
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), "2", True, None])
