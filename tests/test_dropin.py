@@ -376,6 +376,16 @@ def test_the_class_of_an_accelerated_model_makes_models_that_work(tmp_path, call
     assert type(bertgen.restore(type(model)(model.config))) is EncoderDecoderModel
 
 
+def test_a_wrapped_constructor_is_no_obstacle(monkeypatch, calls):
+    """It is not called while a model runs: deepspeed's zero.Init wraps those of all modules."""
+    for cls in (EncoderDecoderModel, transformers.BertGenerationEncoder, transformers.BertGenerationDecoder):
+        make = cls.__init__
+        monkeypatch.setattr(cls, "__init__", lambda self, *args, make=make, **options: make(self, *args, **options))
+    model, (given, _) = bertgen.accelerate(pair()), batch()
+    model.generate(**given, max_new_tokens=3)
+    assert calls == ["generation"] and not model._bertgen.detours
+
+
 def test_recording_leaves_no_model_in_transformers_registry():
     """Of the two kinds of registry, a plain dict (5.16) would hold the model as a key, and find nothing by its name."""
     registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY

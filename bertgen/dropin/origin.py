@@ -69,6 +69,10 @@ def patched_value(namespace: types.ModuleType) -> str | None:
     return None
 
 
+# What makes a model, and is not called while it runs: deepspeed's zero.Init wraps the constructors of all modules.
+_MAKERS = frozenset({"__init__", "from_pretrained", "from_encoder_decoder_pretrained", "_init_weights"})
+
+
 def patched_method(cls: type, names: Iterable[str] | None = None) -> str | None:
     """The first method of a class, inherited ones included, that is not the original one; None where all are.
 
@@ -82,7 +86,7 @@ def patched_method(cls: type, names: Iterable[str] | None = None) -> str | None:
             continue
         whole = names is None and owner.__module__.startswith("transformers.models.")
         for name, value in vars(owner).items():
-            if not whole and name not in (CALLED if names is None else names):
+            if name in _MAKERS or (not whole and name not in (CALLED if names is None else names)):
                 continue
             function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
             function = function.fget if isinstance(function, property) else function
