@@ -143,7 +143,8 @@ CALLED = {
     "inputs": "input_ids", "texts": "text", "sources": "source", "targets": "target", "pairs": "pair", "ids": "id",
     "sequences": "id", "token_ids": "id", "new_tokens": "token", "encoded_inputs": "encoding", "torch_dtype": "dtype",
     "encoder_hidden_states": "encoder states", "path_or_id": "", "model": "", "tokenizer": "", "name": "backend",
-    "text_target": "text", "model_kwargs": "Generator has no option", "min_new_tokens": "min_length", "generation_config": "GenerationConfig",
+    "text_target": "text", "model_kwargs": "Generator has no option",
+    "min_new_tokens": "min_length", "generation_config": "GenerationConfig",
     "quantization_config": "Int4Config", "stored_dtype": "dtype", "revision": "hub", "cache_dir": "hub", "token": "hub",
     "local_files_only": "hub", "linear": "weight", "packed": "scale", "max_new_tokens": "max_length",
 }  # fmt: skip
