@@ -852,7 +852,7 @@ def test_missing_and_corrupt_files(tmp_path, vocab):
         BertGenerationTokenizer(None)
     for content in (b"", b"no model", b"\0" * 100):
         (tmp_path / "spiece.model").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"spiece\.model is no usable sentencepiece model"):
+        with pytest.raises(CheckpointError, match=r"spiece\.model is (no usable sentencepiece model|empty)"):
             BertGenerationTokenizer.from_pretrained(tmp_path)
     shutil.copy(vocab, tmp_path / "spiece.model")
     for name, wrong in (

@@ -463,7 +463,7 @@ def test_vocabulary_has_the_special_tokens_at_their_places(short, tmp_path):
         ({"max_length": 17}, "max_length=17: must be at most positions=16"),
         ({"steps": None}, "no end"),
         ({"model": "some/checkpoint"}, "layers=1: must be left out when model is given"),
-        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number .* got nan"),
     ],
 )
 def test_options_are_checked(data, tmp_path, options, message):
