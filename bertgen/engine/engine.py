@@ -123,7 +123,8 @@ class Engine:
         """Line up requests; all of them are there before the next step.
 
         Args:
-            on_done: is called with each ticket that is done or has failed, by the thread that drives the engine.
+            on_done: is called with each ticket that is done or has failed, by the thread that drives the engine; again
+                where an interrupt came meanwhile.
 
         Raises:
             CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
@@ -389,7 +390,7 @@ class Engine:
                 if threading.current_thread() is not threading.main_thread():  # nobody is there to be told
                     _log.exception("what was to be told of an answer raised")
                     continue
-                self._answered.append(ticket)  # an interrupt may have come before it knew
+                ticket.on_done(ticket)  # an interrupt may have come before it knew
                 raise
 
     def _forget(self, ticket: Ticket) -> None:

@@ -449,8 +449,9 @@ class Generator:
                     self.engine.step()
                 while finished:
                     ticket = finished.popleft()
-                    source = waiting.pop(ticket)
-                    yield source.index, self._output(ticket, source, call)
+                    source = waiting.pop(ticket, None)
+                    if source is not None:  # told twice, as an interrupt came to another thread meanwhile
+                        yield source.index, self._output(ticket, source, call)
         finally:
             self.engine.cancel(waiting)
 

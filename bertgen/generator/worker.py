@@ -28,7 +28,7 @@ class Worker:
 
     def forked(self) -> None:
         """Begin anew in the child of a fork, which has not the thread."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may call a `__del__` that submits
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         owner = self._owner()
