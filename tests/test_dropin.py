@@ -386,6 +386,16 @@ def test_a_wrapped_constructor_is_no_obstacle(monkeypatch, calls):
     assert calls == ["generation"] and not model._bertgen.detours
 
 
+def test_halves_that_were_joined_are_no_obstacle(calls):
+    """They get a copy of their configuration, which is another object than that of their layers."""
+    apart = pair()
+    model = EncoderDecoderModel(encoder=apart.encoder, decoder=apart.decoder).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = START, 0
+    given, labels = batch()
+    bertgen.accelerate(model)(**given, labels=labels)
+    assert calls == ["forward"] and not model._bertgen.detours
+
+
 def test_recording_leaves_no_model_in_transformers_registry():
     """Of the two kinds of registry, a plain dict (5.16) would hold the model as a key, and find nothing by its name."""
     registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY

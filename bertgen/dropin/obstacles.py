@@ -211,13 +211,18 @@ def _of_model(config: Any, theirs: Any) -> Iterator[str]:
         return
     if config.is_decoder and not getattr(theirs.config, "is_causal", True):
         yield f"the configuration of {type(theirs).__name__} has is_causal=False"
-    implementation = getattr(theirs.config, "_attn_implementation", None) or "eager"
+    implementation = _implementation(theirs.config)
     masks = sys.modules[AttentionMaskInterface.__module__]
     for file in (sys.modules[_base(type(theirs)).__module__], masks):
         for table in _local_tables([file]):
             function = table.get(implementation) if implementation != "eager" else table._local_mapping.get("eager")
             if function is not None and not is_original(function):
                 yield f"attention of {type(theirs).__name__} is a function of its own, {implementation!r}"
+
+
+def _implementation(config: Any) -> str:
+    """Which attention a configuration of transformers asks for."""
+    return getattr(config, "_attn_implementation", None) or "eager"
 
 
 def _of_block(twin: Twin, path: str, ours: nn.Module, theirs: Any) -> Iterator[str]:
@@ -237,8 +242,9 @@ def _of_block(twin: Twin, path: str, ours: nn.Module, theirs: Any) -> Iterator[s
     if isinstance(ours, Attention):
         if ours.cross != type(theirs.self).__name__.endswith("CrossAttention"):
             yield f"is a {_name(type(theirs.self))}"
-        if theirs.self.config is not half.config:
-            yield "it has another configuration than its model"
+        # Halves that are joined get a copy of their configuration; a layer reads nothing else of its own.
+        if _implementation(theirs.self.config) != _implementation(half.config):
+            yield "its configuration asks for another attention than its model's"
         if theirs.self.training and not twin.theirs.training and theirs.self.dropout.p:
             yield "it drops weights in a model that is in evaluation mode"
     for act, name in _activations(ours, theirs):
