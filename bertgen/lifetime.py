@@ -1,4 +1,4 @@
-"""The process that engines live in: it may end at any time, and it may be the child of a fork."""
+"""Process events that engines and workers must survive: the end of the interpreter, and a fork."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ import torch
 T = TypeVar("T")
 
 
-class Inhabitant(Protocol):
-    """What has to know of its process."""
+class Component(Protocol):
+    """An object with threads or locks, which is told of forks and of the end of the interpreter."""
 
-    def forked(self) -> None:
-        """This is the child of a fork: no thread but this one is there, and locks may be held by those that are not."""
+    def after_fork(self) -> None:
+        """Called in the child of a fork. Only this thread exists there; locks may be held by threads that do not."""
 
-    def ends(self) -> None:
-        """The interpreter is about to end: from now on no other thread may be inside of torch."""
+    def before_exit(self) -> None:
+        """Called when the interpreter is about to end. After it no other thread may run torch code."""
 
 
-_inhabitants: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
+_components: weakref.WeakSet[Component] = weakref.WeakSet()
 _registered = False
-_forker: int | None = None  # in the child of a fork, the thread that forked
-_hands: ThreadPoolExecutor | None = None  # there, a thread that did not
+_forking_thread: int | None = None  # in the child of a fork, the thread that forked
+_executor: ThreadPoolExecutor | None = None  # in the child of a fork, a thread that was started there
 
 
-def inhabit(one: Inhabitant) -> None:
-    """Tell something of the end of the process and of forks, as long as it is there."""
+def register(component: Component) -> None:
+    """Tell a component of forks and of the end of the interpreter, for as long as the component exists."""
     global _registered
     if not _registered:  # with the first one, and not when this is imported
         _registered = True
         atexit.register(_end)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_fork)
-    _inhabitants.add(one)
+    _components.add(component)
 
 
 def is_child() -> bool:
-    """Whether this is the child of a fork of a process that had inhabitants."""
-    return _forker is not None
+    """Whether this is the child of a fork of a process that had registered components."""
+    return _forking_thread is not None
 
 
 def run(work: Callable[[], T]) -> T:
-    """What the work returns, done in a thread that can use torch's threads.
+    """Run a function in a thread that can use torch's thread pool, and return its result.
 
-    Those of the thread that forks stay behind in the parent, and in the child it would wait for them for ever. A thread
-    that begins in the child has its own.
+    The thread that forked cannot in the child: its pool exists in the parent only, and it would wait for it for ever. A
+    thread started in the child has a pool of its own.
     """
-    global _hands
-    if _forker != threading.get_ident() or torch.get_num_threads() == 1:
+    global _executor
+    if _forking_thread != threading.get_ident() or torch.get_num_threads() == 1:
         return work()
-    if _hands is None:
-        _hands = ThreadPoolExecutor(1, "bertgen")
-    return _hands.submit(work).result()
+    if _executor is None:
+        _executor = ThreadPoolExecutor(1, "bertgen")
+    return _executor.submit(work).result()
 
 
 def _end() -> None:
-    for one in [*_inhabitants]:
-        one.ends()
+    for component in [*_components]:
+        component.before_exit()
 
 
 def _fork() -> None:
-    global _forker, _hands
-    _forker, _hands = threading.get_ident(), None
-    for one in [*_inhabitants]:
-        one.forked()
+    global _forking_thread, _executor
+    _forking_thread, _executor = threading.get_ident(), None
+    for component in [*_components]:
+        component.after_fork()

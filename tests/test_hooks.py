@@ -143,6 +143,20 @@ def test_states_without_a_call_of_a_decoder_that_has_a_hook_are_refused():
         m.target_states(*given.values(), labels.clamp(min=0), labels != -100)
 
 
+@pytest.mark.parametrize("place", ["", "decoder", "decoder.bert"])
+def test_a_generator_refuses_a_hook_that_it_would_not_call(place):
+    m = bertgen.EncoderDecoderModel.from_pretrained("demo")
+    generator = bertgen.Generator(m, bertgen.AutoTokenizer.from_pretrained("demo"))
+    hook = m.get_submodule(place).register_forward_hook(halved)
+    for call in (generator.generate, generator.submit):
+        with pytest.raises(bertgen.UnsupportedError, match="something is hung on the"):
+            call(["Hello."] if call == generator.generate else "Hello.", max_new_tokens=2)
+    with pytest.raises(bertgen.UnsupportedError, match="something is hung on the"):
+        generator.score(["Hello."], ["Hallo."])
+    hook.remove()
+    assert generator.generate(["Hello."], max_new_tokens=2)
+
+
 def test_hooks_see_packed_tokens_and_blocks_the_packing():
     """[tokens, hidden] without padding in place of [batch, position, hidden]; a block gets what unpacks it."""
     m, (given, _) = model(), batch()

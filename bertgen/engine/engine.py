@@ -43,7 +43,7 @@ from .lanes import Lanes
 from .request import Request, Ticket
 from .statistics import EngineStatistics
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PATIENCE = 1.0  # seconds that the end of the interpreter waits for a function of a request
 _inherited: list[Any] = []  # of engines that were copied into the child of a fork, and cannot be taken down there
@@ -61,13 +61,13 @@ class Engine:
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
         self._begin()
-        lifetime.inhabit(self)
+        lifetime.register(self)
 
     def _begin(self) -> None:
         self.lock = threading.RLock()  # of whoever drives
         self._driver: int | None = None  # the thread that is in the middle of something
-        self._late: list[str] = []  # what arrived meanwhile and is still to be done
-        self._ender: int | None = None  # the thread that ends the interpreter: no other drives any more
+        self._deferred: list[Callable[[], None]] = []  # calls that arrived during a step, to be made at its end
+        self._exiting_thread: int | None = None  # the thread that ends the interpreter; no other drives then
         self._door = threading.RLock()  # of who makes the cache
         self._incoming: deque[list[Ticket]] = deque()
         self._waiting: deque[Ticket] = deque()
@@ -81,14 +81,14 @@ class Engine:
         self._decoder: Decoder | None = None  # and the cache, once there is one
         self._interrupt: BaseException | None = None
 
-    def forked(self) -> None:
+    def after_fork(self) -> None:
         """Begin anew in the child of a fork: what runs, runs in the parent."""
         _inherited.append((self._decoder, self._lanes, self._running))
         self._begin()
 
-    def ends(self) -> None:
+    def before_exit(self) -> None:
         """Let no other thread go on, and answer what is not done by an error: the interpreter ends."""
-        self._ender = threading.get_ident()
+        self._exiting_thread = threading.get_ident()
         while not self.lock.acquire(timeout=0.05):  # and it is kept
             now = time.monotonic()
             if any(ticket.calling and now - ticket.calling > _PATIENCE for ticket in [*self._running]):
@@ -129,8 +129,10 @@ class Engine:
         Raises:
             CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
                 model, say ids outside its vocabulary. InputError: the same of the source; a seed or number of more
-                than 64 bits. BackendError: the model is on a GPU, and this is the child of a fork.
+                than 64 bits. UnsupportedError: a hook on the model, its decoder or the stack in that, which would not
+                be called. BackendError: the model is on a GPU, and this is the child of a fork.
         """
+        self.model.refuse_hooks()
         if self.model.device.type == "cuda" and lifetime.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
         tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
@@ -163,30 +165,30 @@ class Engine:
         """Forget requests, wherever they are, now or after the step that is being done; what is done stays so."""
         for ticket in tickets:
             ticket.cancelled = not ticket.done
-        self._soon("_sort_out", blocking=False)
+        self._run_or_defer(self._sort_out, blocking=False)
 
     def clear(self) -> None:
         """Give the memory back, now or after the step that is being done; what is not done fails."""
-        self._soon("_clear")
+        self._run_or_defer(self._clear)
         if not self.stepping:
             self._tell()
 
-    def _soon(self, what: str, blocking: bool = True) -> None:
-        """Do something when nothing else is being done, by whoever is doing it then."""
+    def _run_or_defer(self, call: Callable[[], None], blocking: bool = True) -> None:
+        """Make a call now, or at the end of the step that is under way."""
         if self.stepping or not self.lock.acquire(blocking):
-            return self._late.append(what)
+            return self._deferred.append(call)
         try:
             self._driver = threading.get_ident()
-            getattr(self, what)()
-            self._catch_up()
+            call()
+            self._run_deferred()
         finally:
             self._driver = None
             self.lock.release()
 
-    def _catch_up(self) -> None:
-        """Do what has arrived meanwhile."""
-        while self._late:
-            getattr(self, self._late.pop(0))()
+    def _run_deferred(self) -> None:
+        """Make the calls that arrived during the step."""
+        while self._deferred:
+            self._deferred.pop(0)()
 
     @property
     def stepping(self) -> bool:
@@ -241,7 +243,7 @@ class Engine:
                 "a function that is called in the middle of a step cannot wait for a Generator's next one: it may "
                 "submit, and look at the answer when it has returned"
             )
-        if self._ender is not None and self._ender != threading.get_ident():
+        if self._exiting_thread is not None and self._exiting_thread != threading.get_ident():
             threading.Event().wait()  # the interpreter ends, and with it this thread
         lifetime.run(self._turn)
 
@@ -252,7 +254,7 @@ class Engine:
                 try:
                     self._driver = threading.get_ident()
                     self._guarded_step()
-                    self._catch_up()
+                    self._run_deferred()
                     interrupt, self._interrupt = self._interrupt, None
                 finally:
                     self._driver = None
@@ -385,10 +387,10 @@ class Engine:
             try:
                 ticket.on_done(ticket)
             except Exception:
-                _log.exception("what was to be told of an answer raised")
+                logger.exception("what was to be told of an answer raised")
             except BaseException:
                 if threading.current_thread() is not threading.main_thread():  # nobody is there to be told
-                    _log.exception("what was to be told of an answer raised")
+                    logger.exception("what was to be told of an answer raised")
                     continue
                 ticket.on_done(ticket)  # an interrupt may have come before it knew
                 raise

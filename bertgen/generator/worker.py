@@ -23,10 +23,10 @@ class Worker:
 
     def __init__(self, engine: Engine, owner: Any):
         self.engine, self._owner = engine, weakref.ref(owner)
-        self.forked()
-        lifetime.inhabit(self)
+        self.after_fork()
+        lifetime.register(self)
 
-    def forked(self) -> None:
+    def after_fork(self) -> None:
         """Begin anew in the child of a fork, which has not the thread."""
         self._lock = threading.RLock()  # the garbage collector may call a `__del__` that submits
         self._wake = threading.Event()
@@ -35,7 +35,7 @@ class Worker:
         if owner is not None:
             weakref.finalize(owner, self._wake.set).atexit = False
 
-    def ends(self) -> None:
+    def before_exit(self) -> None:
         """The engine lets no thread go on."""
 
     @property

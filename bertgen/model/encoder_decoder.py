@@ -351,14 +351,21 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             read: bool [B, T], True and then False in each row.
             shares: how many rows, one behind the other, each source has; None where each has one.
         """
+        self.refuse_hooks()
+        tokens, states = self.encoded(input_ids, attention_mask)
+        return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
+
+    def refuse_hooks(self) -> None:
+        """Raise UnsupportedError where a hook, or a forward of its own, is on a module whose layers alone are called.
+
+        These modules are the model, its decoder and the stack in the decoder.
+        """
         for module in (self, self.decoder, self.decoder.body):
             if not is_plain(module):
                 raise UnsupportedError(
-                    f"something is hung on the {type(module).__name__} (a hook, or a forward of its own): states are "
-                    "computed by its layers, without a call of it"
+                    f"something is hung on the {type(module).__name__} (a hook, or a forward of its own), which is not "
+                    "called here, only its layers are; model.generate and the model's forward call it"
                 )
-        tokens, states = self.encoded(input_ids, attention_mask)
-        return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
 
     def bridged(self, states: torch.Tensor) -> torch.Tensor:
         """Encoder states [.., encoder hidden] as the decoder's cross-attention reads them."""
