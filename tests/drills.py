@@ -155,7 +155,7 @@ def allocated(device: torch.device) -> int:
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
     kinds = (torch.Tensor, torch.nn.Parameter)
-    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in kinds]
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in kinds and x.layout is torch.strided]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

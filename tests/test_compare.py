@@ -125,7 +125,9 @@ def test_command_says_what_differs(bertgen_compare, generator, disturbed, texts,
 
 def test_weights_that_were_written_once(bertgen_compare, texts, tiny_checkpoint, tmp_path):
     """transformers 5 would make up the encoder's."""
-    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint, tie_encoder_decoder=True)
+    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    model.config.tie_encoder_decoder = True
+    model.tie_weights()
     model.save_pretrained(tmp_path / "once", deduplicate=True)
     tokenizer = ["--tokenizer", tiny_checkpoint]
     code, out, err = bertgen_compare(texts[:5], *tokenizer, model=tmp_path / "once")
