@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as hooks
 
 from . import extension, ops
 from .kernels.linear import cpp_takes, few_rows
+from .kernels.plain import PLAIN
 from .layers import AddNorm, Attention, AttentionContext, Intermediate, Layer, Projections
-from .linear import Int4Linear, is_plain
+from .linear import Int4Linear, has_own_forward, is_untouched
 from .quantization import codebook
 
+_KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
 
 
@@ -43,8 +44,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         or context.tokens.longest != 1
         or not cpp_takes(x, x)
         or not _has_call()
-        or hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
+        or not has_own_forward(*_KINDS)
     ):
         return None
     walk = _Walk(cache.has_cross)
@@ -145,13 +145,14 @@ class _Walk:
 
     def _weights(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> list[torch.Tensor]:
         self._parts(module, kind)
+        parameters = module.__dict__["_parameters"]
         found: list[torch.Tensor] = []
         for name in names:
-            t = module._parameters[name]
+            t = parameters[name]
             if t is None:
                 found.append(_NOTHING)
                 continue
-            if not t.is_cpu or not t.is_contiguous():
+            if type(t) not in PLAIN or not t.is_cpu or not t.is_contiguous():
                 raise _Other
             if t.dtype is not torch.float32 and name != "packed":
                 raise _Other
@@ -161,6 +162,6 @@ class _Walk:
     @staticmethod
     def _parts(module: nn.Module, kind: type) -> dict[str, Any]:
         """The modules in one of exactly this kind, on which nothing is hung."""
-        if not is_plain(module, kind):
+        if type(module) is not kind or not is_untouched(module):
             raise _Other
-        return module._modules
+        return module.__dict__["_modules"]

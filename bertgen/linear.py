@@ -15,7 +15,7 @@ from .config import Int4Config
 from .config.quantization import GROUP_SIZES
 from .errors import InputError, UnsupportedError, quoted
 from .kernels.int4_matmul import Weight, dequantize_reference
-from .kernels.plain import is_plain_tensor
+from .kernels.plain import PLAIN
 from .outline import outlined
 from .quantization import codebook, dequantize, fault, quantize
 
@@ -179,19 +179,34 @@ def is_plain(module: nn.Module, *kinds: type) -> bool:
     own or one that somebody has put on its class, are code of their own, and so are parameters of a class of their own
     (a quantizer's, a sharded one).
     """
-    own, kind = module.__dict__, type(module)
-    if kinds and kind not in kinds:
+    kind = type(module)
+    if (kinds and kind not in kinds) or not is_untouched(module):
         return False
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-        return False
-    if "forward" in own or hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-        return False
-    for parameter in own["_parameters"].values():
-        if parameter is not None and not is_plain_tensor(parameter):
+    for parameter in module.__dict__["_parameters"].values():
+        if parameter is not None and type(parameter) not in PLAIN:
             return False
-    if not torch.compiler.is_compiling() and _FORWARDS.get(kind) is kind.forward:
-        return True
-    return _is_written_by_library(kind)
+    return has_own_forward(kind)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether a module has no hooks, and no forward but that of its class: a part of `is_plain`."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
+def has_own_forward(*kinds: type) -> bool:
+    """Whether classes have the forwards of their library, and no hook is on all modules: a part of `is_plain`."""
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return False
+    if torch.compiler.is_compiling():
+        return all(map(_is_written_by_library, kinds))
+    return all(_FORWARDS.get(kind) is kind.forward or _is_written_by_library(kind) for kind in kinds)  # type: ignore[attr-defined]
 
 
 def _is_written_by_library(kind: type) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-_PLAIN = (torch.Tensor, nn.Parameter)
+PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def is_plain_tensor(x: torch.Tensor) -> bool:
     """Whether a tensor is what its memory says: of no class but torch's own."""
-    return type(x) in _PLAIN
+    return type(x) in PLAIN
 
 
 def is_followed() -> bool:
