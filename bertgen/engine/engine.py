@@ -265,8 +265,12 @@ class Engine:
 
     def _guarded_step(self) -> None:
         try:
-            with torch.inference_mode():
+            # The requests may be of other threads than this one, whose autocast is no matter of theirs.
+            with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
                 return self._step()
+        except RecursionError:  # this thread was deep down already: no request is to blame
+            self._restart()
+            raise
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
                 running = self._restart()

@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from concurrent.futures._base import CANCELLED
 
 from ..errors import BackendError, UnsupportedError
 from .output import Output
@@ -35,6 +36,14 @@ class Answer(Future[Output]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As `Future.exception`; raises what `result` does."""
         return super().exception(self._awaited(timeout))
+
+    def cancel(self) -> bool:
+        """As `Future.cancel`; who waits for several futures is told at once."""
+        cancelled = super().cancel()
+        with self._condition:
+            if cancelled and self._state == CANCELLED:
+                self.set_running_or_notify_cancel()
+        return cancelled
 
     def _awaited(self, timeout: float | None) -> float | None:
         """Work until it is done, if nobody else can; returns the time that is left to wait."""
