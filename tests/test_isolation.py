@@ -796,7 +796,7 @@ def script(tmp_path, tiny_checkpoint, body, threads=1):
     head = f"""
         import os, sys, threading, time
         import torch
-        from bertgen import Generator
+        from bertgen import Generator, lifetime
         torch.set_num_threads({threads})
         generator = Generator({str(tiny_checkpoint)!r}, max_rows=32)
         long = dict(min_new_tokens=30, max_new_tokens=38)
@@ -832,6 +832,10 @@ ENDS = {
     "what is done when it ends": (
         "import atexit; atexit.register(lambda: print(generator.generate(['one'])[0].text));"
         "f = [generator.submit('one two three', **long) for _ in range(200)]", 0),
+    "what is submitted when it has ended": (  # by what was registered before the engine was made
+        "import atexit; from bertgen import Generator;"
+        "atexit.register(lambda: print(other.submit('one').result(60).text)); atexit.unregister(lifetime._end);"
+        "lifetime._registered = False; other = Generator(generator.model, generator.tokenizer)", 0),
 }  # fmt: skip
 
 

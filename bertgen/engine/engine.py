@@ -195,6 +195,11 @@ class Engine:
         """Whether this thread is in the middle of a step, in a function of a request or in the garbage collector."""
         return self._driver == threading.get_ident() and self.lock._is_owned()  # type: ignore[attr-defined]
 
+    @property
+    def exiting(self) -> bool:
+        """Whether this thread ends the interpreter, so that no other drives."""
+        return self._exiting_thread == threading.get_ident()
+
     def _clear(self) -> None:
         self._restart()
         self._sort_out()

@@ -54,7 +54,7 @@ class Answer(Future[Output]):
         engine = self._worker.engine
         if engine.stepping:
             raise UnsupportedError("a function that is called in the middle of a step cannot wait for an answer")
-        if not self._worker.is_this_thread:
+        if not self._worker.is_this_thread and not engine.exiting:
             return timeout
         start = time.monotonic()
         while not self.done():
