@@ -48,6 +48,6 @@ def quoted(value: Any, limit: int = 200) -> str:
         return f"{type(value).__name__} of shape {tuple(shape)} and dtype {value.dtype}"
     try:
         text = repr(value)
-    except Exception:  # an integer of too many digits, or a class whose own __repr__ fails
+    except (Exception, SystemExit, GeneratorExit):  # an integer of too many digits, or a class's own __repr__ fails
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

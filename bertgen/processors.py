@@ -266,7 +266,9 @@ def given_scores(history: torch.Tensor, scores: torch.Tensor, *, process: Proces
     wanted = f"expected scores {tuple(shape)} of a floating dtype on {device}"
     if not isinstance(found, torch.Tensor):
         raise InputError(f"logits_processor {process} returned {type(found).__name__}; {wanted}")
-    if found.shape != shape or found.device != device or not found.is_floating_point() or found.is_sparse:
+    if found.layout != torch.strided or found.is_nested:
+        raise InputError(f"logits_processor {process} returned a tensor of layout {found.layout}; {wanted}")
+    if found.shape != shape or found.device != device or not found.is_floating_point():
         kind = f"{found.dtype} {tuple(found.shape)} on {found.device}"
         raise InputError(f"logits_processor {process} returned {kind}; {wanted}")
     return found.float()

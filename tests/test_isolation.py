@@ -2,6 +2,7 @@
 
 import _thread
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import itertools
@@ -70,6 +71,54 @@ def later(function, step):
     return wrapped
 
 
+class Unspeakable(Exception):
+    """An error whose own code fails wherever somebody looks at it."""
+
+    def __init__(self, error):
+        super().__init__("mine")
+        self.own = error
+
+    def __str__(self):
+        raise self.own
+
+    __repr__ = __str__
+
+    @property
+    def __traceback__(self):
+        raise self.own
+
+
+class Late(torch.Tensor):
+    """Scores or flags with code of their own, which would run where the rows of all requests are put together."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function is torch.cat:
+            raise LookupError("mine")
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+class Falsy:
+    """A function that is an object with a truth and a length of its own."""
+
+    def __init__(self, function):
+        self.__call = function
+
+    def __call__(self, *arguments):
+        return self.__call(*arguments)
+
+    def __len__(self):
+        return 0
+
+
+def lazily(error):
+    def function(index, tokens):
+        yield 5
+        raise error
+
+    return function
+
+
 PROCESSORS = {
     "none": (lambda history, scores: None, InputError),
     "a list": (lambda history, scores: scores.tolist(), InputError),
@@ -91,6 +140,12 @@ PROCESSORS = {
     "an interrupt": (raising(KeyboardInterrupt()), CallbackError),
     "a generator's end": (raising(GeneratorExit()), CallbackError),
     "cancelled": (raising(asyncio.CancelledError()), CallbackError),
+    "an iterator's end": (raising(StopIteration()), CallbackError),
+    "unspeakable": (raising(Unspeakable(ValueError())), Unspeakable),
+    "unspeakable, the end": (raising(Unspeakable(SystemExit())), Unspeakable),
+    "no Exception": (raising(BaseException("mine")), CallbackError),
+    "compressed rows": (lambda history, scores: scores.to_sparse_csr(), InputError),
+    "nested": (lambda history, scores: torch.nested.nested_tensor(list(scores)), InputError),
 }
 PREFIXES = {
     "none": (lambda index, tokens: None, InputError),
@@ -102,6 +157,9 @@ PREFIXES = {
     "a text": (lambda index, tokens: "12", InputError),
     "fractions in a tensor": (lambda index, tokens: torch.tensor([5.0]), InputError),
     "its own": (raising(LookupError("mine")), LookupError),
+    "its own, lazily": (lazily(LookupError("mine")), LookupError),
+    "the end, lazily": (lazily(SystemExit()), CallbackError),
+    "falsy": (Falsy(lambda index, tokens: [-1]), InputError),
 }
 CRITERIA = {
     "none": (lambda history, scores: None, InputError),
@@ -117,6 +175,7 @@ HOSTILE = [
     *((dict(stopping_criteria=[function]), error) for function, error in CRITERIA.values()),
     *((dict(on_tokens=raising(error)), kind) for error, kind in [
         (LookupError("mine"), LookupError), (SystemExit(), CallbackError), (asyncio.CancelledError(), CallbackError),
+        (Unspeakable(ValueError()), Unspeakable), (Unspeakable(SystemExit()), Unspeakable),
     ]),
 ]  # fmt: skip
 
@@ -161,6 +220,107 @@ def test_neighbours_have_the_tokens_that_they_have_alone(generator, texts, expec
             more = [(generator.submit(text, num_beams=beams), text, beams) for text in texts[3:5] for beams in (3, 1)]
         assert type(bad.exception(PATIENCE)) is error
         assert all(future.result(PATIENCE).text == expected[text, beams] for future, text, beams in good + more)
+
+
+def test_tensors_with_code_of_their_own_harm_nobody(generator, texts, expected):
+    """Values are read, the class is not."""
+    given = dict(
+        logits_processor=[lambda history, scores: scores.as_subclass(Late)],
+        stopping_criteria=[lambda history, scores: torch.zeros(len(history), dtype=torch.bool).as_subclass(Late)],
+    )
+    with generator.engine.lock:
+        good = [(generator.submit(text, num_beams=beams), text, beams) for text in texts[:4] for beams in (1, 3)]
+        strange = [
+            (generator.submit(text, num_beams=beams, **given), text, beams) for text in texts[:4] for beams in (1, 3)
+        ]
+    for future, text, beams in good + strange:
+        assert future.result(PATIENCE).text == expected[text, beams]
+
+
+def test_functions_that_are_falsy_act_and_harm_nobody(generator, texts, expected):
+    class Collector(list):
+        def __call__(self, tokens):
+            self.extend(tokens)
+
+    collector = Collector()
+    with generator.engine.lock:
+        good = [(generator.submit(text), text) for text in texts]
+        forced = generator.submit("one", prefix_allowed_tokens_fn=Falsy(lambda index, tokens: [5]), max_new_tokens=3)
+        told = generator.submit("one two", on_tokens=collector)
+    assert forced.result(PATIENCE).token_ids == (5, 5, 5)
+    assert tuple(collector) == told.result(PATIENCE).token_ids
+    assert all(future.result(PATIENCE).text == expected[text, 1] for future, text in good)
+
+
+def test_async_functions_are_refused_at_once(generator):
+    async def function(*arguments):
+        return None
+
+    for given in (
+        dict(on_tokens=function),
+        dict(logits_processor=[function]),
+        dict(stopping_criteria=[function]),
+        dict(prefix_allowed_tokens_fn=function),
+    ):
+        with pytest.raises(ConfigError, match="nobody awaits"):
+            generator.submit("one", **given)
+    with pytest.raises(ConfigError, match="progress must be a plain function"):
+        generator.generate(["one"], progress=function)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_state_of_the_thread_that_drives_is_no_matter_of_the_requests(generator, texts, expected, beams):
+    with generator.engine.lock:  # this thread drives
+        futures = [generator.submit(text, num_beams=beams) for text in texts]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert generator.generate([texts[0]], num_beams=beams)[0].text == expected[texts[0], beams]
+    assert [future.result(PATIENCE).text for future in futures] == [expected[text, beams] for text in texts]
+
+
+def test_a_thread_without_stack_left_fails_alone(generator, texts, expected):
+    def deep(depth):
+        return deep(depth - 1) if depth else generator.generate(["one"])
+
+    seen = set()
+    with generator.engine.lock:
+        futures = [generator.submit(text) for text in texts]
+        for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit()):
+            try:
+                deep(depth)
+            except RecursionError:
+                seen.add("failed")
+            else:
+                seen.add("done")
+    assert [future.result(PATIENCE).text for future in futures] == [expected[text, 1] for text in texts]
+    assert "failed" in seen
+    sound(generator)
+
+
+def test_who_waits_for_several_is_told_of_those_that_are_cancelled(generator):
+    slow = dict(logits_processor=[lambda history, scores: time.sleep(0.01) or scores])
+    futures = [generator.submit("one two three", **slow) for _ in range(4)]
+    threads = [threading.Thread(target=future.cancel) for future in [futures[1]] * 4]
+    for thread in threads:
+        thread.start()
+    assert set(concurrent.futures.as_completed(futures, PATIENCE)) == set(futures)
+    assert not concurrent.futures.wait(futures, PATIENCE).not_done
+    for thread in threads:
+        thread.join()
+    assert futures[1].cancelled() and futures[1].cancel() and not futures[0].cancel()
+    sound(generator)
+
+
+def test_the_end_of_an_iterator_reaches_who_awaits(generator):
+    """asyncio's futures do not take a StopIteration: who awaits would wait for ever."""
+
+    async def wait():
+        future = generator.submit("one", logits_processor=[raising(StopIteration())])
+        await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
+
+    with pytest.raises(CallbackError, match="StopIteration"):
+        asyncio.run(wait())
+    with pytest.raises(CallbackError, match="StopIteration"):
+        generator.generate(["one"], logits_processor=[raising(StopIteration())])
 
 
 def test_bad_values_are_named():
@@ -636,7 +796,7 @@ def script(tmp_path, tiny_checkpoint, body, threads=1):
     head = f"""
         import os, sys, threading, time
         import torch
-        from bertgen import Generator
+        from bertgen import Generator, lifetime
         torch.set_num_threads({threads})
         generator = Generator({str(tiny_checkpoint)!r}, max_rows=32)
         long = dict(min_new_tokens=30, max_new_tokens=38)
@@ -672,6 +832,10 @@ ENDS = {
     "what is done when it ends": (
         "import atexit; atexit.register(lambda: print(generator.generate(['one'])[0].text));"
         "f = [generator.submit('one two three', **long) for _ in range(200)]", 0),
+    "what is submitted when it has ended": (  # by what was registered before the engine was made
+        "import atexit; from bertgen import Generator;"
+        "atexit.register(lambda: print(other.submit('one').result(60).text)); atexit.unregister(lifetime._end);"
+        "lifetime._registered = False; other = Generator(generator.model, generator.tokenizer)", 0),
 }  # fmt: skip
 
 

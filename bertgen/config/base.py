@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import math
 import os
@@ -159,13 +160,15 @@ def check_callables(value: Any, name: str) -> list[Any] | None:
         return None
     if not isinstance(value, (list, tuple)) or not all(map(callable, value)):
         raise ConfigError(f"{name} must be a list of callables, got {quoted(value)}")
-    return list(value)
+    return [check_callable(one, name) for one in value]
 
 
 def check_callable(value: Any, name: str) -> Any:
     """The value, something that can be called, or None; ConfigError for anything else."""
     if value is not None and not callable(value):
         raise ConfigError(f"{name} must be a function, got {quoted(value)}")
+    if inspect.iscoroutinefunction(value):
+        raise ConfigError(f"{name} must be a plain function, nobody awaits what {quoted(value)} returns")
     return value
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from ..errors import CallbackError
+import torch
+
+from ..errors import CallbackError, InputError, quoted
 from ..memory import is_out_of_memory
 from .request import Ticket
 
@@ -24,27 +27,40 @@ class Failed(Exception):
     """
 
     def __init__(self, error: Exception, called: bool = False, interrupt: BaseException | None = None):
-        super().__init__(str(error))
+        super().__init__()  # not with the error's text, whose own code may fail
         self.error, self.called, self.interrupt = error, called, interrupt
 
     @classmethod
-    def of_request(cls, error: Exception) -> Failed:
-        """What was raised on behalf of some requests as their failure, unless it is that memory did not suffice."""
-        if isinstance(error, Failed):
-            return error
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise error
-        return cls(error)
+    def of_request(cls, raised: BaseException) -> Failed:
+        """What was raised on behalf of some requests as their failure, unless it is the matter of the thread that
+        drives: an interrupt, its stack, or that memory did not suffice."""
+        if isinstance(raised, Failed):
+            return raised
+        if isinstance(raised, RecursionError) or (_is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))):
+            raise raised
+        if isinstance(raised, RuntimeError) and is_out_of_memory(raised):
+            raise raised
+        return cls(_answer(raised))
 
     @classmethod
     def by(cls, raised: BaseException) -> Failed:
         """The failure of a function that raised this."""
-        if isinstance(raised, Exception):
-            return cls(raised, called=True)
-        error = CallbackError(f"a function of the request raised {raised!r}")
-        error.__cause__ = raised
-        main = threading.current_thread() is threading.main_thread()
-        return cls(error, True, raised if main and isinstance(raised, (KeyboardInterrupt, SystemExit)) else None)
+        interrupt = _is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))
+        return cls(_answer(raised), True, raised if interrupt else None)
+
+
+def _is_main() -> bool:
+    """Whether this is the thread that gets Ctrl-C."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _answer(raised: BaseException) -> Exception:
+    """The error of a request whose function raised this: no end of a thread, nor of an iterator that waits for it."""
+    if isinstance(raised, Exception) and not isinstance(raised, (StopIteration, StopAsyncIteration)):
+        return raised
+    error = CallbackError(f"a function of the request raised {quoted(raised)}")
+    error.__cause__ = raised
+    return error
 
 
 def let_go(error: BaseException) -> None:
@@ -52,7 +68,7 @@ def let_go(error: BaseException) -> None:
 
     Those of a function of a request stay as they are, for whoever looks for its mistake.
     """
-    traceback = error.__traceback__
+    traceback = BaseException.__traceback__.__get__(error)  # type: ignore[attr-defined]  # a class may hide its own
     frame = None if traceback is None else traceback.tb_frame.f_back
     while frame is not None and _emptied(frame):
         frame = frame.f_back
@@ -80,13 +96,23 @@ def blamed(ticket: Ticket, function: Any) -> Any:
     def call(*arguments: Any) -> Any:
         ticket.calling = time.monotonic()
         try:
-            return function(*arguments)
+            return _read(function(*arguments))
         except BaseException as raised:
             raise Failed.by(raised) from raised
         finally:
             ticket.calling = None
 
     return call
+
+
+def _read(found: Any) -> Any:
+    """What a function returned without code of its own, which would run later, where others are."""
+    if isinstance(found, torch.Tensor) and type(found) is not torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            found = found.as_subclass(torch.Tensor)
+        if type(found) is not torch.Tensor:
+            raise InputError(f"a function of the request returned a {type(found).__name__}, which is no plain tensor")
+    return [*found] if isinstance(found, Iterator) else found
 
 
 def all_blamed(ticket: Ticket, functions: Any) -> Any:

@@ -195,6 +195,11 @@ class Engine:
         """Whether this thread is in the middle of a step, in a function of a request or in the garbage collector."""
         return self._driver == threading.get_ident() and self.lock._is_owned()  # type: ignore[attr-defined]
 
+    @property
+    def exiting(self) -> bool:
+        """Whether this thread ends the interpreter, so that no other drives."""
+        return self._exiting_thread == threading.get_ident()
+
     def _clear(self) -> None:
         self._restart()
         self._sort_out()
@@ -265,8 +270,12 @@ class Engine:
 
     def _guarded_step(self) -> None:
         try:
-            with torch.inference_mode():
+            # The requests may be of other threads than this one, whose autocast is no matter of theirs.
+            with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
                 return self._step()
+        except RecursionError:  # this thread was deep down already: no request is to blame
+            self._restart()
+            raise
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
                 running = self._restart()

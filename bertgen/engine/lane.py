@@ -78,11 +78,11 @@ class Lane:
         try:
             # A function that keeps what it is given keeps this, and not the scores of all requests.
             return self.search.advance(logits.clone() if self.keeps_rows else logits)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return False
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.failures = dict.fromkeys(self.tickets, Failed.of_request(error))
 
     def takes(self, request: Request) -> bool:
@@ -106,7 +106,7 @@ class Lane:
     def tell(self) -> None:
         """Give the newest tokens to those who want them."""
         tickets = self.tickets
-        if self.search.width > 1 or not any(ticket.request.on_tokens for ticket in tickets):
+        if self.search.width > 1 or all(ticket.request.on_tokens is None for ticket in tickets):
             return
         newest: dict[Ticket, list[int]] = {}
         for ticket, token in zip(tickets, self.search.tokens[:, -1].tolist()):
@@ -137,7 +137,7 @@ class Lane:
         answers: list[Answer] = []
         try:
             taken = self.search.take(places)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return []
         for place, (outputs, scores) in zip(places.tolist(), taken):

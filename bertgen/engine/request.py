@@ -56,7 +56,8 @@ class Request:
     def alone(self) -> bool:
         """Whether something of it looks at one request only, so that it needs a search of its own."""
         options = self.options
-        calls = self.logits_processor or self.stopping_criteria or self.prefix_allowed_tokens_fn
+        # A function may be an object that has a length, or a truth, of its own.
+        calls = self.logits_processor or self.stopping_criteria or self.prefix_allowed_tokens_fn is not None
         source = options.encoder_repetition_penalty != 1.0 or options.encoder_no_repeat_ngram_size > 0
         return bool(calls or source or options.max_time is not None)
 

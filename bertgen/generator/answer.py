@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from concurrent.futures._base import CANCELLED
 
 from ..errors import BackendError, UnsupportedError
 from .output import Output
@@ -36,6 +37,14 @@ class Answer(Future[Output]):
         """As `Future.exception`; raises what `result` does."""
         return super().exception(self._awaited(timeout))
 
+    def cancel(self) -> bool:
+        """As `Future.cancel`; who waits for several futures is told at once."""
+        cancelled = super().cancel()
+        with self._condition:
+            if cancelled and self._state == CANCELLED:
+                self.set_running_or_notify_cancel()
+        return cancelled
+
     def _awaited(self, timeout: float | None) -> float | None:
         """Work until it is done, if nobody else can; returns the time that is left to wait."""
         if self.done():
@@ -45,7 +54,7 @@ class Answer(Future[Output]):
         engine = self._worker.engine
         if engine.stepping:
             raise UnsupportedError("a function that is called in the middle of a step cannot wait for an answer")
-        if not self._worker.is_this_thread:
+        if not self._worker.is_this_thread and not engine.exiting:
             return timeout
         start = time.monotonic()
         while not self.done():

@@ -279,7 +279,9 @@ class Generator:
 
         Returns:
             A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done. At
-            the end of the interpreter what is not done gets a BackendError.
+            the end of the interpreter what is not done gets a BackendError. What `add_done_callback` was given is
+            called by the thread that works: as long as it runs, futures wait, and so it may ask one for its `result`,
+            but not wait for several (`concurrent.futures.wait`, `as_completed`).
         """
         call = checked_call(
             self.model, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..config.base import check_flag
+from ..config.base import check_callable, check_flag
 
 
 @contextlib.contextmanager
 def shown(progress: bool | Callable[[int, int], Any] | None, total: int) -> Iterator[Callable[[int, int], Any]]:
     """What is called with how much is done; ConfigError where `progress` is neither a bool nor a function."""
     if callable(progress):
-        yield progress
+        yield check_callable(progress, "progress")
         return
     if progress is None or not check_flag(progress, "progress, where it is no function,"):
         yield lambda done, total: None
