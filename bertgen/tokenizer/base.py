@@ -226,14 +226,14 @@ class Tokenizer(Vocabulary):
         before, _, behind = self.frame(False) if add_special_tokens else ([], [], [])
         return [[*before, *row, *behind] for row in rows] if before or behind else rows
 
-    def _blame(self, texts: list[str], error: Exception) -> NoReturn:
+    def _blame(self, texts: list[str], error: Exception, name: str | None = None) -> NoReturn:
         """Raise the error that names the text which could not be encoded."""
         for index, text in enumerate(texts):
             try:
                 text.encode()
             except UnicodeEncodeError as bad:
                 what = f"lone surrogate U+{ord(text[bad.start]):04X} at position {bad.start}"
-                raise InputError(f"text {index} is no valid Unicode: {what}") from None
+                raise InputError(f"{name or f'text {index}'} is no valid Unicode: {what}") from None
         raise CheckpointError(f"{self} cannot encode: {error}") from error
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
@@ -243,19 +243,19 @@ class Tokenizer(Vocabulary):
             pair: a second text, whose tokens come after those of the first.
             add_special_tokens: put the special tokens of the class around them.
         """
-        tokens = [self._tokens_of(one) for one in ((text,) if pair is None else (text, pair))]
+        tokens = [self._tokens_of(text, "text"), [] if pair is None else self._tokens_of(pair, "pair")]
         if not check_flag(add_special_tokens, "add_special_tokens"):
             return [token for part in tokens for token in part]
         before, middle, behind = map(self.convert_ids_to_tokens, self.frame(pair is not None))
-        return [*before, *tokens[0], *middle, *(tokens[1] if pair is not None else ()), *behind]
+        return [*before, *tokens[0], *middle, *tokens[1], *behind]
 
-    def _tokens_of(self, text: str) -> list[str]:
+    def _tokens_of(self, text: str, name: str) -> list[str]:
         if not isinstance(text, str):
-            raise InputError(f"text must be a str, got {type(text).__name__}")
+            raise InputError(f"{name} must be a str, got {type(text).__name__}")
         try:
             return self._tokenize(text)
         except Exception as error:
-            self._blame([text], error)
+            self._blame([text], error, name)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many special tokens stand around a text, or around two."""
