@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from .errors import UnsupportedError
 
@@ -40,6 +41,30 @@ REFUSED = {
     "fusion_config": "layers are fused as they run",
 }
 _OFF: tuple[Any, ...] = (None, False, "", "default", {}, ())
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def also_called(own: str, *names: str) -> Callable[[_Function], _Function]:
+    """Let callers give the argument `own` by other names, those that transformers has for it."""
+
+    def decorated(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            for name in names:
+                if name in named and own not in named:
+                    named[own] = named.pop(name)
+            return function(*arguments, **named)
+
+        return cast("_Function", call)
+
+    return decorated
+
+
+# A model's place as transformers calls it, and the folder to save into.
+by_its_place = also_called("path_or_id", "pretrained_model_name_or_path", "pretrained_model_name")
+into_its_folder = also_called("directory", "save_directory")
 
 
 def settled(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from . import ops
+from .errors import UnsupportedError
 from .packing import Packing
 from .pages import Admission, Pages
 
@@ -158,6 +160,57 @@ class Cache:
             cache.begin_sources([one for one in admitted if one is not None])
             cache._packing = source
         return cache
+
+    @classmethod
+    def _of_contents(
+        cls,
+        shape: tuple[Any, ...],
+        limits: tuple[int, int],
+        counts: list[int],
+        lengths: list[int],
+        keys_and_values: list[list[torch.Tensor]],
+        cross: list[list[torch.Tensor]],
+        packing: Packing | None,
+    ) -> Cache:
+        """A cache of what `__reduce__` says: so many rows of each request, and the length of its source."""
+        (rows, positions), page = limits, Pages.PAGE
+        cache = cls(
+            *shape, rows=rows, positions=positions, source_positions=max(lengths, default=0),
+            source_slots=sum(-(-n // page) * page for n in lengths),
+        )  # fmt: skip
+        admitted = [cache.admit(count, positions, i, n) for i, (count, n) in enumerate(zip(counts, lengths))]
+        joined = [one for one in admitted if one is not None]
+        cache.join(joined)
+        if keys_and_values:
+            start = keys_and_values[0][0].shape[1]
+            cache.begin(start)
+            for layer, (keys, values) in enumerate(keys_and_values):
+                cache.extend(layer, keys.flatten(0, 1), values.flatten(0, 1))
+            cache.advance(start)
+        if cross:
+            cache.begin_sources(joined)
+            for layer, (keys, values) in enumerate(cross):
+                cache.set_cross(layer, keys, values)
+        cache._packing = packing
+        return cache
+
+    def __reduce__(self) -> Any:
+        """A copy holds the same in books of slots of its own: both go on, each with other tokens.
+
+        Raises:
+            UnsupportedError: the rows have histories of different lengths.
+        """
+        if bool((self._positions != self.length).any()):
+            raise UnsupportedError("a cache whose rows have different lengths cannot be copied")
+        _, counts = torch.unique_consecutive(self._requests, return_counts=True)
+        layers = range(len(self))
+        history = [[t.detach() for t in self.history(layer)] for layer in layers] if self.length else []
+        cross = [[t.detach() for t in self._packed(layer)] for layer in layers] if self.has_cross else []
+        lengths = [0] * len(counts) if self.source is None else self.source.lengths.tolist()
+        pool = self.pools.keys[0] if len(self) else torch.empty(0, 1, 1, device=self.device)
+        shape = (len(self), *pool.shape[1:], pool.dtype, self.device)
+        limits = self.pages.limits.rows, self.pages.limits.positions
+        return self._of_contents, (shape, limits, counts.tolist(), lengths, history, cross, self._packing)
 
     @property
     def rows(self) -> int:

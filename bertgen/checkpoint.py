@@ -81,11 +81,26 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, t
     for shard in sorted(set(weight_map.values())):
         path = find(shard)
         assert path is not None
-        state.update(_read_file(path))
+        for name, tensor in _read_file(path).items():
+            if name in state:
+                raise CheckpointError(f"{path} has {name!r}, which another shard has, too")
+            state[name] = tensor
     missing = sorted(set(weight_map) - set(state))
     if missing:
         raise CheckpointError(f"{index} lists {missing[0]!r}, which is in no shard ({len(missing)} such tensors)")
     return state
+
+
+def renamed(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    """Tensors by other names; CheckpointError where tensors that differ would get one name."""
+    found: dict[str, torch.Tensor] = {}
+    former: dict[str, str] = {}
+    for name, tensor in state.items():
+        new = new_name(name)
+        if new in found and not (found[new].dtype == tensor.dtype and torch.equal(found[new], tensor)):
+            raise CheckpointError(f"{former[new]} and {name} are two weights for one name, {new}")
+        found[new], former[new] = tensor, name
+    return found
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -116,7 +131,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         # Copies of weights that were written once: {dropped name: kept name}.
         aliases = {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
-        names = set(file.keys())
+        names = dict.fromkeys(file.keys())  # in the file's order: the first tensor may decide on the dtype
         for name in names:
             yield name, file.get_tensor(name)
         for name, kept in aliases.items():

@@ -27,11 +27,22 @@ def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def as_path(path_or_id: Any, called: str = "path_or_id") -> Path:
-    """A path or hub id as a Path; ConfigError for what is neither; `called` is the argument's name."""
+    """A path, from "~" on a home directory's, or hub id as a Path; `called` is the argument's name.
+
+    Raises:
+        ConfigError: it is neither. CheckpointError: a path that may not be looked at, or is too long to be one.
+    """
     name = os.fspath(path_or_id) if isinstance(path_or_id, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name or "\0" in name:  # Path("") would be the current directory
         raise ConfigError(f"{called} must be a path or a hub id, got {quoted(path_or_id)}")
-    return Path(path_or_id)
+    try:
+        path = Path(path_or_id).expanduser()
+        path.exists()
+    except RuntimeError as error:
+        raise ConfigError(f"{called} {name!r}: there is no such home directory") from error
+    except OSError as error:
+        raise CheckpointError(f"{quoted(name)} cannot be looked at: {error.strerror}") from error
+    return path
 
 
 def local_directory(path_or_id: str | os.PathLike) -> Path | None:
@@ -42,13 +53,15 @@ def local_directory(path_or_id: str | os.PathLike) -> Path | None:
     Raises:
         CheckpointError: it names a file, or has the form of a path to a directory that does not exist.
     """
-    path = as_path(path_or_id).expanduser()
+    path = as_path(path_or_id)
     if path.is_dir():
         return path
     if str(path) == "demo":
         return DEMO_MODEL
     if path.exists():
         raise CheckpointError(f"{path} is a file; a model is named by its directory, here {path.parent}, or its hub id")
+    if re.match(r"\w+://", str(path_or_id)):
+        raise CheckpointError(f"{path_or_id} is a URL; a model is named by its directory or its hub id (owner/name)")
     if _is_path(str(path_or_id)):
         there = next((one for one in path.parents if one.is_dir()), path.parent)
         lacking = f"; {there} has no {path.relative_to(there).parts[0]}" if there != path.parent else ""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from . import extension
-from .errors import BackendError, CapacityError, ConfigError, InputError
+from .errors import BackendError, CapacityError, ConfigError, InputError, UnsupportedError
 from .ledger import Ledger, Limits, Statistics, Status, Violation
 
 _LATER = (Status.ROWS_NOW, Status.PAGES_NOW, Status.SOURCE_NOW)
@@ -229,6 +230,9 @@ class _Extension:
             ops.cache_step.default,
             ops.cache_extend.default,
         )
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError("the books of slots are of one cache and cannot be copied; a Cache can, as a whole")
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
         return torch.ops.bertgen_C.cache_admit(self._handle, rows, positions, key, source_length)

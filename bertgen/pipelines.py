@@ -14,7 +14,7 @@ import torch
 from .arguments import older, settled
 from .config import GenerationConfig
 from .config.base import check_integer, check_mapping
-from .errors import ConfigError, UnsupportedError, quoted
+from .errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from .generator import LOADING, Generator, Output
 from .generator.texts import checked_texts
 from .hub import OPTIONS
@@ -72,7 +72,7 @@ def pipeline(
         options["generation_config"] = generation
     loading = {name: value for name, value in {**loading, **(model_kwargs or {})}.items() if value is not None}
     generator = Generator(model, tokenizer, device=device, dtype=older(loading, "dtype", dtype), **loading)
-    own = (generator.model.config.extra.get("task_specific_params") or {}).get(task) or {}
+    own = _options_of_task(generator.model, task)
     return Pipeline(generator, task, name, {**own, **options})
 
 
@@ -165,6 +165,17 @@ class Pipeline:
         start = next(value for name in STARTS if (value := getattr(levels, name)) is not None)
         ids = torch.tensor([start, *output.token_ids], dtype=torch.int64, device="cpu")
         return {f"{self.return_name}_token_ids": ids}
+
+
+def _options_of_task(model: EncoderDecoderModel, task: str) -> dict[str, Any]:
+    """What the `task_specific_params` of a config.json say of a task."""
+    tasks = model.config.extra.get("task_specific_params") or {}
+    options = (tasks.get(task) or {}) if isinstance(tasks, dict) else None
+    if not isinstance(options, dict):
+        raise CheckpointError(
+            f"{model.name_or_path or 'config'}: task_specific_params must be a dict of options of each task"
+        )
+    return options
 
 
 def check_task(task: str) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from . import checkpoint, memory
 from .activations import XIELU
-from .arguments import older, settled
+from .arguments import by_its_place, into_its_folder, older, settled
 from .bitsandbytes import from_bitsandbytes
 from .config import (
     BitsAndBytesConfig,
@@ -74,8 +75,11 @@ class PretrainedModel(nn.Module):
         return own
 
     @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        self._generation_config, self._noted_ids = value, special_ids(self.config)
+    def generation_config(self, value: Any) -> None:
+        config = GenerationConfig.of_argument(value)
+        if config is None:
+            raise ConfigError("generation_config must be a GenerationConfig or a dict of options, got None")
+        self._generation_config, self._noted_ids = config, special_ids(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -234,6 +238,7 @@ class PretrainedModel(nn.Module):
                 module.recompute = options
 
     @classmethod
+    @by_its_place
     @torch.inference_mode(False)  # the weights outlive the call: later ones may want gradients or version counters
     def from_pretrained(
         cls,
@@ -262,7 +267,8 @@ class PretrainedModel(nn.Module):
         Args:
             path_or_id: a directory, a hub id, or "demo" for the model that ships with the package. None where `config`
                 and `state_dict` say all.
-            config: a configuration object to use in place of the checkpoint's, or the place of one.
+            config: a configuration object, ours or transformers', to use in place of the checkpoint's, or the place of
+                one.
             dtype: torch.float32, float16, bfloat16 or float64 (or its name); "auto" or None takes the one that
                 config.json names, else the one the weights are stored in. torch_dtype is its older name.
             device: "cpu", "cuda", "cuda:1" or a CUDA index; None is the CPU. device_map says the same in transformers'
@@ -297,10 +303,13 @@ class PretrainedModel(nn.Module):
         target = resolve_device(_placed(device, overrides.pop("device_map", None)))
         dtype = older(overrides, "torch_dtype", dtype)
         short = {name: overrides.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in overrides}
-        if quantization_config is None and any(short.values()):
+        if any(short.values()):
+            if quantization_config is not None:
+                raise ConfigError(f"{' and '.join(short)} is short for a quantization_config; give one of them")
             quantization_config = BitsAndBytesConfig(**short)
         built = {name: overrides.pop(name) for name in cls.arguments if name in overrides}
         recompute = overrides.pop("gradient_checkpointing", None)
+        recompute = None if recompute is None else check_flag(recompute, "gradient_checkpointing")
         fold_embeddings = check_flag(fold_embeddings, "fold_embeddings")
         check_mapping(state_dict, "state_dict", torch.Tensor)
         check_mapping(key_mapping, "key_mapping", str)
@@ -308,8 +317,8 @@ class PretrainedModel(nn.Module):
         use_safetensors = None if use_safetensors is None else check_flag(use_safetensors, "use_safetensors")
         ignore_mismatched_sizes = check_flag(ignore_mismatched_sizes, "ignore_mismatched_sizes")
         output_loading_info = check_flag(output_loading_info, "output_loading_info")
-        if config is not None and not isinstance(config, (str, os.PathLike, cls.config_class)):
-            raise ConfigError(f"config must be a {cls.config_class.__name__}, got {quoted(config)}")
+        if config is not None and not isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.of_argument(config)
         if config is None or isinstance(config, (str, os.PathLike)):
             config = cls.config_class.from_pretrained(path_or_id if config is None else config, hub=hub, **overrides)
         elif overrides:
@@ -327,7 +336,7 @@ class PretrainedModel(nn.Module):
         else:
             state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, **hub)
         for pattern, replacement in (key_mapping or {}).items():
-            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
+            state = checkpoint.renamed(state, partial(_substituted, pattern, replacement))
         if stored is not None:
             method, stored = stored, int4_config(stored)
             if method.get("quant_method") == "bitsandbytes":
@@ -405,7 +414,8 @@ class PretrainedModel(nn.Module):
                 floating = tensor.is_floating_point()
                 new = tensor.to(device, dtype if floating else tensor.dtype, copy=lean)
                 if floating and not _is_finite(new):
-                    raise CheckpointError(f"{path_or_id}: {name} holds values that are not finite")
+                    beyond = f" in {str(dtype).removeprefix('torch.')}" if _is_finite(tensor) else ""
+                    raise CheckpointError(f"{path_or_id}: {name} holds values that are not finite{beyond}")
                 placed[where] = _rounded(name, new, wanted) if wanted and name in rounded else {"": new}
                 if lean:
                     memory.release(tensor)
@@ -492,17 +502,14 @@ class PretrainedModel(nn.Module):
 
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
         """The checkpoint's tensors under this model's names. Extended by the layouts a class accepts."""
-        renamed = {}
-        for name, tensor in state.items():
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-            if not name.endswith("embeddings.position_ids"):
-                renamed[name] = tensor
-        return renamed
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
+        return checkpoint.renamed(state, _newer_name)
 
     @property
     def _initializer_range(self) -> float:
         return self.config.initializer_range
 
+    @into_its_folder
     def save_pretrained(
         self,
         directory: str | os.PathLike,
@@ -615,6 +622,17 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
+def _newer_name(name: str) -> str:
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _substituted(pattern: str, replacement: str, name: str) -> str:
+    try:
+        return re.sub(pattern, replacement, name)
+    except (re.error, IndexError) as error:
+        raise ConfigError(f"key_mapping: {pattern!r} -> {replacement!r} is no regular expression: {error}") from error
+
+
 def _is_within(name: str, part: str) -> bool:
     """Whether a module is, or is in, one of a name; parts of names go from dot to dot."""
     return f".{part}." in f".{name}."
@@ -716,7 +734,7 @@ def _check_size(path_or_id: str | os.PathLike, cls: type, config: Any, state: di
 def _resolve_dtype(dtype: torch.dtype | str | None, config: Any, state: dict[str, torch.Tensor]) -> torch.dtype:
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = config.extra.get("dtype") or config.extra.get("torch_dtype")
-        if dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             return next((t.dtype for t in state.values() if t.dtype in _DTYPES.values()), torch.float32)
     return resolve_dtype(dtype)
 

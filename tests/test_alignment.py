@@ -251,3 +251,32 @@ def test_names_of_older_versions(pieces):
     assert ours.batch_encode_plus([("a", "b"), ("c", "d")]) == ours(["a", "c"], ["b", "d"])
     labels = pieces[1]("a", text_target="c", text_pair_target="d")["labels"]
     assert ours("a", text_target="c", text_pair_target="d")["labels"] == labels
+
+
+def test_tokens_of_a_pair_with_the_special_ones_around(tmp_path):
+    ours, theirs = bert(tmp_path)
+    for options in ({}, {"pair": "a . b"}, {"add_special_tokens": True}, {"pair": "a", "add_special_tokens": True}):
+        assert ours.tokenize("hello worlds", **options) == theirs.tokenize("hello worlds", **options)
+
+
+def test_an_empty_text_with_a_second_one_is_padded(pieces):
+    ours, theirs = pieces
+    for options in ({"padding": "max_length", "max_length": 9}, {"padding": True, "pad_to_multiple_of": 8}):
+        assert dict(ours("", "hello", **options)) == dict(theirs("", "hello", **options))
+        assert dict(ours("", **options)) == dict(theirs("", **options))
+
+
+def test_sides_and_lengths_are_checked_when_they_are_set(pieces):
+    tokenizer = pieces[0]
+    for name, value in (("truncation_side", "up"), ("padding_side", None), ("model_max_length", "512")):
+        before = getattr(tokenizer, name)
+        with pytest.raises(ConfigError, match=name):
+            setattr(tokenizer, name, value)
+        assert getattr(tokenizer, name) == before
+
+
+def test_ids_stay_integers(pieces):
+    encoding = pieces[0]("hello", return_tensors="pt")
+    with pytest.raises(InputError, match="got the dtype torch.float16: ids are integers"):
+        encoding.to(torch.float16)
+    assert encoding.to("cpu").input_ids.dtype is torch.int64

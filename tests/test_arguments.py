@@ -300,3 +300,71 @@ def test_configurations_and_tokenizers_take_the_arguments_of_loading_too(saved, 
             load(tiny_checkpoint, gguf_file="x")
         with pytest.raises(ConfigError, match="use_fats"):
             load(tiny_checkpoint, use_fats=True)
+
+
+def test_the_place_of_a_model_by_transformers_names(saved):
+    for load in (EncoderDecoderModel, EncoderDecoderConfig, GenerationConfig):
+        assert type(load.from_pretrained(pretrained_model_name_or_path=saved)) is load
+    assert GenerationConfig.from_pretrained(pretrained_model_name=saved)
+    assert len(AutoTokenizer.from_pretrained(pretrained_model_name_or_path="demo")) == 8000
+    with pytest.raises(TypeError, match="multiple values"):
+        EncoderDecoderModel.from_pretrained(saved, pretrained_model_name_or_path=saved)
+
+
+def test_the_folder_to_save_into_by_transformers_name(saved, tmp_path):
+    model = EncoderDecoderModel.from_pretrained(saved)
+    for one in (model, model.config, model.generation_config):
+        one.save_pretrained(save_directory=tmp_path / "new")
+    assert torch.equal(logits(EncoderDecoderModel.from_pretrained(tmp_path / "new")), logits(model))
+
+
+def test_a_home_directory_is_the_same_in_saving_and_loading(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    EncoderDecoderModel.from_pretrained(saved).save_pretrained("~/model")
+    AutoTokenizer.from_pretrained("demo").save_pretrained("~/model")
+    EncoderDecoderConfig.from_pretrained("~/model").save_pretrained("~/other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
+    assert AutoTokenizer.from_pretrained("~/model/spiece.model")
+    with pytest.raises(ConfigError, match="no such home directory"):
+        EncoderDecoderModel.from_pretrained("~nobody-of-this-name/model")
+
+
+def test_two_ways_of_asking_for_fewer_bits_are_refused(saved):
+    four = bertgen.BitsAndBytesConfig(load_in_4bit=True)
+    for short in (dict(load_in_8bit=True), dict(load_in_4bit=True)):
+        with pytest.raises(ConfigError, match=f"{next(iter(short))} is short for a quantization_config"):
+            EncoderDecoderModel.from_pretrained(saved, quantization_config=four, **short)
+
+
+def test_gradient_checkpointing_is_true_or_false(saved):
+    with pytest.raises(ConfigError, match="gradient_checkpointing must be True or False, got 'False'"):
+        EncoderDecoderModel.from_pretrained(saved, gradient_checkpointing="False")
+
+
+def test_a_configuration_of_transformers_makes_a_model(saved):
+    theirs = transformers.EncoderDecoderConfig.from_pretrained(saved)
+    model = EncoderDecoderModel.from_pretrained(saved, config=theirs)
+    assert torch.equal(logits(model), logits(EncoderDecoderModel.from_pretrained(saved)))
+    assert EncoderDecoderModel(theirs).config == model.config
+    assert BertGenerationEncoder(theirs.encoder).config == model.config.encoder
+    for config in (transformers.BertConfig(), transformers.BertConfig, 5, {}):
+        with pytest.raises(ConfigError, match="config must be of the class EncoderDecoderConfig"):
+            EncoderDecoderModel.from_pretrained(saved, config=config)
+        with pytest.raises(ConfigError, match="config must be of the class BertGenerationConfig"):
+            BertGenerationEncoder(config)
+
+
+def test_the_file_of_a_configuration_is_a_place_of_one(saved):
+    config = EncoderDecoderConfig.from_pretrained(saved / "config.json")
+    assert config == EncoderDecoderConfig.from_pretrained(saved)
+    model = EncoderDecoderModel.from_pretrained(saved, config=str(saved / "config.json"))
+    assert torch.equal(logits(model), logits(EncoderDecoderModel.from_pretrained(saved)))
+
+
+def test_names_of_weights_that_fall_together(saved):
+    with pytest.raises(CheckpointError, match=r"layer\.0\..* and .*layer\.1\..* are two weights for one name"):
+        EncoderDecoderModel.from_pretrained(saved, key_mapping={r"layer\.1\.": "layer.0."})
+    for mapping in ({"(": ""}, {"layer": r"\9"}):
+        with pytest.raises(ConfigError, match="no regular expression"):
+            EncoderDecoderModel.from_pretrained(saved, key_mapping=mapping)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import random
 
 import pytest
 import torch
+from test_model import tiny
 
-from bertgen import InputError
+from bertgen import InputError, UnsupportedError
 from bertgen.cache import Cache
-from bertgen.pages import Violation
+from bertgen.pages import Pages, Violation
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
 ROWS, POSITIONS, SOURCE = 9, 40, 20
@@ -152,3 +156,54 @@ def test_a_row_has_as_many_positions_as_it_was_admitted_with():
         model.cache.advance(1)
     with pytest.raises(InputError, match="cannot take 3: its request was admitted with fewer positions"):
         model.cache.begin(1)
+
+
+def encoded_and_begun():
+    model = tiny().eval()
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    call = dict(input_ids=ids, attention_mask=mask)
+    return model, call, model(**call, decoder_input_ids=ids[:, :2]).past_key_values
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@torch.no_grad()
+def test_a_copy_of_a_cache_and_the_cache_go_on_apart(copied):
+    model, call, cache = encoded_and_begun()
+    begun = call["input_ids"][:, :2]
+    held = copied(cache)
+    for tokens in ([[3, 4], [5, 6]], [[7], [8]]):  # more than one token takes another way than one
+        new = torch.tensor(tokens)
+        other = new + 20
+        for one, ids in ((cache, new), (held, other)):
+            past = copied(one)
+            assert past.rows == 2 and past.length == one.length
+            got = model(**call, decoder_input_ids=ids, past_key_values=past).logits
+            whole = model(**call, decoder_input_ids=torch.cat((begun, ids), 1)).logits[:, 2:]
+            assert (got - whole).abs().max() < 1e-5
+            assert past.pages.check() == Violation.SOUND
+
+
+@torch.no_grad()
+def test_a_copy_outlives_its_cache():
+    model, call, cache = encoded_and_begun()
+    held = copy.deepcopy(cache)
+    del cache
+    gc.collect()
+    new = torch.tensor([[3], [4]])
+    got = model(**call, decoder_input_ids=new, past_key_values=held).logits
+    whole = model(**call, decoder_input_ids=torch.cat((call["input_ids"][:, :2], new), 1)).logits[:, 2:]
+    assert (got - whole).abs().max() < 1e-5
+
+
+def test_the_books_of_a_cache_are_not_copied_alone():
+    pages = Pages(2, 16, 32, backend="auto")
+    if pages.backend == "cpp":
+        with pytest.raises(UnsupportedError, match="cannot be copied"):
+            copy.deepcopy(pages)
+    cache = Cache(1, 1, 4, torch.float32, torch.device("cpu"), rows=2, positions=16)
+    cache.join([cache.admit(1, 16)])
+    cache.begin(1)
+    cache.advance(1)
+    cache.join([cache.admit(1, 16)])
+    with pytest.raises(UnsupportedError, match="rows have different lengths"):
+        copy.copy(cache)

@@ -174,3 +174,24 @@ def test_options_that_bertgen_does_not_have_read_as_none():
     assert GenerationConfig.from_dict({"guidance_scale": 2.0}).guidance_scale == 2.0
     with pytest.raises(UnsupportedError, match="guidance_scale=2.0"):
         GenerationConfig.from_dict({"guidance_scale": 2.0}).validate()
+
+
+def test_the_content_of_a_file_makes_a_configuration():
+    for config in (BertConfig(hidden_size=64), EncoderDecoderConfig(encoder={}, decoder={"is_decoder": True})):
+        assert type(config)(**config.to_dict()) == config
+    with pytest.raises(ConfigError, match="model_type of this class is 'bert', it cannot be 'roberta'"):
+        BertConfig(**RobertaConfig().to_dict())
+
+
+def test_a_model_generates_as_a_configuration_of_any_form_says(tiny_checkpoint):
+    ids = dict(decoder_start_token_id=2, eos_token_id=1, pad_token_id=0)
+    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    for value in (ids, GenerationConfig(**ids), transformers.GenerationConfig(**ids)):
+        model.generation_config = value
+        assert isinstance(model.generation_config, GenerationConfig)
+        loaded = EncoderDecoderModel.from_pretrained(tiny_checkpoint, generation_config=value)
+        assert model.generation_config.eos_token_id == loaded.generation_config.eos_token_id == 1
+    for wrong in ("demo", 5, None, GenerationConfig):
+        with pytest.raises(ConfigError, match="generation_config must be a GenerationConfig or a dict"):
+            model.generation_config = wrong
+    assert model.generation_config.eos_token_id == 1

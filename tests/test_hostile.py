@@ -285,7 +285,8 @@ def test_a_tokenizer_and_its_calls(generator, tiny_checkpoint):
     assert sweep(tokenizer, {"text": ["one two", "red"]}, names) == []
     assert sweep(tokenizer, {"text": "one two"}, names) == []
     calls = {
-        "encode_batch": {"texts": ["one"]}, "tokenize": {}, "pad": {"encoded_inputs": tokenizer(["one two", "red"])},
+        "encode_batch": {"texts": ["one"]}, "tokenize": {"text": "one"},
+        "pad": {"encoded_inputs": tokenizer(["one two", "red"])},
         "batch_decode": {"sequences": [[5, 6]]}, "decode": {"token_ids": [5, 6]}, "convert_tokens_to_ids": {},
         "convert_ids_to_tokens": {"ids": [5]}, "add_tokens": {"new_tokens": []},
         "add_special_tokens": {"special_tokens_dict": {}}, "num_special_tokens_to_add": {},

@@ -26,7 +26,9 @@ from bertgen import (
     BertTokenizer,
     CheckpointError,
     ConfigError,
+    EncoderDecoderConfig,
     EncoderDecoderModel,
+    GenerationConfig,
     Generator,
     RobertaTokenizer,
     UnsupportedError,
@@ -473,3 +475,53 @@ def test_what_a_cache_holds_needs_nobody(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, **_: str(snapshot / name))
     EncoderDecoderModel.from_pretrained("owner/name", cache_dir=tmp_path / "cache")
     assert len(asked) <= 3  # the files that it does not have
+
+
+def test_two_names_of_one_weight_must_agree(saved):
+    """`gamma` is an older name of a normalization's weight."""
+    state = load_file(saved / "model.safetensors")
+    name = next(name for name in state if name.endswith("LayerNorm.weight"))
+    older = name.replace("weight", "gamma")
+    save_file({**state, older: state[name].clone()}, saved / "model.safetensors")
+    EncoderDecoderModel.from_pretrained(saved)
+    save_file({**state, older: state[name] * 2}, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{older} and {name}|{name} and {older}"):
+        EncoderDecoderModel.from_pretrained(saved)
+
+
+def test_a_weight_in_two_shards(saved):
+    as_shards(saved)
+    first, second, *_ = sorted(saved.glob("model-*.safetensors"))
+    (name, tensor), *_ = load_file(first).items()
+    save_file({**load_file(second), name: tensor * 2}, second)
+    with pytest.raises(CheckpointError, match=f"{second.name} has '{name}', which another shard has, too"):
+        EncoderDecoderModel.from_pretrained(saved)
+
+
+def test_values_that_another_dtype_does_not_have(saved):
+    state = load_file(saved / "model.safetensors")
+    name = next(name for name in state if name.endswith("query.weight"))
+    save_file({**state, name: state[name] * 1e9}, saved / "model.safetensors")
+    EncoderDecoderModel.from_pretrained(saved)
+    with pytest.raises(CheckpointError, match=f"{name} holds values that are not finite in float16"):
+        EncoderDecoderModel.from_pretrained(saved, dtype=torch.float16)
+
+
+def test_a_dtype_in_a_file_that_is_no_text(saved):
+    values = read_json(saved / "config.json")
+    (saved / "config.json").write_text(json.dumps({**values, "dtype": ["float16"]}))
+    assert EncoderDecoderModel.from_pretrained(saved).dtype is torch.float32
+
+
+@pytest.mark.parametrize("place", ["https://huggingface.co/owner/name", "s3://bucket/model", "file:///model"])
+def test_a_url_is_no_place_of_a_model(place, asked):
+    with pytest.raises(CheckpointError, match="is a URL; a model is named by its directory or its hub id"):
+        EncoderDecoderModel.from_pretrained(place)
+    assert not asked
+
+
+@pytest.mark.parametrize("load", [EncoderDecoderModel, EncoderDecoderConfig, AutoTokenizer, GenerationConfig])
+def test_a_name_that_no_file_can_have(load, asked):
+    with pytest.raises(CheckpointError, match="cannot be looked at: File name too long"):
+        load.from_pretrained("x" * 5000)
+    assert not asked

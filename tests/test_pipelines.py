@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from bertgen import BackendError, ConfigError, Generator, InputError, UnsupportedError, pipeline
+from bertgen import BackendError, CheckpointError, ConfigError, Generator, InputError, UnsupportedError, pipeline
 from bertgen.engine import Engine
 
 
@@ -151,3 +151,12 @@ def test_options_of_a_task_in_the_configuration(tiny_checkpoint, tmp_path):
     assert pipe("white") == [{"translation_text": "eins weiß"}, {"translation_text": "eins hell"}]
     assert pipe("white", num_return_sequences=1, prefix="") == [{"translation_text": "weiß"}]
     assert pipeline("translation", model=folder)("white") == [{"translation_text": "weiß"}]
+
+
+@pytest.mark.parametrize("value", [5, [1], {"summarization": 5}])
+def test_options_of_a_task_that_are_none(tiny_checkpoint, tmp_path, value):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "task_specific_params": value}))
+    with pytest.raises(CheckpointError, match="task_specific_params must be a dict of options of each task"):
+        pipeline("summarization", tmp_path / "model")

@@ -40,6 +40,8 @@ class Config:
 
     def __init__(self, **options: Any):
         object.__setattr__(self, "extra", {})
+        if (kind := getattr(type(self), "model_type", None)) and "model_type" in options:  # as a config.json has it
+            check_kind(kind, options.pop("model_type"), "model_type")
         known = {f.name: f for f in fields(self) if f.name != "extra"}
         for name in options:
             if name not in known and name not in self.INERT:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..arguments import by_its_place, into_its_folder
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from .base import (
@@ -219,7 +220,7 @@ class GenerationConfig(Config):
         Raises:
             ConfigError: a name that no option has. UnsupportedError: options bertgen does not have.
         """
-        config = cls._of_names(options).over(cls._of_argument(passed)).over(own)
+        config = cls._of_names(options).over(cls.of_argument(passed)).over(own)
         for name, value in options.items():
             if value is None and name in cls.__dataclass_fields__ and name != "max_length":
                 setattr(config, name, 0 if name == "top_k" else None)
@@ -234,7 +235,7 @@ class GenerationConfig(Config):
         return config
 
     @classmethod
-    def _of_argument(cls, passed: Any) -> GenerationConfig | None:
+    def of_argument(cls, passed: Any) -> GenerationConfig | None:
         """What `generation_config=` takes: a configuration of ours or of transformers, or a dict of options."""
         if passed is None or isinstance(passed, cls):
             return passed
@@ -323,6 +324,7 @@ class GenerationConfig(Config):
         return "beam_sample" if self.do_sample else "beam_search"
 
     @classmethod
+    @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, config_file_name: str | None = None, **options: Any) -> Any:
         """Read `generation_config.json` of a directory or hub id.
 
@@ -336,6 +338,7 @@ class GenerationConfig(Config):
         path = resolve_file(path_or_id, config_file_name or "generation_config.json", **hub)
         return cls.from_dict(read_json(path), **overrides)
 
+    @into_its_folder
     def save_pretrained(
         self, directory: str | os.PathLike, config_file_name: str | None = None, push_to_hub: bool = False
     ) -> None:

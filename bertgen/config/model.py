@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from ..arguments import by_its_place, into_its_folder
 from ..errors import ConfigError, UnsupportedError, quoted
-from ..hub import resolve_file, split_hub_options
+from ..hub import as_path, checked_file, resolve_file, split_hub_options
 from .base import (
     Config,
     check_flag,
@@ -30,6 +31,8 @@ _SIZES = frozenset(
 class _ModelConfig(Config):
     """What the configurations of halves and of pairs do alike."""
 
+    model_type: ClassVar[str]
+
     @property
     def use_return_dict(self) -> bool:
         """`return_dict`, by transformers' other name."""
@@ -41,13 +44,33 @@ class _ModelConfig(Config):
             setattr(self, name, value)
 
     @classmethod
+    def of_argument(cls, value: Any) -> Any:
+        """What `config` of a model is: a configuration of this class, or one of transformers of the same kind.
+
+        Raises:
+            ConfigError: neither of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, (type, dict)) and getattr(value, "model_type", None) == cls.model_type:
+            return cls.from_dict(value.to_dict())
+        raise ConfigError(f"config must be of the class {cls.__name__}, got {quoted(value)}")
+
+    @classmethod
+    @by_its_place
     def get_config_dict(
         cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the `config.json` of a directory or hub id holds, and what of `options` is no argument of the hub's."""
+        """What the `config.json` of a directory or hub id holds, or another `.json` file; and the `options` that are no
+        arguments of the hub's.
+        """
         options, own = split_hub_options(options)
-        return read_json(resolve_file(path_or_id, "config.json", **{**own, **(hub or {})})), options
+        path = as_path(path_or_id)
+        if path.suffix != ".json" or not path.is_file():
+            return read_json(resolve_file(path_or_id, "config.json", **{**own, **(hub or {})})), options
+        return read_json(checked_file(path)), options
 
+    @into_its_folder
     def save_pretrained(self, directory: str | os.PathLike, push_to_hub: bool = False) -> None:
         """Write `config.json` into `directory`, which is made where it does not exist."""
         write_json(make_directory(directory, push_to_hub) / "config.json", self.to_dict())
@@ -131,11 +154,12 @@ class BertGenerationConfig(_ModelConfig):
         return {**self.extra, **own, "model_type": self.model_type}
 
     @classmethod
+    @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id; `overrides` replace single options.
 
         Args:
-            path_or_id: directory or hub id.
+            path_or_id: directory, hub id, or a file of a configuration.
             hub: `revision`, `cache_dir`, `token`, `local_files_only`, .. (see `bertgen.hub.resolve_file`), which may
                 stand among the overrides as well.
             overrides: options, and return_unused_kwargs as of `from_dict`.
@@ -265,6 +289,7 @@ class EncoderDecoderConfig(_ModelConfig):
         return {**self.extra, **own, "is_encoder_decoder": True, "model_type": self.model_type}
 
     @classmethod
+    @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id, as `BertGenerationConfig.from_pretrained` does."""
         values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)

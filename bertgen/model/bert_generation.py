@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cache import Cache
+from ..checkpoint import renamed
 from ..config import BertGenerationConfig, GenerationConfig
 from ..config.base import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
@@ -62,9 +63,9 @@ class BertGenerationEncoder(PretrainedModel):
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
+        self.config = config = self.config_class.of_argument(config)
         if config.add_cross_attention and not config.is_decoder:
             raise ConfigError("add_cross_attention=True needs is_decoder=True")
-        self.config = config
         self.generation_config = GenerationConfig.from_model_config(config)
         self.embeddings = Embeddings(config)
         self.encoder = Stack(config)
@@ -281,7 +282,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
-        self.config = config
+        self.config = config = self.config_class.of_argument(config)
         self.generation_config = GenerationConfig.from_model_config(config)
         setattr(self, self.body_name, self._new_body(config))
         setattr(self, self.head_name, self.head_class(config))
@@ -471,4 +472,4 @@ def is_bare(decoder: BertGenerationDecoder) -> bool:
 
 def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:
     """A stack's names without the name its model gives it."""
-    return {k.removeprefix("bert.").removeprefix("roberta."): t for k, t in state.items()}
+    return renamed(state, lambda name: name.removeprefix("bert.").removeprefix("roberta."))

@@ -79,6 +79,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             if encoder is None or decoder is None:
                 raise ConfigError("EncoderDecoderModel needs a config, or an encoder and a decoder")
             config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        config = self.config_class.of_argument(config)
         # What halves that exist are is what they were made with.
         if encoder is not None:
             config.encoder = encoder.config

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..arguments import by_its_place
 from ..errors import UnsupportedError
 from ..hub import OPTIONS, as_path, resolve_file, split_hub_options
 from .base import Tokenizer
@@ -33,6 +34,7 @@ class AutoTokenizer:
     NO_CLASS: ClassVar = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
     @classmethod
+    @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, **options: Any) -> Tokenizer:
         """Load the tokenizer of a directory or hub id; options as `Tokenizer.from_pretrained`, or the model's `config`.
 

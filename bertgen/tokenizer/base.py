@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from ..arguments import by_its_place
 from ..config import write_json
 from ..config.base import check_flag
 from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
@@ -103,17 +104,22 @@ class Tokenizer(Vocabulary):
         if unknown:
             raise ConfigError(f"{type(self).__name__} has no option {', '.join(map(repr, sorted(unknown)))}")
         super().__init__(special, extra_special_tokens)
-        self.model_max_length = (
-            NO_LIMIT if model_max_length is None else checked_positive("model_max_length", model_max_length)
-        )
-        self.padding_side = checked_choice("padding_side", padding_side, SIDES)
-        self.truncation_side = checked_choice("truncation_side", truncation_side, SIDES)
+        self.model_max_length = NO_LIMIT if model_max_length is None else model_max_length
+        self.padding_side = padding_side
+        self.truncation_side = truncation_side
         self.clean_up_tokenization_spaces = check_flag(clean_up_tokenization_spaces, "clean_up_tokenization_spaces")
         self.split_special_tokens = check_flag(split_special_tokens, "split_special_tokens")
         names = self.MODEL_INPUT_NAMES if model_input_names is None else model_input_names
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"model_input_names must be a list of names, got {quoted(names)}")
         self.model_input_names = list(names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("padding_side", "truncation_side"):
+            value = checked_choice(name, value, SIDES)
+        elif name == "model_max_length":
+            value = checked_positive(name, value)
+        super().__setattr__(name, value)
 
     # -- what differs from class to class -----------------------------------------------------------------------------
 
@@ -220,24 +226,36 @@ class Tokenizer(Vocabulary):
         before, _, behind = self.frame(False) if add_special_tokens else ([], [], [])
         return [[*before, *row, *behind] for row in rows] if before or behind else rows
 
-    def _blame(self, texts: list[str], error: Exception) -> NoReturn:
+    def _blame(self, texts: list[str], error: Exception, name: str | None = None) -> NoReturn:
         """Raise the error that names the text which could not be encoded."""
         for index, text in enumerate(texts):
             try:
                 text.encode()
             except UnicodeEncodeError as bad:
                 what = f"lone surrogate U+{ord(text[bad.start]):04X} at position {bad.start}"
-                raise InputError(f"text {index} is no valid Unicode: {what}") from None
+                raise InputError(f"{name or f'text {index}'} is no valid Unicode: {what}") from None
         raise CheckpointError(f"{self} cannot encode: {error}") from error
 
-    def tokenize(self, text: str) -> list[str]:
-        """Cut a text into tokens; what the vocabulary lacks comes as it is, or as the unknown token."""
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """Cut a text into tokens; what the vocabulary lacks comes as it is, or as the unknown token.
+
+        Args:
+            pair: a second text, whose tokens come after those of the first.
+            add_special_tokens: put the special tokens of the class around them.
+        """
+        tokens = [self._tokens_of(text, "text"), [] if pair is None else self._tokens_of(pair, "pair")]
+        if not check_flag(add_special_tokens, "add_special_tokens"):
+            return [token for part in tokens for token in part]
+        before, middle, behind = map(self.convert_ids_to_tokens, self.frame(pair is not None))
+        return [*before, *tokens[0], *middle, *tokens[1], *behind]
+
+    def _tokens_of(self, text: str, name: str) -> list[str]:
         if not isinstance(text, str):
-            raise InputError(f"text must be a str, got {type(text).__name__}")
+            raise InputError(f"{name} must be a str, got {type(text).__name__}")
         try:
             return self._tokenize(text)
         except Exception as error:
-            self._blame([text], error)
+            self._blame([text], error, name)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many special tokens stand around a text, or around two."""
@@ -414,9 +432,10 @@ class Tokenizer(Vocabulary):
         rows = encoded(firsts)
         pairs = iter(encoded([one for one in seconds if one is not None]))
         second_rows = [None if second is None else next(pairs) for second in seconds]
+        is_one_empty = single and rows == [[]] and second_rows == [None]
         columns = self._assembled(
             rows, second_rows, plan, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
-            return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not (single and rows == [[]]),
+            return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not is_one_empty,
         )  # fmt: skip
         widths = list(map(len, columns["input_ids"]))
         align = partial(
@@ -679,9 +698,10 @@ class Tokenizer(Vocabulary):
         Raises:
             CheckpointError: `save_directory` is a file.
         """
-        if Path(save_directory).exists() and not Path(save_directory).is_dir():
+        save_directory = as_path(save_directory, "save_directory")
+        if save_directory.exists() and not save_directory.is_dir():
             raise CheckpointError(f"{save_directory} is a file; a tokenizer is saved into a directory")
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_directory.mkdir(parents=True, exist_ok=True)
         saved = self._save_files(save_directory, filename_prefix)
         config: dict[str, Any] = {
             **self._special,
@@ -702,6 +722,7 @@ class Tokenizer(Vocabulary):
         return (str(path), *saved)
 
     @classmethod
+    @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, **overrides: Any) -> Self:
         """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the bare files of a vocabulary.
 
@@ -717,7 +738,8 @@ class Tokenizer(Vocabulary):
         """
         overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
         if as_path(path_or_id).is_file():
-            tokenizer = cls(**{cls._option_of_file(Path(path_or_id)): path_or_id, **overrides})
+            path = as_path(path_or_id)
+            tokenizer = cls(**{cls._option_of_file(path): path, **overrides})
             tokenizer.name_or_path = str(path_or_id)
             return tokenizer
         vocabulary: dict[str, Any] = dict(find_vocabulary(path_or_id, cls.VOCABULARY_FILES, hub))

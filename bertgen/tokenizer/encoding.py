@@ -139,7 +139,9 @@ class BatchEncoding(dict):
             raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}") from None
 
     def to(self, device: Any, non_blocking: bool = False) -> BatchEncoding:
-        """Move the tensors to `device`, in place, and return the encoding."""
+        """Move the tensors to `device`, in place, and return the encoding; a dtype is refused, as ids are integers."""
+        if hasattr(device, "is_floating_point"):
+            raise InputError(f"an encoding moves to a device, got the dtype {device}: ids are integers and stay such")
         self.update((k, v.to(device, non_blocking=non_blocking)) for k, v in self.items() if hasattr(v, "to"))
         return self
 
