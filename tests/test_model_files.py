@@ -33,6 +33,7 @@ from bertgen import (
 )
 from bertgen.cli import main
 from bertgen.config import read_json
+from bertgen.hub import DEMO_MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a pickle", "ignore:Detected pickle protocol")
 
@@ -473,3 +474,9 @@ def test_what_a_cache_holds_needs_nobody(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, **_: str(snapshot / name))
     EncoderDecoderModel.from_pretrained("owner/name", cache_dir=tmp_path / "cache")
     assert len(asked) <= 3  # the files that it does not have
+
+
+def test_a_file_in_place_of_a_model_is_no_vocabulary_either(tmp_path, recwarn):
+    with pytest.raises(CheckpointError, match="spiece.model is a file; a model is named by its directory"):
+        Generator(DEMO_MODEL / "spiece.model")
+    assert not recwarn.list
