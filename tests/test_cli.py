@@ -835,6 +835,17 @@ def test_a_training_without_an_end_names_the_flags_that_set_one(capsys):
     assert capsys.readouterr().err == f"bertgen: error: {said}"
 
 
+def test_train_names_an_output_that_cannot_be_a_folder(tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text("one\teins\n")
+    (tmp_path / "file").write_text("mine")
+    for output, reason in (("file", "File exists"), ("file/under", "Not a directory")):
+        code = cli.main(
+            ["train", "--train", f"{tmp_path}/train.tsv", "--output", f"{tmp_path}/{output}", "--steps", "1"]
+        )
+        assert code == 3 and f"error: {tmp_path}/{output} cannot be written: {reason}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_train(tmp_path, capsys):
     (tmp_path / "train.tsv").write_text("".join(f"{a} {b}\t{FIRST[a]} {FIRST[b]}\n" for a in FIRST for b in FIRST))
     (tmp_path / "dev.tsv").write_text("one two\teins zwei\n")
