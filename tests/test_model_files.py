@@ -33,7 +33,6 @@ from bertgen import (
 )
 from bertgen.cli import main
 from bertgen.config import read_json
-from bertgen.hub import DEMO_MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a pickle", "ignore:Detected pickle protocol")
 
@@ -477,6 +476,9 @@ def test_what_a_cache_holds_needs_nobody(asked, tmp_path, monkeypatch):
 
 
 def test_a_file_in_place_of_a_model_is_no_vocabulary_either(tmp_path, recwarn):
-    with pytest.raises(CheckpointError, match="spiece.model is a file; a model is named by its directory"):
-        Generator(DEMO_MODEL / "spiece.model")
+    (tmp_path / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in ("[PAD] [UNK] [CLS] [SEP] Where is Café").split())
+    )
+    with pytest.raises(CheckpointError, match="vocab.txt is a file; a model is named by its directory"):
+        Generator(tmp_path / "vocab.txt")
     assert not recwarn.list
