@@ -56,6 +56,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of git-LFS, without the file itself (`git lfs pull` fetches it)"),
     *((bytes((0x80, protocol)), "a pickle of Python") for protocol in (2, 3, 4, 5)),
 )
+_LONE_RETURN = re.compile(rb"\r[^\r\n]")
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
 # Suffixes that promise something else than lines of text.
 _OTHER_SUFFIXES = frozenset(
     ".csv .json .yaml .yml .xml .tmx .html .htm .pdf .doc .docx .xls .xlsx .ods .rtf .gz .tgz .bz2 .xz .zst .zip .7z "
@@ -109,7 +111,9 @@ def check_name(path: str | os.PathLike, *formats: str) -> None:
     """ConfigError where the suffix of a file promises something else than lines of these formats."""
     suffix = Path(path).suffix.lower()
     if suffix in _OTHER_SUFFIXES or FORMAT_OF_SUFFIX.get(suffix, formats[0]) not in formats:
-        raise ConfigError(f"{path}: {suffix} is not read here, but {' and '.join(formats)} are")
+        raise ConfigError(
+            f"{path}: {suffix} is not read here, but {' and '.join(formats)} {'are' if len(formats) > 1 else 'is'}"
+        )
 
 
 def check_beginning(head: bytes, name: str | os.PathLike) -> None:
@@ -122,6 +126,14 @@ def check_beginning(head: bytes, name: str | os.PathLike) -> None:
         kind = "UTF-16 without its mark, or no text: it is full of NUL bytes"
     if kind is not None:
         raise InputError(f"{name} is {kind}; what is read is text in UTF-8")
+    if b"\n" not in small and _LONE_RETURN.search(small):  # one line for us, many for whoever wrote it
+        raise InputError(f"{name} ends its lines with CR alone, as old Macs do; lines end with LF or CRLF")
+
+
+def check_json_lines(beginning: bytes, name: str | os.PathLike) -> None:
+    """InputError where JSON that begins so is an array of objects, of which single lines may be objects by chance."""
+    if _ARRAY.match(beginning):
+        raise InputError(f"{name} is a JSON array; JSON lines hold an object in each line (`jq -c '.[]'` makes them)")
 
 
 def is_regular(file: BinaryIO) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from .errors import ConfigError, InputError
-from .files import check_length, decoded, size_of
+from .files import check_json_lines, check_length, decoded, size_of
 from .generator import LOOKAHEAD, Generator
 from .jobs.formats import dumped, parsed, readable
 from .jobs.report import MESSAGES, JobReport
@@ -73,6 +73,8 @@ def score_lines(
             content = raw.removesuffix(b"\n").removesuffix(b"\r")
             if index == 0:
                 content = content.removeprefix(_BYTE_ORDER_MARK)
+                if format == "jsonl":
+                    check_json_lines(content, name)
             if not content.strip():
                 waiting[index] = _Line({}, len(raw), None, blank=True)
                 yield "", ""

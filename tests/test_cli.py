@@ -126,6 +126,35 @@ def test_misspelt_words_are_guessed(line, meant, capsys):
     assert capsys.readouterr().err.splitlines()[0].endswith(f"; did you mean {meant}?")
 
 
+@pytest.mark.parametrize("arguments", (["--model", "demo", "run", "one"], ["--modle", "demo", "run"]), ids=" ".join)
+def test_an_option_before_the_command_is_told_where_it_belongs(arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert f"error: {arguments[0]} stands before the command; options come after it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, reason", [("", "the name is empty"), ("-", "- names no stream here; /dev/stdin")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--model", "x", "--input"],
+        ["run", "--model", "x", "--input", "in.txt", "--output"],
+        ["run", "--model"],
+        ["score", "--model", "x", "--data"],
+        ["evaluate", "--model", "x", "--data", "y", "--output"],
+        ["compare", "--model", "x", "--input"],
+        ["convert", "--model", "x", "--output"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_without_a_name_is_refused(arguments, name, reason, capsys):
+    """As an unset variable of a shell gives it; it is not read as an option that was left out."""
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*arguments, name])
+    assert exit.value.code == 2
+    assert f"argument {arguments[-1]}: {reason}" in capsys.readouterr().err
+
+
 def test_nothing_is_guessed_from_afar(capsys):
     with pytest.raises(SystemExit):
         cli.main(["run", "--model", "x", "--quantum", "1"])
@@ -410,6 +439,14 @@ def test_sampling_options_that_do_nothing_are_told(bertgen_run, tiny_checkpoint,
         (["one", "--stats", "-"], 2, "--stats - needs --output"),
         (["--input", "x", "--output", "y", "--stats", "./x"], 2, "--stats ./x is the input or the output"),
         (["--input", "x", "--output", "y", "--stats", "./y"], 2, "--stats ./y is the input or the output"),
+        (["--input", "x", "--output", "y", "--stats", "./y.part"], 2, "--stats ./y.part is the input or the output"),
+        (["--input", "in.txt", "--stats", "no/s"], 3, "no/s cannot be written: there is no folder"),
+        (["-"], 2, "- is a text here; without TEXT and --input the lines of stdin are read"),
+        (["one", "--max-new-tokens", "1000"], 2, "--max-new-tokens 1000 needs 1000 decoder positions"),
+        (["one", "--max-length", "1000"], 2, "--max-length 1000 needs 999 decoder positions"),
+        (["--input", "array.jsonl"], 2, "array.jsonl is a JSON array; JSON lines hold an object in each line"),
+        (["--input", "pretty.jsonl"], 2, "pretty.jsonl is a JSON array"),
+        (["--input", "macintosh.txt"], 2, "macintosh.txt ends its lines with CR alone"),
         (["--input", "/no/such/file"], 2, "/no/such/file cannot be read: No such file or directory"),
         (["--input", "/dev/null", "--output", "/no/such/out"], 3, "/no/such/out cannot be written: No such file"),
         (["--input", "in.txt", "--output", "/dev/full"], 3, "/dev/full cannot be written: No space left"),
@@ -441,6 +478,9 @@ def test_errors(bertgen_run, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("one\n")
     (tmp_path / "in.tsv").write_text("one\ntwo\n")
+    (tmp_path / "array.jsonl").write_text('[{"text": "one"}, {"text": "two"}]\n')
+    (tmp_path / "pretty.jsonl").write_text('[\n  {"text": "one"},\n  {"text": "two"}\n]\n')
+    (tmp_path / "macintosh.txt").write_bytes(b"one\rtwo\r")
     (tmp_path / "in.csv").write_text("one,two\n")
     (tmp_path / "in.gz").write_bytes(gzip.compress(b"one\n"))
     found, out, err = bertgen_run(*arguments)
@@ -649,6 +689,13 @@ def test_ways_out_through_a_shell(line, code, said):
     assert said in done.stderr and b"Traceback" not in done.stderr
 
 
+def test_an_unbuffered_stdout_that_is_full_is_named():
+    line = f"{sys.executable} -m bertgen info > /dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True)
+    assert done.returncode == 3 and b"error: stdout cannot be written: No space left on device" in done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_pipe_is_answered_as_it_comes_until_an_interrupt(tiny_checkpoint):
     job = start("run", "--model", tiny_checkpoint, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -786,6 +833,17 @@ def test_a_training_without_an_end_names_the_flags_that_set_one(capsys):
     assert cli.main(["train", "--train", "x", "--output", "y"]) == 2
     said = "no end: give --epochs, --steps, --max-minutes or --decay-steps\n"
     assert capsys.readouterr().err == f"bertgen: error: {said}"
+
+
+def test_train_names_an_output_that_cannot_be_a_folder(tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text("one\teins\n")
+    (tmp_path / "file").write_text("mine")
+    for output, reason in (("file", "File exists"), ("file/under", "Not a directory")):
+        code = cli.main(
+            ["train", "--train", f"{tmp_path}/train.tsv", "--output", f"{tmp_path}/{output}", "--steps", "1"]
+        )
+        assert code == 3 and f"error: {tmp_path}/{output} cannot be written: {reason}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_train(tmp_path, capsys):

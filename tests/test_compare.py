@@ -140,6 +140,11 @@ def test_demo(bertgen_compare):
     assert code == 0 and out.startswith("2 texts: 2 outputs equal token for token, 0 not, 0 by more than 0.0001\n")
 
 
+def test_a_file_without_texts_is_not_equal(bertgen_compare):
+    code, out, err = bertgen_compare([])
+    assert (code, out) == (2, "") and err.endswith("texts.txt: no texts\n")
+
+
 def test_without_transformers(bertgen_compare, generator, tiny_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     code, out, err = bertgen_compare(["one"])

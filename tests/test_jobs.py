@@ -261,6 +261,38 @@ def test_a_file_that_is_no_text_is_named_and_refused(generator, folder, kind):
         list(files.lines_of(file, "stdin"))
 
 
+def test_a_file_of_lone_carriage_returns_is_refused(generator, folder):
+    """It would be one line, and its answer one line, without a word."""
+    content, reason = b"one\rtwo\r", "ends its lines with CR alone"
+    with pytest.raises(InputError, match=f"in.txt {reason}"):
+        run(generator, folder, content)
+    reader, writer = os.pipe()
+    os.write(writer, content)
+    os.close(writer)
+    with open(reader, "rb") as pipe, pytest.raises(InputError, match=reason):
+        list(files.lines_of(pipe, "x"))
+    files.check_beginning(b"one\r", "x")  # of a pipe: its LF may come
+    files.check_beginning(b"one\rtwo\n", "x")
+
+
+def test_a_line_of_an_array_is_a_bad_line_and_an_array_of_objects_no_json_lines(generator, folder):
+    (folder / "in.jsonl").write_bytes(b'["one"]\n{"text":"two"}\n')
+    assert run_file(generator, folder / "in.jsonl", folder / "out.jsonl").failed == 1
+    (folder / "in.jsonl").write_bytes(b'\xef\xbb\xbf[\n{"text":"one"},\n{"text":"two"}\n]\n')
+    with pytest.raises(InputError, match="in.jsonl is a JSON array"):
+        run_file(generator, folder / "in.jsonl", folder / "out2.jsonl")
+    assert names(folder) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_number_of_too_many_digits_costs_no_other_field(generator, folder):
+    digits = "9" * 5000
+    (folder / "in.jsonl").write_text(f'{{"id":7,"n":{digits},"text":"one"}}\n{{"text":"two"}}\n')
+    run_file(generator, folder / "in.jsonl", folder / "out.jsonl")
+    record = json.loads((folder / "out.jsonl").read_text().splitlines()[0])
+    assert (record["id"], record["n"]) == (7, digits)
+    assert record["error"] == "not JSON: a number of 5000 digits, the limit is 4300"
+
+
 # lines that cannot be used
 
 BAD_LINES = [

@@ -389,6 +389,11 @@ def test_a_file_whose_first_lines_all_fail_is_given_up(generator, bertgen_score)
     assert (report.lines, report.failed, len(written)) == (4, 3, 4)
 
 
+def test_an_array_is_no_json_lines(generator):
+    with pytest.raises(InputError, match="x is a JSON array"):
+        list(score_lines(generator, [b"[\n", b'{"source": "one"}\n', b"]\n"], print, name="x", format="jsonl"))
+
+
 def test_lines_that_do_not_end_fail_alone(bertgen_score, monkeypatch):
     monkeypatch.setattr(files, "LINE_BYTES", 100)
     code, out, err = bertgen_score(b"one\teins\n" + b"x" * 1000 + b"\ntwo\tzwei\n")

@@ -525,3 +525,12 @@ def test_a_name_that_no_file_can_have(load, asked):
     with pytest.raises(CheckpointError, match="cannot be looked at: File name too long"):
         load.from_pretrained("x" * 5000)
     assert not asked
+
+
+def test_a_file_in_place_of_a_model_is_no_vocabulary_either(tmp_path, recwarn):
+    (tmp_path / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in ("[PAD] [UNK] [CLS] [SEP] Where is Café").split())
+    )
+    with pytest.raises(CheckpointError, match="vocab.txt is a file; a model is named by its directory"):
+        Generator(tmp_path / "vocab.txt")
+    assert not recwarn.list

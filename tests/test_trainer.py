@@ -462,7 +462,7 @@ def test_vocabulary_has_the_special_tokens_at_their_places(short, tmp_path):
         ({"heads": 3}, "hidden=32: must be a multiple of heads=3"),
         ({"max_length": 17}, "max_length=17: must be at most positions=16"),
         ({"steps": None}, "no end"),
-        ({"model": "some/checkpoint"}, "layers=1: must be left out when model is given"),
+        ({"model": "some/checkpoint"}, "layers=1: must be left out with model='some/checkpoint'"),
         ({"learning_rate": math.nan}, "learning_rate must be a number .* got nan"),
     ],
 )

@@ -87,8 +87,9 @@ def main(argv: list[str] | None = None) -> int:
             drop(sys.stdout)
             return BROKEN_PIPE
         except OSError as error:  # CheckpointError and OutputError among them
-            dropped = drop(sys.stdout)
-            say(f"error: {f'stdout cannot be written: {error.strerror}' if dropped else as_typed(str(error), flags)}")
+            # An unbuffered stdout has nothing left to drop; the files' own errors have names and types.
+            nameless = drop(sys.stdout) or (type(error) is OSError and error.filename is None)
+            say(f"error: {f'stdout cannot be written: {error.strerror}' if nameless else as_typed(str(error), flags)}")
             return BAD_FILE
         except BertgenError as error:
             say(f"error: {as_typed(str(error), flags)}")

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_name(args.input, "text")
     texts = read_texts(args.input)
+    if not texts:
+        raise InputError(f"{args.input}: no texts")
     generator = make_generator(args)
     try:
         found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args, generator))

@@ -13,6 +13,12 @@ from .codes import BAD_INPUT
 
 # What options are called in Python, where that is not how they are typed.
 _ALIASES = {"num_return_sequences": "n_best", "truncation": "truncate"}
+_OF_PATHS = ("FILE", "FOLDER", "PATH")
+_DASH_IS_STDOUT = ("stats",)
+_NAMELESS = {
+    "": "the name is empty",
+    "-": "- names no stream here; /dev/stdin and /dev/stdout do, and ./- a file of that name",
+}
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
@@ -25,11 +31,19 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for action in self._actions:
+            name = getattr(found, action.dest, None)
+            # An unset variable of a shell gives no name, and would be read as an option that was left out.
+            if action.metavar in _OF_PATHS and (name == "" or (name == "-" and action.dest not in _DASH_IS_STDOUT)):
+                self.error(f"argument {action.option_strings[0]}: {_NAMELESS[name]}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """End the process."""
-        if match := _CHOICES.search(message):
+        before = next(iter(self._given), "")
+        if before.startswith("-") and message.startswith("argument COMMAND"):
+            message, meant = f"{before} stands before the command; options come after it", []
+        elif match := _CHOICES.search(message):
             meant = _nearest(match[1], [choice.strip(" '\"") for choice in match[2].split(",")])
         else:  # also where a misspelt option leaves another one missing
             known = [option for option in self._option_string_actions if option.startswith("--")]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 from .codes import FAILED_LINES
 from .console import say
 from .options import add_generation, add_model, generation, make_generator
@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.text and (args.input or args.format):
         raise ConfigError("texts as arguments, or lines with --input and --format: not both")
+    if args.text == ["-"]:
+        raise ConfigError("- is a text here; without TEXT and --input the lines of stdin are read")
     if args.output and not args.input:
         raise ConfigError("--output needs --input; what goes to stdout can be redirected")
     if (args.num_shards is None) != (args.shard_index is None):
@@ -126,8 +128,12 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError("--stats - needs --output: records go to stdout")
     if args.stats and args.stats != "-":
         for path in filter(None, (args.input, args.output)):
-            if os.path.realpath(path) == os.path.realpath(args.stats):
+            grown = (path, f"{path}.part", f"{path}.job") if path is args.output else (path,)
+            if os.path.realpath(args.stats) in map(os.path.realpath, grown):
                 raise ConfigError(f"--stats {args.stats} is the input or the output")
+        folder = os.path.dirname(os.path.realpath(args.stats))
+        if not os.path.isdir(folder):  # said before the work, not after it
+            raise OutputError(f"{args.stats} cannot be written: there is no folder {folder}")
 
 
 def _followed(reports: Generator[JobReport, None, None], args: argparse.Namespace) -> JobReport:

@@ -70,10 +70,9 @@ def checked_call(
     if settled.decoder_start_token_id is None:
         raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
     if settled.max_length - 1 > positions:
-        raise InputError(
-            f"max_length {settled.max_length} needs {settled.max_length - 1} decoder positions, the model has "
-            f"{positions}"
-        )
+        new = levels.max_new_tokens
+        said = f"max_length {settled.max_length}" if new is None else f"max_new_tokens={new}"
+        raise InputError(f"{said} needs {settled.max_length - 1} decoder positions, the model has {positions}")
     if settled.do_sample and seed is None:
         seed = int(torch.randint(2**62, (1,), device="cpu"))
     return Call(

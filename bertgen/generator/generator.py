@@ -22,7 +22,7 @@ from ..config.base import check_callable, check_flag, check_integer
 from ..engine import Engine, EngineStatistics, Request, Ticket
 from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError, quoted
 from ..framing import Encoded, encode_sources, source_frame
-from ..hub import split_hub_options
+from ..hub import local_directory, split_hub_options
 from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
 from ..pretrained import resolve_device, resolve_dtype
@@ -119,6 +119,7 @@ class Generator:
             target = None if device is None else resolve_device(device)
             self.model = model.to(device=target, dtype=None if dtype is None else resolve_dtype(dtype)).eval()
         else:
+            local_directory(model)  # a file would do for a tokenizer
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(model, **hub)
             self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub, **others)

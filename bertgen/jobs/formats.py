@@ -13,6 +13,7 @@ from ..errors import ConfigError, InputError
 from ..files import decoded
 from ..generator import Output
 
+_DIGITS = 4300  # of an integer, where Python stops
 _ONE_LINE = str.maketrans("\t\n\r", "   ")
 
 
@@ -150,8 +151,13 @@ def parsed(line: bytes) -> dict[str, Any]:
             raise ValueError(f"{number[:40]} is too large for a number")
         return value
 
+    def short(number: str) -> int:
+        if len(number) > _DIGITS:
+            raise ValueError(f"a number of {len(number)} digits, the limit is {_DIGITS}")
+        return int(number)
+
     try:
-        values = json.loads(decoded(line), parse_float=finite)
+        values = json.loads(decoded(line), parse_float=finite, parse_int=short)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -167,8 +173,11 @@ def readable(line: bytes) -> dict[str, Any]:
     def kept(number: str) -> float | str:
         return number if math.isinf(float(number)) else float(number)
 
+    def whole(number: str) -> int | str:
+        return number if len(number) > _DIGITS else int(number)
+
     try:
-        values = json.loads(line.decode(errors="replace"), parse_float=kept)
+        values = json.loads(line.decode(errors="replace"), parse_float=kept, parse_int=whole)
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

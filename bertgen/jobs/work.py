@@ -8,9 +8,9 @@ from typing import Any
 
 from ..config.base import check_integer
 from ..errors import InputError
-from ..files import Incoming, LongLine, check_length, size_of
+from ..files import Incoming, LongLine, check_json_lines, check_length, size_of
 from ..generator import Generator, Output
-from .formats import LineFormat, make_format
+from .formats import JsonLines, LineFormat, make_format
 from .report import JobReport
 from .task import settled
 
@@ -99,6 +99,8 @@ class Work:
             contents.append(content.removeprefix(_BYTE_ORDER_MARK) if index == 0 else content)
             if isinstance(line, LongLine):
                 contents[-1] = b""  # none of its columns is known
+            if index == 0 and isinstance(self.records, JsonLines):
+                check_json_lines(contents[-1], self.name)
             try:
                 check_length(line)
                 texts.append(self.records.text(contents[-1]))

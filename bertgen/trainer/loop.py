@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import BertgenError, ConfigError
+from ..files import reported
 from ..pretrained import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
@@ -159,7 +160,8 @@ class Trainer:
                 f"output={self.config.output!r} holds {present[0]} of another run: resume continues it, or take "
                 "another folder"
             )
-        self.output.mkdir(parents=True, exist_ok=True)
+        with reported(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])

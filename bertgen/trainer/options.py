@@ -117,7 +117,7 @@ class TrainingConfig:
             for name in ("layers", "hidden", "heads", "intermediate", "positions", "dropout", "tie_encoder_decoder"):
                 default = self.__dataclass_fields__[name].default
                 self._require(
-                    name, getattr(self, name) == default, "left out when model is given: the checkpoint decides"
+                    name, getattr(self, name) == default, f"left out with model={self.model!r}: the checkpoint decides"
                 )
         if (self.schedule == "inverse-sqrt") != (self.decay_steps is None):
             raise ConfigError(
