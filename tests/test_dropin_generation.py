@@ -343,6 +343,14 @@ def test_a_batch_without_a_mask_is_warned_of_whatever_it_is_given_as():
             assert any("attention mask" in one for one in got[1])
 
 
+def test_a_penalty_on_the_input_is_warned_of_where_embeddings_are_given_beside_ids():
+    ids, mask = prompts()
+    embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)
+    call = dict(input_ids=ids, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=5)
+    for name in ("encoder_repetition_penalty", "repetition_penalty"):
+        same(alone("bert"), alone("bert", fast=True), **call, **{name: 1.5})
+
+
 def test_a_prompt_padded_on_the_right_is_warned_of_only_where_transformers_warns():
     ids, mask = (t.flip(1) for t in prompts())
     embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)

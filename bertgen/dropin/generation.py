@@ -180,7 +180,8 @@ def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], join
     ids = given.get("inputs", given.get("input_ids"))
     for name in _OF_INPUT if joint else (*_OF_INPUT, *_OF_PROMPT):
         on = getattr(config, name) not in (None, GenerationConfig.DEFAULTS[name])
-        if on and ids is None and (joint or "inputs_embeds" in given):
+        unseen = ids is None or (not joint and name in _OF_INPUT)  # the ids beside embeddings are an output's so far
+        if on and unseen and (joint or "inputs_embeds" in given):
             return f"{name} without input_ids"
     for custom in (*given.get("logits_processor", ()), *given.get("stopping_criteria", ())):
         option = processors.replaced(custom) or stopping.replaced(custom)
