@@ -384,3 +384,12 @@ def test_a_mask_of_another_length_than_the_prompt(kind, width):
     ids = prompts(left=(0, 0, 0))[0]
     mask = torch.ones(3, width, dtype=torch.long)
     same(alone(kind), alone(kind, fast=True), input_ids=ids, attention_mask=mask, max_new_tokens=5)
+
+
+def test_logits_are_the_models_own_where_a_processor_writes_into_its_scores():
+    ours, (given, _) = bertgen.accelerate(pair()), batch()
+    call = dict(**given, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
+    found = ours.generate(**call, logits_processor=[lambda tokens, scores: scores.sub_(100.0)])
+    expected = ours.generate(**call)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
