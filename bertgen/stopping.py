@@ -104,7 +104,7 @@ def overruled(options: GenerationConfig, prefix: int, custom: Sequence[Any] | No
         option = replaced(criterion)
         if option == "max_length":
             changed.setdefault(option, max(criterion.max_length, prefix + 1))
-        elif option == "eos_token_id" and options.end_tokens:
+        elif option == "eos_token_id" and (options.end_tokens or options.num_beams == 1):
             changed.setdefault(option, torch.as_tensor(criterion.eos_token_id, device="cpu").flatten().tolist())
     return GenerationConfig.from_dict({**options.to_dict(), **changed}) if changed else options
 

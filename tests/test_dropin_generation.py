@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 
@@ -232,6 +233,9 @@ REPLACED = {
     "minimum of two": lambda: dict(
         min_new_tokens=6, logits_processor=[MinLengthLogitsProcessor(5, torch.tensor([END]))]
     ),
+    "minimum of none": lambda: dict(
+        min_new_tokens=0, logits_processor=[MinLengthLogitsProcessor(5, torch.tensor([END]))]
+    ),
     "not there": lambda: dict(logits_processor=[SuppressTokensLogitsProcessor([8, 9])]),
 }
 
@@ -264,6 +268,99 @@ def test_it_does_so_in_bertgens_own_classes(case, beams):
     assert torch.equal(got, theirs.generate(**given, **call))
 
 
+def test_an_end_token_of_a_criterion_pads_rows_where_the_model_has_none():
+    theirs, (given, _) = pair(), batch()
+    config = bertgen.EncoderDecoderConfig.from_dict(theirs.config.to_dict())
+    own = bertgen.EncoderDecoderModel(config).eval()
+    own.load_state_dict(theirs.state_dict(), strict=False)
+    settings = dict(pad_token_id=0, decoder_start_token_id=START)
+    own.generation_config = bertgen.GenerationConfig(**settings)
+    accelerated = bertgen.accelerate(pair())
+    for model in (theirs, accelerated):
+        model.generation_config = transformers.GenerationConfig(**settings)
+        model.config.eos_token_id = None
+    first = theirs.generate(**given, max_new_tokens=8)
+    for token in first[:, 3].tolist():
+        call = dict(**given, max_new_tokens=8)
+        criteria = transformers.StoppingCriteriaList([EosTokenCriteria(token)])
+        expected = theirs.generate(**call, stopping_criteria=criteria)
+        assert not torch.equal(expected, first[:, : expected.shape[1]])
+        for model in (own, accelerated):
+            assert torch.equal(model.generate(**call, stopping_criteria=[EosTokenCriteria(token)]), expected)
+    criteria = [EosTokenCriteria(first[0, 3].item())]
+    same(theirs, accelerated, **given, max_new_tokens=8, num_beams=3, stopping_criteria=criteria)
+
+
+ODDITIES = {
+    "no decision about a cache": dict(use_cache=None),
+    "no decision about a cache of beams": dict(use_cache=None, num_beams=3),
+    "several forced ends of beams": dict(num_beams=4, forced_eos_token_id=[END, 5, 60], max_new_tokens=3),
+    "several forced ends": dict(forced_eos_token_id=[END, 5, 60], max_new_tokens=3),
+}
+
+
+@pytest.mark.parametrize("case", ODDITIES)
+def test_oddities_of_transformers_are_followed(case):
+    (theirs, ours), (given, _) = twins(), batch()
+    same(theirs, ours, **{**given, "max_new_tokens": 6, **ODDITIES[case]})
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("names", [(), ("output_scores",), ("output_logits",)])
+def test_outputs_have_the_fields_that_are_asked_for(names, beams):
+    (theirs, ours), (given, _) = twins(), batch()
+    options = dict(max_new_tokens=6, num_beams=beams, return_dict_in_generate=True, **dict.fromkeys(names, True))
+    expected, got = (model.generate(**given, **options) for model in (theirs, ours))
+    assert type(got) is type(expected) and list(got.keys()) == list(expected.keys())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_of_tokens_are_taken_where_transformers_takes_them(kind):
+    (theirs, ours), (given, _) = twins(kind), batch()
+    same(theirs, ours, **given, token_type_ids=torch.zeros_like(given["input_ids"]), max_new_tokens=5)
+    ids, mask = prompts()
+    call = dict(input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids), max_new_tokens=5)
+    same(alone(kind), alone(kind, fast=True), **call)
+
+
+def test_a_batch_without_a_mask_is_warned_of_whatever_it_is_given_as():
+    (theirs, ours), (given, _) = twins(), batch()
+    with torch.no_grad():
+        states = theirs.encoder(**given)
+        embeds = theirs.get_input_embeddings()(given["input_ids"])
+    for inputs in (
+        dict(inputs_embeds=embeds),
+        dict(encoder_outputs=states),
+        dict(decoder_input_ids=given["input_ids"][:, :2]),
+    ):
+        for pad in (None, END):
+            for model in (theirs, ours):
+                model.generation_config.pad_token_id, model.generation_config.bos_token_id = pad, START
+            expected, got = (
+                told(lambda m=m, i=inputs: m.generate(**copy.deepcopy(i), max_new_tokens=4)) for m in (theirs, ours)
+            )
+            assert got == expected
+            assert any("attention mask" in one for one in got[1])
+
+
+def test_a_penalty_on_the_input_is_warned_of_where_embeddings_are_given_beside_ids():
+    ids, mask = prompts()
+    embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)
+    call = dict(input_ids=ids, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=5)
+    for name in ("encoder_repetition_penalty", "repetition_penalty"):
+        same(alone("bert"), alone("bert", fast=True), **call, **{name: 1.5})
+
+
+def test_a_prompt_padded_on_the_right_is_warned_of_only_where_transformers_warns():
+    ids, mask = (t.flip(1) for t in prompts())
+    embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)
+    same(alone("bert"), alone("bert", fast=True), inputs_embeds=embeds, attention_mask=mask, max_new_tokens=5)
+    models = alone("bert"), alone("bert", fast=True)
+    for model in models:
+        model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
+    same(*models, input_ids=ids, attention_mask=mask, max_new_tokens=5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_goes_on_with_all_tokens_or_with_the_new_ones(kind):
     ids, mask = prompts()
@@ -287,3 +384,12 @@ def test_a_mask_of_another_length_than_the_prompt(kind, width):
     ids = prompts(left=(0, 0, 0))[0]
     mask = torch.ones(3, width, dtype=torch.long)
     same(alone(kind), alone(kind, fast=True), input_ids=ids, attention_mask=mask, max_new_tokens=5)
+
+
+def test_logits_are_the_models_own_where_a_processor_writes_into_its_scores():
+    ours, (given, _) = bertgen.accelerate(pair()), batch()
+    call = dict(**given, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
+    found = ours.generate(**call, logits_processor=[lambda tokens, scores: scores.sub_(100.0)])
+    expected = ours.generate(**call)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))

@@ -17,6 +17,7 @@ from bertgen import (
     BertGenerationConfig,
     BertGenerationDecoder,
     BertTokenizer,
+    ConfigError,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GenerationConfig,
@@ -245,3 +246,22 @@ def test_the_command_says_that_there_is_no_end(bert, tmp_path, caplog):
     BertTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
     assert main(["run", "--model", str(tmp_path), "--max-new-tokens", "3", "this"]) == 0
     assert "has no end token" in caplog.text
+
+
+def test_a_vocabulary_size_set_behind_construction_is_kept(tmp_path):
+    """As the tutorials of the family set it: it says nothing that the halves do not say."""
+    half = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    decoder = dict(half, is_decoder=True, add_cross_attention=True)
+    config = EncoderDecoderConfig(encoder=half, decoder=decoder)
+    assert not hasattr(config, "vocab_size")
+    config.vocab_size = config.encoder.vocab_size
+    config.save_pretrained(tmp_path)
+    assert EncoderDecoderConfig.from_pretrained(tmp_path).vocab_size == 40
+
+
+@pytest.mark.parametrize("name", ["max_length", "num_beams", "no_repeat_ngram_size", "early_stopping"])
+def test_an_option_of_generation_set_on_a_configuration_is_told_where_it_belongs(name):
+    with pytest.raises(ConfigError, match=rf"model\.generation_config\.{name} = "):
+        setattr(BertGenerationConfig(), name, 2)
+    with pytest.raises(ConfigError, match=rf"model\.generation_config\.{name} = "):
+        BertGenerationConfig(**{name: 2})

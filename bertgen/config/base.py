@@ -45,9 +45,7 @@ class Config:
         known = {f.name: f for f in fields(self) if f.name != "extra"}
         for name in options:
             if name not in known and name not in self.INERT:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
+                raise self._unknown(name)
         for name, f in known.items():
             setattr(self, name, options.get(name, f.default))
         for name, value in options.items():
@@ -57,13 +55,23 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dataclass_fields__:
             if name not in self.INERT:
-                raise ConfigError(f"{type(self).__name__} has no option {name!r}")
+                raise self._unknown(name)
             if name in _DTYPE_NAMES:
                 self.extra.pop("torch_dtype", None)
                 name, value = "dtype", None if value is None else str(value).removeprefix("torch.")
             self.extra[name] = value
             return
         object.__setattr__(self, name, self._checked(name, value))
+
+    def _unknown(self, name: str) -> ConfigError:
+        """The error for a name that no option has: which one may be meant, or where it belongs."""
+        from .generation import GenerationConfig  # made of this class
+
+        near = difflib.get_close_matches(name, [n for n in self.__dataclass_fields__ if n != "extra"], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        if name in GenerationConfig.__dataclass_fields__:
+            hint = f": it is one of generation, model.generation_config.{name} = ... sets it"
+        return ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
 
     def __getattr__(self, name: str) -> Any:
         """A key that is kept in `extra`; None for one of transformers' that there is none of."""

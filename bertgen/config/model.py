@@ -269,6 +269,12 @@ class EncoderDecoderConfig(_ModelConfig):
             return check_kind(self.model_type, value, name)
         return check_flag(value, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "vocab_size":  # tutorials of the family set it after construction; it is kept, and nothing reads it
+            self.extra[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def is_encoder_decoder(self) -> bool:
         return True

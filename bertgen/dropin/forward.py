@@ -110,7 +110,7 @@ def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
     if not joint and not config.is_decoder and ("encoder_hidden_states" in given or past is not None):
         return "an encoder was given what is for decoders"
     seen = 0 if past is None else past.get_seq_length()
-    source = _length(given.get("encoder_hidden_states"), *_states(given.get("encoder_outputs")))
+    source = _length(given.get("encoder_hidden_states"), *states_of(given.get("encoder_outputs")))
     inputs = _length(given.get("input_ids"), given.get("inputs_embeds"))
     targets = _length(*(given.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")))
     if not joint and inputs is not None:
@@ -132,7 +132,7 @@ def _has_types(ours: Any, name: str) -> bool:
     return isinstance(ours.config, BertConfig)
 
 
-def _states(outputs: Any) -> tuple[Any, ...]:
+def states_of(outputs: Any) -> tuple[Any, ...]:
     """The states among what an encoder returned."""
     if isinstance(outputs, (tuple, list)):
         return tuple(outputs[:1])

@@ -21,7 +21,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..generation.prompt import inferred_mask
 from ..outputs import GenerateOutput
 from .cache import PagedCache
-from .forward import ASKED, keep_recording
+from .forward import ASKED, keep_recording, states_of
 from .state import State, plain
 from .twin import Twin
 
@@ -122,12 +122,16 @@ def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
     # Which of the levels gives an option, and what is wrong with it, is for transformers' own code to say.
     options = {name: value for name, value in given.items() if name not in (*_PASSED, *_OTHERS, "generation_config")}
     config, inputs = model._prepare_generation_config(passed, **options)
+    model._validate_model_kwargs(dict(inputs))
     default = {
         name: given.get(name) is None and getattr(passed, name, None) is None and getattr(own, name, None) is None
         for name in ("max_length", "min_length")
     }
     settled = _converted(config, default["max_length"])
     inputs = {name: value for name, value in inputs.items() if value is not None and name not in _IDLE}
+    difference = _difference(config, settled, {**arguments, **inputs}, joint)
+    if difference is not None:
+        raise UnsupportedError(difference)
     warning = _warning(config, settled, {**arguments, **inputs}, joint)
     if warning is not None:
         raise UnsupportedError(f"{warning}, of which transformers warns")
@@ -137,7 +141,7 @@ def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
     ours.generation_config = GenerationConfig()
     found = ours.generate(**arguments, **inputs, generation_config=settled)
     _warn_of_lengths(model, config, default, {**arguments, **inputs}, joint)
-    return _translated(model, found, joint) if isinstance(found, GenerateOutput) else found
+    return _translated(model, found, settled, joint) if isinstance(found, GenerateOutput) else found
 
 
 def _converted(config: transformers.GenerationConfig, default_length: bool) -> GenerationConfig:
@@ -156,27 +160,44 @@ def _converted(config: transformers.GenerationConfig, default_length: bool) -> G
     return settled
 
 
+def _difference(config: Any, settled: GenerationConfig, given: dict[str, Any], joint: bool) -> str | None:
+    """What transformers does in a way of its own, so that it must run itself."""
+    if config.use_cache is None:  # the model makes a cache, and is fed all tokens in each step nevertheless
+        return "use_cache is None"
+    forced = settled.forced_eos_token_id
+    if isinstance(forced, list) and len(forced) > 1 and settled.num_beams not in (None, 1):
+        return "beams choose among several forced_eos_token_id of the same score"
+    if not settled.end_tokens and any(hasattr(one, "eos_token_id") for one in given.get("stopping_criteria", ())):
+        return "a criterion has an eos_token_id, the model has none"
+    mask = given.get("attention_mask")
+    if not joint and mask is not None and len(mask) > 1 and bool((mask[:, -1] == 0).any()):
+        return "the prompt is padded on the right"
+    return None
+
+
 def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], joint: bool) -> str | None:
     """What transformers warns of in the midst of its `generate`, so that it must run itself."""
     ids = given.get("inputs", given.get("input_ids"))
     for name in _OF_INPUT if joint else (*_OF_INPUT, *_OF_PROMPT):
         on = getattr(config, name) not in (None, GenerationConfig.DEFAULTS[name])
-        if on and ids is None and (joint or "inputs_embeds" in given):
+        unseen = ids is None or (not joint and name in _OF_INPUT)  # the ids beside embeddings are an output's so far
+        if on and unseen and (joint or "inputs_embeds" in given):
             return f"{name} without input_ids"
     for custom in (*given.get("logits_processor", ()), *given.get("stopping_criteria", ())):
         option = processors.replaced(custom) or stopping.replaced(custom)
         value = given.get(option) if option == "prefix_allowed_tokens_fn" else getattr(settled, option or "", None)
-        if option == "min_length" and settled.min_new_tokens:
+        if option == "min_length" and settled.min_new_tokens is not None:
             value = settled.min_new_tokens
         if option == "max_length" or (option and value not in (None, GenerationConfig.DEFAULTS.get(option))):
             return f"a {type(custom).__name__} in the place of {option}"
-    if ids is None or len(ids) == 1:
-        return None
     mask, ends = given.get("attention_mask"), settled.end_tokens
-    if mask is None and ends and settled.pad_token_id in (None, *ends):
+    tensors = [x for x in (*given.values(), *states_of(given.get("encoder_outputs"))) if isinstance(x, torch.Tensor)]
+    if mask is not None or all(len(x) == 1 for x in tensors):
+        return None
+    if ends and settled.pad_token_id in (None, *ends):
         return "a batch without a mask and without a padding token of its own"
     pad = settled.pad_token_id if settled.pad_token_id is not None else next(iter(ends), None)
-    if not joint and pad is not None and bool((ids[:, -1] == pad if mask is None else mask[:, -1] == 0).any()):
+    if not joint and ids is not None and pad is not None and bool((ids[:, -1] == pad).any()):
         return "a prompt that is padded on the right"
     return None
 
@@ -217,10 +238,12 @@ def _infers_mask() -> bool:
     return (int(major), int(minor)) < (5, 2)
 
 
-def _translated(model: Any, found: GenerateOutput, joint: bool) -> Any:
+def _translated(model: Any, found: GenerateOutput, settled: GenerationConfig, joint: bool) -> Any:
     beams = found.sequences_scores is not None or found.beam_indices is not None
     name = f"Generate{'Beam' if beams else ''}{'EncoderDecoder' if joint else 'DecoderOnly'}Output"
     fields = {key: value for key, value in found.items() if value is not None}
+    if not settled.output_scores:
+        fields.pop("sequences_scores", None)
     cache = fields.pop("past_key_values", None)
     if cache is not None:
         fields["past_key_values"] = PagedCache(model.config)

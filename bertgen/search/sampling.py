@@ -69,7 +69,8 @@ class Sampling(Search):
         if options.output_logits:
             self.logits.append(scores)
         if self.processors:
-            given = scores.clone() if self.scored and self.processors.custom else scores  # a caller's may change them
+            kept = self.scored or options.output_logits  # a caller's processor may change what it is given
+            given = scores.clone() if kept and self.processors.custom else scores
             scores = process(self.processors, self.sequences, self.lengths, given, self.alive)
         if options.output_scores:
             self.scores.append(scores)
