@@ -89,6 +89,8 @@ class Cache:
 
     Attributes:
         pages: which slots belong to whom.
+        layer: the place in its stack of the layer that runs, which is where that layer's keys are, whatever place it
+            was built for.
         length: positions of the longest running row.
         lengths: positions of each, int32 [R] on the device.
         has_cross: the keys of the sources are here.
@@ -118,7 +120,8 @@ class Cache:
         like = torch.empty(heads, head_dim, dtype=dtype, device=device)
         self.pools = Pools(layers, like, slots, full)
         self.cross_pools = Pools(layers, like, source_slots, full)
-        self.device, self.has_cross, self.length = device, False, 0
+        self.dtype = dtype
+        self.device, self.has_cross, self.length, self.layer = device, False, 0, 0
         self._on_host = device.type == "cpu"
         # Of each running row: its number, the request and source it belongs to. On the host, as the books are.
         self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
@@ -347,8 +350,9 @@ class Cache:
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
             pools = self.pools.keys[layer], self.pools.values[layer]
+            q, k, v = self._held(q, k, v)
             return ops.decode_attention(q, k, v, *pools, self.slots.flatten(), self.table, self.lengths)
-        keys, values = (t.flatten(0, 1) for t in self.extend(layer, k, v))
+        (q,), (keys, values) = self._held(q), (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
         q_start = torch.full((self.rows,), start, dtype=torch.int64, device=q.device) if start else None
@@ -363,6 +367,7 @@ class Cache:
             All keys and values of each row so far, [R, positions so far + T, heads, head_dim].
         """
         end, slots = self.length + k.shape[0] // self.rows, self.slots.flatten().long()
+        k, v = self._held(k, v)
         self.pools.keys[layer].index_copy_(0, slots, k)
         self.pools.values[layer].index_copy_(0, slots, v)
         if self.length == 0:
@@ -393,6 +398,7 @@ class Cache:
 
     def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write the keys and values [tokens, heads, head_dim] of one layer for the sources of `begin_sources`."""
+        keys, values = self._held(keys, values)
         self.cross_pools.keys[layer].index_copy_(0, self._filling, keys)
         self.cross_pools.values[layer].index_copy_(0, self._filling, values)
         self.has_cross = True
@@ -407,6 +413,7 @@ class Cache:
         """Attend from q [R * T, heads, head_dim] to the source of each row."""
         source, new = self.source, q.shape[0] // self.rows
         assert source is not None and self.has_cross, "cross-attention before set_cross"
+        (q,) = self._held(q)
         if new == 1:
             pools = self.cross_pools.keys[layer], self.cross_pools.values[layer]
             return ops.cross_decode_attention(q, *pools, source.table, source.lengths, source.cu_rows, source.max_rows)
@@ -414,6 +421,10 @@ class Cache:
         return ops.attention(
             q, *self._packed(layer), source.cu_rows * new, source.cu_keys(), source.max_rows * new, longest
         )
+
+    def _held(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Tensors in the dtype of the cache, which is the model's: under autocast products have another."""
+        return tuple(t if t.dtype == self.dtype else t.to(self.dtype) for t in given)
 
     def _packed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [tokens, heads, head_dim] of a layer, the source of one request behind the other."""

@@ -99,7 +99,7 @@ class _Walk:
             self._attention(parts["crossattention"])
         inner = parts["intermediate"]
         dense = self._parts(inner, Intermediate)["dense"]
-        if inner.activation not in ("gelu", "gelu_python"):
+        if inner.activation not in ("gelu", "gelu_python") or inner.intermediate_act_fn is not None:
             raise _Other
         self._linear(dense)
         self._add_norm(parts["output"])

@@ -92,19 +92,17 @@ def check_encoded(encoder_outputs: Any, hidden: int) -> Any:
     return encoder_outputs
 
 
-def check_cache(cache: Any, config: BertGenerationConfig) -> Cache | None:
-    """The cache, if it is one that a decoder of this shape returned."""
+def check_cache(cache: Any, config: BertGenerationConfig, layers: int) -> Cache | None:
+    """The cache, if it is one that a decoder of this shape and with so many layers returned."""
     if cache is None:
         return None
     if not isinstance(cache, Cache):
         raise InputError(f"past_key_values must be the Cache that an earlier call returned, got {type(cache).__name__}")
     found = len(cache.pools.keys), *(cache.pools.keys[0].shape[1:] if cache.pools.keys else (0, 0))
-    if found[0] != config.num_hidden_layers or (
-        found[0] and found[1:] != (config.num_attention_heads, config.head_dim)
-    ):
+    if found[0] != layers or (found[0] and found[1:] != (config.num_attention_heads, config.head_dim)):
         raise InputError(
             f"past_key_values hold {found[0]} layers of {found[1]} heads of {found[2]} columns, the model has "
-            f"{config.num_hidden_layers} of {config.num_attention_heads} of {config.head_dim}"
+            f"{layers} of {config.num_attention_heads} of {config.head_dim}"
         )
     return cache
 

@@ -160,10 +160,10 @@ class Attention(nn.Module):
         q, k, v = (self._heads(t) for t in project(x, self.self.query, self.self.key, self.self.value))
         rows, cache = context.tokens, context.cache
         if context.mask is not None or self._densely(context):
-            pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(self.index, k, v)
+            pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(cache.layer, k, v)
             return self._attend_densely(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
         if cache is not None:
-            return cache.attend(self.index, q, k, v, context.key_mask)
+            return cache.attend(cache.layer, q, k, v, context.key_mask)
         return ops.attention(
             q, k, v, rows.cu, rows.cu, rows.longest, rows.longest,
             causal=context.causal, key_len=context.key_len, key_mask=context.key_mask, dropout=self._dropout,
@@ -176,15 +176,15 @@ class Attention(nn.Module):
             states, source = context.source
             k, v = self.source_pair(states)
             if cache is not None:
-                cache.set_cross(self.index, k, v)
+                cache.set_cross(cache.layer, k, v)
             elif not self._densely(context):
                 cu, longest = (rows.cu, rows.longest) if context.askers is None else context.askers
                 return ops.attention(q, k, v, cu, source.cu, longest, source.longest, dropout=self._dropout)
         if not self._densely(context):
             assert cache is not None
-            return cache.attend_cross(self.index, q)
+            return cache.attend_cross(cache.layer, q)
         if cache is not None:
-            k, v, mask = cache.cross(self.index)
+            k, v, mask = cache.cross(cache.layer)
         else:
             k, v, mask = source.unpack(k), source.unpack(v), source.mask()
         width = rows.shape[0] // k.shape[0]  # rows of a source
@@ -255,8 +255,9 @@ class Intermediate(nn.Module):
         self.activation = None if self.intermediate_act_fn is not None else config.hidden_act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = apply(self.dense, x, self.activation)
-        return y if self.intermediate_act_fn is None else self.intermediate_act_fn(y)
+        if self.intermediate_act_fn is None:
+            return apply(self.dense, x, self.activation)
+        return self.intermediate_act_fn(apply(self.dense, x))
 
 
 class Layer(nn.Module):

@@ -38,6 +38,11 @@ class _Output:
             return getattr(self, key)
         return self.to_tuple()[key]
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in (f.name for f in fields(self)):  # type: ignore[arg-type]
+            raise KeyError(key)
+        setattr(self, key, value)
+
     def __iter__(self):
         return iter(self.keys())
 

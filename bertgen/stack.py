@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .cache import Cache
 from .config import BertGenerationConfig
 from .decoder_step import decoder_step
 from .errors import UnsupportedError
-from .layers import AttentionContext, Layer
+from .layers import Attention, AttentionContext, Layer
 
 
 class Stack(nn.Module):
@@ -32,7 +33,9 @@ class Stack(nn.Module):
 
     def forward(self, x: torch.Tensor, context: AttentionContext, states: list[torch.Tensor] | None = None):
         """x [T, hidden] -> [T, hidden]; the input and every layer's output are appended to `states` if given."""
-        if context.source is not None and not all(hasattr(layer, "crossattention") for layer in self.layer):
+        if context.source is not None and any(
+            isinstance(layer, Layer) and not hasattr(layer, "crossattention") for layer in self.layer
+        ):
             raise UnsupportedError("encoder states were given to a decoder built without add_cross_attention=True")
         if states is not None:
             states.append(x)
@@ -40,11 +43,33 @@ class Stack(nn.Module):
             return y
         # Layers that run twice would write a cache twice.
         recomputes = self.recompute is not None and self.training and torch.is_grad_enabled() and context.cache is None
-        for layer in self.layer:
+        for place, layer in enumerate(self.layer):
+            if context.cache is not None:
+                context.cache.layer = place
             x = self._recomputed(layer, x, context) if recomputes else layer(x, context)
             if states is not None:
                 states.append(x)
         return x
+
+    def write_sources(self, cache: Cache, states: torch.Tensor) -> None:
+        """Write every layer's keys and values of encoder states [T, hidden] for the sources of `begin_sources`.
+
+        Raises:
+            UnsupportedError: a layer whose cross-attention is hidden in another module.
+        """
+        self.check_sources()
+        for place, layer in enumerate(self.layer):
+            cross: Any = layer.crossattention
+            cache.set_cross(place, *cross.source_pair(states))
+
+    def check_sources(self) -> None:
+        """Raise UnsupportedError where a layer's keys of a source cannot be computed apart from a call of the layer."""
+        for place, layer in enumerate(self.layer):
+            if not isinstance(getattr(layer, "crossattention", None), Attention):
+                raise UnsupportedError(
+                    f"layer {place} of the decoder is a {type(layer).__name__} without a cross-attention of bertgen's, "
+                    "so its keys of a source cannot be computed before it is called; model.generate can call it"
+                )
 
     def _recomputed(self, layer: nn.Module, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """What the layer gives, to be computed again on the way back.

@@ -10,7 +10,7 @@ import torch
 from test_family import HALVES, KINDS, TINY, distance
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from bertgen import EncoderDecoderModel, Int4Config
+from bertgen import EncoderDecoderModel, InputError, Int4Config, UnsupportedError
 from bertgen.layers import AttentionContext
 from bertgen.linear import Int4Linear
 from bertgen.packing import Packing
@@ -144,3 +144,17 @@ def test_a_step_of_decoding_is_one_graph_for_all_lengths(kind, backend):
     cache.begin(1)
     step(tokens[:1, 3], AttentionContext.of_step(cache))
     assert graphs.frame_count <= 3
+
+
+def test_a_forward_that_would_make_a_cache_makes_none_in_a_graph():
+    """Its books are on the host. Whoever asks for one gets an error."""
+    model = pair("bert-generation").eval()
+    given = dict(input_ids=torch.tensor([[5, 6, 7], [8, 9, 4]]), decoder_input_ids=torch.tensor([[2, 5], [2, 6]]))
+    for mask in (None, torch.tensor([[1, 1, 1], [1, 1, 0]])):
+        with torch.no_grad():
+            found = torch.compile(model, backend="eager")(**given, attention_mask=mask)
+            expected = model(**given, attention_mask=mask)
+        assert found.past_key_values is None and expected.past_key_values is not None
+        torch.testing.assert_close(found.logits, expected.logits)
+    with pytest.raises((UnsupportedError, InputError)), torch.no_grad():
+        torch.compile(model, backend="eager")(**given, use_cache=True)

@@ -99,7 +99,7 @@ class Engine:
         """The slots that the memory allows, for rows that each take at least one page."""
         assert self.config.max_rows is not None and self.config.cache_bytes is not None
         encoder, decoder = self.model.config.encoder, self.model.config.decoder
-        dtype, layers = self.model.dtype, decoder.num_hidden_layers
+        dtype, layers = self.model.dtype, len(self.model.decoder.body.encoder.layer)
         slot = 2 * layers * decoder.hidden_size * dtype.itemsize
         slots = min(max(self.config.cache_bytes // slot, 1), 2**30)
         rows = self.config.max_rows
@@ -133,6 +133,7 @@ class Engine:
                 be called. BackendError: the model is on a GPU, and this is the child of a fork.
         """
         self.model.refuse_hooks()
+        self.model.decoder.body.encoder.check_sources()
         if self.model.device.type == "cuda" and lifetime.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
         tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
@@ -353,8 +354,7 @@ class Engine:
             sources = [list(ids) for ids, _ in some]
             _, states = self.model.encoded(*padded(sources, 0, self.model.device))
             self.cache.begin_sources([admission for _, admission in some])
-            for index, layer in enumerate(self.model.decoder.body.encoder.layer):
-                self.cache.set_cross(index, *layer.crossattention.source_pair(states))
+            self.model.decoder.body.encoder.write_sources(self.cache, states)
             self._counts.encoded += sum(map(len, sources))
 
     # -- out

@@ -81,7 +81,7 @@ def pair_prompt(
         decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask,
         decoder_position_ids=decoder_position_ids,
     )  # fmt: skip
-    check_cache(past_key_values, config)
+    check_cache(past_key_values, config, len(model.decoder.body.encoder.layer))
     cached = past_key_values is not None and past_key_values.has_cross
     states = None
     if encoder_outputs is not None:
@@ -155,7 +155,7 @@ def decoder_prompt(
     )
     if encoder_hidden_states is not None:
         check_states(encoder_hidden_states, config.hidden_size, "encoder_hidden_states")
-    check_cache(past_key_values, config)
+    check_cache(past_key_values, config, len(model.body.encoder.layer))
     if input_ids is None and inputs_embeds is None:
         input_ids = _bos(levels, 1 if encoder_hidden_states is None else len(encoder_hidden_states), model.device)
     if input_ids is not None:

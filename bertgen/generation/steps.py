@@ -127,8 +127,7 @@ class Calls(Steps):
     def _prepare(self, like: torch.Tensor) -> None:
         super()._prepare(like)
         if self.source is not None:  # beams share it, which a call cannot say
-            for i, layer in enumerate(self.decoder.body.encoder.layer):
-                self.cache.set_cross(i, *layer.crossattention.source_pair(self.source[0]))
+            self.decoder.body.encoder.write_sources(self.cache, self.source[0])
             self.source = None
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

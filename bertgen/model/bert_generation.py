@@ -187,7 +187,7 @@ class BertGenerationEncoder(PretrainedModel):
             device, attention_mask=attention_mask, position_ids=position_ids, token_type_ids=token_type_ids,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
         )  # fmt: skip
-        past_key_values = check_cache(past_key_values, config)
+        past_key_values = check_cache(past_key_values, config, len(self.encoder.layer))
         states: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
         attentions = Attentions() if either(output_attentions, config.output_attentions) else None
         past = 0 if past_key_values is None else past_key_values.length
@@ -215,9 +215,11 @@ class BertGenerationEncoder(PretrainedModel):
             if encoder_hidden_states is not None and not (past_key_values and past_key_values.has_cross):
                 check_states(encoder_hidden_states, config.hidden_size, "encoder_hidden_states")
                 source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
-            traced = is_traced()
+            traced = is_traced() or torch.compiler.is_compiling()
             if traced and (past_key_values is not None or use_cache):
-                raise UnsupportedError("a trace cannot hold a cache, whose books are on the host: use_cache=False")
+                raise UnsupportedError(
+                    "a trace or a graph cannot hold a cache, whose books are on the host: use_cache=False"
+                )
             caches = either(use_cache, config.use_cache) and not self._recomputes() and not traced
             if past_key_values is not None or caches:
                 cache = past_key_values
@@ -259,7 +261,7 @@ class BertGenerationEncoder(PretrainedModel):
         """A cache whose rows begin with so many columns, padding among them, and attend to `source` if there is one."""
         config = self.config
         return Cache.of_batch(
-            config.num_hidden_layers, config.num_attention_heads, config.head_dim, self.dtype, device,
+            len(self.encoder.layer), config.num_attention_heads, config.head_dim, self.dtype, device,
             rows=rows, positions=columns + config.max_tokens, source=source,
         )  # fmt: skip
 
