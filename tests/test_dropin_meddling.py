@@ -387,6 +387,7 @@ def test_what_acts_here_as_well_is_no_obstacle(calls):  # noqa: F811
     model, plain = bertgen.accelerate(pair()), pair()
     for m in (model, plain):
         layer(m).output.LayerNorm.eps = 0.5
+        layer(m).chunk_size_feed_forward = 1
         parametrization(last(m).output.dense)
         m.set_attn_implementation("eager")
         m.gradient_checkpointing_enable()
