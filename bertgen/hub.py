@@ -64,8 +64,9 @@ def local_directory(path_or_id: str | os.PathLike) -> Path | None:
         raise CheckpointError(f"{path_or_id} is a URL; a model is named by its directory or its hub id (owner/name)")
     if _is_path(str(path_or_id)):
         there = next((one for one in path.parents if one.is_dir()), path.parent)
-        lacking = f"; {there} has no {path.relative_to(there).parts[0]}" if there != path.parent else ""
-        raise CheckpointError(f"no such directory: {path_or_id}{lacking or _alike(path)}")
+        lacking = f"{there} has no {path.relative_to(there).parts[0]}" if there != path.parent else ""
+        hint = lacking or _alike(path)
+        raise CheckpointError(f"no such directory: {path_or_id}{hint and f'; {hint}'}")
     if not _REPOSITORY.fullmatch(str(path_or_id)):
         raise CheckpointError(f"no directory {str(path_or_id)!r}, and that is no hub id (owner/name) either")
     return None
@@ -86,7 +87,7 @@ def _alike(path: Path) -> str:
     except OSError:  # the parent does not exist either, or may not be read
         return ""
     near = difflib.get_close_matches(path.name, [*names, *(["demo"] if parent == Path() else [])], 3)
-    return f"; did you mean {' or '.join(str(parent / name) for name in near)}?" if near else ""
+    return f"did you mean {' or '.join(str(parent / name) for name in near)}?" if near else ""
 
 
 def resolve_file(
@@ -149,7 +150,8 @@ def _fetched(repository: str, filename: str, required: bool, **options: Any) -> 
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     revision, cache = options["revision"], options["cache_dir"]
-    nobody = f"no directory {repository!r} here{_alike(Path(repository))}, and"
+    hint = _alike(Path(repository))
+    nobody = f"no directory {repository!r} here{hint and f' ({hint})'}, and"
     config = filename.rpartition("/")[0] + "/config.json" if "/" in filename else "config.json"
 
     def cached(name: str) -> bool:

@@ -419,7 +419,7 @@ def test_directories_of_similar_names_are_proposed(saved, monkeypatch, asked):
         Generator(saved.parent / "mode")
     with pytest.raises(CheckpointError, match=rf"no such directory.*; {saved.parent} has no mode"):
         Generator(saved.parent / "mode" / "best")
-    with pytest.raises(CheckpointError, match=r"no directory 'dmeo' here; did you mean demo\?, and"):
+    with pytest.raises(CheckpointError, match=r"no directory 'dmeo' here \(did you mean demo\?\), and"):
         Generator("dmeo")
     assert len(asked) == 1
 
