@@ -210,7 +210,7 @@ class Cache:
         history = [[t.detach() for t in self.history(layer)] for layer in layers] if self.length else []
         cross = [[t.detach() for t in self._packed(layer)] for layer in layers] if self.has_cross else []
         lengths = [0] * len(counts) if self.source is None else self.source.lengths.tolist()
-        pool = self.pools.keys[0] if len(self) else torch.empty(0, 1, 1, device=self.device)
+        pool = self.pools.keys[0] if len(self) else torch.empty(0, 1, 1, dtype=torch.float32, device=self.device)
         shape = (len(self), *pool.shape[1:], pool.dtype, self.device)
         limits = self.pages.limits.rows, self.pages.limits.positions
         return self._of_contents, (shape, limits, counts.tolist(), lengths, history, cross, self._packing)

@@ -58,6 +58,8 @@ def told(call):
 
     transformers.utils.logging.warning_once.cache_clear()
     logger, listener = logging.getLogger("transformers"), Listener()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # other files of tests silence it
     logger.addHandler(listener)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -68,6 +70,7 @@ def told(call):
                 result = f"{type(error).__name__}: {error}"
     finally:
         logger.removeHandler(listener)
+        logger.setLevel(level)
     if not isinstance(result, (str, list)):
         result = getattr(result, "sequences", result).tolist()
     return result, sorted([*said, *(str(one.message) for one in caught)])

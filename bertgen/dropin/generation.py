@@ -187,7 +187,7 @@ def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], join
         option = processors.replaced(custom) or stopping.replaced(custom)
         value = given.get(option) if option == "prefix_allowed_tokens_fn" else getattr(settled, option or "", None)
         if option == "min_length" and settled.min_new_tokens is not None:
-            value = settled.min_new_tokens
+            value = settled.min_new_tokens + 1  # transformers counts the prompt, which has a token at least
         if option == "max_length" or (option and value not in (None, GenerationConfig.DEFAULTS.get(option))):
             return f"a {type(custom).__name__} in the place of {option}"
     mask, ends = given.get("attention_mask"), settled.end_tokens
