@@ -242,3 +242,11 @@ def test_a_body_is_a_model_of_its_own(tmp_path):
     body.save_pretrained(tmp_path)
     read = BertGenerationEncoder.from_pretrained(tmp_path, is_decoder=False, add_cross_attention=False)
     assert torch.equal(table(read), table(model.decoder))
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_flag_of_resizing_is_true_or_false(half):
+    model = EncoderDecoderModel.from_pretrained("demo")
+    with pytest.raises(ConfigError, match="mean_resizing must be True or False, got 'no'"):
+        getattr(model, half).resize_token_embeddings(8010, mean_resizing="no")
+    assert getattr(model, half).get_input_embeddings().num_embeddings == 8000

@@ -97,13 +97,7 @@ class BertGenerationEncoder(PretrainedModel):
         Returns:
             The new table.
         """
-        mean_resizing = check_flag(mean_resizing, "mean_resizing")
-        if self.owner:
-            self.owner[0].resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        else:
-            rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
-            self.resize(rows, None if mean_resizing else self.config.initializer_range)
-        return self.get_input_embeddings()
+        return _resized(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def resize(self, rows: int, std: float | None) -> None:
         """Give the table so many rows, the new ones the mean of the old, or drawn from N(0, std)."""
@@ -377,12 +371,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
         """As `BertGenerationEncoder.resize_token_embeddings`."""
-        if self.owner:
-            self.owner[0].resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        else:
-            rows = size_of(new_num_tokens, self.config.vocab_size, pad_to_multiple_of)
-            self.resize(rows, None if mean_resizing else self.config.initializer_range)
-        return self.get_input_embeddings()
+        return _resized(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def resize(self, rows: int, std: float | None) -> None:
         """As the body's, with the head."""
@@ -465,6 +454,17 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         assert context.cache is not None
         positions = next_positions(tokens, context.cache.lengths, self.config)
         return self.head(self.body.packed(tokens, positions, context))
+
+
+def _resized(half: Any, size: int | None, multiple: int | None, mean_resizing: bool) -> nn.Embedding:
+    """`resize_token_embeddings` of a half, or of the pair that shares its weights; returns the half's table."""
+    mean_resizing = check_flag(mean_resizing, "mean_resizing")
+    if half.owner:
+        half.owner[0].resize_token_embeddings(size, multiple, mean_resizing)
+    else:
+        rows = size_of(size, half.config.vocab_size, multiple)
+        half.resize(rows, None if mean_resizing else half.config.initializer_range)
+    return half.get_input_embeddings()
 
 
 def is_bare(decoder: BertGenerationDecoder) -> bool:
