@@ -49,15 +49,15 @@ test-long: $(VENV)/.tools ## the test suite and the long tests
 
 test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
-	$(PYTEST) -m long tests/test_kernels.py $(ARGS)
+	$(PYTEST) -m long tests/kernels/test_kernels.py $(ARGS)
 
 test-transformers: $(OTHER)/constraints.txt ## the drop-in under the oldest transformers supported
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
-	$(OTHER)/bin/python -m pytest tests/test_dropin*.py $(PARALLEL) $(ARGS)
+	$(OTHER)/bin/python -m pytest tests/dropin $(PARALLEL) $(ARGS)
 
 test-peers: $(VENV)/.tools ## transformers' own tests, plain, accelerated and on our classes; CHECKOUT=its source tree
 	$(INSTALL) parameterized httpx timeout-decorator
-	$(BIN)/python tests/transformers_suite.py $(CHECKOUT) $(ARGS)
+	$(BIN)/python tests/support/transformers_suite.py $(CHECKOUT) $(ARGS)
 
 # Without the pins of what each transformers has bounds of its own for.
 .venv-transformers-%/constraints.txt: constraints.txt
@@ -69,10 +69,10 @@ fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations o
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
-	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/test_pages.py -k BothKinds $(ARGS)
+	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times each, then resumed
-	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(PYTEST) tests/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
+	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(PYTEST) tests/jobs/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
 
 gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)

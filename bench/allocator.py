@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from bertgen import extension
-from bertgen.pages import Pages
+from bertgen.cache.block_allocator import Pages
+from bertgen.ops import extension
 
 POSITIONS = 512
 PAGE = 16  # positions; a row takes a page whenever it begins one

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from bertgen.config import EngineConfig, GenerationConfig, Int4Config
-from bertgen.conversion import convert
+from bertgen.convert import convert
+from bertgen.decoding import settle
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
 from bertgen.hub import DEMO_MODEL
 from bertgen.model import EncoderDecoderModel
-from bertgen.peers import load_ctranslate2, load_transformers
-from bertgen.search import settle
+from bertgen.optional_imports import load_ctranslate2, load_transformers
 
 from . import memory
 from .child import Child

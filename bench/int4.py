@@ -31,10 +31,11 @@ import torch
 import torch.nn.functional as F
 from bertgen.kernels.int4_matmul_cases import NF4
 
-from bertgen import extension, ops
+from bertgen import ops
 from bertgen.config import Int4Config
 from bertgen.errors import BackendError
 from bertgen.model import EncoderDecoderModel
+from bertgen.ops import extension
 
 from . import workload
 from .contenders import Apart, Bertgen, Contender, CTranslate2

@@ -26,10 +26,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertgen.config import EngineConfig, GenerationConfig
+from bertgen.decoding import settle
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
 from bertgen.model import EncoderDecoderModel
-from bertgen.search import settle
 
 from . import child, output
 from .contenders import Transformers

@@ -27,9 +27,9 @@ from typing import Any
 from torch import nn
 
 from bertgen.config import Int4Config
-from bertgen.conversion import convert
+from bertgen.convert import convert
 from bertgen.model import EncoderDecoderModel
-from bertgen.quantization import signal_to_noise
+from bertgen.quantization.int4 import signal_to_noise
 
 DATA = Path(__file__).parents[2] / "shared/data/tatoeba-en-de/test.tsv"
 MODELS: dict[str, dict[str, Any]] = {

@@ -24,10 +24,10 @@ from bertgen.kernels.top_log_probs import top_log_probs_reference
 
 from bertgen import ops
 from bertgen.config import BertGenerationConfig
-from bertgen.layers import AttentionContext
+from bertgen.layers.attention import AttentionContext
 from bertgen.model import BertGenerationEncoder
 from bertgen.packing import Packing
-from bertgen.quantization import quantize
+from bertgen.quantization.int4 import quantize
 
 from . import peers
 from .contenders import silent_transformers

@@ -14,9 +14,9 @@ import sentencepiece
 import torch
 
 from bertgen.errors import BackendError
-from bertgen.files import read_texts
+from bertgen.files.text_input import read_texts
 from bertgen.hub import DEMO_MODEL
-from bertgen.peers import load_transformers
+from bertgen.optional_imports import load_transformers
 from bertgen.tokenizer import AutoTokenizer
 
 from . import output

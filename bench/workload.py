@@ -15,7 +15,7 @@ import torch
 
 from bertgen.config import EncoderDecoderConfig
 from bertgen.errors import ConfigError, InputError
-from bertgen.files import check_name, read_texts
+from bertgen.files.text_input import check_name, read_texts
 from bertgen.model import EncoderDecoderModel
 from bertgen.tokenizer import AutoTokenizer
 

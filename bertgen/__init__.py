@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .config import GenerationConfig as GenerationConfig
     from .config import Int4Config as Int4Config
     from .config import RobertaConfig as RobertaConfig
+    from .decoding.streamers import TextIteratorStreamer as TextIteratorStreamer
+    from .decoding.streamers import TextStreamer as TextStreamer
     from .dropin.accelerate import accelerate as accelerate
     from .dropin.accelerate import explain as explain
     from .dropin.accelerate import restore as restore
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .generator import Generator as Generator
     from .generator import Output as Output
-    from .likelihood import Likelihood as Likelihood
+    from .generator.scorer import Likelihood as Likelihood
     from .model import BertGenerationDecoder as BertGenerationDecoder
     from .model import BertGenerationEncoder as BertGenerationEncoder
     from .model import BertLMHeadModel as BertLMHeadModel
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from .model import RobertaForCausalLM as RobertaForCausalLM
     from .model import RobertaModel as RobertaModel
     from .pipelines import pipeline as pipeline
-    from .streamers import TextIteratorStreamer as TextIteratorStreamer
-    from .streamers import TextStreamer as TextStreamer
     from .tokenizer import AutoTokenizer as AutoTokenizer
     from .tokenizer import BertGenerationTokenizer as BertGenerationTokenizer
     from .tokenizer import BertTokenizer as BertTokenizer
@@ -73,7 +73,7 @@ _PUBLIC = {
         "UnsupportedError",
     ),
     "generator": ("Generator", "Output"),
-    "likelihood": ("Likelihood",),
+    "generator.scorer": ("Likelihood",),
     "model": (
         "BertGenerationDecoder",
         "BertGenerationEncoder",
@@ -84,7 +84,7 @@ _PUBLIC = {
         "RobertaModel",
     ),
     "pipelines": ("pipeline",),
-    "streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "decoding.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "tokenizer": ("AutoTokenizer", "BertGenerationTokenizer", "BertTokenizer", "RobertaTokenizer"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from .config import read_json, write_json
 from .errors import BertgenError, CheckpointError, ConfigError, OutputError
-from .files import reported
+from .files.text_input import reported
 from .hub import as_path, resolve_file
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"

@@ -8,10 +8,10 @@ from torch import nn
 from . import ops
 from .config.base import check_flag, check_integer
 from .errors import InputError, UnsupportedError, quoted
-from .inputs import check_columns, check_mask
 from .kernels.layernorm_gelu import ACTIVATIONS
-from .linear import Int4Linear as Int4Linear
-from .linear import apply
+from .layers.linear import Int4Linear as Int4Linear
+from .layers.linear import apply
+from .model.inputs import check_columns, check_mask
 
 
 class LayerNorm(nn.LayerNorm):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .cache import Cache
+    from .cache.cache import Cache
 
 Tensors = tuple[torch.Tensor, ...]
 

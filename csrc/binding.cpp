@@ -1,6 +1,6 @@
 // torch.ops.bertgen_C: the cache behind int64 handles and int32 tensors of the caller, and the CPU kernels. Only
-// PyTorch's stable ABI is used, so that one binary serves every torch from 2.10 on. bertgen/pages.py and
-// bertgen/extension.py are what the rest of the package sees.
+// PyTorch's stable ABI is used, so that one binary serves every torch from 2.10 on. bertgen/cache/block_allocator.py and
+// bertgen/ops/extension.py are what the rest of the package sees.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,7 +1,7 @@
 // One token of every row through the layers of a decoder, in float32 on a CPU, in one call: between the products of few
 // rows, which take some microseconds each, there is time for nothing but arithmetic.
 //
-// It is what bertgen/layers.py computes with one operator after the other, by the same functions.
+// It is what bertgen/layers/block.py computes with one operator after the other, by the same functions.
 #pragma once
 
 #include <cstdint>

@@ -27,7 +27,7 @@
 
 namespace bertgen {
 
-// bertgen/ledger.py repeats the numbers.
+// bertgen/cache/python_block_allocator.py repeats the numbers.
 enum Status : int64_t {
   kOk = 0,
   kInvalid = -1,            // a size outside its limits

@@ -1,7 +1,7 @@
 """Cases and variants of sample.
 
 Integers are compared exactly, so no case may come near a tie: of the random numbers of two tokens, or of the mass above
-a token and top-p's limit. The seeds below are such; tests/test_sample.py measures how near they come.
+a token and top-p's limit. The seeds below are such; tests/kernels/test_sample.py measures how near they come.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """Folder of a tiny trained model with its tokenizer; tests/checkpoints.py says what it knows."""
-    from checkpoints import make_tiny_checkpoint
+    """Folder of a tiny trained model with its tokenizer; tests/support/checkpoints.py says what it knows."""
+    from tests.support.checkpoints import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")

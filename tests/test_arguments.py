@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from test_model import TINY, distance, tiny
 
 import bertgen
 from bertgen import (
@@ -32,6 +31,7 @@ from bertgen import (
 )
 from bertgen.arguments import IGNORED, REFUSED, _note
 from bertgen.hub import OPTIONS
+from tests.model.test_model import TINY, distance, tiny
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 

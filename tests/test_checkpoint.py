@@ -14,8 +14,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from test_model import TINY, distance, tiny
-from twins import make_twins
 
 from bertgen import (
     BackendError,
@@ -29,6 +27,8 @@ from bertgen import (
     GenerationConfig,
 )
 from bertgen.checkpoint import parse_size
+from tests.model.test_model import TINY, distance, tiny
+from tests.support.twins import make_twins
 
 LAYOUTS = {
     "safetensors": {},
@@ -386,7 +386,7 @@ def test_sizes_without_meaning_are_refused(size):
 @pytest.mark.long
 def test_mutated_safetensors_raise_or_load_within_memory(saved):
     """2,000 random mutations in one child process with 4 GiB of address space and a limit on its time."""
-    script = Path(__file__).with_name("mutate_safetensors.py")
+    script = Path(__file__).with_name("support") / "mutate_safetensors.py"
     result = subprocess.run([sys.executable, script, saved, "2000"], capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "2000 tried" in result.stdout

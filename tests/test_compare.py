@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 import transformers
-from checkpoints import sentence
 
-from bertgen import BackendError, CheckpointError, EncoderDecoderModel, GenerationConfig, Generator, cli, comparison
+from bertgen import BackendError, CheckpointError, EncoderDecoderModel, GenerationConfig, Generator, cli, compare
+from tests.support.checkpoints import sentence
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_outputs_end_where_ours_do_if_nobody_says_where(generator, tiny_checkpoi
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=2, suppress_tokens=[1]
     )
     model.save_pretrained(tmp_path)
-    found = comparison.compare(Generator(model, generator.tokenizer), tmp_path, texts[:2])
+    found = compare.compare(Generator(model, generator.tokenizer), tmp_path, texts[:2])
     assert found.ours.tokens == found.theirs.tokens == 2 * 47 and found.differences == []
 
 
@@ -76,7 +76,7 @@ def test_differences_are_named(generator, disturbed, tiny_checkpoint, texts):
     """Against another model: each as its own `generate` has it, the margin by this model's logits."""
     theirs = transformers.EncoderDecoderModel.from_pretrained(disturbed).eval()
     judge = transformers.EncoderDecoderModel.from_pretrained(tiny_checkpoint).eval()
-    found = comparison.compare(generator, disturbed, ["", *texts])
+    found = compare.compare(generator, disturbed, ["", *texts])
     wrong = {one.index: one for one in found.differences}
     assert found.texts == 30 and 3 < len(wrong) < 30 and found.missing == ()
     for index, text in enumerate(texts, 1):
@@ -99,14 +99,14 @@ def test_margin_under_beams_is_the_smaller_one(generator):
     text, ours, theirs = "one two white", (5, 6, 7, 1), (5, 9, 1)
     one, other = generator.score([text] * 2, [ours, theirs])
     step, whole = abs(one.log_probs[1] - other.log_probs[1]), abs(one.score - other.score)
-    assert comparison._margins(generator, [(text, ours, theirs)], config) == [pytest.approx(min(step, whole))]
-    assert comparison._margins(generator, [(text, ours, theirs)], GenerationConfig()) == [pytest.approx(step)]
+    assert compare._margins(generator, [(text, ours, theirs)], config) == [pytest.approx(min(step, whole))]
+    assert compare._margins(generator, [(text, ours, theirs)], GenerationConfig()) == [pytest.approx(step)]
     assert step != pytest.approx(whole)
-    assert comparison._margins(generator, [(text, (5, 6), (5, 6, 7))], config) == [float("inf")]
+    assert compare._margins(generator, [(text, (5, 6), (5, 6, 7))], config) == [float("inf")]
 
 
 def test_command_says_what_differs(bertgen_compare, generator, disturbed, texts, monkeypatch):
-    monkeypatch.setattr(comparison, "local_directory", lambda path: disturbed)  # transformers loads another model
+    monkeypatch.setattr(compare, "local_directory", lambda path: disturbed)  # transformers loads another model
     code, out, _ = bertgen_compare(texts, "--json")
     found = json.loads(out)
     rows = found["differences"]
@@ -151,13 +151,13 @@ def test_without_transformers(bertgen_compare, generator, tiny_checkpoint, monke
     assert (code, out) == (2, "") and "a comparison needs a package that cannot be imported" in err
     assert err.endswith("pip install 'bertgen[transformers]'\n")
     with pytest.raises(BackendError):
-        comparison.compare(generator, tiny_checkpoint, ["one"])
+        compare.compare(generator, tiny_checkpoint, ["one"])
 
 
 def test_checkpoint_that_only_transformers_refuses(generator, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="transformers cannot load"):
-        comparison.compare(generator, tmp_path, ["one"])
+        compare.compare(generator, tmp_path, ["one"])
 
 
 @pytest.mark.parametrize(

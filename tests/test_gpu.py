@@ -11,19 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import drills
-import identity
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import answers, difference, trial
 from bertgen.kernels.tuning import INT4_DENSE_ROWS
-from large import LARGE, ROWS
 
 from bertgen import GenerationConfig, ops
 from bertgen.config import EngineConfig
+from bertgen.decoding import settle
 from bertgen.engine import Engine, Request
-from bertgen.search import settle
+from tests.support import drills, identity
+from tests.support.large import LARGE, ROWS
 
 pytestmark = pytest.mark.gpu
 
@@ -92,7 +91,7 @@ def test_memory_is_left_alone_that_is_not_a_kernels_own():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_models_equal_transformers(seed):
-    from twins import make_twins
+    from tests.support.twins import make_twins
 
     twins = make_twins(seed)
     ids, mask, labels = twins.batch()

@@ -9,7 +9,7 @@ from torch import nn
 
 from bertgen import InputError, Int4Config, UnsupportedError
 from bertgen.modules import FeedForward, Int4Linear, LayerNorm, MultiheadAttention
-from bertgen.quantization import quantize
+from bertgen.quantization.int4 import quantize
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -147,7 +147,7 @@ def test_wheel_with_the_extension(checkout, distributions, tmp_path):
         more = {name for name in set(new.namelist()) ^ set(old.namelist()) if ".dist-info/" not in name}
         new.extractall(tmp_path / "site")
     assert len(more) == 1 and more.pop().startswith("bertgen/_C.abi3.")
-    code = "from bertgen import extension; extension.require()\nimport bertgen; print(bertgen.__file__)"
+    code = "from bertgen.ops import extension; extension.require()\nimport bertgen; print(bertgen.__file__)"
     assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")) == str(tmp_path / "site/bertgen/__init__.py")
 
 
@@ -383,11 +383,14 @@ def test_unknown_name():
 # Who imports whom
 
 
-def ladder():
-    """Module -> rung, read from CONTRIBUTING.md; a module imports only modules of higher numbers."""
+def ladders():
+    """Package -> its ladder (name -> rung), read from CONTRIBUTING.md: a name imports only names of higher numbers."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    line = re.search(r"^    cli >(?:.|\n    )*", text, re.MULTILINE).group()
-    return {name.strip(): rung for rung, names in enumerate(line.split(">")) for name in names.split(",")}
+    blocks = re.findall(r"^    ([a-z_]+): (\S(?:.|\n        )*)", text, re.MULTILINE)
+    return {
+        package: {name.strip(): rung for rung, names in enumerate(line.split(">")) for name in names.split(",")}
+        for package, line in blocks
+    }
 
 
 def imported_names(tree, package):
@@ -401,20 +404,46 @@ def imported_names(tree, package):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def modules_of(package):
+    """The modules and folders of a package, by their names in it."""
+    depth = package.count(".") + 1
+    return {name.split(".")[depth] for name in SOURCES if name.startswith(f"{package}.")}
+
+
+FOLDERS_WITH_A_LADDER = sorted({name.split(".")[1] for name in SOURCES if name.count(".") == 2} - {"bench", "kernels"})
+
+
+def test_every_module_has_one_place_on_a_ladder():
+    held = ladders()
+    assert held.keys() == {"bertgen", *FOLDERS_WITH_A_LADDER}
+    for folder, rungs in held.items():
+        assert rungs.keys() == modules_of("bertgen" if folder == "bertgen" else f"bertgen.{folder}"), folder
+
+
+def test_the_top_level_holds_few_plain_modules():
+    assert len([path for path in (ROOT / "bertgen").glob("*.py") if not path.stem.startswith("__")]) <= 14
+
+
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "bertgen"])
 def test_ladder(name):
-    rungs, path = ladder(), SOURCES[name]
-    own = name.split(".")[1]
-    assert own in rungs, f"{own} has no place on the ladder of CONTRIBUTING.md"
+    """Imports go down: between the top-level names, and between the modules of one folder."""
+    rungs, path = ladders(), SOURCES[name]
+    _, own, inner, *_ = [*name.split("."), None]
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package):
-        top, module, *_ = [*imported.split("."), ""]
-        if name != "bertgen.peers" and own != "dropin":
+        top, module, *rest = [*imported.split("."), ""]
+        if name != "bertgen.optional_imports" and own != "dropin":
             assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
         assert top not in ("kernels", "bench"), f"{top} is imported as bertgen.{top}"
-        if top == "bertgen" and module not in (own, "__version__"):
-            assert module in rungs, f"{imported}: import from the module, not from the package"
-            assert rungs[own] < rungs[module], f"{own} imports {module}, which does not stand below it"
+        if top != "bertgen" or module == "__version__":
+            continue
+        if module != own:
+            assert module in rungs["bertgen"], f"{imported}: import from the module, not from the package"
+            assert rungs["bertgen"][own] < rungs["bertgen"][module], f"{own} imports {module}, which is not below it"
+        elif inner is not None and own in FOLDERS_WITH_A_LADDER:
+            assert rest[0] in rungs[own], f"{imported}: import from the module, not from the package"
+            below = rungs[own][inner] < rungs[own][rest[0]]
+            assert below, f"{own}.{inner} imports {own}.{rest[0]}, which is not below it"
 
 
 def test_modules_of_transformers_are_imported_inside_functions():

@@ -24,7 +24,7 @@ from bertgen import (
     accelerate,
     pipeline,
 )
-from bertgen.conversion import convert
+from bertgen.convert import convert
 from bertgen.trainer import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parents[1]

@@ -19,8 +19,8 @@ from typing import Any
 
 from .. import __version__
 from ..errors import BertgenError
-from .codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
 from .console import drop, say
+from .exit_codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
 from .parser import Parser, as_typed
 
 # Command, a module of this package -> help, example.

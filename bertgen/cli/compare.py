@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from ..errors import ConfigError, InputError
-from .codes import FAILED_LINES
 from .console import say
+from .exit_codes import FAILED_LINES
 from .options import add_generation, add_model, generation, make_generator
 
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--margin must be at least 0, got {args.margin}")
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {args.batch_size}")
-    from ..comparison import compare
-    from ..files import check_name, read_texts
+    from ..compare import compare
+    from ..files.text_input import check_name, read_texts
 
     check_name(args.input, "text")
     texts = read_texts(args.input)

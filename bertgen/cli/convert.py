@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and return the exit code."""
-    from ..conversion import BART_EPSILON, convert
+    from ..convert import BART_EPSILON, convert
 
     drift = convert(
         args.model, args.output, args.to, tokenizer=args.tokenizer, dtype=args.dtype, int4=_int4_config(args)

@@ -9,8 +9,8 @@ import os
 import time
 
 from ..errors import ConfigError, InputError
-from .codes import FAILED_LINES
 from .console import Progress, say
+from .exit_codes import FAILED_LINES
 from .options import add_generation, add_model, generation, make_generator
 from .parser import as_typed
 from .records import add_writing
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the scores, and return the exit code."""
-    from .. import scoring
+    from .. import metrics
     from ..jobs import NewFile
     from ..jobs.report import MESSAGES
     from ..trainer.data import pairs_of_lines
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if file:
             file.write("".join(f"{text or ''}\n" for text in outputs).encode())
     texts, targets = [text for text, _ in judged], [targets for _, targets in judged]
-    bleu, chrf = (score(texts, targets) for score in (scoring.bleu, scoring.chrf))
+    bleu, chrf = (score(texts, targets) for score in (metrics.bleu, metrics.chrf))
     result = {
         "bleu": bleu.value,
         "bleu_signature": bleu.signature,

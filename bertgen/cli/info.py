@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from .. import decoder_step, extension, ops
+    from .. import ops
+    from ..layers import decoder_step
+    from ..ops import extension
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     device = "cuda" if gpus else "cpu"
@@ -105,8 +107,8 @@ def _describe(path_or_id: str) -> dict[str, Any]:
     """Shape, size and vocabulary of a model, from its configuration: the weights are not read."""
     from ..config import EncoderDecoderConfig
     from ..hub import local_directory
+    from ..layers.meta_init import outlined
     from ..model import EncoderDecoderModel
-    from ..outline import outlined
     from ..tokenizer import AutoTokenizer
 
     config = EncoderDecoderConfig.from_pretrained(path_or_id)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from .codes import BAD_INPUT
+from .exit_codes import BAD_INPUT
 
 # What options are called in Python, where that is not how they are typed.
 _ALIASES = {"num_return_sequences": "n_best", "truncation": "truncate"}

@@ -13,8 +13,8 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, OutputError
-from .codes import FAILED_LINES
 from .console import say
+from .exit_codes import FAILED_LINES
 from .options import add_generation, add_model, generation, make_generator
 from .records import add_writing, progress, size_of, summarize, write_stdout
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate, and return the exit code."""
     _check(args)
     format = _format(args)
-    from ..files import check_input
+    from ..files.text_input import check_input
     from ..jobs import follow_file, follow_lines, statistics
     from ..pipelines import check_task
 
@@ -179,19 +179,19 @@ def _second_interrupt_ends() -> Iterator[None]:
 
 def _format(args: argparse.Namespace) -> str:
     """What was said, else what the names of the files say."""
-    from .. import files
-    from ..jobs.formats import format_of
+    from ..files import text_input
+    from ..jobs.line_formats import format_of
 
     if args.format:
         return args.format
     if args.input and args.output:
         return format_of(args.input, args.output)
-    return (files.format_of(args.input) if args.input else None) or "text"
+    return (text_input.format_of(args.input) if args.input else None) or "text"
 
 
 def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes]]:
     """Name and lines of what `run` reads where it writes to stdout."""
-    from ..files import lines_of, open_input
+    from ..files.text_input import lines_of, open_input
 
     if args.text:
         return "arguments", (os.fsencode(text) + b"\n" for text in args.text)

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ..errors import ConfigError
-from .codes import FAILED_LINES
+from .exit_codes import FAILED_LINES
 from .options import add_model, make_generator
 from .records import add_writing, progress, size_of, summarize, write_stdout
 
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and return the exit code."""
-    from ..files import check_input, format_of, lines_of, open_input
+    from ..files.text_input import check_input, format_of, lines_of, open_input
     from ..jobs import NewFile
-    from ..pairs import score_lines
+    from ..jobs.score import score_lines
 
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
         raise ConfigError(f"--output {args.output} is the data")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
-from ..files import reported
+from ..files.text_input import reported
 from ..hub import as_path
 
 # Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
@@ -26,6 +26,9 @@ INERT_KEYS = frozenset(
     "transformers_version type_vocab_size xla_device".split()
 )
 _DTYPE_NAMES = ("dtype", "torch_dtype")
+
+# Options of another configuration -> where to set them, for the error about a name in the wrong place.
+ELSEWHERE: dict[str, str] = {}
 
 JSON_BYTES = 1 << 28  # of the largest JSON file of a model or tokenizer that is read
 
@@ -65,12 +68,10 @@ class Config:
 
     def _unknown(self, name: str) -> ConfigError:
         """The error for a name that no option has: which one may be meant, or where it belongs."""
-        from .generation import GenerationConfig  # made of this class
-
         near = difflib.get_close_matches(name, [n for n in self.__dataclass_fields__ if n != "extra"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        if name in GenerationConfig.__dataclass_fields__:
-            hint = f": it is one of generation, model.generation_config.{name} = ... sets it"
+        if name in ELSEWHERE:
+            hint = f": {ELSEWHERE[name]}"
         return ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
 
     def __getattr__(self, name: str) -> Any:

@@ -14,6 +14,7 @@ from ..arguments import by_its_place, into_its_folder
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from .base import (
+    ELSEWHERE,
     Config,
     check_flag,
     check_integer,
@@ -461,3 +462,10 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
         "output_logits output_attentions output_hidden_states infer_attention_mask",
     ),
 }
+
+
+ELSEWHERE.update(
+    (f.name, f"it is one of generation, model.generation_config.{f.name} = ... sets it")
+    for f in fields(GenerationConfig)
+    if f.name != "extra"
+)

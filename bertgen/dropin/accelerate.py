@@ -12,10 +12,10 @@ from torch import nn
 from .. import ops
 from ..config import Int4Config, int4_config
 from ..errors import ConfigError, UnsupportedError, quoted
-from ..linear import Int4Linear
-from ..peers import load_transformers
+from ..layers.linear import Int4Linear
+from ..optional_imports import load_transformers
 from .state import State
-from .twin import MODELS, AlteredError, Twin
+from .wrapped_model import MODELS, AlteredError, Twin
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache as TheirCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, EncoderDecoderCache
 
-from ..cache import Cache
+from ..cache.cache import Cache
 from ..errors import UnsupportedError
 
 

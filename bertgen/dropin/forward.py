@@ -20,7 +20,7 @@ from ..kernels.plain import is_traced
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
 from .state import State, plain
-from .twin import Twin
+from .wrapped_model import Twin
 
 ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
 _BODY = frozenset(

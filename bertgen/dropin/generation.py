@@ -15,15 +15,15 @@ import torch
 import transformers
 from transformers.generation import utils as theirs
 
-from .. import processors, stopping
 from ..config import EncoderDecoderConfig, GenerationConfig
+from ..decoding import logits_processors, stopping_criteria
 from ..errors import ConfigError, UnsupportedError
-from ..generation.prompt import inferred_mask
+from ..model.generation_inputs import inferred_mask
 from ..outputs import GenerateOutput
 from .cache import PagedCache
 from .forward import ASKED, keep_recording, states_of
 from .state import State, plain
-from .twin import Twin
+from .wrapped_model import Twin
 
 # Arguments that need a cache of their own, or one that can be cut.
 _CACHES = (
@@ -184,7 +184,7 @@ def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], join
         if on and unseen and (joint or "inputs_embeds" in given):
             return f"{name} without input_ids"
     for custom in (*given.get("logits_processor", ()), *given.get("stopping_criteria", ())):
-        option = processors.replaced(custom) or stopping.replaced(custom)
+        option = logits_processors.replaced(custom) or stopping_criteria.replaced(custom)
         value = given.get(option) if option == "prefix_allowed_tokens_fn" else getattr(settled, option or "", None)
         if option == "min_length" and settled.min_new_tokens is not None:
             value = settled.min_new_tokens + 1  # transformers counts the prompt, which has a token at least

@@ -26,15 +26,17 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from ..config import BertGenerationConfig, EncoderDecoderConfig, RobertaConfig
-from ..heads import Pooler, Transform
 from ..kernels.layernorm_gelu import activation_function
-from ..layers import Attention, Embeddings, Intermediate, Layer
-from ..linear import Int4Linear
-from ..pretrained import PretrainedModel
-from ..stack import Stack
+from ..layers.attention import Attention
+from ..layers.block import Intermediate, Layer
+from ..layers.embeddings import Embeddings
+from ..layers.heads import Pooler, Transform
+from ..layers.linear import Int4Linear
+from ..layers.stack import Stack
+from ..model.pretrained import PretrainedModel
 from .origin import is_known, is_original, patched_method, patched_value
-from .twin import Twin
 from .watch import HOOKS, global_hooks, hooks_of
+from .wrapped_model import Twin
 
 # What may stand in the place of a Linear, LayerNorm or Embedding, as it treats each token by itself. So may a subclass
 # whose forward is that of the class: a layer with a parametrization is one.

@@ -18,9 +18,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..config import Int4Config, int4_config
 from ..config.quantization import METHOD
 from ..errors import CheckpointError, ConfigError, InputError
-from ..linear import Int4Linear
-from ..outline import outlined
-from ..quantization import fault
+from ..layers.linear import Int4Linear
+from ..layers.meta_init import outlined
+from ..quantization.int4 import fault
 
 _LOADED = "_is_hf_initialized"  # what transformers writes on parameters that need no initial values
 

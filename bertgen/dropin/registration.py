@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config.quantization import METHOD
 from ..errors import BackendError
-from ..peers import load_transformers
+from ..optional_imports import load_transformers
 
 OLDEST = 5, 16
 ATTENTION = "bertgen"  # the value of attn_implementation

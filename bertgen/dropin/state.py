@@ -13,8 +13,8 @@ from torch import nn
 
 from .. import ops
 from ..errors import ConfigError, UnsupportedError
-from .twin import Twin
 from .watch import Watch
+from .wrapped_model import Twin
 
 logger = logging.getLogger(__name__)
 # Whether a call that goes through transformers' own code is under way: what is in it goes there, too.

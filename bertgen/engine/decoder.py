@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..cache import Cache
-from ..layers import AttentionContext
+from ..cache.cache import Cache
+from ..layers.attention import AttentionContext
 from ..model import EncoderDecoderModel
 
 

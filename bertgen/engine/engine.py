@@ -28,19 +28,19 @@ from typing import Any
 
 import torch
 
-from .. import lifetime
-from ..cache import Cache
+from .. import process_events
+from ..cache.block_allocator import Admission
+from ..cache.cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..packing import padded
-from ..pages import Admission
-from .blame import Failed, let_go
+from .callback_errors import Failed, let_go
 from .decoder import Decoder
-from .lane import Lane
-from .lanes import Lanes
 from .request import Request, Ticket
+from .running_batch import Lanes
+from .search_group import Lane
 from .statistics import EngineStatistics
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Engine:
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
         self._begin()
-        lifetime.register(self)
+        process_events.register(self)
 
     def _begin(self) -> None:
         self.lock = threading.RLock()  # of whoever drives
@@ -134,7 +134,7 @@ class Engine:
         """
         self.model.refuse_hooks()
         self.model.decoder.body.encoder.check_sources()
-        if self.model.device.type == "cuda" and lifetime.is_child():
+        if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
         tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
         lane: Lane | None = None
@@ -251,7 +251,7 @@ class Engine:
             )
         if self._exiting_thread is not None and self._exiting_thread != threading.get_ident():
             threading.Event().wait()  # the interpreter ends, and with it this thread
-        lifetime.run(self._turn)
+        process_events.run(self._turn)
 
     def _turn(self) -> None:
         interrupt: BaseException | None = None

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import GenerationConfig
-from ..processors import AllowedTokens, Processor
-from ..stopping import Criterion
+from ..decoding.logits_processors import AllowedTokens, Processor
+from ..decoding.stopping_criteria import Criterion
 
 
 @dataclass(frozen=True, eq=False)

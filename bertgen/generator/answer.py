@@ -9,8 +9,8 @@ from concurrent.futures import TimeoutError as Late
 from concurrent.futures._base import CANCELLED
 
 from ..errors import BackendError, UnsupportedError
+from .background_worker import Worker
 from .output import Output
-from .worker import Worker
 
 
 class Answer(Future[Output]):

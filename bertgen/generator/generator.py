@@ -21,19 +21,19 @@ from ..config import EngineConfig
 from ..config.base import check_callable, check_flag, check_integer
 from ..engine import Engine, EngineStatistics, Request, Ticket
 from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError, quoted
-from ..framing import Encoded, encode_sources, source_frame
 from ..hub import local_directory, split_hub_options
-from ..likelihood import Likelihood, Scorer
 from ..model import EncoderDecoderModel
-from ..pretrained import resolve_device, resolve_dtype
+from ..model.pretrained import resolve_device, resolve_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
+from ..tokenizer.special_tokens import Encoded, encode_sources, source_frame
 from .answer import Answer
-from .call import Call, checked_call, checked_truncation
+from .background_worker import Worker
+from .call_options import Call, checked_call, checked_truncation
 from .output import Output
 from .pickles import Origin, from_model, reduced
 from .progress import shown
+from .scorer import Likelihood, Scorer
 from .texts import LOOKAHEAD, checked_texts, in_windows
-from .worker import Worker
 
 # Arguments of `EncoderDecoderModel.from_pretrained` that a Generator which loads one takes as well.
 LOADING = frozenset(

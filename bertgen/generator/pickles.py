@@ -12,9 +12,9 @@ from typing import Any
 from ..config import GenerationConfig
 from ..errors import CheckpointError
 from ..hub import local_directory
-from ..linear import is_plain
+from ..layers.linear import is_plain
 from ..model import EncoderDecoderModel
-from ..pretrained import weights_digest
+from ..model.pretrained import weights_digest
 from ..tokenizer import Tokenizer
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from ..config.base import check_integer
 from ..errors import ConfigError, OutputError
-from ..files import is_regular, lines_of, open_input
+from ..files.new_file import NewFile
+from ..files.text_input import is_regular, lines_of, open_input
 from ..generator import Generator
-from .formats import format_of
-from .newfile import NewFile
-from .part import PartFile
+from .line_formats import format_of
+from .part_file import PartFile
 from .report import JobReport
 from .source import Source
 from .task import task_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ..errors import InputError
-from ..files import read_lines
+from ..files.text_input import read_lines
 
 _CHUNK = 1 << 20  # bytes that are read at a time
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from .. import __version__, extension, ops
+from .. import __version__, ops
 from ..config import GenerationConfig
 from ..generator import Generator
-from ..pretrained import weights_digest
+from ..model.pretrained import weights_digest
+from ..ops import extension
 from ..tokenizer import Tokenizer
-from .formats import LineFormat
+from .line_formats import LineFormat
 
 _OF_STREAM = ("seed", "scores", "truncation", "clean_up_tokenization_spaces", "max_batch_size")
 

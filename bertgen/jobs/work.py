@@ -8,9 +8,9 @@ from typing import Any
 
 from ..config.base import check_integer
 from ..errors import InputError
-from ..files import Incoming, LongLine, check_json_lines, check_length, size_of
+from ..files.text_input import Incoming, LongLine, check_json_lines, check_length, size_of
 from ..generator import Generator, Output
-from .formats import JsonLines, LineFormat, make_format
+from .line_formats import JsonLines, LineFormat, make_format
 from .report import JobReport
 from .task import settled
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..cache import Cache
+from ..cache.cache import Cache
 from ..config import BertConfig
-from ..heads import BertLMHead, Pooler
-from ..inputs import either
+from ..layers.heads import BertLMHead, Pooler
 from ..outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from .bert_generation import BertGenerationDecoder, BertGenerationEncoder
+from .inputs import either
 
 
 class BertModel(BertGenerationEncoder):

@@ -13,14 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cache import Cache
+from ..cache.cache import Cache
 from ..checkpoint import renamed
 from ..config import BertGenerationConfig, GenerationConfig
 from ..config.base import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
-from ..generation import GenerationMixin
-from ..heads import LMHead
-from ..inputs import (
+from ..kernels.plain import is_traced
+from ..layers.attention import AttentionContext, Attentions
+from ..layers.embeddings import Embeddings
+from ..layers.heads import LMHead
+from ..layers.linear import Int4Linear, is_plain
+from ..layers.stack import Stack
+from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
+from ..packing import Packing
+from .generation import GenerationMixin
+from .inputs import (
     check_cache,
     check_dense_mask,
     check_items,
@@ -37,15 +44,9 @@ from ..inputs import (
     pack_source,
     positions_of,
 )
-from ..kernels.plain import is_traced
-from ..layers import AttentionContext, Attentions, Embeddings
-from ..linear import Int4Linear, is_plain
-from ..loss import cross_entropy
-from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
-from ..packing import Packing
-from ..pretrained import PretrainedModel
-from ..stack import Stack
-from ..vocabulary import check_rows, resized_embedding, resized_linear, size_of
+from .loss import cross_entropy
+from .pretrained import PretrainedModel
+from .resize import check_rows, resized_embedding, resized_linear, size_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,19 @@ import torch
 from torch import nn
 
 from ..arguments import IGNORED, REFUSED
-from ..cache import Cache
+from ..cache.cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, InputError, UnsupportedError
-from ..generation import GenerationMixin
 from ..hub import resolve_file, split_hub_options
-from ..inputs import (
+from ..kernels.plain import is_traced
+from ..layers.attention import AttentionContext, Attentions
+from ..layers.linear import apply, check_dtype, is_plain
+from ..outputs import CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
+from ..packing import Packing
+from .bert import BertLMHeadModel, BertModel
+from .bert_generation import BertGenerationDecoder, BertGenerationEncoder, is_bare
+from .generation import GenerationMixin
+from .inputs import (
     check_encoded,
     check_items,
     check_labels,
@@ -32,16 +39,9 @@ from ..inputs import (
     pack_source,
     positions_of,
 )
-from ..kernels.plain import is_traced
-from ..layers import AttentionContext, Attentions
-from ..linear import apply, check_dtype, is_plain
-from ..loss import cross_entropy
-from ..outputs import CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
-from ..packing import Packing
-from ..pretrained import PretrainedModel
-from ..vocabulary import size_of
-from .bert import BertLMHeadModel, BertModel
-from .bert_generation import BertGenerationDecoder, BertGenerationEncoder, is_bare
+from .loss import cross_entropy
+from .pretrained import PretrainedModel
+from .resize import size_of
 from .roberta import RobertaForCausalLM, RobertaModel
 
 logger = logging.getLogger(__name__)

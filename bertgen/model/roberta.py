@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from ..config import RobertaConfig
-from ..heads import RobertaLMHead
+from ..layers.heads import RobertaLMHead
 from .bert import BertLMHeadModel, BertModel
 from .bert_generation import BertGenerationEncoder
 

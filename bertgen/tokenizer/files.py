@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import read_json
 from ..errors import CheckpointError
-from ..files import reported
+from ..files.text_input import reported
 from ..hub import resolve_file
 
 CONFIG_FILE = "tokenizer_config.json"

@@ -14,9 +14,9 @@ import torch
 
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
-from ..files import check_name, decoded, open_input, read_lines
-from ..framing import end_of_target, source_frame
+from ..files.text_input import check_name, decoded, open_input, read_lines
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import end_of_target, source_frame
 
 IGNORED = -100
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..generator import Generator
+from ..metrics import bleu
 from ..model import EncoderDecoderModel
-from ..scoring import bleu
 from ..tokenizer import Tokenizer
 from .data import Corpus, references
 from .optimization import cross_entropy

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..errors import BertgenError, ConfigError
-from ..files import reported
-from ..pretrained import resolve_device
+from ..files.text_input import reported
+from ..model.pretrained import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, read_pairs, shares

@@ -9,11 +9,11 @@ import torch
 
 from ..config import HALVES, BertGenerationConfig, EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, UnsupportedError
-from ..framing import end_of_target
 from ..hub import resolve_file
+from ..layers.meta_init import outlined
 from ..model import EncoderDecoderModel
-from ..outline import outlined
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
+from ..tokenizer.special_tokens import end_of_target
 from . import state
 from .data import train_vocabulary
 from .options import TrainingConfig

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, ConfigError, OutputError
-from ..files import reported
+from ..files.text_input import reported
 
 VERSION = 1
 

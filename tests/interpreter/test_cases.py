@@ -11,7 +11,8 @@ import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import answers, as_float64, difference, gradients
-from guards import damaged, guarded, guarded_allocations, unwritten
+
+from tests.interpreter.guards import damaged, guarded, guarded_allocations, unwritten
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16)  # bfloat16 is wrong in the interpreter

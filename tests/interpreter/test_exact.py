@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import identity
 import pytest
 import torch
 from bertgen.kernels.tuning import INT4_DENSE_ROWS, INT4_DENSE_ROWS_FLOAT32
 
 from bertgen import ops
+from tests.support import identity
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # bfloat16 is wrong in the interpreter

@@ -1,0 +1,113 @@
+"""Streamers: take the tokens of `generate(streamer=...)` as they are chosen, and give text as soon as it is final.
+
+A streamer is any object with `put(ids)` and `end()`: `put` gets the start (int64 [R, P]) and then the tokens of each
+step (int64 [R]), on the CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from queue import Queue
+from typing import Any
+
+import torch
+
+from ..config.base import check_flag, check_number
+from ..errors import ConfigError, InputError, quoted
+
+# First and last code points of the blocks of Chinese characters, which stand for words without spaces between them.
+IDEOGRAPHS = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class TextStreamer:
+    """Writes the text of one output to stdout, word by word.
+
+    Args:
+        tokenizer: what decodes the tokens.
+        skip_prompt: leave out the tokens the output begins with.
+        decode: arguments of `tokenizer.decode`, such as skip_special_tokens.
+    """
+
+    def __init__(self, tokenizer: Any, skip_prompt: bool = False, **decode: Any):
+        if isinstance(tokenizer, bytes) or not callable(getattr(tokenizer, "decode", None)):
+            raise ConfigError(f"tokenizer must have a method decode, got {quoted(tokenizer)}")
+        self.tokenizer, self.skip_prompt = tokenizer, check_flag(skip_prompt, "skip_prompt")
+        self.decode_kwargs = decode
+        self._begin()
+
+    def _begin(self) -> None:
+        self.tokens: list[int] = []  # whose text is not all given yet
+        self.given = 0  # letters of it that are
+        self.at_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take tokens, int64 [1, P] or [1]; InputError for more than one output, or what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"value must be a tensor of tokens, got {quoted(value)}")
+        if value.dim() > 1 and value.shape[0] > 1:
+            raise InputError(f"a {type(self).__name__} streams one output, got {value.shape[0]}")
+        at_prompt, self.at_prompt = self.at_prompt, False
+        if at_prompt and self.skip_prompt:
+            return
+        self.tokens += value.flatten().tolist()
+        text = self._text()
+        end = len(text) if text.endswith("\n") or _is_ideograph(text[-1:]) else text.rfind(" ") + 1
+        ready, self.given = text[self.given : end], max(self.given, end)
+        if text.endswith("\n"):
+            self.tokens, self.given = [], 0
+        self.on_finalized_text(ready)
+
+    def end(self) -> None:
+        """Give what is left and be ready for another output."""
+        rest = self._text()[self.given :]
+        self._begin()
+        self.on_finalized_text(rest, stream_end=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Take text that will not change any more; override it to send the text elsewhere."""
+        sys.stdout.write(text + "\n" * stream_end)
+        sys.stdout.flush()
+
+    def _text(self) -> str:
+        return self.tokenizer.decode(self.tokens, **self.decode_kwargs) if self.tokens else ""
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Iterate over the text of one output while another thread generates it.
+
+    Args:
+        tokenizer, skip_prompt, decode: as `TextStreamer`'s.
+        timeout: seconds to wait for text before `queue.Empty` is raised; None waits for ever.
+    """
+
+    def __init__(self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode: Any):
+        super().__init__(tokenizer, skip_prompt, **decode)
+        self.timeout = None if timeout is None else check_number(0.0, float("inf"), timeout, "timeout")
+        self.text_queue: Queue[str | None] = Queue()  # None behind the last text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text_queue.put(text)
+        if stream_end:
+            self.text_queue.put(None)
+
+    def __iter__(self) -> TextIteratorStreamer:
+        return self
+
+    def __next__(self) -> str:
+        text = self.text_queue.get(timeout=self.timeout)
+        if text is None:
+            raise StopIteration
+        return text
+
+
+def _is_ideograph(letter: str) -> bool:
+    return bool(letter) and any(first <= ord(letter) <= last for first, last in IDEOGRAPHS)

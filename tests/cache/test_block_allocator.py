@@ -1,0 +1,539 @@
+"""The allocator of slots: in C++ and in Python the same, and right."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from bertgen import CapacityError, ConfigError, InputError
+from bertgen.cache.block_allocator import Pages
+from bertgen.cache.python_block_allocator import Limits, Status, Violation
+from bertgen.errors import BackendError
+from bertgen.ops import extension
+
+ROOT = Path(__file__).parents[2]
+STEPS = 50
+OPERATIONS = int(os.environ.get("BERTGEN_OPERATIONS", "20000"))
+
+needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+BACKENDS = [pytest.param("cpp", marks=needs_extension), "python"]
+
+
+def int32(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def step(pages, rows, positions):
+    return pages.step(int32(*rows), int32(*positions), torch.full((len(rows),), -7, dtype=torch.int32)).tolist()
+
+
+def attempt(call):
+    """What a call gave, or the error it raised."""
+    try:
+        return call()
+    except (CapacityError, InputError) as error:
+        return type(error), str(error)
+
+
+# The two against each other, under any operations
+
+
+SIZES = [
+    (7, 11, 40, 6, 10, 3, 2),  # pages that do not divide anything
+    (4, 8, 32, 4, 16, 1, 1),  # never short of anything
+    (5, 9, 49, 8, 33, 16, 16),  # pages larger than a row, and a slot
+    (6, 10, 60, 0, 0, 4, 16),  # no sources
+]
+
+
+class BothKinds(RuleBasedStateMachine):
+    """Runs each operation on both, and compares all that can be seen after each."""
+
+    operations = 0
+
+    @initialize(sizes=st.sampled_from(SIZES))
+    def begin(self, sizes):
+        *limits, page, source_page = sizes
+        self.pages = [Pages(*limits, page=page, source_page=source_page, backend=name) for name in ("cpp", "python")]
+        self.rows, self.positions = sizes[0], sizes[1]
+        self.flying, self.released = {}, []
+        self.next, self.end = {}, {}  # row -> lowest position it may take, and the first that it may not
+
+    def both(self, call):
+        first, second = (attempt(lambda pages=pages: call(pages)) for pages in self.pages)
+        assert first == second
+        BothKinds.operations += 1
+        self.same()
+        return first
+
+    def admit(self, rows, positions, key, length):
+        admission = self.both(lambda pages: pages.admit(rows, positions, key, length))
+        if admission is None or isinstance(admission, tuple):
+            return
+        assert len(admission.rows) == rows and not set(admission.rows) & set(self.next)
+        assert admission.request not in self.released
+        self.flying[admission.request] = admission
+        self.next.update(dict.fromkeys(admission.rows, 0))
+        self.end.update(dict.fromkeys(admission.rows, positions))
+
+    @rule(data=st.data(), key=st.integers(0, 3))
+    def admit_one(self, data, key):
+        limits = self.pages[0].limits
+        rows = data.draw(st.integers(1, 3))
+        positions = data.draw(st.integers(limits.positions // 2, limits.positions))
+        self.admit(rows, positions, key, min(2 * key + 1, limits.source_positions))
+
+    @rule(
+        requests=st.lists(
+            st.tuples(
+                st.integers(-1, 9),
+                st.integers(-1, 12),
+                st.integers(0, 3) | st.sampled_from([-1, 2**64 - 1, 2**63]),
+                st.integers(-1, 9),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def admit_any(self, requests):
+        for rows, positions, key, length in requests:
+            self.admit(rows, positions, key, length)
+
+    @precondition(lambda self: self.next)
+    @rule(data=st.data(), steps=st.integers(1, 5))
+    def step_all(self, data, steps):
+        """As decode steps do: all rows that can go on, here and there one that skips."""
+        for _ in range(steps):
+            rows = data.draw(st.permutations([row for row in sorted(self.next) if self.next[row] < self.end[row]]))
+            skips = data.draw(st.lists(st.sampled_from([0] * 9 + [1, 4]), min_size=len(rows), max_size=len(rows)))
+            positions = [min(self.next[row] + skip, self.end[row] - 1) for row, skip in zip(rows, skips)]
+            assert isinstance(self.step_these(rows, positions), list)
+
+    @rule(
+        steps=st.lists(st.lists(st.tuples(st.integers(-1, 7), st.integers(-1, 12)), max_size=4), min_size=1, max_size=3)
+    )
+    def step_any(self, steps):
+        for pairs in steps:
+            self.step_these([row for row, _ in pairs], [position for _, position in pairs])
+
+    def step_these(self, rows, positions):
+        slots = self.both(lambda pages: step(pages, rows, positions))
+        if isinstance(slots, list):
+            for row, position, slot in zip(rows, positions, slots):
+                assert self.next[row] <= position and self.pages[0].own[row, position] == slot
+                self.next[row] = position + 1
+        return slots
+
+    @precondition(lambda self: self.next)
+    @rule(data=st.data(), count=st.integers(-1, 6))
+    def extend(self, data, count):
+        row = data.draw(st.sampled_from([*sorted(self.next), 7]))
+        entries = self.both(lambda pages: pages.extend(row, count).tolist())
+        if isinstance(entries, list):
+            self.next[row] += count
+
+    @precondition(lambda self: self.next)
+    @rule(data=st.data())
+    def finish(self, data):
+        row = data.draw(st.sampled_from([*sorted(self.next), 7]))
+        if self.both(lambda pages: pages.finish(row)) is None:
+            self.end[row] = 0
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def release(self, data):
+        request = data.draw(st.sampled_from(sorted(self.flying)))
+        assert self.both(lambda pages: pages.release(request)) is None
+        for row in self.flying.pop(request).rows:
+            del self.next[row]
+        self.released.append(request)
+
+    @rule(request=st.integers(-1, 30))
+    def release_again(self, request):
+        if request not in self.flying:
+            assert self.both(lambda pages: pages.release(request))[0] is InputError
+
+    def same(self):
+        cpp, python = self.pages
+        assert cpp.check() == python.check() == Violation.SOUND
+        assert cpp.statistics() == python.statistics()
+        assert torch.equal(cpp.own, python.own) and torch.equal(cpp.sources, python.sources)
+
+    def teardown(self):
+        for request in list(getattr(self, "flying", ())):
+            self.both(lambda pages, request=request: pages.release(request))
+        if hasattr(self, "pages"):
+            used = self.pages[0].statistics()
+            assert (used.pages_used, used.pages_reserved, used.source_pages_used, used.rows_used) == (0, 0, 0, 0)
+
+
+BothKinds.TestCase.settings = settings(
+    max_examples=max(1, OPERATIONS // 55),  # each has 60 operations or so
+    stateful_step_count=STEPS,
+    deadline=None,
+    derandomize="BERTGEN_OPERATIONS" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@needs_extension
+@pytest.mark.timeout(7200)
+class TestBothKinds(BothKinds.TestCase):
+    def runTest(self):
+        BothKinds.operations = 0
+        super().runTest()
+        assert BothKinds.operations >= OPERATIONS, "some examples are short"
+
+
+# One by one
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def test_an_example(backend):
+    pages = Pages(4, 10, 24, 8, 8, page=4, source_page=4, backend=backend)
+    first = pages.admit(2, 10, source_key=5, source_length=6)
+    assert (list(first.rows), first.source, first.new_source) == ([0, 1], 0, True)
+    assert pages.sources[0, :6].tolist() == [0, 1, 2, 3, 4, 5]
+    assert step(pages, [0, 1], [0, 0]) == [0, 4]
+    assert step(pages, [1, 0], [1, 1]) == [5, 1]
+    assert pages.extend(0, 4)[:6].tolist() == [0, 1, 2, 3, 8, 9]
+    assert pages.admit(1, 1) is None  # 6 pages are all taken or reserved
+    pages.finish(1)  # reached one page of three
+    second = pages.admit(1, 8, source_key=5, source_length=6)
+    assert (list(second.rows), second.source, second.new_source) == ([2], 0, False)
+    pages.release(first.request)
+    assert pages.statistics()[:4] == (6, 0, 2, 3)
+    assert pages.statistics().source_pages_used == 2  # the second still reads it
+    pages.release(second.request)
+    assert pages.statistics() == (6, 0, 0, 3, 2, 0, 2, 4, 0, 3, 0, 0)
+    assert pages.check() == Violation.SOUND
+
+
+def test_a_beam_that_begins_behind_its_prefix_keeps_only_what_it_needs(backend):
+    pages = Pages(2, 100, 100 + 20, page=10, backend=backend)
+    assert pages.admit(2, 60).rows == range(2)
+    pages.extend(0, 45)
+    assert step(pages, [1], [45]) == [50 + 5]
+    assert pages.statistics()[:3] == (12, 6, 1 + 1)
+    assert pages.check() == Violation.SOUND
+
+
+def test_a_row_that_finished_keeps_its_slots_until_the_request_goes(backend):
+    pages = Pages(3, 8, 16, page=4, backend=backend)
+    request = pages.admit(2, 8)
+    step(pages, [0, 1], [0, 0])
+    pages.finish(1)
+    other = pages.admit(1, 4)
+    assert step(pages, [other.rows[0]], [0]) == [8]
+    assert step(pages, [0], [4]) != [8]
+    with pytest.raises(InputError, match="row 1 was finished before"):
+        step(pages, [1], [1])
+    pages.release(request.request)
+    assert pages.statistics().pages_used == 1
+
+
+def test_too_large_for_an_empty_cache(backend):
+    pages = Pages(4, 100, 160, 64, 32, backend=backend)
+    for arguments, message in [
+        ((5, 1), "a request of 5 rows; there are 4"),
+        ((1, 101), "a request of 101 positions; a row holds 100"),
+        ((2, 100), "2 rows of 100 positions takes 14 pages of 16 slots; there are 10"),
+        ((1, 1, 0, 33), "a source of 33 positions; there is room for 32"),
+        ((1, 1, 0, 65), "a source of 65 positions; there is room for 32"),
+        ((2**80, 1), "rows; there are 4"),
+        ((1, 2**80), "positions; a row holds 100"),
+    ]:
+        with pytest.raises(CapacityError, match=message):
+            pages.admit(*arguments)
+    for arguments in [(0, 1), (1, 0), (1, 1, 0, -1), (-(2**80), 1)]:
+        with pytest.raises(InputError, match="the least are 1, 1, 0"):
+            pages.admit(*arguments)
+    assert pages.statistics()[1:3] == (0, 0)
+
+
+def test_what_is_refused_changes_nothing(backend):
+    pages = Pages(4, 10, 40, page=4, backend=backend)
+    pages.admit(2, 6)
+    step(pages, [0], [0])
+    before, table = pages.statistics(), pages.own.clone()
+    for rows, positions, message in [
+        ([1, 2], [0, 0], "row 2 belongs to no request; there are 4 rows"),
+        ([1, 4], [0, 0], "row 4 belongs to no request"),
+        ([1, -1], [0, 0], "row -1 belongs"),
+        ([1, 1], [0, 1], "row 1 stands twice"),
+        ([1, 0], [0, 0], "row 0 cannot take position 0: it is past that"),
+        ([1, 0], [0, 6], "row 0 cannot take 6: its request was admitted with fewer positions"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            step(pages, rows, positions)
+    with pytest.raises(InputError, match="request 4 is not in flight"):
+        pages.release(4)
+    with pytest.raises(InputError, match="cannot take 7"):
+        pages.extend(1, 7)
+    assert pages.statistics() == before and torch.equal(pages.own, table)
+    assert step(pages, [], []) == []
+
+
+def test_one_key_with_two_lengths(backend):
+    pages = Pages(4, 4, 64, 8, 32, backend=backend)
+    pages.admit(1, 4, 9, 5)
+    with pytest.raises(InputError, match="source 9 is in flight with another length than 6"):
+        pages.admit(1, 4, 9, 6)
+
+
+def test_a_request_waits_for_adjacent_rows(backend):
+    pages = Pages(4, 4, 64, backend=backend)
+    one, two, three = (pages.admit(1, 4) for _ in range(3))
+    pages.release(two.request)
+    assert pages.statistics().rows_used == 2 and pages.admit(2, 4) is None
+    pages.release(three.request)
+    assert pages.admit(2, 4).rows == range(1, 3)
+    pages.release(one.request)
+
+
+def test_everything_admitted_can_run_to_its_end(backend):
+    """1,000 requests of random sizes in a cache little larger than the largest: all finish, in the order they came."""
+    generator = torch.Generator().manual_seed(0)
+    pages = Pages(8, 12, 100, 10, 24, page=3, source_page=4, backend=backend)
+    draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=generator))  # noqa: E731
+    waiting = [(draw(1, 8), draw(1, 12), i % 90, i % 90 % 10 + 1) for i in range(1000)]
+    running, finished = [], 0
+    while waiting or running:
+        while waiting and (admission := pages.admit(*waiting[0])):
+            running.append([admission, waiting.pop(0)[1], 0])
+        assert running, "nobody runs and nobody is let in"
+        rows = [row for admission, _, _ in running for row in admission.rows]
+        step(pages, rows, [position for admission, _, position in running for _ in admission.rows])
+        for state in running:
+            state[2] += 1
+        for state in [state for state in running if state[2] == state[1]]:
+            pages.release(state[0].request)
+            running.remove(state)
+            finished += 1
+    assert finished == 1000 and pages.check() == Violation.SOUND
+    assert pages.statistics().pages_used == pages.statistics().pages_reserved == 0
+
+
+def test_check_sees_a_table_that_was_written_to(backend):
+    pages = Pages(4, 10, 40, 6, 12, page=4, source_page=4, backend=backend)
+    pages.admit(1, 10, 3, 6)
+    step(pages, [0], [0])
+    pages.own[0, 4] = 99  # of a page that was not taken
+    assert pages.check() == Violation.SOUND
+    pages.own[0, 3] = 99
+    assert pages.check() == Violation.OWN_TABLE
+    pages.own[0, 3] = 3
+    pages.sources[0, 5] = 0
+    assert pages.check() == Violation.SOURCE_TABLE
+
+
+def test_limits(backend):
+    sizes = dict(rows=1, positions=1, slots=1, source_positions=0, source_slots=0, page=1, source_page=1)
+    Pages(**sizes, backend=backend)
+    for name, least in sizes.items():
+        for size in (least - 1, 2**31):
+            with pytest.raises(ConfigError, match=f"{name} is {size}, it must lie between {least} and"):
+                Pages(**{**sizes, name: size}, backend=backend)
+    with pytest.raises(ConfigError, match="backend 'rust'"):
+        Pages(1, 1, 1, backend="rust")
+
+
+def test_more_pages_than_fit_in_the_pool_are_not_used(backend):
+    pages = Pages(1, 100, 47, page=16, backend=backend)
+    assert pages.statistics().pages == 2
+    pages.admit(1, 32)
+    assert max(pages.extend(0, 32).tolist()) == 31
+
+
+def test_statuses_are_those_of_the_header():
+    text = (ROOT / "csrc/kv_cache.h").read_text(encoding="utf-8")
+    for kinds, pattern in (
+        (
+            Status,
+            r"^  k(\w+) = (-?\d+),",
+        ),
+        (Violation, r"^  k(\w+) = (-?\d+),"),
+    ):
+        body = re.search(rf"enum {kinds.__name__} : int64_t {{(.*?)^}};", text, re.MULTILINE | re.DOTALL).group(1)
+        found = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper(): int(n) for name, n in re.findall(pattern, body, re.M)}
+        assert found == {kind.name: int(kind) for kind in kinds}
+
+
+@needs_extension
+class TestExtension:
+    def test_a_step_of_many_rows_is_quick(self):
+        """Some 7 us here, and 25 where every row takes a page; on a busy machine one of many is not disturbed."""
+        within, crossing = [], []
+        for _ in range(5):
+            pages = Pages(1024, 64, 1024 * 64, backend="cpp")
+            for _ in range(256):
+                pages.admit(4, 64)
+            rows, slots = torch.arange(1024, dtype=torch.int32), torch.empty(1024, dtype=torch.int32)
+            for t in range(64):
+                positions = torch.full((1024,), t, dtype=torch.int32)
+                start = time.perf_counter()
+                pages.step(rows, positions, slots)
+                (within if t % Pages.PAGE else crossing).append(time.perf_counter() - start)
+        assert min(within) < 50e-6, f"{1e6 * min(within):.1f} us"
+        assert min(crossing) < 150e-6, f"{1e6 * min(crossing):.1f} us"
+
+    def test_caches_go_when_nobody_holds_them(self):
+        handles = [Pages(2, 2, 4, page=2, backend="cpp")._books._handle for _ in range(3)]
+        gc.collect()
+        for handle in handles:
+            with pytest.raises(RuntimeError, match=f"no cache has the handle {handle}"):
+                torch.ops.bertgen_C.cache_statistics(handle)
+
+    def test_tensors_that_do_not_fit(self):
+        pages = Pages(2, 4, 8, page=4, backend="cpp")
+        pages.admit(1, 4)
+        good = dict(rows=int32(0), positions=int32(0), slots=int32(0))
+        for name, bad, message in [
+            ("rows", torch.zeros(1, dtype=torch.int64), "rows has dtype number 4, not 3"),
+            ("rows", int32(), "positions has size 1 in dimension 0, not 0"),
+            ("rows", torch.zeros(1, 1, dtype=torch.int32), "rows has 2 dimensions, not 1"),
+            ("slots", int32(0, 0), "slots has size 2 in dimension 0, not 1"),
+            ("positions", torch.zeros(1, dtype=torch.float32), "positions has dtype number 6, not 3"),
+        ]:
+            with pytest.raises(RuntimeError, match=message):
+                pages.step(**{**good, name: bad})
+        with pytest.raises(RuntimeError, match="own has size 3 in dimension 1, not 4"):
+            torch.ops.bertgen_C.cache_extend(pages._books._handle, 0, 1, torch.zeros(2, 3, dtype=torch.int32))
+        strided = torch.zeros(4, 2, dtype=torch.int32).t()
+        with pytest.raises(RuntimeError, match="own is not contiguous"):
+            torch.ops.bertgen_C.cache_extend(pages._books._handle, 0, 1, strided)
+
+    def test_threads(self):
+        """Torch lets go of Python's lock around an operator; the cache has one of its own."""
+        pages, failures = Pages(16, 32, 16 * 32, 8, 128, backend="cpp"), []
+
+        def work(seed):
+            try:
+                for i in range(150):
+                    if admission := pages.admit(2, 32, (seed + i) % 5, 8):
+                        for t in range(20):
+                            step(pages, admission.rows, [t, t])
+                        pages.release(admission.request)
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert pages.check() == Violation.SOUND and pages.statistics().requests == 0
+
+
+# The extension's absence
+
+
+def subprocess_says(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_without_the_extension():
+    code = "from bertgen.cache.block_allocator import Pages; from bertgen.ops import extension;"
+    code += "print(extension.absence(), '|', Pages(1, 1, 1).backend)"
+    assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 says to do without | python"
+
+
+@needs_extension
+def test_an_extension_of_other_sources(monkeypatch):
+    """A checkout that went on, and was not built again."""
+
+    def missing(name, function):
+        raise RuntimeError(f"operator {name} does not exist")
+
+    monkeypatch.setattr(torch.library, "register_fake", missing)
+    monkeypatch.setattr(extension, "_reason", "")
+    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
+    assert not extension.available()
+    assert "bertgen_C::decode_attention does not exist): build it again" in extension.absence()
+
+
+@needs_extension
+def test_a_variable_chooses_the_instructions(monkeypatch):
+    before = extension.instructions()
+    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
+    try:
+        for name in ("portable", "sse9"):
+            monkeypatch.setattr(extension, "_reason", "")
+            monkeypatch.setenv("BERTGEN_CPU", name)
+            if name == "portable":
+                assert extension.instructions() == "portable"
+            else:
+                with pytest.raises(BackendError, match="'sse9' are none of portable, avx2, avx512"):
+                    extension.available()
+    finally:
+        monkeypatch.undo()
+        extension.use_instructions(before)
+
+
+def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
+    monkeypatch.setattr(extension, "absence", lambda: "it fell off")
+    with pytest.raises(BackendError, match="the C.. extension is needed here, but it fell off"):
+        Pages(1, 1, 1, backend="cpp")
+    assert Pages(1, 1, 1).backend == "python"
+    monkeypatch.setenv("BERTGEN_REQUIRE_EXT", "1")
+    with pytest.raises(BackendError, match="it fell off"):
+        Pages(1, 1, 1)
+
+
+# C++ alone, under the sanitizers
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_fuzz(sanitizer, tmp_path):
+    """csrc/fuzz_kv_cache.cpp, a little of it; `make fuzz` runs all."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror", f"-fsanitize={sanitizer}"]
+    sources = [ROOT / "csrc" / name for name in ("fuzz_kv_cache.cpp", "kv_cache.cpp")]
+    built = subprocess.run(
+        [compiler, *flags, "-fno-sanitize-recover=all", "-pthread", *sources, "-o", tmp_path / "fuzz"],
+        capture_output=True,
+        text=True,
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip(f"{compiler} has no -fsanitize={sanitizer}")
+    assert built.returncode == 0, built.stderr
+    threads = 8 if sanitizer == "thread" else 1
+    ran = subprocess.run([tmp_path / "fuzz", "100000", "7", str(threads)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "100000 operations" in ran.stdout
+
+
+def test_the_example_of_limits_is_complete():
+    assert Limits._fields == tuple(
+        re.findall(
+            r"^  int64_t (\w+);",
+            re.search(
+                r"struct Limits {(.*?)^};", (ROOT / "csrc/kv_cache.h").read_text(encoding="utf-8"), re.M | re.S
+            ).group(1),
+            re.M,
+        )
+    )

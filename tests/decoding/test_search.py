@@ -1,0 +1,160 @@
+"""The search alone, over a made-up decoder: diverse groups of beams against their definition, what ends a search."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from bertgen import GenerationConfig
+from bertgen.decoding import begin, decode, settle
+
+VOCABULARY, START, END = 12, 2, 1
+
+
+class Table:
+    """Logits that depend on the source and the last two tokens of a row."""
+
+    def __init__(self, seed: int, sources: int, width: int):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = 2 * torch.randn(sources, VOCABULARY, VOCABULARY, VOCABULARY, generator=generator)
+        self.sources = torch.arange(sources).repeat_interleave(width)
+        self.history = torch.empty(sources * width, 0, dtype=torch.long)
+        self.steps = 0
+
+    def of(self, source: int, history: list[int]) -> torch.Tensor:
+        return self.table[source, ([0, *history])[-2], history[-1]]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.steps += 1
+        self.history = torch.cat((self.history, tokens), 1)
+        return torch.stack([self.of(int(s), row.tolist()) for s, row in zip(self.sources, self.history)])
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        assert torch.equal(self.sources, self.sources[rows]), "a beam goes on from one of its own source"
+        self.history = self.history[rows]
+
+    def select(self, rows: torch.Tensor) -> None:
+        self.history, self.sources = self.history[rows], self.sources[rows]
+
+
+def searched(seed: int, sources: int, prefix: list[int] | None = None, **options):
+    base = GenerationConfig(bos_token_id=START, eos_token_id=END, pad_token_id=0, return_dict_in_generate=True)
+    settled = settle(GenerationConfig(**options).over(base), len(prefix or [START]))
+    table = Table(seed, sources, max(settled.num_beams, settled.num_return_sequences))
+    start = torch.tensor([prefix or [START]] * sources)
+    return decode(table, begin(start, settled)), table
+
+
+def restated(table: Table, source: int, options: dict) -> list[tuple[float, list[int]]]:
+    """Diverse beam search of one source, hypothesis by hypothesis: (score, tokens) of all finished, best first."""
+    groups, beams = options["num_beam_groups"], options["num_beams"] // options["num_beam_groups"]
+    exponent, early, longest = options["length_penalty"], options["early_stopping"], options["max_length"]
+    going = {g: [(0.0, [START])] for g in range(groups)}
+    done: dict[int, list] = {g: [] for g in range(groups)}
+    for length in range(1, longest):
+        chosen = torch.zeros(VOCABULARY)
+        for group in list(going):
+            candidates = []
+            for total, tokens in going[group]:
+                scores = table.of(source, tokens).log_softmax(-1) - options["diversity_penalty"] * chosen
+                candidates += [(total + float(score), [*tokens, t]) for t, score in enumerate(scores)]
+            candidates = sorted(candidates, reverse=True)[: 2 * beams]
+            ended = [tokens[-1] == END or length + 1 == longest for _, tokens in candidates]
+            for (total, tokens), ends in list(zip(candidates, ended))[:beams]:
+                if ends:
+                    done[group].append((total / length**exponent, tokens))
+            done[group] = sorted(done[group], reverse=True)[:beams]
+            going[group] = [c for c, ends in zip(candidates, ended) if not ends][:beams]
+            for _, tokens in [c for c in candidates if c[1][-1] != END][:beams]:
+                chosen[tokens[-1]] += 1
+        for group in list(going):
+            full = len(done[group]) == beams
+            horizon = longest - 1 if early == "never" and exponent > 0 else length
+            best = going[group][0][0] / horizon**exponent if going[group] else -torch.inf
+            if not going[group] or (full and (early is True or best <= done[group][-1][0])):
+                del going[group]
+    return sorted((c for group in done.values() for c in group), key=lambda c: -c[0])
+
+
+def rows(output, sources: int) -> list[list[list[int]]]:
+    """The outputs of each source, cut behind their ends."""
+    found = [row[: row.index(END) + 1] if END in row else row for row in output.sequences.tolist()]
+    count = len(found) // sources
+    return [found[i * count : (i + 1) * count] for i in range(sources)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_groups_of_beams_are_diverse_beam_search(seed):
+    r = random.Random(seed)
+    groups, sources = r.choice([1, 2, 3]), r.randint(1, 3)
+    options = dict(
+        num_beam_groups=groups, num_beams=groups * r.choice([1, 2, 3]) if groups > 1 else r.choice([2, 4]),
+        diversity_penalty=r.choice([0.0, 0.4, 3.0]) if groups > 1 else 0.0, max_length=r.choice([4, 9, 15]),
+        length_penalty=r.choice([0.0, 0.7, 1.0, -0.5]), early_stopping=r.choice([True, False, "never"]),
+    )  # fmt: skip
+    count = options["num_return_sequences"] = r.randint(1, options["num_beams"])
+    output, table = searched(seed, sources, **options, output_scores=r.random() < 0.5)
+    scores = output.sequences_scores.view(sources, count)
+    for source, found in enumerate(rows(output, sources)):
+        expected = restated(table, source, options)[:count]
+        assert (scores[source] - torch.tensor([score for score, _ in expected])).abs().max() < 1e-4
+        if len({round(score, 4) for score, _ in expected}) == count:  # hypotheses of one score may change places
+            assert found == [tokens for _, tokens in expected]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_without_penalty_are_separate_searches(seed):
+    options = dict(max_length=9, early_stopping=[True, False, "never"][seed % 3])
+    one, _ = searched(seed, 2, num_beams=2, num_return_sequences=2, **options)
+    three, _ = searched(seed, 2, num_beams=6, num_beam_groups=3, num_return_sequences=6, **options)
+    for single, several in zip(rows(one, 2), rows(three, 2)):
+        assert several == [hypothesis for hypothesis in single for _ in range(3)]
+
+
+def test_a_penalty_makes_outputs_differ():
+    options = dict(max_length=9, num_beams=6, num_beam_groups=3, num_return_sequences=3)
+    for seed in range(5):
+        same, _ = searched(seed, 1, **options)
+        varied, _ = searched(seed, 1, diversity_penalty=5.0, **options)
+        first = [{tuple(row[:2]) for row in rows(output, 1)[0]} for output in (same, varied)]
+        assert len(first[0]) == 1 and len(first[1]) > 1
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_scores_and_rows_retrace_the_outputs(groups):
+    """Each token's score in the row it came from adds up to the output's score, diversity penalty included."""
+    options = dict(max_length=8, num_beams=4, num_beam_groups=groups, num_return_sequences=4, length_penalty=0.0)
+    options["diversity_penalty"] = 0.7 * (groups > 1)
+    output, _ = searched(4, 2, output_scores=True, output_logits=True, **options)
+    for tokens, source_rows, score in zip(output.sequences, output.beam_indices, output.sequences_scores):
+        steps = [(step, int(row)) for step, row in enumerate(source_rows) if row >= 0]
+        total = sum(float(output.scores[step][row, tokens[step + 1]]) for step, row in steps)
+        assert abs(total - float(score)) < 1e-4
+    assert all(logits.shape == scores.shape for logits, scores in zip(output.logits, output.scores))
+
+
+@pytest.mark.parametrize("options", [{}, dict(num_beams=3), dict(num_beams=4, num_beam_groups=2)])
+def test_a_prefix_stays_in_front(options):
+    output, _ = searched(1, 2, prefix=[START, 5, 6], max_new_tokens=4, **options)
+    assert output.sequences[:, :3].tolist() == [[START, 5, 6]] * 2 and output.sequences.shape[1] <= 7
+
+
+def test_what_is_done_takes_no_more_steps():
+    """Sources whose search is over leave; with scores asked for all stay until the last one, as in transformers."""
+    options = dict(num_beams=2, max_length=20, early_stopping=True)
+    short, table = searched(4, 6, **options, use_cache=False)
+    assert len(table.sources) < 12
+    kept, table = searched(4, 6, **options, output_scores=True)
+    assert len(table.sources) == 12 and torch.equal(kept.sequences, short.sequences)
+    assert len(kept.scores) == table.steps
+
+
+def test_a_search_ends_with_its_length():
+    """A row that found no end is as long as allowed, whichever search."""
+    for options in (dict(), dict(num_beams=3), dict(do_sample=True), dict(do_sample=True, num_beams=2)):
+        base = GenerationConfig(bos_token_id=START, pad_token_id=0, max_length=6, **options)
+        settled = settle(base)
+        output = decode(Table(1, 2, settled.num_beams), begin(torch.full((2, 1), START), settled))
+        assert output.sequences.shape == (2, 6)

@@ -1,0 +1,398 @@
+"""`generate` of accelerated models against that of plain ones: tokens, warnings and errors."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+import bertgen
+from tests.dropin.test_accelerate import CONFIGS, END, KINDS, SIZES, START, batch, calls, pair, twins  # noqa: F401
+
+ALONE = {
+    "bert-generation": transformers.BertGenerationDecoder,
+    "bert": transformers.BertLMHeadModel,
+    "roberta": transformers.RobertaForCausalLM,
+}
+PAD = 1
+
+
+def alone(kind, fast=False, generate=True):
+    """A decoder on its own, whose outputs vary and end now and then."""
+    torch.manual_seed(0)
+    model = ALONE[kind](CONFIGS[kind](**SIZES, is_decoder=True, pad_token_id=PAD, eos_token_id=END)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return bertgen.accelerate(model, generate=generate) if fast else model
+
+
+def prompts(rows=3, length=6, left=(0, 2, 4)):
+    torch.manual_seed(2)
+    ids, mask = torch.randint(4, 99, (rows, length)), torch.ones(rows, length, dtype=torch.long)
+    for row, padding in zip(range(rows), left, strict=True):
+        ids[row, :padding], mask[row, :padding] = PAD, 0
+    return ids, mask
+
+
+def told(call):
+    """What a call returns or raises, and what transformers and warnings say meanwhile."""
+    said = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    transformers.utils.logging.warning_once.cache_clear()
+    logger, listener = logging.getLogger("transformers"), Listener()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # other files of tests silence it
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = call()
+            except Exception as error:
+                result = f"{type(error).__name__}: {error}"
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+    if not isinstance(result, (str, list)):
+        result = getattr(result, "sequences", result).tolist()
+    return result, sorted([*said, *(str(one.message) for one in caught)])
+
+
+def same(theirs, ours, **options):
+    """The call gives the same with both; the outputs."""
+    expected, got = (told(lambda m=m: m.generate(**options)) for m in (theirs, ours))
+    assert got == expected
+    return got[0]
+
+
+PROMPTS = {
+    "one token": lambda: dict(input_ids=prompts(length=1, left=(0, 0, 0))[0]),
+    "prompt": lambda: dict(input_ids=prompts(left=(0, 0, 0))[0]),
+    "positional": lambda: dict(inputs=prompts(left=(0, 0, 0))[0]),
+    "padded, no mask": lambda: dict(input_ids=prompts()[0]),
+    "padded": lambda: dict(zip(("input_ids", "attention_mask"), prompts(), strict=True)),
+    "embeddings": lambda: dict(inputs_embeds=torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)),
+    "padded embeddings": lambda: dict(
+        inputs_embeds=torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32), attention_mask=prompts()[1]
+    ),
+    "both": lambda: dict(
+        input_ids=prompts()[0], attention_mask=prompts()[1],
+        inputs_embeds=torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32),
+    ),
+    "positions": lambda: dict(input_ids=prompts()[0], position_ids=torch.arange(6).flip(0).expand(3, -1) + 3),
+    "nothing": lambda: dict(bos_token_id=START),
+}  # fmt: skip
+SEARCHES = {
+    "greedy": dict(max_new_tokens=9),
+    "beams": dict(max_new_tokens=9, num_beams=3, num_return_sequences=2),
+    "default": {},
+    "penalty": dict(max_new_tokens=9, repetition_penalty=3.0, no_repeat_ngram_size=2),
+    "scores": dict(max_length=12, return_dict_in_generate=True, output_scores=True),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_on_its_own(kind, prompt, search):
+    same(alone(kind), alone(kind, fast=True), **PROMPTS[prompt](), **SEARCHES[search])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_on_its_own_agrees_with_itself(kind, calls):  # noqa: F811
+    """Whether bertgen searches, runs the forward of transformers' loop, or leaves it all to transformers."""
+    ids, mask = prompts()
+    given = dict(input_ids=ids, attention_mask=mask, max_new_tokens=9)
+    expected = alone(kind).generate(**given)
+    ours = alone(kind, fast=True)
+    assert torch.equal(ours.generate(**given), expected) and calls == ["generation"]
+    found = ours.generate(**given, output_attentions=True, return_dict_in_generate=True).sequences
+    assert torch.equal(found, expected) and calls == ["generation"]
+    assert torch.equal(alone(kind, True, generate=False).generate(**given), expected)
+    assert torch.equal(ours.generate(**given, use_cache=False), expected)
+
+
+def test_seeded_samples_of_a_decoder_on_its_own(calls):  # noqa: F811
+    ids, mask = prompts()
+    found = []
+    for fast in (False, True):
+        torch.manual_seed(7)
+        model = alone("roberta", fast)
+        found.append(model.generate(input_ids=ids, attention_mask=mask, do_sample=True, top_k=None, max_new_tokens=9))
+    assert torch.equal(*found) and calls == ["generation"]
+
+
+@pytest.mark.parametrize("decoder", KINDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_halves_of_roberta_in_a_pair(decoder, beams, calls):  # noqa: F811
+    theirs, ours = twins("roberta", decoder_kind=decoder)
+    given, _ = batch(pad=1)
+    same(theirs, ours, **given, max_new_tokens=9, num_beams=beams)
+    prefix = torch.tensor([[START, 9, 8], [START, 7, 6], [START, 5, 4]])
+    same(theirs, ours, **given, decoder_input_ids=prefix, max_new_tokens=9, num_beams=beams)
+    same(theirs, ours, **given, decoder_input_ids=prefix[:, 1:], max_new_tokens=9, num_beams=beams)
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]])
+    left = prefix.masked_fill(mask == 0, theirs.config.decoder.pad_token_id)
+    same(theirs, ours, **given, decoder_input_ids=left, decoder_attention_mask=mask, max_new_tokens=9, num_beams=beams)
+    assert calls == ["generation"] * 4
+
+
+LENGTHS = {
+    "the default": ({}, {}),
+    "model 3 new, call 8": (dict(max_new_tokens=3), dict(max_length=8)),
+    "model 8, call 3 new": (dict(max_length=8), dict(max_new_tokens=3)),
+    "model 8": (dict(max_length=8), {}),
+    "call 8": ({}, dict(max_length=8)),
+    "both": ({}, dict(max_length=8, max_new_tokens=5)),
+    "none": (dict(max_new_tokens=3), dict(max_new_tokens=None)),
+    "configuration": (dict(max_new_tokens=3), dict(generation_config=transformers.GenerationConfig(max_length=9))),
+    "configuration and keyword": (
+        dict(max_new_tokens=3), dict(generation_config=transformers.GenerationConfig(max_length=9), num_beams=2)
+    ),
+    "too short a limit": ({}, dict(max_length=1)),
+    "a minimum out of reach": ({}, dict(min_length=30)),
+    "new tokens out of reach": ({}, dict(min_new_tokens=9, max_new_tokens=6)),
+    "two minima": ({}, dict(min_new_tokens=9, min_length=4, max_new_tokens=12)),
+    "a minimum": ({}, dict(min_new_tokens=9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LENGTHS)
+def test_lengths_of_model_and_call(case):
+    (own, call), (theirs, ours), (given, _) = LENGTHS[case], twins(), batch()
+    for model in (theirs, ours):
+        for name, value in own.items():
+            setattr(model.generation_config, name, value)
+    same(theirs, ours, **given, **call)
+
+
+def test_the_usual_lengths_need_no_detour(calls):  # noqa: F811
+    (theirs, ours), (given, _) = twins(), batch()
+    theirs.generation_config.max_new_tokens = ours.generation_config.max_new_tokens = 3
+    assert len(same(theirs, ours, **given, max_length=8)[0]) == 4  # new tokens win, whichever level gives them
+    for call in ({}, dict(max_new_tokens=5), dict(max_length=8, max_new_tokens=None)):
+        same(theirs, ours, **given, **call)
+    assert calls == ["generation"] * 4 and not ours._bertgen.detours
+
+
+WARNED = {
+    "sampling without do_sample": dict(temperature=0.7),
+    "an end token that is none": dict(eos_token_id=-1),
+    "a padding token that is none": dict(pad_token_id=-1),
+    "no padding token": dict(pad_token_id=None, attention_mask=None),
+    "the end token as padding token": dict(pad_token_id=END, attention_mask=None),
+    "a penalty on what is not there": dict(encoder_repetition_penalty=2.0, input_ids=None),
+    "no such argument": dict(nonsense=1),
+    "scores without a dictionary": dict(output_scores=True),
+    "n-best without beams": dict(num_return_sequences=2),
+    "an empty batch": dict(input_ids=torch.ones(0, 4, dtype=torch.long), attention_mask=None),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_warnings_and_errors_are_those_of_transformers(case):
+    (theirs, ours), (given, _) = twins(), batch()
+    if case == "a penalty on what is not there":
+        given["inputs_embeds"] = torch.linspace(-1, 1, 3 * 9 * 32).view(3, 9, 32)
+    same(theirs, ours, **{**given, "max_new_tokens": 6, **WARNED[case]})
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_prompt_padded_on_the_right_is_warned_about_once(masked):
+    ids, mask = (t.flip(1) for t in prompts())
+    given = dict(input_ids=ids, attention_mask=mask) if masked else dict(input_ids=ids)
+    same(alone("bert"), alone("bert", fast=True), **given, max_new_tokens=5)
+
+
+REPLACED = {
+    "length": lambda: dict(stopping_criteria=[MaxLengthCriteria(14)]),
+    "length below": lambda: dict(stopping_criteria=[MaxLengthCriteria(4)]),
+    "two lengths": lambda: dict(stopping_criteria=[MaxLengthCriteria(12), MaxLengthCriteria(14)]),
+    "length at once": lambda: dict(stopping_criteria=[MaxLengthCriteria(1)]),
+    "end": lambda: dict(stopping_criteria=[EosTokenCriteria([7, 11, 15])]),
+    "time": lambda: dict(max_time=0.0, stopping_criteria=[MaxTimeCriteria(100.0)]),
+    "repetition": lambda: dict(repetition_penalty=9.0, logits_processor=[RepetitionPenaltyLogitsProcessor(1.01)]),
+    "n-grams": lambda: dict(no_repeat_ngram_size=1, logits_processor=[NoRepeatNGramLogitsProcessor(3)]),
+    "suppressed": lambda: dict(suppress_tokens=[5, 6, 7], logits_processor=[SuppressTokensLogitsProcessor([8, 9])]),
+    "minimum": lambda: dict(min_length=9, logits_processor=[MinLengthLogitsProcessor(5, torch.tensor([END]))]),
+    "minimum of two": lambda: dict(
+        min_new_tokens=6, logits_processor=[MinLengthLogitsProcessor(5, torch.tensor([END]))]
+    ),
+    "minimum of none": lambda: dict(
+        min_new_tokens=0, logits_processor=[MinLengthLogitsProcessor(5, torch.tensor([END]))]
+    ),
+    "not there": lambda: dict(logits_processor=[SuppressTokensLogitsProcessor([8, 9])]),
+}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_custom_object_takes_the_place_of_the_built_in_one(case, beams):
+    (theirs, ours), (given, _) = twins(), batch()
+    options = REPLACED[case]()
+    options = {
+        name: getattr(transformers, kind)(options[name])
+        for name, kind in (("stopping_criteria", "StoppingCriteriaList"), ("logits_processor", "LogitsProcessorList"))
+        if name in options
+    } | {name: value for name, value in options.items() if name not in ("stopping_criteria", "logits_processor")}
+    same(theirs, ours, **given, **{"max_new_tokens": 8, **options}, num_beams=beams)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("case", REPLACED)
+def test_it_does_so_in_bertgens_own_classes(case, beams):
+    theirs, (given, _) = pair(), batch()
+    config = bertgen.EncoderDecoderConfig.from_dict(theirs.config.to_dict())
+    ours = bertgen.EncoderDecoderModel(config).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    ours.generation_config = bertgen.GenerationConfig(pad_token_id=0, decoder_start_token_id=START, eos_token_id=END)
+    call = {"max_new_tokens": 8, **REPLACED[case](), "num_beams": beams}
+    got = ours.generate(**given, **call)
+    if beams > 1 and case in ("length", "two lengths"):  # transformers' beams have no room for more: an IndexError
+        call = dict(max_length=14 if case == "length" else 12, num_beams=beams)
+    assert torch.equal(got, theirs.generate(**given, **call))
+
+
+def test_an_end_token_of_a_criterion_pads_rows_where_the_model_has_none():
+    theirs, (given, _) = pair(), batch()
+    config = bertgen.EncoderDecoderConfig.from_dict(theirs.config.to_dict())
+    own = bertgen.EncoderDecoderModel(config).eval()
+    own.load_state_dict(theirs.state_dict(), strict=False)
+    settings = dict(pad_token_id=0, decoder_start_token_id=START)
+    own.generation_config = bertgen.GenerationConfig(**settings)
+    accelerated = bertgen.accelerate(pair())
+    for model in (theirs, accelerated):
+        model.generation_config = transformers.GenerationConfig(**settings)
+        model.config.eos_token_id = None
+    first = theirs.generate(**given, max_new_tokens=8)
+    for token in first[:, 3].tolist():
+        call = dict(**given, max_new_tokens=8)
+        criteria = transformers.StoppingCriteriaList([EosTokenCriteria(token)])
+        expected = theirs.generate(**call, stopping_criteria=criteria)
+        assert not torch.equal(expected, first[:, : expected.shape[1]])
+        for model in (own, accelerated):
+            assert torch.equal(model.generate(**call, stopping_criteria=[EosTokenCriteria(token)]), expected)
+    criteria = [EosTokenCriteria(first[0, 3].item())]
+    same(theirs, accelerated, **given, max_new_tokens=8, num_beams=3, stopping_criteria=criteria)
+
+
+ODDITIES = {
+    "no decision about a cache": dict(use_cache=None),
+    "no decision about a cache of beams": dict(use_cache=None, num_beams=3),
+    "several forced ends of beams": dict(num_beams=4, forced_eos_token_id=[END, 5, 60], max_new_tokens=3),
+    "several forced ends": dict(forced_eos_token_id=[END, 5, 60], max_new_tokens=3),
+}
+
+
+@pytest.mark.parametrize("case", ODDITIES)
+def test_oddities_of_transformers_are_followed(case):
+    (theirs, ours), (given, _) = twins(), batch()
+    same(theirs, ours, **{**given, "max_new_tokens": 6, **ODDITIES[case]})
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("names", [(), ("output_scores",), ("output_logits",)])
+def test_outputs_have_the_fields_that_are_asked_for(names, beams):
+    (theirs, ours), (given, _) = twins(), batch()
+    options = dict(max_new_tokens=6, num_beams=beams, return_dict_in_generate=True, **dict.fromkeys(names, True))
+    expected, got = (model.generate(**given, **options) for model in (theirs, ours))
+    assert type(got) is type(expected) and list(got.keys()) == list(expected.keys())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_of_tokens_are_taken_where_transformers_takes_them(kind):
+    (theirs, ours), (given, _) = twins(kind), batch()
+    same(theirs, ours, **given, token_type_ids=torch.zeros_like(given["input_ids"]), max_new_tokens=5)
+    ids, mask = prompts()
+    call = dict(input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids), max_new_tokens=5)
+    same(alone(kind), alone(kind, fast=True), **call)
+
+
+def test_a_batch_without_a_mask_is_warned_of_whatever_it_is_given_as():
+    (theirs, ours), (given, _) = twins(), batch()
+    with torch.no_grad():
+        states = theirs.encoder(**given)
+        embeds = theirs.get_input_embeddings()(given["input_ids"])
+    for inputs in (
+        dict(inputs_embeds=embeds),
+        dict(encoder_outputs=states),
+        dict(decoder_input_ids=given["input_ids"][:, :2]),
+    ):
+        for pad in (None, END):
+            for model in (theirs, ours):
+                model.generation_config.pad_token_id, model.generation_config.bos_token_id = pad, START
+            expected, got = (
+                told(lambda m=m, i=inputs: m.generate(**copy.deepcopy(i), max_new_tokens=4)) for m in (theirs, ours)
+            )
+            assert got == expected
+            assert any("attention mask" in one for one in got[1])
+
+
+def test_a_penalty_on_the_input_is_warned_of_where_embeddings_are_given_beside_ids():
+    ids, mask = prompts()
+    embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)
+    call = dict(input_ids=ids, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=5)
+    for name in ("encoder_repetition_penalty", "repetition_penalty"):
+        same(alone("bert"), alone("bert", fast=True), **call, **{name: 1.5})
+
+
+def test_a_prompt_padded_on_the_right_is_warned_of_only_where_transformers_warns():
+    ids, mask = (t.flip(1) for t in prompts())
+    embeds = torch.linspace(-1, 1, 3 * 6 * 32).view(3, 6, 32)
+    same(alone("bert"), alone("bert", fast=True), inputs_embeds=embeds, attention_mask=mask, max_new_tokens=5)
+    models = alone("bert"), alone("bert", fast=True)
+    for model in models:
+        model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
+    same(*models, input_ids=ids, attention_mask=mask, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_goes_on_with_all_tokens_or_with_the_new_ones(kind):
+    ids, mask = prompts()
+    more = torch.tensor([[9, 8], [7, 6], [5, 4]])
+    found = []
+    for model in (alone(kind), alone(kind, fast=True)):
+        for new_only in (False, True):
+            with torch.no_grad():
+                past = model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+            fed = more if new_only else torch.cat((ids, more), 1)
+            whole = torch.cat((mask, torch.ones_like(more)), 1)
+            call = dict(input_ids=fed, attention_mask=whole, past_key_values=past, max_new_tokens=5)
+            found.append(told(lambda m=model, c=call: m.generate(**c))[0])
+    assert found[:2] == found[2:]
+    assert not isinstance(found[0], str)
+
+
+@pytest.mark.parametrize("width", [5, 12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_of_another_length_than_the_prompt(kind, width):
+    ids = prompts(left=(0, 0, 0))[0]
+    mask = torch.ones(3, width, dtype=torch.long)
+    same(alone(kind), alone(kind, fast=True), input_ids=ids, attention_mask=mask, max_new_tokens=5)
+
+
+def test_logits_are_the_models_own_where_a_processor_writes_into_its_scores():
+    ours, (given, _) = bertgen.accelerate(pair()), batch()
+    call = dict(**given, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
+    found = ours.generate(**call, logits_processor=[lambda tokens, scores: scores.sub_(100.0)])
+    expected = ours.generate(**call)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))

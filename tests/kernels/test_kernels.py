@@ -1,0 +1,121 @@
+"""The kernels without running them: what they compile to, and the rule by which their answers are accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bertgen.kernels.all_cases import CHECKS
+from bertgen.kernels.checks import difference
+from bertgen.kernels.language import HAS_TRITON
+
+from bertgen.bench import offline
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_variant_compiles_as_the_table_says(record_property):
+    """No spills, wide loads and tensor cores where they belong, and registers and instructions as in the table."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bertgen.bench.offline"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    wrong = [line for line in done.stdout.splitlines() if "<--" in line]
+    assert done.returncode == 0, "\n".join(wrong) + done.stdout[-500:] + done.stderr[-2000:]
+    record_property("count", done.stdout.splitlines()[-1])
+
+
+# What the compiler's output is read for
+
+
+TTIR = """
+tt.func public @_kernel(%x: !tt.ptr<f32> loc("x"(#loc)), %stride: i32 loc("stride"(#loc)), %n: i32 loc("n"(#loc))) {
+  %c8_i32 = arith.constant 8 : i32 loc(#loc1)
+  %program = tt.get_program_id x : i32 loc(#loc2)
+  %first = arith.muli %program, %c8_i32 : i32 loc(#loc3)
+  %all = arith.muli %stride, %n : i32 loc(#loc3)
+  %wide = arith.extsi %program : i32 to i64 loc(#loc3)
+  %width = arith.extsi %stride : i32 to i64 loc(#loc3)
+  %row = arith.muli %wide, %width : i64 loc(#loc4)
+  %wrong = arith.muli %first, %stride : i32 loc(#loc4)
+  %tile = tt.splat %stride : i32 -> tensor<8xi32> loc(#loc4)
+  %range = tt.make_range {end = 8 : i32, start = 0 : i32} : tensor<8xi32> loc(#loc4)
+  %too = arith.muli %range, %tile : tensor<8xi32> loc(#loc4)
+"""
+
+
+def test_products_of_an_index_in_32_bits_are_found():
+    found = offline.narrow_products(TTIR)
+    assert [line.split(" = ")[0] for line in found] == ["%wrong", "%too"]
+
+
+def test_hot_loops_are_the_innermost_ones():
+    def instructions(count, branch=None):
+        lines = ["        /*0010*/                   FFMA R1, R2, R3, R4 ;"] * count
+        return lines + ([f"        /*0020*/              @P0 BRA `(.{branch}) ;"] if branch else [])
+
+    sass = [".L_x_1:", *instructions(40), ".L_x_2:", *instructions(99, "L_x_2"), ".L_x_3:", *instructions(49, "L_x_3")]
+    sass += [*instructions(20, "L_x_1"), ".L_x_4:", *instructions(3, "L_x_4")]
+    assert offline.hot_loops("\n".join(sass)) == [50, 100]
+    assert offline.hot_loops("\n".join(instructions(7))) == [7]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+def test_the_table_is_of_the_sources_that_are_here():
+    """What `bertgen.bench.offline` leaves out is what did not change; its table is of all variants, and none is bad."""
+    tables = json.loads((ROOT / "bench/results/offline.json").read_text())
+    variants = {
+        f"{op}/{variant.name}/sm_{arch}": (variant, arch)
+        for op, check in CHECKS.items()
+        for variant in check.variants
+        for arch in variant.architectures
+    }
+    assert tables
+    for version, table in tables.items():
+        assert table.keys() == variants.keys(), version
+        for name, facts in table.items():
+            assert facts["sources"] == offline.digest(*variants[name]), f"{name}: bertgen.bench.offline --write"
+            assert not offline.problems(*variants[name], facts), name
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+def test_a_digest_is_of_what_a_variant_depends_on(tmp_path):
+    variant = CHECKS["bias_gelu"].variants[0]
+    digest = offline.digest
+    assert digest(variant, 80) != digest(variant, 90)
+    assert digest(variant, 80) != digest(dataclasses.replace(variant, num_warps=16), 80)
+    assert digest(variant, 80) != digest(dataclasses.replace(variant, constants={}), 80)
+    assert digest(variant, 80) == digest(dataclasses.replace(variant, name="another"), 80)
+
+
+# The rule by which answers are accepted
+
+
+def test_an_answer_is_accepted_within_twice_the_error_of_plain_torch():
+    exact = torch.randn(50, dtype=torch.float64)
+    plain = (exact + 1e-4).float()
+    assert difference(plain, plain, exact) is None
+    assert difference((exact - 1.9e-4).float(), plain, exact) is None
+    assert "allowed are" in difference((exact + 2.1e-4).float(), plain, exact)
+    assert "allowed are" in difference((exact + 1e-6).float(), exact.float(), exact)
+
+
+def test_nans_infinities_shapes_and_dtypes_are_looked_at_first():
+    exact = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf], dtype=torch.float64)
+    plain = exact.float()
+    assert difference(plain, plain, exact) is None
+    for place, name in ((0, "nan"), (1, "nan"), (2, "inf"), (3, "-inf")):
+        wrong = plain.clone()
+        wrong[place] = 0.0 if place else torch.nan
+        assert f"have {name} or lack it" in difference(wrong, plain, exact)
+    assert "instead of" in difference(plain.half(), plain, exact)
+    assert "instead of" in difference(plain[:2], plain, exact)
+    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3]), torch.tensor([1, 3])) == "1 of 2 integers differ"
+    assert difference(torch.zeros(0), torch.zeros(0), torch.zeros(0).double()) is None

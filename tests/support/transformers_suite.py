@@ -1,0 +1,242 @@
+"""transformers' own tests, three times: as they are, on accelerated models, and on bertgen's own classes.
+
+    python tests/support/transformers_suite.py CHECKOUT           # or: make test-peers CHECKOUT=...
+    python tests/support/transformers_suite.py CHECKOUT -k beam   # more arguments go to pytest, without the comparison
+
+CHECKOUT is a source tree of transformers, of the version that is installed, with tests/models in it, which its source
+distribution leaves out. Nothing is fetched, and what needs a model hub is skipped (`@slow`). transformers' tests need
+the packages parameterized, httpx and timeout-decorator.
+
+A test whose outcome is another than as they are, or that fails as they are, is a difference. All of them are in
+tests/support/transformers_differences.txt with a reason each: one that is not there fails, and so does one that is there
+and passes. Printed are the counts of each file, and how many tests ran through bertgen, as a suite that passes because
+everything took the detour proves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import functools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+FILES = tuple(
+    f"tests/models/{kind}/test_modeling_{kind}.py" for kind in ("bert_generation", "encoder_decoder", "bert", "roberta")
+)
+WAYS = ("plain", "accelerated", "own")
+LIST = Path(__file__).with_name("transformers_differences.txt")
+
+
+def read_differences(path: Path = LIST) -> dict[str, dict[str, str]]:
+    """Way -> pattern of tests -> reason: lines "way  pattern  reason", in between what begins with #."""
+    found: dict[str, dict[str, str]] = {way: {} for way in WAYS}
+    for line in path.read_text().splitlines():
+        if line and not line.startswith("#"):
+            way, pattern, reason = line.split(maxsplit=2)
+            found[way][pattern] = reason
+    return found
+
+
+def differences(outcomes: dict[str, str], plain: dict[str, str]) -> set[str]:
+    """Tests that came out otherwise than as they are; of these themselves, those that failed."""
+    if outcomes is plain:
+        return {test for test, outcome in plain.items() if outcome == "failed"}
+    return {test for test, outcome in outcomes.items() if outcome != plain.get(test)}
+
+
+def complaints(outcomes: dict[str, str], plain: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """What of a run is not in the list, and what of the list is not in the run."""
+    found, said = differences(outcomes, plain), []
+    listed: set[str] = set()
+    for pattern in expected:
+        tests = {t for t, outcome in plain.items() if outcome != "skipped" and fnmatch.fnmatchcase(t, pattern)}
+        tests &= outcomes.keys()
+        listed |= tests
+        said += [f"is in the list, and is as it is there: {test}" for test in sorted(tests - found)]
+        if not tests:
+            said.append(f"is in the list, and no test: {pattern}")
+    return [f"is not in the list: {outcomes[test]} {test}" for test in sorted(found - listed)] + said
+
+
+class Outcomes:
+    """A plugin of pytest that keeps the outcome of each test and counts the calls in it."""
+
+    def __init__(self):
+        self.calls: Counter[str] = Counter()
+        self.detours: Counter[str] = Counter()
+        self.tests: dict[str, str] = {}
+        self.through: set[str] = set()
+
+    def pytest_runtest_setup(self, item):
+        """Each test draws the same weights and ids in every run, whichever tests ran before it."""
+        import torch
+
+        self.calls.clear()
+        random.seed(0)
+        torch.manual_seed(0)
+        common = sys.modules.get("tests.test_modeling_common")
+        if hasattr(common, "global_rng"):
+            common.global_rng.seed(0)
+
+    def pytest_runtest_logreport(self, report):
+        # A test reports after its subtests, so that its own report is the one that stays.
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            self.tests[report.nodeid] = report.outcome
+            if self.calls:
+                self.through.add(report.nodeid)
+
+
+class Accelerated(Outcomes):
+    """Every model of the family is accelerated once its constructor or from_pretrained is through."""
+
+    def __init__(self):
+        super().__init__()
+        from bertgen.dropin import forward, generation
+        from bertgen.dropin.models import ACCELERATED
+        from bertgen.dropin.state import State
+
+        self.depth, self.classes = 0, ACCELERATED
+        for cls in ACCELERATED:
+            cls.__init__ = self.then_accelerate(cls.__init__)
+            cls.from_pretrained = classmethod(self.then_accelerate(cls.from_pretrained.__func__))
+        for module in (forward, generation):
+            module._run = self.counted(module._run, module.__name__.rpartition(".")[2])
+        note = State.detour
+
+        def detour(state, method, name, reason):
+            self.detours[f"{method}: {reason}"] += 1
+            return note(state, method, name, reason)
+
+        State.detour = detour
+
+    def then_accelerate(self, make):
+        """Only the outermost of the calls: a model that is being made or loaded is not accelerated yet."""
+        import bertgen
+
+        @functools.wraps(make)
+        def made(self_or_class, *args, **kwargs):
+            self.depth += 1
+            try:
+                result = make(self_or_class, *args, **kwargs)
+            finally:
+                self.depth -= 1
+            members = result if isinstance(result, tuple) else (result,)
+            model = next((m for m in (self_or_class, *members) if isinstance(m, tuple(self.classes))), None)
+            if self.depth == 0 and {type(model), type(model).__base__} & set(self.classes):
+                try:
+                    bertgen.accelerate(model)
+                except bertgen.UnsupportedError as error:
+                    self.detours[f"accelerate: {error}"] += 1
+            return result
+
+        return made
+
+    def counted(self, run, name):
+        def counting(*args):
+            self.calls[name] += 1
+            return run(*args)
+
+        return counting
+
+
+class Own(Outcomes):
+    """bertgen's classes under the names of transformers', in the cases that the files themselves define."""
+
+    def __init__(self):
+        super().__init__()
+        from bertgen.config import base
+
+        # Tests set it where transformers would give no attentions otherwise; here it has no meaning.
+        base.Config.INERT |= {"_attn_implementation"}
+
+    def pytest_collection_modifyitems(self, config, items):
+        import transformers
+
+        import bertgen
+
+        own = [i for i in items if i.function.__module__ == i.module.__name__ and i.name != "test_config"]
+        config.hook.pytest_deselected(items=[item for item in items if item not in own])
+        items[:] = own
+        for module in [module for name, module in sys.modules.items() if name.startswith("tests.models.")]:
+            for name, value in list(vars(module).items()):
+                if getattr(transformers, name, None) is value and hasattr(bertgen, name):
+                    setattr(module, name, getattr(bertgen, name))
+
+
+def run_one(way: str, checkout: Path, rest: list[str], report: Path) -> None:
+    """Run the files in this process, and write what came of it into `report`."""
+    import pytest
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.chdir(checkout)
+    plugin = {"plain": Outcomes, "accelerated": Accelerated, "own": Own}[way]()
+    options = ["-q", "-c", os.devnull, "--rootdir", str(checkout), "-p", "no:cacheprovider", "-W", "ignore"]
+    code = pytest.main([*options, *FILES, *rest], plugins=[plugin])
+    if code not in (0, 1):
+        raise SystemExit(int(code))
+    found = dict(tests=plugin.tests, through=sorted(plugin.through), detours=plugin.detours)
+    report.write_text(json.dumps(found))
+
+
+def run_apart(way: str, checkout: Path, rest: list[str], folder: Path) -> dict[str, Any]:
+    """The same in a process of its own, as each way patches other things; its output is shown where it fails."""
+    report = folder / f"{way}.json"
+    command = [sys.executable, __file__, str(checkout), "--way", way, "--report", str(report), *rest]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = Path("build") / f"transformers-{way}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(ran.stdout)
+    if not report.exists():
+        print(ran.stdout[-4000:])
+        raise SystemExit(f"the tests did not run ({way}); all of the output is in {log}")
+    return json.loads(report.read_text())
+
+
+def show(way: str, ran: dict[str, Any]) -> None:
+    """Print the counts of each file."""
+    for file in FILES:
+        counts = Counter(outcome for test, outcome in ran["tests"].items() if test.startswith(f"{file}::"))
+        through = sum(test.startswith(f"{file}::") for test in ran["through"])
+        line = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        print(f"{way:12} {Path(file).stem:32} {line}" + (f"; {through} through bertgen" if through else ""))
+    for reason, count in Counter(ran["detours"]).most_common(8):
+        print(f"{'':12} {count} calls took transformers' code, {reason}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    given, rest = parser.parse_known_args()
+    checkout = given.checkout.resolve()
+    missing = [name for name in FILES if not (checkout / name).is_file()]
+    if missing:
+        parser.error(f"{checkout} has no {', '.join(missing)}")
+    if given.way:
+        run_one(given.way, checkout, rest, given.report)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        ran = {way: run_apart(way, checkout, rest, Path(folder)) for way in WAYS}
+    said = []
+    for way in WAYS:
+        show(way, ran[way])
+        if not rest:
+            expected = read_differences()[way]
+            said += [f"{way}: {line}" for line in complaints(ran[way]["tests"], ran["plain"]["tests"], expected)]
+    lost = ran["plain"]["tests"].keys() - ran["accelerated"]["tests"].keys()
+    said += [f"accelerated: was not run: {test}" for test in sorted(lost)]
+    print("\n".join(said) or "nothing but what tests/support/transformers_differences.txt lists" * (not rest))
+    return bool(said)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
