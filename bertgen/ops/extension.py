@@ -93,7 +93,7 @@ def _load() -> str | None:
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
         return "BERTGEN_WITHOUT_EXT=1 says to do without"
     try:
-        importlib.import_module("._C", __package__)
+        importlib.import_module(".._C", __package__)
     except ModuleNotFoundError:
         return (
             "it was not built: that takes a C++ compiler, torch installed before, and pip install --no-build-isolation"

@@ -7,8 +7,8 @@ CHECKOUT is a source tree of transformers, of the version that is installed, wit
 distribution leaves out. Nothing is fetched, and what needs a model hub is skipped (`@slow`). transformers' tests need
 the packages parameterized, httpx and timeout-decorator.
 
-A test whose outcome is another than as they are, or that fails as they are, is a difference. All of them are in
-tests/support/transformers_differences.txt with a reason each: one that is not there fails, and so does one that is there
+A test whose outcome is another than as they are, or that fails as they are, is a difference. Differences are listed,
+with reasons, in tests/support/transformers_differences.txt: one that is not there fails, and so does one that is there
 and passes. Printed are the counts of each file, and how many tests ran through bertgen, as a suite that passes because
 everything took the detour proves nothing.
 """
