@@ -60,7 +60,7 @@ def test_onednn_takes_weights_that_are_large_together(monkeypatch):
     weights, x = [torch.randn(320, 320) for _ in range(3)], torch.randn(few_rows() + 1, 320)
     assert 3 * weights[0].numel() >= ONEDNN_ELEMENTS > weights[0].numel()
     calls = []
-    monkeypatch.setattr(ops, "linear_onednn", lambda *given: calls.append(given) or linear_onednn(*given))
+    monkeypatch.setattr(ops.registry, "linear_onednn", lambda *given: calls.append(given) or linear_onednn(*given))
     with torch.no_grad():
         products = ops.linears(x, weights, [None] * 3)
         assert len(calls) == 3
@@ -88,7 +88,7 @@ def test_onednn_is_left_alone_where_it_does_not_fit():
 def test_few_rows_go_to_the_extension(monkeypatch):
     """Of any shape of input; a row is the same whatever stands beside it."""
     called = []
-    monkeypatch.setattr(ops, "linear_cpp", lambda *given: called.append(given[0].shape) or linear_cpp(*given))
+    monkeypatch.setattr(ops.registry, "linear_cpp", lambda *given: called.append(given[0].shape) or linear_cpp(*given))
     weight, bias = torch.randn(40, 24), torch.randn(40)
     with torch.no_grad():
         for x in (torch.randn(few_rows(), 24), torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(24)):
@@ -269,7 +269,7 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
     try:
         with pytest.raises(BackendError, match="add_layer_norm: the triton kernel was asked for, but .* CUDA device"):
             kernel(*arguments)
-        monkeypatch.setattr(ops, "INTERPRETED", True)
+        monkeypatch.setattr(ops.registry, "INTERPRETED", True)
         assert kernel(*arguments) == "the kernel"
         refusing = dataclasses.replace(kernel, refuses=lambda x, *rest: f"{x.shape[1]} columns are too few")
         with pytest.raises(BackendError, match="but 4 columns are too few"):
