@@ -105,7 +105,7 @@ class Attention(nn.Module):
         if cache is not None:
             return cache.attend(cache.layer, q, k, v, context.key_mask)
         return ops.attention(
-            q, k, v, rows.cu, rows.cu, rows.longest, rows.longest,
+            q, k, v, rows.cu_seqlens, rows.cu_seqlens, rows.max_seqlen, rows.max_seqlen,
             causal=context.causal, key_len=context.key_len, key_mask=context.key_mask, dropout=self._dropout,
         )  # fmt: skip
 
@@ -118,8 +118,10 @@ class Attention(nn.Module):
             if cache is not None:
                 cache.set_cross(cache.layer, k, v)
             elif not self._densely(context):
-                cu, longest = (rows.cu, rows.longest) if context.askers is None else context.askers
-                return ops.attention(q, k, v, cu, source.cu, longest, source.longest, dropout=self._dropout)
+                cu_seqlens_q, max_seqlen_q = context.askers or (rows.cu_seqlens, rows.max_seqlen)
+                return ops.attention(
+                    q, k, v, cu_seqlens_q, source.cu_seqlens, max_seqlen_q, source.max_seqlen, dropout=self._dropout
+                )
         if not self._densely(context):
             assert cache is not None
             return cache.attend_cross(cache.layer, q)
@@ -168,7 +170,7 @@ def dense_mask(context: AttentionContext, keys: int) -> torch.Tensor | None:
     """The mask of self-attention that a context stands for, bool or additive, for rows of so many keys."""
     if context.mask is not None:
         return context.mask
-    rows, device = context.tokens, context.tokens.cu.device
+    rows, device = context.tokens, context.tokens.cu_seqlens.device
     key, mask = torch.arange(keys, device=device), rows.mask()
     if mask is not None:
         mask = mask[:, None, None]

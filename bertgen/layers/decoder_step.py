@@ -44,7 +44,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         or context.mask is not None
         or context.key_mask is not None
         or context.attentions is not None
-        or context.tokens.longest != 1
+        or context.tokens.max_seqlen != 1
         or not cpp_takes(x, x)
         or not _has_call()
         or not has_own_forward(*_KINDS)
@@ -58,10 +58,10 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         return None
     if not walk.found:  # no layers at all
         return None
-    own, cross, source = cache.pools, cache.cross_pools, cache.source if cache.has_cross else None
+    own, cross, source = cache.pool, cache.cross_pool, cache.cross_metadata if cache.has_cross else None
     return torch.ops.bertgen_C.decoder_step.default(
-        x, walk.heads, walk.eps, walk.found, walk.codebook, walk.integers, own.keys, own.values, cache.slots,
-        cache.table, cache.lengths, *(([], [], None, None, None) if source is None else (
+        x, walk.heads, walk.eps, walk.found, walk.codebook, walk.integers, own.keys, own.values,
+        cache.slot_mapping, cache.slot_table, cache.lengths, *(([], [], None, None, None) if source is None else (
             cross.keys, cross.values, source.table, source.lengths, source.cu_rows)),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from ..config.quantization import GROUP_SIZES
 from ..errors import InputError, UnsupportedError, quoted
 from ..kernels.int4_matmul import Weight, dequantize_reference
 from ..kernels.plain import PLAIN
-from ..quantization.int4 import codebook, dequantize, fault, quantize
+from ..quantization.int4 import codebook, dequantize, quantize, why_not_int4_weight
 from .meta_init import outlined
 
 
@@ -54,7 +54,7 @@ class Int4Linear(nn.Module):
         if config is None:
             group = columns // max(1, scale.shape[-1])
             config = Int4Config(group_size=group if group in GROUP_SIZES else 64, symmetric=zero is None)
-        wrong = fault(rows, columns, packed, scale, zero, config)
+        wrong = why_not_int4_weight(rows, columns, packed, scale, zero, config)
         if wrong is None and bias is not None and getattr(bias, "shape", None) != (rows,):
             wrong = f"bias must be a tensor {(rows,)}, got {quoted(bias)}"
         if wrong is not None:
