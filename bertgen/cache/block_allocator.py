@@ -1,7 +1,7 @@
 """Which slots of the key/value pools belong to which row and which source.
 
-The bookkeeping is done in C++ (`csrc/` has the rules), or in Python (python_block_allocator.py) where the extension is
-not available. This class owns the tables of slot numbers, and turns status codes into results and errors.
+The bookkeeping is done in C++ (csrc/block_allocator.h has the rules), or in Python (python_block_allocator.py) where
+the extension is not available. This class owns the tables of slots, and turns status codes into results and errors.
 """
 
 from __future__ import annotations
@@ -223,17 +223,17 @@ class _CppBlockAllocator:
 
     def __init__(self, limits: Limits):
         ops = torch.ops.bertgen_C
-        self._handle = ops.cache_create(*limits)
+        self._handle = ops.allocator_create(*limits)
         if self._handle < 0:
             raise BackendError(f"no memory for the tables of {limits}")
-        weakref.finalize(self, ops.cache_destroy, self._handle).atexit = False
-        self._step = ops.cache_step.default  # called in every decode step: saves the choice of an overload
+        weakref.finalize(self, ops.allocator_destroy, self._handle).atexit = False
+        self._step = ops.allocator_step.default  # called in every decode step: saves the choice of an overload
 
     def __reduce__(self) -> Any:
         raise UnsupportedError("a block allocator belongs to one cache and cannot be copied; copy the whole Cache")
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
-        return torch.ops.bertgen_C.cache_admit(self._handle, rows, positions, key, source_length)
+        return torch.ops.bertgen_C.allocator_admit(self._handle, rows, positions, key, source_length)
 
     def step(
         self, rows: torch.Tensor, positions: torch.Tensor, slot_table: torch.Tensor, slots: torch.Tensor
@@ -241,19 +241,19 @@ class _CppBlockAllocator:
         return self._step(self._handle, rows, positions, slot_table, slots)
 
     def extend(self, row: int, count: int, slot_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_extend(self._handle, row, count, slot_table)
+        return torch.ops.bertgen_C.allocator_extend(self._handle, row, count, slot_table)
 
     def fill_source(self, request: int, source_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_fill_source(self._handle, request, source_table)
+        return torch.ops.bertgen_C.allocator_fill_source(self._handle, request, source_table)
 
     def finish_row(self, row: int) -> int:
-        return torch.ops.bertgen_C.cache_finish_row(self._handle, row)
+        return torch.ops.bertgen_C.allocator_finish_row(self._handle, row)
 
     def release(self, request: int) -> int:
-        return torch.ops.bertgen_C.cache_release(self._handle, request)
+        return torch.ops.bertgen_C.allocator_release(self._handle, request)
 
     def statistics(self) -> list[int]:
-        return torch.ops.bertgen_C.cache_statistics(self._handle)
+        return torch.ops.bertgen_C.allocator_statistics(self._handle)
 
     def check(self, slot_table: torch.Tensor, source_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_check(self._handle, slot_table, source_table)
+        return torch.ops.bertgen_C.allocator_check(self._handle, slot_table, source_table)

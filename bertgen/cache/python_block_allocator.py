@@ -1,6 +1,6 @@
 """The block allocator in plain Python: the reference implementation, and the fallback without the C++ extension.
 
-The class of the same name in csrc/ has the rules. Methods, status codes and the numbers of slots are the same in both.
+csrc/block_allocator.h has the rules. Methods, status codes and the numbers of slots are the same in both.
 """
 
 from __future__ import annotations
