@@ -7,6 +7,8 @@ a kernel, or records a graph without it. Plain torch operators handle both corre
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -51,3 +53,10 @@ def why_not_kernel(x: torch.Tensor) -> str | None:
     if not is_plain_tensor(x):
         return f"a {type(x).__name__} is no plain tensor"
     return "operators are intercepted (by a trace, a dispatch mode or a transform)" if is_intercepted() else None
+
+
+def why_not_gradients(*arguments: Any) -> str | None:
+    """Why a kernel without a backward cannot take these arguments, as one clause; None where it can."""
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments):
+        return "a gradient is required, and the kernel has no backward"
+    return None

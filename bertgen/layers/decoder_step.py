@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..kernels.linear import few_rows, why_not_linear_cpp
 from ..kernels.plain import PLAIN
-from ..ops import extension
 from ..ops.step_layout import LayerParts, LayerPools, Part, StepArguments, StepTables
 from ..quantization.int4 import codebook
 from .add_norm import AddNorm
@@ -40,17 +38,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
     `kernels.linear.few_rows()` rows, without masks, attention weights, hooks, other layers or activations.
     """
     cache = context.cache
-    if (
-        cache is None
-        or context.source is not None
-        or context.mask is not None
-        or context.key_mask is not None
-        or context.attentions is not None
-        or context.tokens.max_seqlen != 1
-        or why_not_linear_cpp(x, x) is not None
-        or not _has_call()
-        or not has_own_forward(*_KINDS)
-    ):
+    if cache is None or why_not_decoder_step(x, context) is not None:
         return None
     collector = _Collector(cache.has_cross)
     try:
@@ -76,19 +64,23 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         eps=collector.eps,
         int8=collector.int8,
     )
-    return torch.ops.bertgen_C.decoder_step.default(*arguments)
+    return ops.decoder_step(arguments)
 
 
-def _has_call() -> bool:
-    """Whether the extension can be used and is wanted."""
-    return ops.uses_cpp() and extension.absence() is None
-
-
-def explain(device: str = "cpu") -> str:
-    """How a step of a decoder runs on `device` ("cpu" or "cuda")."""
-    if device == "cpu" and _has_call():
-        return f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows, else layer by layer"
-    return "layer by layer"
+def why_not_decoder_step(x: torch.Tensor, context: AttentionContext) -> str | None:
+    """Why the call does not cover a step of x [R, hidden] in any layers, as one clause; None where it does."""
+    if context.cache is None or context.tokens.max_seqlen != 1:
+        return "it is not a step of one token of each row of a cache"
+    if context.source is not None:
+        return "the keys of the sources are not in the cache yet"
+    if context.mask is not None or context.key_mask is not None:
+        return "attention has a mask"
+    if context.attentions is not None:
+        return "attention weights are returned"
+    reason = ops.decoder_step.why_not(x)
+    if reason is None and not has_own_forward(*_KINDS):
+        reason = "a class of layers has another forward, or all modules have a hook"
+    return reason
 
 
 class _Collector:

@@ -20,7 +20,7 @@ from .step_layout import LAYOUT, StepArguments
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as csrc/instruction_sets.h lists them; each includes those before
 
 _loading = threading.Lock()
-_reason: str | None = ""  # of the absence, once it is known
+_reason: str | None = ""  # the result of `why_not`, once it is known
 
 
 def available() -> bool:
@@ -31,7 +31,7 @@ def available() -> bool:
     """
     if os.environ.get("BERTGEN_REQUIRE_EXT") == "1":
         require()
-    return absence() is None
+    return why_not() is None
 
 
 def require() -> None:
@@ -40,18 +40,18 @@ def require() -> None:
     Raises:
         BackendError: it cannot be used; says why.
     """
-    if reason := absence():
+    if reason := why_not():
         raise BackendError(f"the C++ extension is needed here, but {reason}")
 
 
-def absence() -> str | None:
+def why_not() -> str | None:
     """Why the extension cannot be used; None where it can, and is loaded.
 
     Raises:
         BackendError: BERTGEN_CPU names an instruction set that is unknown or not available.
     """
     global _reason
-    if _reason == "":  # operators ask this at every call, so without the lock
+    if _reason == "":  # first without the lock: operators call this function often
         with _loading:
             if _reason == "":
                 _reason = _load()

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 50
 OPERATIONS = int(os.environ.get("BERTGEN_OPERATIONS", "20000"))
 
-needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 BACKENDS = [pytest.param("cpp", marks=needs_extension), "python"]
 
 
@@ -454,7 +454,7 @@ def subprocess_says(code, **environment):
 
 def test_without_the_extension():
     code = "from bertgen.cache.block_allocator import BlockAllocator; from bertgen.ops import extension;"
-    code += "print(extension.absence(), '|', BlockAllocator(1, 1, 1).backend)"
+    code += "print(extension.why_not(), '|', BlockAllocator(1, 1, 1).backend)"
     assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 says to do without | python"
 
 
@@ -469,7 +469,7 @@ def test_an_extension_of_other_sources(monkeypatch):
     monkeypatch.setattr(extension, "_reason", "")
     monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
     assert not extension.available()
-    assert "bertgen_C::decode_attention does not exist): build it again" in extension.absence()
+    assert "bertgen_C::decode_attention does not exist): build it again" in extension.why_not()
 
 
 @needs_extension
@@ -491,7 +491,7 @@ def test_a_variable_chooses_the_instruction_set(monkeypatch):
 
 
 def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
-    monkeypatch.setattr(extension, "absence", lambda: "it fell off")
+    monkeypatch.setattr(extension, "why_not", lambda: "it fell off")
     with pytest.raises(BackendError, match="the C.. extension is needed here, but it fell off"):
         BlockAllocator(1, 1, 1, backend="cpp")
     assert BlockAllocator(1, 1, 1).backend == "python"

@@ -21,7 +21,7 @@ from bertgen.modules import Int4Linear
 from bertgen.ops import extension
 from tests.support import identity
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
 FORMS = ("symmetric", "zero", "fraction", "codebook")
 LEVELS = FORMS[:3]  # that products of integers take

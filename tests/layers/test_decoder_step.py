@@ -17,7 +17,7 @@ from bertgen.layers.linear import Int4Linear
 from bertgen.ops import extension
 from bertgen.ops.step_layout import LAYOUT, LayerParts, LayerPools, StepArguments, StepTables
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
 STEPS = 7
 IDS = torch.tensor([[5, 6, 7, 8, 9], [8, 9, 10, 0, 0], [5, 0, 0, 0, 0]])
@@ -438,4 +438,4 @@ def reason_of_another_load(monkeypatch):
     monkeypatch.setattr(extension, "_reason", "")
     monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
     assert not extension.available()
-    return extension.absence()
+    return extension.why_not()

@@ -19,7 +19,7 @@ from bertgen.ops import extension
 CSRC = Path(__file__).parents[2] / "csrc"
 STRICT = ["-std=c++17", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
 
-needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+needs_extension = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
 WIDTHS = [1, 2, 7, 8, 9, 16, 24, 33, 63, 64, 65, 80, 127, 128, 200]
 
