@@ -20,7 +20,8 @@ from ..quantization.int4 import codebook
 from .add_norm import AddNorm
 from .attention import Attention, AttentionContext, Projections
 from .block import Intermediate, Layer
-from .linear import Int4Linear, has_own_forward, is_untouched
+from .inspection import has_library_forward, is_unpatched
+from .linear import Int4Linear
 
 _KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
 _NO_CROSS: tuple[Part, Part, Part] = ((), (), ())  # query, output and norm of a layer without cross-attention
@@ -78,7 +79,7 @@ def why_not_decoder_step(x: torch.Tensor, context: AttentionContext) -> str | No
     if context.attentions is not None:
         return "attention weights are returned"
     reason = ops.decoder_step.why_not(x)
-    if reason is None and not has_own_forward(*_KINDS):
+    if reason is None and not has_library_forward(*_KINDS):
         reason = "a class of layers has another forward, or all modules have a hook"
     return reason
 
@@ -181,6 +182,6 @@ class _Collector:
     @staticmethod
     def _modules(module: nn.Module, kind: type) -> dict[str, Any]:
         """The modules of a module of exactly this kind, without hooks or a patched forward."""
-        if type(module) is not kind or not is_untouched(module):
+        if type(module) is not kind or not is_unpatched(module):
             raise _Unsupported
         return module.__dict__["_modules"]

@@ -23,7 +23,8 @@ from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions
 from ..layers.embeddings import Embeddings
 from ..layers.heads import LMHead
-from ..layers.linear import Int4Linear, is_plain
+from ..layers.inspection import is_plain
+from ..layers.linear import Int4Linear
 from ..layers.stack import Stack
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from ..packing import Packing

@@ -20,7 +20,8 @@ from ..errors import ConfigError, InputError, UnsupportedError
 from ..hub import resolve_file, split_hub_options
 from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions
-from ..layers.linear import apply, check_dtype, is_plain
+from ..layers.inspection import is_plain
+from ..layers.linear import apply, check_dtype
 from ..outputs import CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
 from .bert import BertLMHeadModel, BertModel
