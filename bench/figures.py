@@ -18,8 +18,12 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "osD^vP*Xhp"
 HATCHES = ("", "//", "\\\\", "xx", "..", "--", "oo", "++", "**", "||")
 DPI = 100
+FINE_DPI = 200  # of a picture that a page shows smaller than it is
 CLIPPED = 40.0  # times as fast, where the picture ends
 WIDE = 9.5  # inches
+OVERVIEW_COLOURS = ("#0072B2", "#E69F00", "#009E73")
+MODEL = "base"  # the model of the overview and of the README's table
+ROUNDED = ("int4", "int8")  # engines whose weights are rounded end with one of these
 
 
 def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
@@ -35,7 +39,7 @@ def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
             if figure is not None:
                 found[name] = folder / f"{name}.png"
                 _warn(figure, shown_in(name, results))
-                figure.savefig(found[name], dpi=DPI, bbox_inches="tight")
+                figure.savefig(found[name], dpi="figure", bbox_inches="tight")
     return found
 
 
@@ -61,11 +65,11 @@ def look(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {"color": COLOURS[at], "marker": MARKERS[at], "hatch": HATCHES[at]} for name, at in places.items()}
 
 
-def subplots(*shape: int, size: tuple[float, float]) -> Any:
-    """A figure that no window and no other figure knows of, and its axes."""
+def subplots(*shape: int, size: tuple[float, float], dpi: int = DPI) -> Any:
+    """A figure without a window and outside pyplot's list of figures, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     return figure, figure.subplots(*shape, squeeze=False)
 
 
@@ -154,6 +158,59 @@ def short(row: Row) -> str:
         [row.name, *(f"{words.get(k, k)} {v:g}" if not isinstance(v, bool) else k * v for k, v in row.params.items()
                      if words.get(k, k))]
     )  # fmt: skip
+
+
+# Requests of `generate` -> the words of the overview.
+REQUESTS = {"fixed": "outputs of 32 tokens", "mixed": "outputs of real lengths", "single": "one request at a time"}
+
+
+def overview(rows: Sequence[Row], results: Sequence[Result]) -> Any:
+    """The speed-up of one model over each library in its fastest float32 configuration: the picture of the README."""
+    models = list(dict.fromkeys(row.params["model"] for row in rows if row.name == "generate" and row.seconds))
+    if not models:
+        return None
+    cases = speed_ups(rows, MODEL if MODEL in models else models[0])
+    names = sorted({name for by in cases.values() for name in by}, reverse=True)
+    if not names:
+        return None
+    figure, ((axes,),) = subplots(1, 1, size=(8.6, 1.4 + 0.5 * len(cases)), dpi=FINE_DPI)
+    height = 0.8 / len(names)
+    for j, name in enumerate(names):
+        for i, by in enumerate(cases.values()):
+            if name in by:
+                at = i - 0.4 + (j + 0.5) * height
+                axes.barh(at, by[name], 0.92 * height, color=OVERVIEW_COLOURS[j % len(OVERVIEW_COLOURS)])
+                axes.text(by[name] + 0.03, at, f"{by[name]:.2f}x", va="center", fontsize=10)
+        axes.barh(0, 0, color=OVERVIEW_COLOURS[j % len(OVERVIEW_COLOURS)], label=f"over {name}")
+    axes.axvline(1, color="black", lw=1)
+    labels = [f"{REQUESTS.get(requests, requests)}, " + ("greedy" if beams == 1 else f"{beams} beams")
+              for requests, beams in cases]  # fmt: skip
+    axes.set_yticks(range(len(cases)), labels, fontsize=10)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xticks(range(int(axes.get_xlim()[1]) + 1), [f"{tick}x" for tick in range(int(axes.get_xlim()[1]) + 1)])
+    axes.grid(axis="y", visible=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Speed-up of bertgen in float32 (line: equally fast)", fontsize=12)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=10, frameon=False)
+    return figure
+
+
+def speed_ups(rows: Sequence[Row], model: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(requests, beams) -> library -> its time divided by bertgen's, the faster of its configurations in float32."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for (of, requests, beams), by in best_of_cases(rows).items():
+        if of != model or OURS not in by:
+            continue
+        fastest: dict[str, Row] = {}
+        for name, row in by.items():
+            library = name.split()[0]
+            if library != OURS and not name.endswith(ROUNDED):
+                fastest[library] = min(row, fastest.get(library, row), key=lambda one: one.median)
+        found[requests, beams] = {library: ratio(row, by[OURS])[0] for library, row in fastest.items()}
+    return found
 
 
 def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
@@ -369,13 +426,13 @@ def training(rows: Sequence[Row], results: Sequence[Result]) -> Any:
 
 
 FIGURES: dict[str, Callable[[Sequence[Row], Sequence[Result]], Any]] = {
-    "generation": generation, "throughput": batches, "latency": latencies, "memory": memory, "growth": growth,
-    "training": training, "speedups": speedups, "roofline": roofline,
+    "overview": overview, "generation": generation, "throughput": batches, "latency": latencies, "memory": memory,
+    "growth": growth, "training": training, "speedups": speedups, "roofline": roofline,
 }  # fmt: skip
 
 # Picture -> parts whose rows it shows.
 PARTS = {
-    "generation": ("generate",), "throughput": ("generate",), "latency": ("generate",),
+    "overview": ("generate",), "generation": ("generate",), "throughput": ("generate",), "latency": ("generate",),
     "memory": ("generate", "train"), "growth": ("scale",), "training": ("train",), "speedups": ("ops",),
     "roofline": ("ops",),
 }  # fmt: skip

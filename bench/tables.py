@@ -15,7 +15,7 @@ from pathlib import Path
 from bertgen.errors import InputError
 
 from . import dropin, machine, scale
-from .figures import best_of_cases
+from .figures import MODEL, best_of_cases, speed_ups
 from .generate import STATIC
 from .output import time_text
 from .result import OURS, Result, Row, load, ratio
@@ -97,21 +97,25 @@ def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
     return {case: by for case, by in best_of_cases(rows).items() if case[0] == model}
 
 
-MODEL = "base"
 UNKNOWN = "not measured"
-THEIRS = ("transformers sdpa", "transformers eager", STATIC)
 OTHERS = ("transformers sdpa", STATIC, "CTranslate2", "CTranslate2 int8")
 
 
 def readme() -> str:
-    """The ratios alone; of transformers' ways the better one."""
-    rows = []
-    for (_, requests, beams), by in of_model(MODEL).items():
-        theirs = min((row for name, row in by.items() if name in THEIRS), key=lambda row: row.median, default=None)
-        cells = [times(other, by[OURS]).split(" ")[0] for other in (theirs, by.get("CTranslate2"))]
-        rows.append([words(requests, beams), *cells])
-    heads = ("requests", "transformers", "CTranslate2")
-    return markdown(heads, rows) + f"\n\n{origin(results('generate', MODEL))}"
+    """The speed-ups alone, those of the picture, and where they were measured."""
+    found = results("generate", MODEL)
+    libraries = ("transformers", "CTranslate2")
+    rows = [
+        [words(requests, beams), *(f"{by[name]:.2f}" if name in by else UNKNOWN for name in libraries)]
+        for (requests, beams), by in speed_ups(rows_of(found), MODEL).items()
+    ]
+    kinds: dict[str, dict[str, None]] = {}
+    for one in found:
+        names = kinds.setdefault(machine.described(one.environment), {})
+        names.update((row.params["requests"], None) for row in one.rows if row.name == "generate")
+    origins = [f"`bertgen bench generate`: {' and '.join(names)}: {where}." for where, names in kinds.items()]
+    heads = ("speed-up", *(f"over {name}" for name in libraries))
+    return markdown(heads, rows) + "\n\n" + "\n".join(origins)
 
 
 def seconds(model: str) -> str:

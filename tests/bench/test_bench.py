@@ -396,14 +396,13 @@ def test_the_page_and_its_pictures_say_what_is_not_to_be_relied_on(doubtful, tmp
 
 
 def test_a_warning_is_over_the_picture_and_nothing_else_is(doubtful, tmp_path):
-    sizes = []
-    for name in ("quiet", "before"):
-        (path,) = figures.drawn([result.load(doubtful[name])], tmp_path / name).values()
-        sizes.append(matplotlib.image.imread(path))
-    quiet, busy = sizes
-    assert busy.shape[0] > quiet.shape[0] and abs(busy.shape[1] - quiet.shape[1]) < 40
+    drawn = [figures.drawn([result.load(doubtful[name])], tmp_path / name) for name in ("quiet", "before")]
+    assert drawn[0].keys() == drawn[1].keys() == {"overview", "generation"}
     red = lambda image: ((image[..., 0] > 0.5) & (image[..., 1] < 0.1) & (image[..., 2] < 0.1)).sum()  # noqa: E731
-    assert red(busy) > 200 and red(quiet) == 0
+    for picture in drawn[0]:
+        quiet, busy = (matplotlib.image.imread(paths[picture]) for paths in drawn)
+        assert busy.shape[0] > quiet.shape[0] and abs(busy.shape[1] - quiet.shape[1]) < 40, picture
+        assert red(busy) > 200 and red(quiet) == 0, picture
 
 
 @pytest.mark.parametrize("kept", [True, False])
