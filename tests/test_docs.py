@@ -91,6 +91,14 @@ def examples(page):
     )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_source_files_that_a_page_names_exist(page):
+    """But for the placeholder NAME, and tests of transformers."""
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:bench|bertgen|csrc|kernels|tests)/[\w./-]+\.\w+)`", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or re.search("NAME|test_modeling_", path))] == []
+
+
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     """One after the other, in a folder that has a model of the name in the text."""
     EncoderDecoderModel.from_pretrained("demo").save_pretrained(tmp_path / "my-model")
