@@ -141,7 +141,7 @@ def ratios(model: str) -> str:
             for one in ("bertgen int4", *OTHERS)
         ]
         rows.append([words(requests, beams), *cells, ", ".join(equal)])
-    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal: int4, " + ", ".join(OTHERS))
+    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal outputs: int4, " + ", ".join(OTHERS))
     return markdown(heads, rows)
 
 
@@ -152,12 +152,12 @@ def latency() -> str:
         for one, row in by.items():
             if requests == "single" and "request_p50" in row.extra:
                 figures = [row.extra[key] for key in ("token_p50", "token_p99")]
-                tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
+                tokens = ["not reported" if value is None else f"{1e3 * value:.1f}" for value in figures]
                 waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
                 rows.append([model, "greedy" if beams == 1 else f"{beams} beams", one, *tokens, *waits])
     if not rows:
         raise InputError("bench/results has no latencies of single requests")
-    return markdown(("model", "", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
+    return markdown(("model", "search", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
 
 
 def memory() -> str:
@@ -173,7 +173,7 @@ def memory() -> str:
     for key, by in sorted(peaks.items(), key=lambda item: item[0][0]):
         load = time_text(loads[key].median) if key in loads else UNKNOWN
         lines.append([*key, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
-    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "to load"), lines)
+    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "loading"), lines)
 
 
 def linear() -> str:
@@ -217,7 +217,7 @@ def growth() -> str:
         line = scale.fitted(points)
         x = f"{points[0][0]} to {points[-1][0]}"
         rows.append([axis, x, engine, time_text(line.fixed), time_text(line.each), f"{line.error:.0%}"])
-    heads = ("varied", "from", "engine", "fixed", "each further one", "largest error of the line")
+    heads = ("parameter", "range", "engine", "fixed part", "per unit", "largest error of the line")
     return markdown(heads, rows) + f"\n\n{origin(found)}"
 
 
@@ -227,12 +227,12 @@ def training() -> str:
     for group in cases_of(found):
         for row in group:
             if row.seconds:
-                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not told"
+                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not reported"
                 figures = [f"{row.median:.2f}", times(row, group[0]), peak]
             else:
                 figures = ["missing", "", ""]
             rows.append([str(row.params["batch"]), row.contender, *figures])
-    heads = ("batch", "engine", "seconds", "times bertgen's", "peak, MB")
+    heads = ("batch", "engine", "seconds", "relative to bertgen", "peak, MB")
     return markdown(heads, rows) + f"\n\n{origin(found)}"
 
 
@@ -246,7 +246,8 @@ def drop_in() -> str:
         case = f"padding {params['padding']}" if "padding" in params else words("generate", params["beams"])
         figures = [f"{row.median:.2f}" if row else "" for row in (before, after, own)]
         rows.append([case if case.startswith("gen") else f"training step, {case}", *figures, times(before, after)])
-    return markdown(("", "before, s", "accelerated, s", "own class, s", "times faster"), rows) + f"\n\n{origin(found)}"
+    heads = ("case", "transformers, s", "accelerated, s", "bertgen's class, s", "speed-up")
+    return markdown(heads, rows) + f"\n\n{origin(found)}"
 
 
 def step_overhead() -> str:
@@ -270,7 +271,7 @@ def step_overhead() -> str:
 def tokenizer() -> str:
     found = results("tokenizer")
     rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in rows_of(found)]
-    return markdown(("", "sentences/s"), rows) + f"\n\n{origin(found)}"
+    return markdown(("function", "sentences/s"), rows) + f"\n\n{origin(found)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
