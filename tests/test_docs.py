@@ -19,7 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def text_of(page):
-    """A page without its code, in which brackets are no links and number signs no headings."""
+    """A page without code blocks, where brackets are not links and number signs are not headings."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"`[^`\n]*`", lambda code: code[0].strip("`") if "](" not in code[0] else "", text)
 
@@ -93,14 +93,14 @@ def examples(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_source_files_that_a_page_names_exist(page):
-    """But for the placeholder NAME, and tests of transformers."""
+    """Except the placeholder NAME and tests of transformers."""
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:bench|bertgen|csrc|kernels|tests)/[\w./-]+\.\w+)`", text)
     assert [path for path in paths if not ((ROOT / path).exists() or re.search("NAME|test_modeling_", path))] == []
 
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
-    """One after the other, in a folder that has a model of the name in the text."""
+    """In order, in a folder with a model of the name that the examples use."""
     EncoderDecoderModel.from_pretrained("demo").save_pretrained(tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
     blocks = examples("../README.md")
@@ -141,7 +141,7 @@ def test_the_examples_of_the_parts_hold():
 
 
 def test_the_examples_of_the_page_of_transformers_run(tmp_path, monkeypatch, capsys):
-    """One after the other, in a folder with what the page makes by commands."""
+    """In order, in a folder with the models that the page creates by commands."""
     convert("demo", tmp_path / "bart", to="bart")
     convert("demo", tmp_path / "small", int4=Int4Config())
     monkeypatch.chdir(tmp_path)
