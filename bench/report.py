@@ -1,4 +1,4 @@
-"""`bertgen bench report`: results as one HTML page that needs nothing beside it, and its pictures as PNGs."""
+"""`bertgen bench report`: results as one self-contained HTML page, and its pictures as PNGs."""
 
 from __future__ import annotations
 
@@ -84,20 +84,20 @@ code { background: #f2f2f2; padding: 0 3px }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Results, and where the page goes."""
-    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="that a part wrote with --json")
+    """The result files and the output folder."""
+    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="result of a part, written with --json")
     parser.add_argument("--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and the pictures, and say where."""
+    """Write the page and the pictures, and print the path of the page."""
     page = write([load(path) for path in args.results], args.output)
     print(page)
     return 0
 
 
 def write(results: Sequence[Result], folder: Path) -> Path:
-    """The page; the folder is made, files of the same names are replaced."""
+    """Write the page and the pictures into a folder, created if missing; returns the path of the page."""
     pictures = figures.drawn(results, folder)
     page = folder / PAGE
     page.write_text(html(results, pictures), encoding="utf-8")
@@ -125,13 +125,13 @@ def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
 
 
 def warning(results: Sequence[Result]) -> str:
-    """Which results are not to be relied on, and why; nothing where all are."""
+    """A box with the results that are not reliable and the reasons; empty if all are reliable."""
     lines = [f"{result.command}: {doubt}" for result in results for doubt in result.doubts]
     return f'<div class="warning"><b>Not to be relied on:</b>{_list(lines)}</div>' if lines else ""
 
 
 def machines(results: Sequence[Result]) -> str:
-    """What was run where."""
+    """A table of commands, machines and times."""
     rows = []
     for result in results:
         where = machine.described(result.environment)
@@ -143,7 +143,7 @@ def machines(results: Sequence[Result]) -> str:
 
 
 def faults(results: Sequence[Result]) -> str:
-    """Who is missing and why, and whose answers are wrong."""
+    """Lists of contenders with wrong outputs, and of missing contenders with reasons."""
     missing: dict[tuple[str, str], int] = {}
     wrong = []
     for row in (row for result in results for row in result.rows):
@@ -163,7 +163,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def table(result: Result) -> str:
-    """All rows of one result, folded."""
+    """All rows of one result, in a collapsed table."""
     heads = ("case", "contender", "time", "middle half of the times", "rate", "limit", "correct")
     lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for rows in result.cases.values():

@@ -961,6 +961,18 @@ def test_the_tables_are_what_the_committed_results_give(page):
     assert re.search(r"^`.*`: .*commit \w+\.$", text, re.MULTILINE), "command, device and commit"
 
 
+def test_the_picture_of_the_readme_has_the_figures_of_its_table():
+    found = tables.results("generate", figures.MODEL)
+    (axes,) = figures.overview(tables.rows_of(found), found).axes
+    drawn = sorted(text.get_text().removesuffix("x") for text in axes.texts)
+    cells = [
+        line.strip("| ").split(" | ")[1:]
+        for line in tables.readme().splitlines()
+        if "greedy" in line or "beams" in line
+    ]
+    assert len(cells) == 6 and drawn == sorted(cell for row in cells for cell in row)
+
+
 def test_one_command_takes_all_committed_results_anew():
     """`make figures` removes them first."""
     (recipe,) = re.findall(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
