@@ -114,7 +114,7 @@ def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
             f'<img alt="{title}" src="data:image/png;base64,{image}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts.append("<h2>All figures</h2><p>Bold: bertgen. <i>Limit</i>: the share of what the machine can do.</p>")
+    parts.append("<h2>All figures</h2><p>Bold: bertgen. <i>Limit</i>: the share of the machine's limit.</p>")
     parts += [table(result) for result in results]
     body = "\n".join(part for part in parts if part)
     return (
