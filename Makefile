@@ -1,4 +1,4 @@
-# Needs make, Python 3.10 or newer with venv, and pip's usual way to packages. Everything is installed into $(VENV).
+# Needs make, Python 3.10 or newer with venv, and a package index for pip. Everything is installed into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,101 +22,104 @@ FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(wildcard csrc/*_cpu.cpp)
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
+.PHONY: help install demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
 	format dist clean
 
 ifeq ($(origin PATH),command line)
-$(error PATH says where commands are: for a checkout of transformers write CHECKOUT=$(PATH))
+$(error PATH is the search path of commands: for a checkout of transformers write CHECKOUT=$(PATH))
 endif
 
-help: ## list the targets
+help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
-	@echo "  PARALLEL= runs the tests in one process."
-	@echo "  Another torch, say one for another CUDA: its own constraints file and its own VENV."
+	@echo "  Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  CONSTRAINTS=$(CONSTRAINTS)  ARGS=(more arguments for pytest)"
+	@echo "  PARALLEL= (empty) runs the tests in one process."
+	@echo "  For another torch or CUDA use another constraints file and another VENV; see docs/install.md."
 
-demo: $(VENV)/.package ## translate three sentences from English to German with the model that ships
+install: $(VENV)/.package ## install bertgen into the environment VENV
+
+demo: $(VENV)/.package ## install, then translate three sentences with the model that ships
 	$(BIN)/bertgen run --model demo $(SENTENCES)
 
-test: $(VENV)/.tools ## the test suite; needs no GPU and no network
+test: $(VENV)/.tools ## run the test suite (no GPU, no network)
 	$(PYTEST) $(PARALLEL) $(ARGS)
 
-test-long: $(VENV)/.tools ## the test suite and the long tests
+test-long: $(VENV)/.tools ## run the test suite and the long tests
 	$(PYTEST) -m "not network and not gpu" $(PARALLEL) $(ARGS)
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 
-test-kernels: $(VENV)/.tools ## all cases of the kernels in Triton's interpreter, and all variants compiled for GPUs
+test-kernels: $(VENV)/.tools ## run all kernel cases in Triton's interpreter and compile all variants for GPUs
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 	$(PYTEST) -m long tests/kernels/test_kernels.py $(ARGS)
 
-test-transformers: $(OTHER)/constraints.txt ## the drop-in under the oldest transformers supported
+test-transformers: $(OTHER)/constraints.txt ## test the drop-in under the oldest supported transformers
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
 	$(OTHER)/bin/python -m pytest tests/dropin $(PARALLEL) $(ARGS)
 
-test-peers: $(VENV)/.tools ## transformers' own tests, plain, accelerated and on our classes; CHECKOUT=its source tree
+test-peers: $(VENV)/.tools ## run transformers' own tests on accelerated models and on bertgen's classes; CHECKOUT=its sources
 	$(INSTALL) parameterized httpx timeout-decorator
 	$(BIN)/python tests/support/transformers_suite.py $(CHECKOUT) $(ARGS)
 
-# Without the pins of what each transformers has bounds of its own for.
+# Without the pins of packages that each transformers version bounds itself.
 .venv-transformers-%/constraints.txt: constraints.txt
 	mkdir -p $(@D)
 	sed -e 's/^transformers==.*/transformers==$*/' -e '/^huggingface_hub==/d' -e '/^tokenizers==/d' $< > $@
 
-fuzz: $(VENV)/.tools ## the C++ under the sanitizers, and a million operations of the allocator against its twin
+fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator operations against the Python reference
 	mkdir -p build
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ALLOCATOR) -o build/fuzz-allocator && build/fuzz-allocator 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_ALLOCATOR) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
-soak: $(VENV)/.tools ## jobs of 10,000 lines, killed and interrupted 50 times each, then resumed
+soak: $(VENV)/.tools ## kill and interrupt jobs of 10,000 lines 50 times each, then resume them
 	BERTGEN_KILLS=50 BERTGEN_SEED=$(SEED) $(PYTEST) tests/jobs/test_resume.py --timeout 1800 $(PARALLEL) $(ARGS)
 
-gpu: ## what needs a CUDA device, with the Python that is there: installs nothing
+gpu: ## run the CUDA tests and operator benchmarks with PYTHON; installs nothing
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py $(ARGS)
 	$(PYTHON) -m bertgen bench ops --device cuda --cases none --json build/bench/ops-cuda.json
 
-bench: $(VENV)/.tools ## operators, generation, scaling and training beside others', in 10 minutes; a page in build/bench
+bench: $(VENV)/.tools ## benchmark operators, generation, scaling and training in 10 minutes; a report in build/bench
 	$(BIN)/bertgen bench suite --level quick --output build/bench $(ARGS)
 
-bench-gpu: ## the same on a CUDA device in 9 minutes, with the Python that is there: installs nothing
+bench-gpu: ## the same on a CUDA device in 9 minutes with PYTHON; installs nothing
 	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
 
-figures: $(VENV)/.tools ## the figures of README.md and docs/ anew, in an hour on a quiet machine; PAIRS=train.tsv
+figures: $(VENV)/.tools ## measure all figures of README.md and docs/ again (an hour, on an idle machine); PAIRS=train.tsv
 	rm -f bench/results/*-cpu.json
 	$(BIN)/bertgen bench suite --level full --output bench/results --report docs/report
 	$(BIN)/bertgen bench dropin --json bench/results/dropin-cpu.json
 	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
 	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
+	$(BIN)/bertgen bench report bench/results/*-cpu.json --output docs/report
 	$(BIN)/python -m bertgen.bench.tables
 
-lint: $(VENV)/.tools ## ruff and mypy
+lint: $(VENV)/.tools ## run ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(VENV)/.tools ## let ruff format and mend what it can
+format: $(VENV)/.tools ## format with ruff and apply its automatic fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-dist: $(VENV)/.tools ## build the sdist, and the wheel from it, into dist/
+dist: $(VENV)/.tools ## build the sdist and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
-clean: ## remove what was built and the caches, not the environment
+clean: ## remove build products and caches; keeps the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find bench bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
-# torch comes first: the C++ extension is built against the one that is there.
+# torch is installed first: the C++ extension is built against the installed torch.
 $(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
-	@echo "Installing bertgen into $(VENV); the first time takes minutes."
+	@echo "Installing bertgen into $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "setuptools>=77" torch
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
-# What is installed already is not built again: this adds what the extra names.
+# The package is not built again: this adds the packages of the extra.
 $(VENV)/.tools: $(VENV)/.package
 	$(INSTALL) "bertgen[test]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""Pictures of results. Each function draws one, or nothing where the results do not have what it shows.
+"""Pictures of results. Each function draws one, or returns None without the rows that it shows.
 
 Colours are those of Okabe and Ito, which colour-blind people can tell apart; markers and hatches differ as well.
 """
@@ -18,25 +18,29 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "osD^vP*Xhp"
 HATCHES = ("", "//", "\\\\", "xx", "..", "--", "oo", "++", "**", "||")
 DPI = 100
+FINE_DPI = 200  # of a picture that a page shows smaller than it is
 CLIPPED = 40.0  # times as fast, where the picture ends
 WIDE = 9.5  # inches
+OVERVIEW_COLOURS = ("#0072B2", "#E69F00", "#009E73")
+MODEL = "base"  # the model of the overview and of the README's table
+ROUNDED = ("int4", "int8")  # engines whose weights are rounded end with one of these
 
 
 def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
-    """Draw all that there is into PNGs; name -> file."""
+    """Draw every picture that the results have rows for, as PNGs; returns name -> file."""
     import matplotlib
 
     style = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "axes.titlesize": 11}
-    found = {}
+    paths = {}
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style):
         for name, draw in FIGURES.items():
             figure = draw([row for result in results for row in result.rows], results)
             if figure is not None:
-                found[name] = folder / f"{name}.png"
+                paths[name] = folder / f"{name}.png"
                 _warn(figure, shown_in(name, results))
-                figure.savefig(found[name], dpi=DPI, bbox_inches="tight")
-    return found
+                figure.savefig(paths[name], dpi="figure", bbox_inches="tight")
+    return paths
 
 
 def shown_in(name: str, results: Sequence[Result]) -> list[Result]:
@@ -45,7 +49,7 @@ def shown_in(name: str, results: Sequence[Result]) -> list[Result]:
 
 
 def _warn(figure: Any, results: Sequence[Result]) -> None:
-    """Write over a picture why it is not to be relied on."""
+    """Write the reasons over a picture that is not reliable."""
     doubts = dict.fromkeys(f"{result.part}: {doubt}" for result in results for doubt in result.doubts)
     if doubts:
         lines = [line for doubt in doubts for line in textwrap.wrap(doubt, 105)]
@@ -61,11 +65,11 @@ def look(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {"color": COLOURS[at], "marker": MARKERS[at], "hatch": HATCHES[at]} for name, at in places.items()}
 
 
-def subplots(*shape: int, size: tuple[float, float]) -> Any:
-    """A figure that no window and no other figure knows of, and its axes."""
+def subplots(*shape: int, size: tuple[float, float], dpi: int = DPI) -> Any:
+    """A figure without a window and outside pyplot's list of figures, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     return figure, figure.subplots(*shape, squeeze=False)
 
 
@@ -98,7 +102,7 @@ def roofline(rows: Sequence[Row], results: Sequence[Result]) -> Any:
         axes.plot([], [], shape["marker"], color=shape["color"], label=name)
     axes.plot([], [], "o", color="grey", mfc="none", label="hollow: eager torch")
     axes.set(xscale="log", yscale="log", xlabel="work for each byte that must move (FLOP/byte)", ylabel="GFLOP/s")
-    axes.set_title("Every operator against what the machine can do: nearer to the black line is better")
+    axes.set_title("Every operator against the limit of the machine: closer to the black line is better")
     axes.legend(fontsize=8, loc="lower right", ncols=2)
     return figure
 
@@ -156,14 +160,67 @@ def short(row: Row) -> str:
     )  # fmt: skip
 
 
+# Requests of `generate` -> the words of the overview.
+REQUESTS = {"fixed": "outputs of 32 tokens", "mixed": "outputs of real lengths", "single": "one request at a time"}
+
+
+def overview(rows: Sequence[Row], results: Sequence[Result]) -> Any:
+    """The speed-up of one model over each library in its fastest float32 configuration: the picture of the README."""
+    models = list(dict.fromkeys(row.params["model"] for row in rows if row.name == "generate" and row.seconds))
+    if not models:
+        return None
+    cases = speed_ups(rows, MODEL if MODEL in models else models[0])
+    names = sorted({name for by in cases.values() for name in by}, reverse=True)
+    if not names:
+        return None
+    figure, ((axes,),) = subplots(1, 1, size=(8.6, 1.4 + 0.5 * len(cases)), dpi=FINE_DPI)
+    height = 0.8 / len(names)
+    for j, name in enumerate(names):
+        for i, by in enumerate(cases.values()):
+            if name in by:
+                at = i - 0.4 + (j + 0.5) * height
+                axes.barh(at, by[name], 0.92 * height, color=OVERVIEW_COLOURS[j % len(OVERVIEW_COLOURS)])
+                axes.text(by[name] + 0.03, at, f"{by[name]:.2f}x", va="center", fontsize=10)
+        axes.barh(0, 0, color=OVERVIEW_COLOURS[j % len(OVERVIEW_COLOURS)], label=f"over {name}")
+    axes.axvline(1, color="black", lw=1)
+    labels = [f"{REQUESTS.get(requests, requests)}, " + ("greedy" if beams == 1 else f"{beams} beams")
+              for requests, beams in cases]  # fmt: skip
+    axes.set_yticks(range(len(cases)), labels, fontsize=10)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xticks(range(int(axes.get_xlim()[1]) + 1), [f"{tick}x" for tick in range(int(axes.get_xlim()[1]) + 1)])
+    axes.grid(axis="y", visible=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Speed-up of bertgen in float32 (line: equally fast)", fontsize=12)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=10, frameon=False)
+    return figure
+
+
+def speed_ups(rows: Sequence[Row], model: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(requests, beams) -> library -> its time divided by bertgen's, the faster of its configurations in float32."""
+    ratios: dict[tuple[str, int], dict[str, float]] = {}
+    for (of, requests, beams), by in best_of_cases(rows).items():
+        if of != model or OURS not in by:
+            continue
+        fastest: dict[str, Row] = {}
+        for name, row in by.items():
+            library = name.split()[0]
+            if library != OURS and not name.endswith(ROUNDED):
+                fastest[library] = min(row, fastest.get(library, row), key=lambda one: one.median)
+        ratios[requests, beams] = {library: ratio(row, by[OURS])[0] for library, row in fastest.items()}
+    return ratios
+
+
 def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     """How many times as long the others take, in each case of `generate`; a panel for each model."""
     cases = {case: by for case, by in best_of_cases(rows).items() if OURS in by and len(by) > 1}
     models = list(dict.fromkeys(model for model, _, _ in cases))
     if not cases:
         return None
-    found = dict.fromkeys(name for by in cases.values() for name in by if name != OURS)
-    names = sorted(found, key=lambda name: list(ENGINES).index(name) if name in ENGINES else len(ENGINES))
+    others = dict.fromkeys(name for by in cases.values() for name in by if name != OURS)
+    names = sorted(others, key=lambda name: list(ENGINES).index(name) if name in ENGINES else len(ENGINES))
     looks, width = look(names), 0.8 / len(names)
     figure, grid = subplots(len(models), 1, size=(WIDE, 3.6 * len(models) + 0.7))
     for axes, model in zip(grid.flat, models):
@@ -196,12 +253,12 @@ def generation(rows: Sequence[Row], results: Sequence[Result]) -> Any:
 
 def best_of_cases(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, Row]]:
     """(model, requests, beams) -> engine -> its row at the setting that suits it best."""
-    found: dict[tuple[str, str, int], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, str, int], dict[str, list[Row]]] = {}
     for row in rows:
         if row.name == "generate" and row.seconds:
             case = (row.params["model"], row.params["requests"], row.params["beams"])
-            found.setdefault(case, {}).setdefault(row.contender, []).append(row)
-    return {case: {name: best(group) for name, group in by.items()} for case, by in sorted(found.items())}
+            groups.setdefault(case, {}).setdefault(row.contender, []).append(row)
+    return {case: {name: best(group) for name, group in by.items()} for case, by in sorted(groups.items())}
 
 
 def label(model: str, requests: str, beams: int) -> str:
@@ -222,15 +279,15 @@ def latencies(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     """Time between two tokens of a request, against the batch."""
 
     def values(row: Row) -> list[float] | None:
-        found = [row.extra.get("token_p50"), row.extra.get("token_p99")]
-        return None if None in found else [1e3 * value for value in found]
+        percentiles = [row.extra.get("token_p50"), row.extra.get("token_p99")]
+        return None if None in percentiles else [1e3 * value for value in percentiles]
 
     title = "Time between two tokens: lower is better. Solid: half of them wait less; dashed: 99% do"
     return _by_batch(rows, values, "milliseconds", title)
 
 
 def _legend(figure: Any, grid: Any) -> None:
-    """One for all panels, under them, with whatever any of them shows."""
+    """One legend for all panels, under them, with the entries of every panel."""
     shown = {}
     for axes in grid.flat:
         if axes.get_visible():
@@ -240,16 +297,16 @@ def _legend(figure: Any, grid: Any) -> None:
 
 
 def _by_batch(rows: Sequence[Row], values: Callable[[Row], list[float] | None], unit: str, title: str) -> Any:
-    found: dict[tuple[str, str, int], dict[str, dict[int, Row]]] = {}
+    groups: dict[tuple[str, str, int], dict[str, dict[int, Row]]] = {}
     for row in rows:
         if row.name == "generate" and row.seconds and "batch" in row.params and values(row):
             p = row.params
             case = (p["model"], "mixed" if p["requests"] == "single" else p["requests"], p["beams"])
-            by = found.setdefault(case, {}).setdefault(row.contender, {})
+            by = groups.setdefault(case, {}).setdefault(row.contender, {})
             by[p["batch"]] = max(row, by.get(p["batch"], row), key=lambda one: (len(one.seconds), one.rate))
     series = {
         case: {name: [(batch, values(row)) for batch, row in by.items()] for name, by in contenders.items()}
-        for case, contenders in found.items()
+        for case, contenders in groups.items()
     }
     series = {case: by for case, by in sorted(series.items()) if any(len(points) > 1 for points in by.values())}
     if not series:
@@ -286,23 +343,23 @@ def memory(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     groups: dict[str, dict[str, int]] = {}
     for row in rows:
         if row.name in ("generate", "train") and row.extra.get("peak"):
-            what = f"generate, {row.params['model']}" if row.name == "generate" else (
+            title = f"generate, {row.params['model']}" if row.name == "generate" else (
                 f"train, {row.params['model']}, batch {row.params['batch']}")  # fmt: skip
-            by = groups.setdefault(what, {})
+            by = groups.setdefault(title, {})
             by[row.contender] = max(by.get(row.contender, 0), row.extra["peak"])
     if not groups:
         return None
     names = list(dict.fromkeys(name for by in groups.values() for name in by))
     looks = look(names)
     figure, grid = subplots(len(groups), 1, size=(WIDE, sum(0.9 + 0.3 * len(by) for by in groups.values())))
-    for axes, (what, by) in zip(grid.flat, groups.items()):
+    for axes, (title, by) in zip(grid.flat, groups.items()):
         for i, (name, value) in enumerate(by.items()):
             axes.barh(i, value / 1e9, color=looks[name]["color"], hatch=looks[name]["hatch"], edgecolor="white")
             axes.text(value / 1e9, i, f" {value / 1e9:.2f}", va="center", fontsize=8)
         axes.set_yticks(range(len(by)), list(by), fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(right=1.12 * max(by.values()) / 1e9)
-        axes.set_title(what)
+        axes.set_title(title)
         axes.set_xlabel("GB at the peak of the process")
     figure.suptitle("Memory: a shorter bar is better", fontsize=11)
     return figure
@@ -315,8 +372,8 @@ def growth(rows: Sequence[Row], results: Sequence[Result]) -> Any:
     if not axes_of:
         return None
     looks = look(list(dict.fromkeys(engine for _, engine in series)))
-    what = {"batch": "requests together", "source": "source tokens", "target": "output tokens", "beams": "beams",
-            "layers": "layers in each half"}  # fmt: skip
+    units = {"batch": "requests together", "source": "source tokens", "target": "output tokens", "beams": "beams",
+             "layers": "layers in each half"}  # fmt: skip
     columns = min(3, len(axes_of))
     lines = -(-len(axes_of) // columns)
     figure, grid = subplots(lines, columns, size=(WIDE, 3.0 * lines + 0.6))
@@ -331,7 +388,7 @@ def growth(rows: Sequence[Row], results: Sequence[Result]) -> Any:
             shape = looks[engine]
             axes.plot(x, [seconds for _, seconds in points], shape["marker"], color=shape["color"], label=engine)
             axes.plot(x, [line.fixed + line.each * value for value in x], "-", color=shape["color"], lw=1)
-        axes.set(xlabel=what[axis], ylabel="seconds")
+        axes.set(xlabel=units[axis], ylabel="seconds")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     _legend(figure, grid)
@@ -369,13 +426,13 @@ def training(rows: Sequence[Row], results: Sequence[Result]) -> Any:
 
 
 FIGURES: dict[str, Callable[[Sequence[Row], Sequence[Result]], Any]] = {
-    "generation": generation, "throughput": batches, "latency": latencies, "memory": memory, "growth": growth,
-    "training": training, "speedups": speedups, "roofline": roofline,
+    "overview": overview, "generation": generation, "throughput": batches, "latency": latencies, "memory": memory,
+    "growth": growth, "training": training, "speedups": speedups, "roofline": roofline,
 }  # fmt: skip
 
 # Picture -> parts whose rows it shows.
 PARTS = {
-    "generation": ("generate",), "throughput": ("generate",), "latency": ("generate",),
+    "overview": ("generate",), "generation": ("generate",), "throughput": ("generate",), "latency": ("generate",),
     "memory": ("generate", "train"), "growth": ("scale",), "training": ("train",), "speedups": ("ops",),
     "roofline": ("ops",),
 }  # fmt: skip

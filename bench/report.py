@@ -1,4 +1,4 @@
-"""`bertgen bench report`: results as one HTML page that needs nothing beside it, and its pictures as PNGs."""
+"""`bertgen bench report`: results as one self-contained HTML page, and its pictures as PNGs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from .result import Result, Row, load
 PAGE = "index.html"
 INTRODUCTION = """
 <p><b>bertgen</b> runs a family of text models (BertGeneration encoder-decoders: an encoder reads a text, a decoder
-writes another one, a token, that is a piece of a word, at a time). Other engines run the same models. This page shows
-how long each takes for the same work on one machine, and how near that is to what the machine can do at all.</p>
-<p>Contenders take turns, so that a machine that slows down slows all of them. A figure is the median of its turns.
-Answers are compared before a time is kept; a contender whose answer is wrong has no time. One that is not installed, or
-does not take a case, is listed as missing.</p>
+writes another text one token, a piece of a word, at a time). Other engines run the same models. This page shows how
+long each takes for the same work on one machine, and how close that is to the limit of the machine.</p>
+<p>Contenders take turns, so that a machine that slows down slows all of them. A figure is the median of all turns.
+Outputs are compared before a time is kept; a contender with a wrong output has no time. A contender that is not
+installed, or does not support a case, is listed as missing.</p>
 """
 # Picture -> title, how to read it.
 CAPTIONS = {
+    "overview": (
+        "In short",
+        "How many times as fast as each library bertgen generates text in float32. Each side has its best batch size, "
+        "and each library its fastest configuration.",
+    ),
     "generation": (
         "Generating text",
-        "For each kind of requests, how many times as long as bertgen each engine takes, with the batch that suits it "
-        "best. 2 is twice as long; below 1 (the blue line) the other is faster. <i>fixed</i>: all answers have one "
-        "length; <i>mixed</i>: the lengths of real answers; <i>single</i>: one request after another. <i>Greedy</i> "
-        "takes the likeliest token each time, <i>beams</i> follow several candidates. Whiskers: the smallest and the "
-        "largest ratio of one turn.",
+        "For each kind of requests, how many times as long as bertgen each engine takes, with the batch size that "
+        "suits it best. 2 is twice as long; below 1 (the blue line) the other engine is faster. <i>fixed</i>: all "
+        "outputs have one length; <i>mixed</i>: the lengths of real outputs; <i>single</i>: one request after another. "
+        "<i>Greedy</i> takes the likeliest token each time, <i>beams</i> follow several candidates. Whiskers: the "
+        "smallest and the largest ratio of one turn.",
     ),
     "throughput": (
         "Tokens per second against the batch",
@@ -38,30 +43,31 @@ CAPTIONS = {
     ),
     "latency": (
         "How long a token takes",
-        "The time between two tokens of one request. Where few run at a time and more wait, bertgen lets the next ones "
-        "in between two steps, and those in flight wait while the new texts are read: that is its 99%. Engines that do "
-        "not tell when a token is there are left out (CTranslate2 with beams).",
+        "The time between two tokens of one request. With small batches and more requests waiting, bertgen lets new "
+        "requests enter between two steps, and the running ones wait while the new texts are encoded: that is its 99th "
+        "percentile. Engines that do not report when a token is ready are left out (CTranslate2 with beams).",
     ),
     "memory": (
         "Memory",
-        "The most that the process of each engine held, the model itself with it, in any of the cases.",
+        "The peak memory of the process of each engine, model included, over all cases.",
     ),
     "growth": (
         "How the time grows",
-        "One thing is varied, all others stay. Where the points lie on their line, each further unit costs the same.",
+        "One parameter varies, all others stay fixed. Where the points lie on their line, each further unit costs the "
+        "same.",
     ),
     "training": ("Training", "One step on a padded batch. Whiskers: the middle half of all steps."),
     "speedups": (
         "Operators beside eager torch",
-        "A bar is one operator of a model at one size. White diamonds: the fastest implementation of anybody else that "
-        "was found on this machine. Where the diamond is right of the bar's end, somebody is faster than bertgen.",
+        "A bar is one operator of a model at one size. White diamonds: the fastest other implementation found on this "
+        "machine. Where the diamond is to the right of the bar's end, that implementation is faster than bertgen.",
     ),
     "roofline": (
         "Operators against the machine",
-        "The black line is the most that is possible: rising, where data cannot be moved faster; flat, where the "
-        "machine cannot calculate faster. A full marker is bertgen, a hollow one of the same shape eager torch in the "
-        "same case. Data that stays in a cache can lift a marker above the rising line, and products of integers above "
-        "the flat one, which is that of floats.",
+        "The black line is the limit of the machine: the rising part is set by memory bandwidth, the flat part by "
+        "arithmetic. A full marker is bertgen, a hollow marker of the same shape is eager torch in the same case. Data "
+        "that stays in a cache can lift a marker above the rising line, and integer products above the flat one, which "
+        "is the limit of floats.",
     ),
 }
 STYLE = """
@@ -78,20 +84,20 @@ code { background: #f2f2f2; padding: 0 3px }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Results, and where the page goes."""
-    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="that a part wrote with --json")
+    """The result files and the output folder."""
+    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="result of a part, written with --json")
     parser.add_argument("--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and the pictures, and say where."""
+    """Write the page and the pictures, and print the path of the page."""
     page = write([load(path) for path in args.results], args.output)
     print(page)
     return 0
 
 
 def write(results: Sequence[Result], folder: Path) -> Path:
-    """The page; the folder is made, files of the same names are replaced."""
+    """Write the page and the pictures into a folder, created if missing; returns the path of the page."""
     pictures = figures.drawn(results, folder)
     page = folder / PAGE
     page.write_text(html(results, pictures), encoding="utf-8")
@@ -108,7 +114,7 @@ def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
             f'<img alt="{title}" src="data:image/png;base64,{image}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts.append("<h2>All figures</h2><p>Bold: bertgen. <i>Limit</i>: the share of what the machine can do.</p>")
+    parts.append("<h2>All figures</h2><p>Bold: bertgen. <i>Limit</i>: the share of the machine's limit.</p>")
     parts += [table(result) for result in results]
     body = "\n".join(part for part in parts if part)
     return (
@@ -119,13 +125,13 @@ def html(results: Sequence[Result], pictures: dict[str, Path]) -> str:
 
 
 def warning(results: Sequence[Result]) -> str:
-    """Which results are not to be relied on, and why; nothing where all are."""
+    """A box with the results that are not reliable and the reasons; empty if all are reliable."""
     lines = [f"{result.command}: {doubt}" for result in results for doubt in result.doubts]
     return f'<div class="warning"><b>Not to be relied on:</b>{_list(lines)}</div>' if lines else ""
 
 
 def machines(results: Sequence[Result]) -> str:
-    """What was run where."""
+    """A table of commands, machines and times."""
     rows = []
     for result in results:
         where = machine.described(result.environment)
@@ -137,7 +143,7 @@ def machines(results: Sequence[Result]) -> str:
 
 
 def faults(results: Sequence[Result]) -> str:
-    """Who is missing and why, and whose answers are wrong."""
+    """Lists of contenders with wrong outputs, and of missing contenders with reasons."""
     missing: dict[tuple[str, str], int] = {}
     wrong = []
     for row in (row for result in results for row in result.rows):
@@ -145,7 +151,7 @@ def faults(results: Sequence[Result]) -> str:
             missing[row.contender, row.absent] = missing.get((row.contender, row.absent), 0) + 1
         if row.wrong:
             wrong.append(f"{row.title}: {row.contender}: {row.wrong}")
-    parts = [f'<p class="wrong">Wrong answers, not timed:</p>{_list(wrong)}'] if wrong else []
+    parts = [f'<p class="wrong">Wrong outputs, not timed:</p>{_list(wrong)}'] if wrong else []
     if missing:
         lines = [f"{name}: {why[:300]} ({count} cases)" for (name, why), count in missing.items()]
         parts.append(f"<details><summary>Missing contenders, and why ({len(lines)})</summary>{_list(lines)}</details>")
@@ -157,7 +163,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def table(result: Result) -> str:
-    """All rows of one result, folded."""
+    """All rows of one result, in a collapsed table."""
     heads = ("case", "contender", "time", "middle half of the times", "rate", "limit", "correct")
     lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for rows in result.cases.values():

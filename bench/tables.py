@@ -1,9 +1,9 @@
-"""The tables of README.md and docs/benchmarks.md, from the committed results.
+"""The tables of README.md, docs/benchmarks.md and docs/transformers.md, from the committed results.
 
     python -m bertgen.bench.tables
 
-Writes each table between its two marks, `<!-- bench: NAME -->` and `<!-- end -->`; a test sees that they are what the
-results give.
+Writes each table between its two marks, `<!-- bench: NAME -->` and `<!-- end -->`. A test compares the pages with the
+results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from bertgen.errors import InputError
 
 from . import dropin, machine, scale
-from .figures import best_of_cases
+from .figures import MODEL, best_of_cases, speed_ups
 from .generate import STATIC
 from .output import time_text
 from .result import OURS, Result, Row, load, ratio
@@ -27,7 +27,7 @@ BLOCK = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
-    """A page with its tables as the results give them."""
+    """The text of a page with its tables filled from the results."""
 
     def table(match: re.Match[str]) -> str:
         try:
@@ -40,30 +40,33 @@ def filled(text: str) -> str:
 
 
 def results(part: str, model: str | None = None) -> list[Result]:
-    """What all steps of the suite that are of a part have measured, or those that have rows of a model.
+    """The committed results of a part, from all steps of the suite; with a model, only results with rows of it.
 
     Raises:
-        InputError: there is none, or one that was taken on a busy machine, or is not whole.
+        InputError: there is no result, or one is incomplete or was measured on a busy machine.
     """
     files = {path.name: load(path) for path in sorted(RESULTS.glob("*-cpu.json"))}
-    files = {name: one for name, one in files.items() if one.part == part}
-    for name, one in files.items():
-        if one.doubts:
-            raise InputError(f"bench/results/{name} is not to be relied on ({'; '.join(one.doubts)})")
-    found = list(files.values())
-    found = [one for one in found if model is None or any(row.params.get("model") == model for row in one.rows)]
-    if not found:
-        named = "" if model is None else f" with a model {model}"
-        raise InputError(f"bench/results has no result of {part}{named}")
-    return found
+    files = {name: result for name, result in files.items() if result.part == part}
+    for name, result in files.items():
+        if result.doubts:
+            raise InputError(f"bench/results/{name} is not to be relied on ({'; '.join(result.doubts)})")
+    selected = [
+        result
+        for result in files.values()
+        if model is None or any(row.params.get("model") == model for row in result.rows)
+    ]
+    if not selected:
+        suffix = "" if model is None else f" with a model {model}"
+        raise InputError(f"bench/results has no result of {part}{suffix}")
+    return selected
 
 
-def rows_of(found: Sequence[Result]) -> list[Row]:
-    return [row for one in found for row in one.rows]
+def rows_of(measured: Sequence[Result]) -> list[Row]:
+    return [row for result in measured for row in result.rows]
 
 
-def cases_of(found: Sequence[Result]) -> list[list[Row]]:
-    return [rows for one in found for rows in one.cases.values()]
+def cases_of(measured: Sequence[Result]) -> list[list[Row]]:
+    return [rows for result in measured for rows in result.cases.values()]
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -71,11 +74,11 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
 
 
-def origin(found: Sequence[Result]) -> str:
+def origin(measured: Sequence[Result]) -> str:
     """Commands, machine and commit, for a paragraph under a table."""
     commands: dict[str, list[str]] = {}
-    for one in found:
-        commands.setdefault(machine.described(one.environment), []).append(f"`{one.command}`")
+    for result in measured:
+        commands.setdefault(machine.described(result.environment), []).append(f"`{result.command}`")
     return "\n".join(f"{', '.join(dict.fromkeys(words))}: {where}." for where, words in commands.items())
 
 
@@ -97,21 +100,25 @@ def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
     return {case: by for case, by in best_of_cases(rows).items() if case[0] == model}
 
 
-MODEL = "base"
 UNKNOWN = "not measured"
-THEIRS = ("transformers sdpa", "transformers eager", STATIC)
 OTHERS = ("transformers sdpa", STATIC, "CTranslate2", "CTranslate2 int8")
 
 
 def readme() -> str:
-    """The ratios alone; of transformers' ways the better one."""
-    rows = []
-    for (_, requests, beams), by in of_model(MODEL).items():
-        theirs = min((row for name, row in by.items() if name in THEIRS), key=lambda row: row.median, default=None)
-        cells = [times(other, by[OURS]).split(" ")[0] for other in (theirs, by.get("CTranslate2"))]
-        rows.append([words(requests, beams), *cells])
-    heads = ("requests", "transformers", "CTranslate2")
-    return markdown(heads, rows) + f"\n\n{origin(results('generate', MODEL))}"
+    """The speed-ups alone, those of the picture, and where they were measured."""
+    measured = results("generate", MODEL)
+    libraries = ("transformers", "CTranslate2")
+    rows = [
+        [words(requests, beams), *(f"{by[name]:.2f}" if name in by else UNKNOWN for name in libraries)]
+        for (requests, beams), by in speed_ups(rows_of(measured), MODEL).items()
+    ]
+    kinds: dict[str, dict[str, None]] = {}
+    for result in measured:
+        names = kinds.setdefault(machine.described(result.environment), {})
+        names.update((row.params["requests"], None) for row in result.rows if row.name == "generate")
+    origins = [f"`bertgen bench generate`: {' and '.join(names)}: {where}." for where, names in kinds.items()]
+    heads = ("speed-up", *(f"over {name}" for name in libraries))
+    return markdown(heads, rows) + "\n\n" + "\n".join(origins)
 
 
 def seconds(model: str) -> str:
@@ -137,23 +144,23 @@ def ratios(model: str) -> str:
             for one in ("bertgen int4", *OTHERS)
         ]
         rows.append([words(requests, beams), *cells, ", ".join(equal)])
-    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal: int4, " + ", ".join(OTHERS))
+    heads = ("requests", "bertgen int4", "transformers eager", *OTHERS, "equal outputs: int4, " + ", ".join(OTHERS))
     return markdown(heads, rows)
 
 
 def latency() -> str:
     """One request at a time: milliseconds of a token and seconds of a request."""
-    found, rows = results("generate"), []
-    for (model, requests, beams), by in best_of_cases(rows_of(found)).items():
+    measured, rows = results("generate"), []
+    for (model, requests, beams), by in best_of_cases(rows_of(measured)).items():
         for one, row in by.items():
             if requests == "single" and "request_p50" in row.extra:
                 figures = [row.extra[key] for key in ("token_p50", "token_p99")]
-                tokens = ["not told" if value is None else f"{1e3 * value:.1f}" for value in figures]
+                tokens = ["not reported" if value is None else f"{1e3 * value:.1f}" for value in figures]
                 waits = [f"{row.extra[key]:.2f}" for key in ("request_p50", "request_p99")]
                 rows.append([model, "greedy" if beams == 1 else f"{beams} beams", one, *tokens, *waits])
     if not rows:
         raise InputError("bench/results has no latencies of single requests")
-    return markdown(("model", "", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
+    return markdown(("model", "search", "engine", "token p50, ms", "p99", "request p50, s", "p99"), rows)
 
 
 def memory() -> str:
@@ -169,13 +176,13 @@ def memory() -> str:
     for key, by in sorted(peaks.items(), key=lambda item: item[0][0]):
         load = time_text(loads[key].median) if key in loads else UNKNOWN
         lines.append([*key, *(f"{by[beams] / 1e6:.0f}" if beams in by else "" for beams in (1, 4)), load])
-    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "to load"), lines)
+    return markdown(("model", "engine", "greedy, MB", "4 beams, MB", "loading"), lines)
 
 
 def linear() -> str:
     """GFLOP/s of ops.linear, and how many times as long the others take."""
-    found = results("ops")
-    cases = [rows for rows in cases_of(found) if rows[0].name == "linear" and "rows" in rows[0].params]
+    measured = results("ops")
+    cases = [rows for rows in cases_of(measured) if rows[0].name == "linear" and "rows" in rows[0].params]
     few = sorted({rows[0].params["rows"] for rows in cases})
     lines: dict[str, dict[int, str]] = {}
     for group in cases:
@@ -185,13 +192,13 @@ def linear() -> str:
         text = f"{ours.extra['flop'] / ours.median / 1e9:.0f} ({' / '.join(f'{value:.2f}' for value in others)})"
         lines.setdefault(f"{p['n']} x {p['k']}", {})[p["rows"]] = text
     rows = [[shape, *(by[n] for n in few)] for shape, by in lines.items()]
-    return markdown(("N x K", *(f"M={n}" for n in few)), rows) + f"\n\n{origin(found)}"
+    return markdown(("N x K", *(f"M={n}" for n in few)), rows) + f"\n\n{origin(measured)}"
 
 
 def operators() -> str:
     """Each operator at each size beside eager torch and the fastest other."""
-    found, rows = results("ops"), []
-    for group in cases_of(found):
+    measured, rows = results("ops"), []
+    for group in cases_of(measured):
         by = {row.contender: row for row in group if row.seconds}
         if "flop" not in group[0].extra or group[0].name == "linear" or not {OURS, "eager"} <= by.keys():
             continue
@@ -203,52 +210,53 @@ def operators() -> str:
         share = f"{ours.fraction:.0%}" if ours.fraction else ""
         rows.append([ours.name, case, time_text(ours.median), share, times(by["eager"], ours), rest])
     heads = ("operator", "case", OURS, "of the limit", "eager", "fastest other")
-    return markdown(heads, rows) + f"\n\n{origin(found)}"
+    return markdown(heads, rows) + f"\n\n{origin(measured)}"
 
 
 def growth() -> str:
-    found = results("scale")
+    measured = results("scale")
     rows = []
-    for (axis, engine), points in scale.series(rows_of(found)).items():
+    for (axis, engine), points in scale.series(rows_of(measured)).items():
         line = scale.fitted(points)
         x = f"{points[0][0]} to {points[-1][0]}"
         rows.append([axis, x, engine, time_text(line.fixed), time_text(line.each), f"{line.error:.0%}"])
-    heads = ("varied", "from", "engine", "fixed", "each further one", "largest error of the line")
-    return markdown(heads, rows) + f"\n\n{origin(found)}"
+    heads = ("parameter", "range", "engine", "fixed part", "per unit", "largest error of the line")
+    return markdown(heads, rows) + f"\n\n{origin(measured)}"
 
 
 def training() -> str:
-    found = results("train")
+    measured = results("train")
     rows = []
-    for group in cases_of(found):
+    for group in cases_of(measured):
         for row in group:
             if row.seconds:
-                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not told"
+                peak = f"{row.extra['peak'] / 1e6:.0f}" if row.extra.get("peak") else "not reported"
                 figures = [f"{row.median:.2f}", times(row, group[0]), peak]
             else:
                 figures = ["missing", "", ""]
             rows.append([str(row.params["batch"]), row.contender, *figures])
-    heads = ("batch", "engine", "seconds", "times bertgen's", "peak, MB")
-    return markdown(heads, rows) + f"\n\n{origin(found)}"
+    heads = ("batch", "engine", "seconds", "relative to bertgen", "peak, MB")
+    return markdown(heads, rows) + f"\n\n{origin(measured)}"
 
 
 def drop_in() -> str:
     """Seconds of transformers before and after `accelerate`."""
-    found, rows = results("dropin"), []
-    for group in cases_of(found):
+    measured, rows = results("dropin"), []
+    for group in cases_of(measured):
         by_name = {row.contender: row for row in group}
         before, after, own = by_name[dropin.THEIRS], by_name[dropin.FAST], by_name.get(dropin.OWN)
         params = before.params
         case = f"padding {params['padding']}" if "padding" in params else words("generate", params["beams"])
         figures = [f"{row.median:.2f}" if row else "" for row in (before, after, own)]
         rows.append([case if case.startswith("gen") else f"training step, {case}", *figures, times(before, after)])
-    return markdown(("", "before, s", "accelerated, s", "own class, s", "times faster"), rows) + f"\n\n{origin(found)}"
+    heads = ("case", "transformers, s", "accelerated, s", "bertgen's class, s", "speed-up")
+    return markdown(heads, rows) + f"\n\n{origin(measured)}"
 
 
 def step_overhead() -> str:
-    found = results("overhead")
+    measured = results("overhead")
     rows = []
-    for row in rows_of(found):
+    for row in rows_of(measured):
         figures = [row.median, row.extra["operators"], row.extra["overhead"]] if row.seconds else []
         cells = [f"{1e3 * value:.1f}" for value in figures] or ["missing"] * 3
         rows.append([row.contender, str(row.params["beams"]), *cells, f"{row.extra.get('calls', 0):.0f}"])
@@ -260,13 +268,15 @@ def step_overhead() -> str:
         "overhead",
         "operators",
     )
-    return markdown(heads, rows) + f"\n\n{origin(found)}"
+    return markdown(heads, rows) + f"\n\n{origin(measured)}"
 
 
 def tokenizer() -> str:
-    found = results("tokenizer")
-    rows = [[f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in rows_of(found)]
-    return markdown(("", "sentences/s"), rows) + f"\n\n{origin(found)}"
+    measured = results("tokenizer")
+    rows = [
+        [f"{row.name}: {row.contender}", f"{row.rate:,.0f}" if row.rate else "missing"] for row in rows_of(measured)
+    ]
+    return markdown(("function", "sentences/s"), rows) + f"\n\n{origin(measured)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

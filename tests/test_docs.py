@@ -1,4 +1,4 @@
-"""What the documents say of the tests is true."""
+"""The pages: links and anchors exist, examples run, named tests and tables are the committed ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,56 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertgen import Int4Config
+import bertgen
+from bertgen import EncoderDecoderModel, Int4Config
 from bertgen.bench import offline
 from bertgen.convert import convert
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def text_of(page):
+    """A page without code blocks, where brackets are not links and number signs are not headings."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].strip("`") if "](" not in code[0] else "", text)
+
+
+def anchors(page):
+    """The anchors of a page's headings, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.*)", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_and_anchor_exists(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and ROOT in target.parents, link
+        assert not anchor or anchor in anchors(target), f"{link}: {sorted(anchors(target))}"
+
+
+def test_every_page_is_linked_from_the_readme_or_from_a_page_linked_there():
+    linked, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in linked and page.suffix == ".md":
+            linked.add(page)
+            paths = re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", text_of(page))
+            waiting += [(page.parent / path).resolve() for path in paths if "://" not in path]
+    assert {page for page in PAGES if page.name != "CHANGELOG.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_long_stretch_without_a_heading(page):
+    """Tables are not counted."""
+    parts = re.split(r"^#+ .*", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    longest = max(sum(len(line) for line in part.splitlines() if not line.startswith("|")) for part in parts)
+    assert longest < 6000
 
 
 def test_the_table_of_compatibility_names_tests_that_exist():
@@ -46,6 +91,43 @@ def examples(page):
     )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_source_files_that_a_page_names_exist(page):
+    """Except the placeholder NAME and tests of transformers."""
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:bench|bertgen|csrc|kernels|tests)/[\w./-]+\.\w+)`", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or re.search("NAME|test_modeling_", path))] == []
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """In order, in a folder with a model of the name that the examples use."""
+    EncoderDecoderModel.from_pretrained("demo").save_pretrained(tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    blocks = examples("../README.md")
+    assert len(blocks) == 3 and len([line for line in blocks[0].splitlines() if line]) == 4
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert type(names["model"]).__name__ == "EncoderDecoderModel" and bertgen.explain(names["model"])
+    assert capsys.readouterr().out.splitlines() == ["Wo ist der Bahnhof?", "Ich habe meinen Schlüssel verloren."] + [
+        "Wo ist der Bahnhof?"
+    ]
+
+
+def test_the_targets_of_the_pages_are_in_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        target
+        for page in PAGES
+        for targets_of in re.findall(
+            r"(?:^    |`|&& )make ((?:[a-z-]+ ?)+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        for target in targets_of.split()
+    }
+    assert {"install", "test", "demo"} <= named
+    assert named <= targets, named - targets
+
+
 def test_the_examples_of_the_parts_hold():
     torch.manual_seed(0)
     blocks = examples("parts.md")
@@ -59,7 +141,7 @@ def test_the_examples_of_the_parts_hold():
 
 
 def test_the_examples_of_the_page_of_transformers_run(tmp_path, monkeypatch, capsys):
-    """One after the other, in a folder with what the page makes by commands."""
+    """In order, in a folder with the models that the page creates by commands."""
     convert("demo", tmp_path / "bart", to="bart")
     convert("demo", tmp_path / "small", int4=Int4Config())
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
-"""The examples of the documentation page of BertGeneration, with the import line changed and nothing else.
+"""The examples of transformers' documentation page of BertGeneration run in bertgen; only their import line is changed.
 
-A hub cache holds tiny models under the names the page uses, in the layouts the real ones have.
+A hub cache holds tiny models under the names of the page, in the layouts of the real models.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bertgen.cli import main
 DISCOFUSE = "google/roberta2roberta_L-24_discofuse"
 BERT_LARGE = "google-bert/bert-large-uncased"
 BBC_ENCODER = "google/bert_for_seq_generation_L-24_bbc_encoder"
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU answers")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="checks the error without a GPU")
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
 
 
 def cached(cache: Path, name: str) -> Path:
-    """Folder of the one snapshot of a repository in a hub cache."""
+    """Create a repository with one snapshot in a hub cache; returns the snapshot's folder."""
     commit = "0" * 40
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
@@ -42,7 +42,7 @@ def write_json(path: Path, **values) -> None:
 
 
 def make_discofuse(folder: Path, tiny: Path) -> None:
-    """config.json, a pickle, spiece.model and generation_config.json; no word about the tokenizer."""
+    """config.json, a pickle, spiece.model and generation_config.json; no tokenizer_config.json."""
     for name in ("config.json", "spiece.model"):
         shutil.copy(tiny / name, folder)
     torch.save(EncoderDecoderModel.from_pretrained(tiny).state_dict(), folder / "pytorch_model.bin")
@@ -51,7 +51,7 @@ def make_discofuse(folder: Path, tiny: Path) -> None:
 
 
 def make_bert(folder: Path) -> None:
-    """A BERT of pre-training with its vocabulary."""
+    """A pre-training BERT with its vocabulary."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = "this is a long article to summarize short summary".split()
     tokens = ["[PAD]", *words, *letters, *(f"##{letter}" for letter in letters)]
@@ -72,7 +72,7 @@ def make_bert(folder: Path) -> None:
 
 
 def make_bbc_encoder(folder: Path, tiny: Path) -> None:
-    """An encoder in a pickle; its configuration is older than half of its options."""
+    """An encoder in a pickle, with an old configuration that lacks several options."""
     half = json.loads((tiny / "config.json").read_text())["encoder"]
     for name in ("bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention"):
         half.pop(name, None)
@@ -97,7 +97,7 @@ def hub(filled_cache, monkeypatch):
 
 
 def run(snippet: str) -> dict:
-    """What the names of a snippet hold when it has run, the import changed from transformers to bertgen."""
+    """Run a snippet with the import changed from transformers to bertgen; returns its variables."""
     code = re.sub(r"^from transformers import", "from bertgen import", textwrap.dedent(snippet), flags=re.MULTILINE)
     names: dict = {}
     exec(compile(code, "the page", "exec"), names)
@@ -119,7 +119,7 @@ PIPELINE = """
 
 
 @NO_GPU
-def test_pipeline_names_the_device_that_is_not_there():
+def test_pipeline_names_the_missing_device():
     with pytest.raises(BackendError, match=r"cuda:0.*0 CUDA devices"):
         run(PIPELINE)
 
@@ -176,7 +176,7 @@ def test_command_line(capsys, monkeypatch):
 
 
 def test_quantization(tiny_checkpoint, tmp_path, monkeypatch):
-    """With a model whose rows are blocks of 64, as those of every published one."""
+    """The rows of the model are multiples of 64, as in every published model."""
     folder, values = cached(tmp_path, DISCOFUSE), json.loads((tiny_checkpoint / "config.json").read_text())
     for half in ("encoder", "decoder"):
         values[half] |= dict(hidden_size=64, intermediate_size=128)
@@ -241,7 +241,7 @@ def test_warm_start_and_training():
 
 
 def test_configuration():
-    with torch.device("meta"):  # a third of a billion weights otherwise
+    with torch.device("meta"):  # without memory for a third of a billion weights
         names = run("""
             from transformers import BertGenerationConfig, BertGenerationEncoder
 

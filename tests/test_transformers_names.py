@@ -1,4 +1,4 @@
-"""Public names of transformers' classes: each is there, or docs/compatibility.md lists it as not there."""
+"""Public names of transformers' classes: each exists, or docs/compatibility.md lists it as missing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def public(thing):
 
 def listed():
     """What the page says is not there, by the kind of object."""
-    part = PAGE.read_text(encoding="utf-8").partition("## Names that are not there")[2].partition("\n## ")[0]
+    part = PAGE.read_text(encoding="utf-8").partition("## Missing names")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([\w ,]+) \| (`[^|]*) \|[^|]*\|$", part, re.MULTILINE)
     found: dict[str, set[str]] = {kind: set() for kind in things(bertgen)}
     for kinds, names in rows:

@@ -396,14 +396,13 @@ def test_the_page_and_its_pictures_say_what_is_not_to_be_relied_on(doubtful, tmp
 
 
 def test_a_warning_is_over_the_picture_and_nothing_else_is(doubtful, tmp_path):
-    sizes = []
-    for name in ("quiet", "before"):
-        (path,) = figures.drawn([result.load(doubtful[name])], tmp_path / name).values()
-        sizes.append(matplotlib.image.imread(path))
-    quiet, busy = sizes
-    assert busy.shape[0] > quiet.shape[0] and abs(busy.shape[1] - quiet.shape[1]) < 40
+    drawn = [figures.drawn([result.load(doubtful[name])], tmp_path / name) for name in ("quiet", "before")]
+    assert drawn[0].keys() == drawn[1].keys() == {"overview", "generation"}
     red = lambda image: ((image[..., 0] > 0.5) & (image[..., 1] < 0.1) & (image[..., 2] < 0.1)).sum()  # noqa: E731
-    assert red(busy) > 200 and red(quiet) == 0
+    for picture in drawn[0]:
+        quiet, busy = (matplotlib.image.imread(paths[picture]) for paths in drawn)
+        assert busy.shape[0] > quiet.shape[0] and abs(busy.shape[1] - quiet.shape[1]) < 40, picture
+        assert red(busy) > 200 and red(quiet) == 0, picture
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -960,6 +959,18 @@ def test_the_tables_are_what_the_committed_results_give(page):
     text = page.read_text(encoding="utf-8")
     assert tables.BLOCK.search(text) and tables.filled(text) == text, "python -m bertgen.bench.tables"
     assert re.search(r"^`.*`: .*commit \w+\.$", text, re.MULTILINE), "command, device and commit"
+
+
+def test_the_picture_of_the_readme_has_the_figures_of_its_table():
+    found = tables.results("generate", figures.MODEL)
+    (axes,) = figures.overview(tables.rows_of(found), found).axes
+    drawn = sorted(text.get_text().removesuffix("x") for text in axes.texts)
+    cells = [
+        line.strip("| ").split(" | ")[1:]
+        for line in tables.readme().splitlines()
+        if "greedy" in line or "beams" in line
+    ]
+    assert len(cells) == 6 and drawn == sorted(cell for row in cells for cell in row)
 
 
 def test_one_command_takes_all_committed_results_anew():
