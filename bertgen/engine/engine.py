@@ -145,7 +145,7 @@ class Engine:
                 lane = Lane(ticket, self.model)
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
-            self.cache.pages.require(request.rows, request.options.max_length - 1, len(request.ids))
+            self.cache.allocator.check_capacity(request.rows, request.options.max_length - 1, len(request.ids))
         self._incoming.append(tickets)
         return tickets
 
@@ -228,7 +228,7 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """What it has done so far, and what it holds."""
         with self.lock:
-            pages = self.cache.pages.statistics()
+            pages = self.cache.allocator.statistics()
             waiting = len(self._waiting) + sum(map(len, [*self._incoming]))
             return replace(
                 self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
@@ -335,7 +335,7 @@ class Engine:
         except Exception as error:  # nothing of those that run is touched
             failed = Failed.of_request(error)
             for admission in entering.values():
-                self.cache.pages.release(admission.request)
+                self.cache.allocator.release(admission.request)
             return self._expel(dict.fromkeys(entering, failed))
         spent = time.perf_counter() - start
         self._counts.encode += spent

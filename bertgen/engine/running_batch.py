@@ -44,7 +44,7 @@ class Lanes:
                     lane = Lane(ticket, self.model)
                 except Exception as error:
                     failures[ticket] = Failed.of_request(error)
-                    cache.pages.release(entering[ticket].request)
+                    cache.allocator.release(entering[ticket].request)
                     continue
                 self._lanes.append(lane)
             by_lane.setdefault(lane, []).append(ticket)

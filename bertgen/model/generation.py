@@ -15,7 +15,7 @@ from ..decoding.stopping_criteria import Criterion, overruled
 from ..decoding.stopping_criteria import build as build_criteria
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from ..kernels.plain import is_traced
-from ..layers.linear import is_plain
+from ..layers.inspection import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .generation_inputs import decoder_prompt, pair_prompt
 from .generation_steps import Calls, Reruns, Steps

@@ -27,7 +27,7 @@ from ..layers.linear import Int4Linear
 from ..layers.meta_init import outlined
 from ..layers.stack import Stack
 from ..quantization.bitsandbytes import from_bitsandbytes
-from ..quantization.int4 import fault, quantize
+from ..quantization.int4 import quantize, why_not_int4_weight
 
 logger = logging.getLogger(__name__)
 
@@ -472,9 +472,9 @@ class PretrainedModel(nn.Module):
             packed, scale, zero = (state.pop(f"{path}.{part}", None) for part in ("packed", "scale", "zero"))
             if scale is None:
                 raise CheckpointError(f"{path_or_id}: {path}.scale is missing beside {path}.packed")
-            wrong = fault(linear.out_features, linear.in_features, packed, scale, zero, config)
-            if wrong is not None:
-                raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
+            reason = why_not_int4_weight(linear.out_features, linear.in_features, packed, scale, zero, config)
+            if reason is not None:
+                raise CheckpointError(f"{path_or_id}: {path}: {reason}")
             self.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))
 
     def initialize_missing(self, like: torch.Tensor) -> None:

@@ -99,7 +99,7 @@ def drive(engine, done, count):
         before = engine._counts.row_steps, len(done), engine._counts.restarts
         engine.step()
         assert (engine._counts.row_steps, len(done), engine._counts.restarts) != before
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert not engine.busy and engine.statistics.pages_used == 0 and engine.cache.rows == 0
     assert not engine._keys and not engine._lanes
 
@@ -306,7 +306,7 @@ def test_cancelled_requests_leave_at_once():
         some = [ticket for ticket in r.sample(tickets, 2) if not ticket.done]
         engine.cancel(some)
         gone |= set(some)
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert gone and set(done) | gone == set(tickets) and not set(done) & gone
     assert {t.request.number: answer(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0

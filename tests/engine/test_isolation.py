@@ -186,7 +186,7 @@ def sound(generator):
     while generator.engine.busy and time.monotonic() < until:
         time.sleep(0.01)
     assert not generator.engine.busy and generator.statistics.pages_used == 0
-    assert generator.engine.cache.pages.check() == Violation.SOUND
+    assert generator.engine.cache.allocator.check() == Violation.SOUND
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -352,7 +352,7 @@ def test_failing_requests_do_not_hold_up_the_others():
             break
     assert step + 1 == 39 and answer(done[1]) == expected and len(failed) > 30
     assert {type(ticket.error) for ticket in failed} == {LookupError}
-    assert engine.statistics.restarts == 0 and engine.cache.pages.check() == Violation.SOUND
+    assert engine.statistics.restarts == 0 and engine.cache.allocator.check() == Violation.SOUND
 
 
 def test_a_search_in_common_that_fails_takes_only_its_own_along(monkeypatch):
@@ -392,7 +392,7 @@ def test_a_source_that_cannot_be_encoded_takes_nobody_along():
     while engine.busy:
         engine.step()
     assert len(done) == 5 and answer(next(t for t in done if t.request is running)) == expected
-    assert engine.cache.pages.check() == Violation.SOUND
+    assert engine.cache.allocator.check() == Violation.SOUND
 
 
 def test_an_error_that_is_kept_holds_nothing_of_the_other_requests():
@@ -447,7 +447,7 @@ def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_behind_it(se
     engine.submit(rules[1:], lambda ticket: None)
     while engine.busy:
         engine.step()
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert gone and set(done) | gone == set(tickets) and not set(done) & gone
     assert {t.request.number: answer(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0
