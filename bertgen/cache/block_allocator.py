@@ -1,7 +1,7 @@
 """Pages: which slots of the key/value pools belong to which row and which source.
 
-The books are kept by C++ (csrc/kv_cache.h has the rules), or by the same in Python (ledger.py) where the extension is
-absent. This class owns the tables of slot numbers and turns answers into results and errors.
+The books are kept by C++ (csrc/block_allocator.h has the rules), or by the same in Python (python_block_allocator.py)
+where the extension is absent. This class owns the tables of slot numbers and turns answers into results and errors.
 """
 
 from __future__ import annotations
@@ -221,21 +221,21 @@ class _Extension:
 
     def __init__(self, limits: Limits):
         ops = torch.ops.bertgen_C
-        self._handle = ops.cache_create(*limits)
+        self._handle = ops.allocator_create(*limits)
         if self._handle < 0:
             raise BackendError(f"no memory for the tables of {limits}")
-        weakref.finalize(self, ops.cache_destroy, self._handle).atexit = False
+        weakref.finalize(self, ops.allocator_destroy, self._handle).atexit = False
         self._admit, self._step, self._extend = (
-            ops.cache_admit.default,
-            ops.cache_step.default,
-            ops.cache_extend.default,
+            ops.allocator_admit.default,
+            ops.allocator_step.default,
+            ops.allocator_extend.default,
         )
 
     def __reduce__(self) -> Any:
         raise UnsupportedError("the books of slots are of one cache and cannot be copied; a Cache can, as a whole")
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
-        return torch.ops.bertgen_C.cache_admit(self._handle, rows, positions, key, source_length)
+        return torch.ops.bertgen_C.allocator_admit(self._handle, rows, positions, key, source_length)
 
     def step(
         self, rows: torch.Tensor, positions: torch.Tensor, own: torch.Tensor, slots: torch.Tensor
@@ -243,19 +243,19 @@ class _Extension:
         return self._step(self._handle, rows, positions, own, slots)
 
     def extend(self, row: int, count: int, own: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_extend(self._handle, row, count, own)
+        return torch.ops.bertgen_C.allocator_extend(self._handle, row, count, own)
 
     def fill_source(self, request: int, table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_fill_source(self._handle, request, table)
+        return torch.ops.bertgen_C.allocator_fill_source(self._handle, request, table)
 
     def finish_row(self, row: int) -> int:
-        return torch.ops.bertgen_C.cache_finish_row(self._handle, row)
+        return torch.ops.bertgen_C.allocator_finish_row(self._handle, row)
 
     def release(self, request: int) -> int:
-        return torch.ops.bertgen_C.cache_release(self._handle, request)
+        return torch.ops.bertgen_C.allocator_release(self._handle, request)
 
     def statistics(self) -> list[int]:
-        return torch.ops.bertgen_C.cache_statistics(self._handle)
+        return torch.ops.bertgen_C.allocator_statistics(self._handle)
 
     def check(self, own: torch.Tensor, table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_check(self._handle, own, table)
+        return torch.ops.bertgen_C.allocator_check(self._handle, own, table)

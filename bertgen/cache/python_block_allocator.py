@@ -1,6 +1,6 @@
 """Ledger: the bookkeeping of slots in plain Python, for where the C++ extension is absent, and as its oracle.
 
-csrc/kv_cache.h says what it means; the calls, their answers and the numbers they give out are the same.
+csrc/block_allocator.h says what it means; the calls, their answers and the numbers they give out are the same.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Violation(IntEnum):
 
 
 class Limits(NamedTuple):
-    """The sizes of a ledger; csrc/kv_cache.h says what each is."""
+    """The sizes of a ledger; csrc/block_allocator.h says what each is."""
 
     rows: int
     positions: int

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
-        "extension": {"C++": extension.absence() or f"loaded, instructions: {extension.instructions()}"},
+        "extension": {"C++": extension.absence() or f"loaded, instructions: {extension.instruction_set()}"},
         "ops": {**dict(ops.explain(device)), "decoder_step": decoder_step.explain(device)},
     }
     if args.model:

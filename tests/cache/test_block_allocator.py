@@ -364,7 +364,7 @@ def test_more_pages_than_fit_in_the_pool_are_not_used(backend):
 
 
 def test_statuses_are_those_of_the_header():
-    text = (ROOT / "csrc/kv_cache.h").read_text(encoding="utf-8")
+    text = (ROOT / "csrc/block_allocator.h").read_text(encoding="utf-8")
     for kinds, pattern in (
         (
             Status,
@@ -399,8 +399,8 @@ class TestExtension:
         handles = [Pages(2, 2, 4, page=2, backend="cpp")._books._handle for _ in range(3)]
         gc.collect()
         for handle in handles:
-            with pytest.raises(RuntimeError, match=f"no cache has the handle {handle}"):
-                torch.ops.bertgen_C.cache_statistics(handle)
+            with pytest.raises(RuntimeError, match=f"no allocator has the handle {handle}"):
+                torch.ops.bertgen_C.allocator_statistics(handle)
 
     def test_tensors_that_do_not_fit(self):
         pages = Pages(2, 4, 8, page=4, backend="cpp")
@@ -415,11 +415,11 @@ class TestExtension:
         ]:
             with pytest.raises(RuntimeError, match=message):
                 pages.step(**{**good, name: bad})
-        with pytest.raises(RuntimeError, match="own has size 3 in dimension 1, not 4"):
-            torch.ops.bertgen_C.cache_extend(pages._books._handle, 0, 1, torch.zeros(2, 3, dtype=torch.int32))
+        with pytest.raises(RuntimeError, match="slot_table has size 3 in dimension 1, not 4"):
+            torch.ops.bertgen_C.allocator_extend(pages._books._handle, 0, 1, torch.zeros(2, 3, dtype=torch.int32))
         strided = torch.zeros(4, 2, dtype=torch.int32).t()
-        with pytest.raises(RuntimeError, match="own is not contiguous"):
-            torch.ops.bertgen_C.cache_extend(pages._books._handle, 0, 1, strided)
+        with pytest.raises(RuntimeError, match="slot_table is not contiguous"):
+            torch.ops.bertgen_C.allocator_extend(pages._books._handle, 0, 1, strided)
 
     def test_threads(self):
         """Torch lets go of Python's lock around an operator; the cache has one of its own."""
@@ -475,21 +475,21 @@ def test_an_extension_of_other_sources(monkeypatch):
 
 
 @needs_extension
-def test_a_variable_chooses_the_instructions(monkeypatch):
-    before = extension.instructions()
+def test_a_variable_chooses_the_instruction_set(monkeypatch):
+    before = extension.instruction_set()
     monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
     try:
         for name in ("portable", "sse9"):
             monkeypatch.setattr(extension, "_reason", "")
             monkeypatch.setenv("BERTGEN_CPU", name)
             if name == "portable":
-                assert extension.instructions() == "portable"
+                assert extension.instruction_set() == "portable"
             else:
-                with pytest.raises(BackendError, match="'sse9' are none of portable, avx2, avx512"):
+                with pytest.raises(BackendError, match="'sse9' is not one of portable, avx2, avx512"):
                     extension.available()
     finally:
         monkeypatch.undo()
-        extension.use_instructions(before)
+        extension.use_instruction_set(before)
 
 
 def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
@@ -507,12 +507,12 @@ def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_fuzz(sanitizer, tmp_path):
-    """csrc/fuzz_kv_cache.cpp, a little of it; `make fuzz` runs all."""
+    """csrc/fuzz_block_allocator.cpp, a little of it; `make fuzz` runs all."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror", f"-fsanitize={sanitizer}"]
-    sources = [ROOT / "csrc" / name for name in ("fuzz_kv_cache.cpp", "kv_cache.cpp")]
+    sources = [ROOT / "csrc" / name for name in ("fuzz_block_allocator.cpp", "block_allocator.cpp")]
     built = subprocess.run(
         [compiler, *flags, "-fno-sanitize-recover=all", "-pthread", *sources, "-o", tmp_path / "fuzz"],
         capture_output=True,
@@ -532,7 +532,7 @@ def test_the_example_of_limits_is_complete():
         re.findall(
             r"^  int64_t (\w+);",
             re.search(
-                r"struct Limits {(.*?)^};", (ROOT / "csrc/kv_cache.h").read_text(encoding="utf-8"), re.M | re.S
+                r"struct Limits {(.*?)^};", (ROOT / "csrc/block_allocator.h").read_text(encoding="utf-8"), re.M | re.S
             ).group(1),
             re.M,
         )
