@@ -13,10 +13,10 @@ constexpr int64_t kTileRows = 4;  // rows of x in a tile
 // Rows of the weight in a tile: 12 sums and 4 vectors of x fill 16 registers. AVX-512 has 32 registers, but with six
 // rows of more than 1024 columns the tile no longer stays in the first cache until the next rows of x use it.
 template <class Set>
-constexpr int kTileOutputs = 3;
+inline constexpr int kTileOutputs = 3;
 #if defined(BERTGEN_X86)
 template <>
-constexpr int kTileOutputs<Avx512> = 4;
+inline constexpr int kTileOutputs<Avx512> = 4;
 #endif
 
 // out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs], the bias may be null; rows of

@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class T>
-constexpr ScalarType kTypeOf = ScalarType::Undefined;
+inline constexpr ScalarType kTypeOf = ScalarType::Undefined;
 template <>
 inline constexpr ScalarType kTypeOf<float> = ScalarType::Float;
 template <>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from bertgen import EncoderDecoderConfig, EncoderDecoderModel, Int4Config, ops
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.linear import Int4Linear
 from bertgen.ops import extension
-from bertgen.ops.step_layout import LAYOUT, LayerParts, LayerPools, StepArguments, StepTables
+from bertgen.ops.step_layout import LayerParts, LayerPools, StepArguments, StepTables
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
@@ -390,52 +389,3 @@ def test_each_part_is_read_under_its_name():
 def test_refuses(change, says):
     with pytest.raises(RuntimeError, match=says):
         Call().run(**change)
-
-
-# The layout of the arguments, which csrc/bindings/decoder_step_layout.h and bertgen/ops/step_layout.py name
-
-
-def test_both_sides_name_the_same_layout():
-    from bertgen import _C
-
-    schema = torch.ops.bertgen_C.decoder_step.default._schema
-    assert tuple(argument.name for argument in schema.arguments) == StepArguments._fields
-    assert tuple(_C.INSTRUCTION_SETS.split()) == extension.INSTRUCTION_SETS
-    for name, fields in LAYOUT.items():
-        assert tuple(getattr(_C, name).split()) == fields
-
-
-def swapped(fields):
-    """With the last two in the other order."""
-    *first, one, two = fields
-    return (*first, two, one)
-
-
-@pytest.mark.parametrize("name", LAYOUT)
-def test_an_extension_with_another_layout_is_not_used(name, monkeypatch):
-    monkeypatch.setattr(extension, "LAYOUT", {**LAYOUT, name: swapped(LAYOUT[name])})
-    theirs, ours = ", ".join(LAYOUT[name]), ", ".join(swapped(LAYOUT[name]))
-    reason = reason_of_another_load(monkeypatch)
-    assert reason == f"it was built from other sources ({name} are {theirs}, not {ours}): build it again"
-
-
-def test_an_extension_with_other_arguments_is_not_used(monkeypatch):
-    other = SimpleNamespace(_fields=swapped(StepArguments._fields))
-    monkeypatch.setattr(extension, "StepArguments", other)
-    assert "(arguments of decoder_step are x, parameters, " in reason_of_another_load(monkeypatch)
-
-
-def test_an_extension_without_names_is_not_used(monkeypatch):
-    """As those that were built before the layout had any."""
-    from bertgen import _C
-
-    monkeypatch.delattr(_C, "LAYER_PARTS")
-    assert "(LAYER_PARTS are missing, not query, key, " in reason_of_another_load(monkeypatch)
-
-
-def reason_of_another_load(monkeypatch):
-    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
-    monkeypatch.setattr(extension, "_reason", "")
-    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
-    assert not extension.available()
-    return extension.why_not()
