@@ -25,7 +25,7 @@ from ..hub import local_directory, split_hub_options
 from ..model import EncoderDecoderModel
 from ..model.pretrained import resolve_device, resolve_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
-from ..tokenizer.special_tokens import Encoded, encode_sources, source_frame
+from ..tokenizer.special_tokens import Encoded, encode_sources, source_special_tokens
 from .answer import Answer
 from .background_worker import Worker
 from .call_options import Call, checked_call, checked_truncation
@@ -158,7 +158,7 @@ class Generator:
         self.encode_tokens = self.engine.config.encode_tokens
         self._worker = Worker(self.engine, self)
         self.truncation = bool(checked_truncation(truncation))
-        self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
+        self.frame = source_special_tokens(config, tokenizer) if add_special_tokens is None else ([], [])
         if add_special_tokens is not None and check_flag(add_special_tokens, "add_special_tokens"):
             self.frame = tokenizer.frame(pair=False)[::2]
         if sum(map(len, self.frame)) >= self.max_input_length:
@@ -401,7 +401,7 @@ class Generator:
         return scorer.answers(in_windows(pairs, lookahead))
 
     def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
-        """Texts as the encoder reads them, special tokens included; what is wrong with one stands in its `problem`."""
+        """Texts as the encoder reads them, special tokens included; what is wrong with one stands in its `reason`."""
         return encode_sources(
             list(checked_texts(texts)),
             self.tokenizer,
@@ -430,10 +430,10 @@ class Generator:
         rows = self.encode_sources(texts, call.truncation)
         found: list[_Source | Output] = []
         for index, row in enumerate(rows, first):
-            if row.problem is not None:
+            if row.reason is not None:
                 if not call.return_errors:
-                    raise InputError(f"text {index}: {row.problem}")
-                found.append(Output(index, "", error=InputError(row.problem)))
+                    raise InputError(f"text {index}: {row.reason}")
+                found.append(Output(index, "", error=InputError(row.reason)))
             else:
                 found.append(_Source(index, row.ids, row.truncated) if row.ids else Output(index, ""))
         return found

@@ -22,7 +22,7 @@ from ..memory import attempt
 from ..model import EncoderDecoderModel
 from ..packing import padded
 from ..tokenizer import Tokenizer
-from ..tokenizer.special_tokens import Encoded, encode_targets, end_of_target
+from ..tokenizer.special_tokens import Encoded, encode_targets, target_end_token
 
 HELD_LOGITS = 1 << 26  # logits in float32 that are held at a time: 256 MiB
 
@@ -85,7 +85,7 @@ class Scorer:
         self.start = options.bos_token_id if start is None else start
         if self.start is None:
             raise ConfigError("a target needs the model's decoder_start_token_id or bos_token_id")
-        self.end = end_of_target(owner.model.config, owner.tokenizer, options)
+        self.end = target_end_token(owner.model.config, owner.tokenizer, options)
 
     def answers(self, windows: Iterable[list[tuple[Any, Any]]]) -> Iterator[tuple[int, Likelihood]]:
         """Likelihoods of the pairs (source, target) of each window, under their index."""
@@ -116,12 +116,12 @@ class Scorer:
             problem = None
             if not isinstance(pair, tuple) or len(pair) != 2:
                 problem = f"must be a tuple of source and target, got {type(pair).__name__}"
-            elif source.problem is not None:
-                problem = f"source: {source.problem}"
+            elif source.reason is not None:
+                problem = f"source: {source.reason}"
             elif not source.ids:
                 problem = "source: no tokens"
-            elif target.problem is not None:
-                problem = f"target: {target.problem}"
+            elif target.reason is not None:
+                problem = f"target: {target.reason}"
             if problem is None:
                 found.append(_Pair(index, source.ids, target.ids, source.truncated))
             elif self.return_errors:
