@@ -19,7 +19,7 @@ from bertgen.kernels.tuning import INT4_DENSE_ROWS
 
 from bertgen import GenerationConfig, ops
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from tests.support import drills, identity
 from tests.support.large import LARGE, ROWS
@@ -132,7 +132,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
     The cache is larger than that room, so it can be made again only where the old one has gone.
     """
     model, r = drills.loaded(tiny_checkpoint, CUDA), random.Random(0)
-    options = settle(GenerationConfig(max_length=12).over(model.generation_config))
+    options = resolve_generation_config(GenerationConfig(max_length=12).over(model.generation_config))
     requests = [Request([r.randrange(5, 64) for _ in range(48)], options, number=i) for i in range(1024)]
     limits = EngineConfig(max_rows=1024, cache_bytes=1 << 28)
     expected = drills.outputs(drills.answered(Engine(model, limits), requests))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import GenerationConfig
-from ..decoding.logits_processors import AllowedTokens, Processor
-from ..decoding.stopping_criteria import Criterion
+from ..decoding.logits_processors import AllowedTokens, LogitsProcessor
+from ..decoding.stopping_criteria import StoppingCriterion
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Request:
     number: int = 0
     scored: bool = False
     tokenizer: Any = None
-    logits_processor: Sequence[Processor] | None = None
-    stopping_criteria: Sequence[Criterion] | None = None
+    logits_processor: Sequence[LogitsProcessor] | None = None
+    stopping_criteria: Sequence[StoppingCriterion] | None = None
     prefix_allowed_tokens_fn: AllowedTokens | None = None
     on_tokens: Callable[[list[int]], Any] | None = None
 

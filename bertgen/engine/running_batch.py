@@ -62,7 +62,7 @@ class Lanes:
 
     def step(self, decoder: decoding.Decoder) -> None:
         """One token for every row."""
-        decoding.step(decoder, self._lanes)
+        decoding.step_searches(decoder, self._lanes)
 
     def tell(self) -> None:
         """Give the newest tokens to those who want them."""

@@ -37,19 +37,21 @@ class Lane:
         start = torch.tensor([[options.decoder_start_token_id]], dtype=torch.int64, device=model.device)
         allowed = blamed(ticket, request.prefix_allowed_tokens_fn)
         number = request.number
-        rules = logits_processors.build(
+        rules = logits_processors.build_logits_processors(
             options, vocabulary, start,
             source_ids=torch.tensor([request.ids], dtype=torch.int64, device=model.device) if request.alone else None,
             allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
             custom=all_blamed(ticket, request.logits_processor),
         )  # fmt: skip
-        criteria = stopping_criteria.build(options, request.tokenizer, all_blamed(ticket, request.stopping_criteria))
+        criteria = stopping_criteria.build_stopping_criteria(
+            options, request.tokenizer, all_blamed(ticket, request.stopping_criteria)
+        )
         if (
-            stopping_criteria.overruled(options, 1, request.stopping_criteria) is not options
+            stopping_criteria.with_custom_limits(options, 1, request.stopping_criteria) is not options
         ):  # the request is planned already
             raise UnsupportedError("MaxLengthCriteria and EosTokenCriteria here are max_length= and eos_token_id=")
         kind = decoding.BeamSearch if options.num_beams > 1 else decoding.Sampling
-        self.search: decoding.Search = kind(options, rules, criteria, decoding.KeyedDraws(), request.scored)
+        self.search: decoding.Search = kind(options, rules, criteria, decoding.KeyedRng(), request.scored)
         self.request, self.start = request, start
         self.failures: dict[Ticket, Failed] = {}
         self.keeps_rows = rules.by_row or criteria.by_row
@@ -139,7 +141,7 @@ class Lane:
         """The answers that those who ended at these places complete."""
         answers: list[Answer] = []
         try:
-            taken = self.search.take(places)
+            taken = self.search.results(places)
         except BaseException as error:
             self._fail(error)
             return []

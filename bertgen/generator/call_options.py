@@ -12,7 +12,7 @@ from ..config import GenerationConfig
 from ..config.base import check_callable, check_callables, check_choice, check_flag, check_integer
 from ..errors import ConfigError, InputError
 from ..model import EncoderDecoderModel
-from ..model.generation_warnings import warn_of_no_end
+from ..model.generation_warnings import warn_without_end_token
 
 # What `model.generate` returns besides tokens.
 RETURNED = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -65,8 +65,8 @@ def checked_call(
     if levels.max_length is None and levels.max_new_tokens is None:
         levels.max_length = positions
     levels.return_dict_in_generate = None
-    settled = decoding.settle(levels)
-    warn_of_no_end(model, settled, {**options, **called})
+    settled = decoding.resolve_generation_config(levels)
+    warn_without_end_token(model, settled, {**options, **called})
     if settled.decoder_start_token_id is None:
         raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
     if settled.max_length - 1 > positions:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .. import process_events
 from ..config import GenerationConfig
-from ..decoding.sampling import per_length
+from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
 from ..memory import attempt
 from ..model import EncoderDecoderModel
@@ -191,7 +191,7 @@ def _first_batch(pairs: list[_Pair], start: int, limit: int) -> tuple[list[_Pair
 
 def normalized(log_probs: list[float], length_penalty: float) -> float:
     """The sum / length ** length_penalty: the score of a beam."""
-    return per_length(math.fsum(log_probs), len(log_probs), length_penalty)
+    return length_normalized(math.fsum(log_probs), len(log_probs), length_penalty)
 
 
 @torch.no_grad()

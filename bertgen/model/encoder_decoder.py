@@ -357,15 +357,15 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
 
     def refuse_hooks(self) -> None:
-        """Raise UnsupportedError where a hook, or a forward of its own, is on a module whose layers alone are called.
+        """Raise UnsupportedError for a hook or a patched forward on the model, its decoder or the decoder's stack.
 
-        These modules are the model, its decoder and the stack in the decoder.
+        Callers of this method call the layers of these modules and not the modules.
         """
         for module in (self, self.decoder, self.decoder.body):
             if not is_plain(module):
                 raise UnsupportedError(
-                    f"something is hung on the {type(module).__name__} (a hook, or a forward of its own), which is not "
-                    "called here, only its layers are; model.generate and the model's forward call it"
+                    f"the {type(module).__name__} has a hook or a patched forward, which is not called here: only its "
+                    "layers are; model.generate and the model's forward call it"
                 )
 
     def bridged(self, states: torch.Tensor) -> torch.Tensor:

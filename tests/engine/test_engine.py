@@ -11,7 +11,7 @@ import torch
 from bertgen import BackendError, BertGenerationDecoder, CapacityError, GenerationConfig
 from bertgen.cache.block_allocator import Violation
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 
 VOCABULARY, START, END, POSITIONS = 13, 2, 1, 64
@@ -59,7 +59,7 @@ class Model(torch.nn.Module):
 
 
 def options(**given):
-    return settle(GenerationConfig(**given).over(BASE))
+    return resolve_generation_config(GenerationConfig(**given).over(BASE))
 
 
 KINDS = [

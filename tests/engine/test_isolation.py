@@ -332,10 +332,10 @@ def test_bad_values_are_named():
 
     assert "returned NoneType; expected scores (1, 13)" in message(logits_processor=[lambda history, scores: None])
     assert "returned torch.int64 (1, 13) on cpu" in message(logits_processor=[lambda history, scores: scores.long()])
-    assert "must be ids from 0 to 12" in message(prefix_allowed_tokens_fn=lambda index, tokens: [-1])
+    assert "must be at least one id from 0 to 12" in message(prefix_allowed_tokens_fn=lambda index, tokens: [-1])
     assert "gave None; one bool, or one per row" in message(stopping_criteria=[lambda history, scores: None])
     assert "raised GeneratorExit()" in message(logits_processor=[raising(GeneratorExit())])
-    assert "gave nan behind 1 tokens" in message(logits_processor=[lambda history, scores: scores * torch.nan])
+    assert "returned nan after 1 tokens" in message(logits_processor=[lambda history, scores: scores * torch.nan])
 
 
 def test_failing_requests_do_not_hold_up_the_others():
@@ -364,7 +364,7 @@ def test_a_search_in_common_that_fails_takes_only_its_own_along(monkeypatch):
     expected = {request.number: alone(request) for request in several}
     engine.submit(several, done.append)
     engine.step()
-    monkeypatch.setattr(BeamSearch, "_best", raising(ZeroDivisionError()))
+    monkeypatch.setattr(BeamSearch, "_top_candidates", raising(ZeroDivisionError()))
     engine.step()
     assert [type(ticket.error) for ticket in done] == [ZeroDivisionError] * 3
     monkeypatch.undo()
@@ -723,7 +723,7 @@ def test_nan_is_an_error_that_names_the_place(generator, given):
         return scores.index_fill(1, torch.tensor([9]), torch.nan) if history.shape[1] == 3 else scores
 
     for kind, message in everywhere(generator, one, min_new_tokens=5, **given):
-        assert kind is InputError and "logits_processor gave nan behind 3 tokens" in message
+        assert kind is InputError and "logits_processor returned nan after 3 tokens" in message
 
 
 @pytest.mark.parametrize("given", SEARCHES, ids=str)
@@ -753,7 +753,7 @@ def test_without_any_token_left_there_is_an_error(generator, given):
         return torch.full_like(scores, -torch.inf) if history.shape[1] == 3 else scores
 
     for kind, message in everywhere(generator, nothing, min_new_tokens=5, **given):
-        assert kind is InputError and "-inf for every token behind 3 tokens" in message
+        assert kind is InputError and "-inf for every token after 3 tokens" in message
 
 
 @pytest.mark.parametrize("given", SEARCHES[2:], ids=str)

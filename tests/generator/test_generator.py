@@ -367,7 +367,7 @@ def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, te
         ({"streamer": None}, ConfigError, "streamer is for model.generate"),
         ({"seed": 1.5}, ConfigError, "seed must be an integer from .*, got 1.5"),
         ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer from 1 to 2147483647, got 0"),
-        ({"num_beam_groups": 2}, ConfigError, "num_beams 1 cannot be shared among num_beam_groups 2"),
+        ({"num_beam_groups": 2}, ConfigError, "num_beams 1 must be a multiple of num_beam_groups 2"),
         ({"penalty_alpha": 0.5}, UnsupportedError, "penalty_alpha=0.5"),
     ],
 )

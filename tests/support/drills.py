@@ -14,7 +14,7 @@ import torch
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, GenerationConfig, Generator
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request, Ticket
 from tests.support.checkpoints import POSITIONS, sentence
 from tests.support.mixtures import CALLED, Asked, arrivals, asked, without_draws
@@ -77,7 +77,7 @@ def draws_by_keys_alone(checkpoint: Path, device: torch.device, count: int) -> s
     """Samples do not depend on the company, and hardly on the device: a number may lie where two tokens meet."""
     here, reference = loaded(checkpoint, device), loaded(checkpoint, torch.device("cpu"))
     r = random.Random(2)
-    kinds = [settle(GenerationConfig(**kind).over(here.generation_config)) for kind in DRAWS]
+    kinds = [resolve_generation_config(GenerationConfig(**kind).over(here.generation_config)) for kind in DRAWS]
     wanted = [Asked(ids, {}, r.choice(kinds), [], 0.0) for ids in sources(checkpoint, count, r)]
     together, narrow = (arrivals(here, wanted, seed, **limits) for seed, limits in enumerate(({}, dict(max_rows=5))))
     on_cpu = arrivals(reference, wanted, 2)
@@ -133,7 +133,7 @@ def backs_off(checkpoint: Path, device: torch.device, failures: Sequence[int], c
     """Memory that fails at any call: every answer is the same, nothing is held, and idle it tries with all rows."""
     model = loaded(checkpoint, device)
     requests = [asked(model, *call).request(number) for number, call in enumerate(calls(checkpoint, count, 3))]
-    kinds = [settle(GenerationConfig(**kind).over(model.generation_config)) for kind in DRAWS]
+    kinds = [resolve_generation_config(GenerationConfig(**kind).over(model.generation_config)) for kind in DRAWS]
     r = random.Random(4)
     requests += [Request(ids, r.choice(kinds), number=count + i) for i, ids in enumerate(sources(checkpoint, count, r))]
     limits = EngineConfig(max_rows=24, cache_bytes=1 << 24)
@@ -192,7 +192,10 @@ def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
 def holds_one_cache(checkpoint: Path, device: torch.device) -> None:
     """Where memory has failed the old cache goes before there is a new one."""
     model = loaded(checkpoint, device)
-    requests = [Request(ids, settle(model.generation_config), number=i) for i, ids in enumerate([[5, 6, 7], [8, 9]])]
+    requests = [
+        Request(ids, resolve_generation_config(model.generation_config), number=i)
+        for i, ids in enumerate([[5, 6, 7], [8, 9]])
+    ]
     answered(Engine(model), requests)
     before = allocated(device)
     engine = Engine(model, EngineConfig(max_rows=24, cache_bytes=1 << 24))

@@ -13,7 +13,7 @@ import torch
 
 from bertgen import EncoderDecoderModel, GenerationConfig
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request, Ticket
 from tests.support.searches import RETURNED, random_search
 
@@ -51,7 +51,7 @@ class Asked:
 def asked(model: EncoderDecoderModel, ids: list[int], options: dict[str, Any]) -> Asked:
     """With what `model.generate` makes of it."""
     plain = {name: value for name, value in options.items() if name not in CALLED}
-    settled = settle(GenerationConfig(**plain).over(model.generation_config))
+    settled = resolve_generation_config(GenerationConfig(**plain).over(model.generation_config))
     return Asked(ids, options, settled, *outcome(model, ids, options, settled))
 
 
