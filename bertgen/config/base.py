@@ -238,7 +238,7 @@ def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
         CheckpointError: it is a file. UnsupportedError: `push_to_hub`.
     """
     if push_to_hub:
-        raise UnsupportedError("push_to_hub=True: huggingface_hub uploads what was saved (hf upload)")
+        raise UnsupportedError("push_to_hub=True: upload the saved directory with huggingface_hub (hf upload)")
     path = as_path(directory, "directory")
     if path.is_file():
         raise CheckpointError(f"{path} is a file; a configuration is saved into a directory")

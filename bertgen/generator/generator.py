@@ -23,7 +23,8 @@ from ..engine import Engine, EngineStatistics, Request, Ticket
 from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError, quoted
 from ..hub import local_directory, split_hub_options
 from ..model import EncoderDecoderModel
-from ..model.pretrained import resolve_device, resolve_dtype
+from ..model.devices import resolve_device
+from ..model.dtypes import resolve_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
 from ..tokenizer.special_tokens import Encoded, encode_sources, source_special_tokens
 from .answer import Answer

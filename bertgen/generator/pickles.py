@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..hub import local_directory
 from ..layers.linear import is_plain
 from ..model import EncoderDecoderModel
-from ..model.pretrained import weights_digest
+from ..model.digest import weights_digest
 from ..tokenizer import Tokenizer
 
 
