@@ -123,7 +123,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                     other = shared.get(f"{path}.{name}")
                     if other is None or other.shape != own.shape:
                         raise ConfigError(
-                            f"tie_encoder_decoder: {path}.{name} has no weight of this name and shape in the decoder"
+                            f"tie_encoder_decoder: {path}.{name} has no equal in the decoder (False keeps the halves "
+                            "apart)"
                         )
                     setattr(module, name, other)
 
@@ -387,7 +388,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         positions: torch.Tensor | None = None,
         types: torch.Tensor | None = None,
     ) -> tuple[Packing, torch.Tensor]:
-        """The packing of a padded batch, and its packed states [T, hidden] as the decoder's cross-attention reads them."""
+        """The packing of a padded batch, and its packed states [T, hidden] as cross-attention reads them."""
         config = self.config.encoder
         rows, length = check_tokens(ids, None, config).shape
         tokens = Packing.of_mask(check_mask(mask, rows, length, "attention_mask"), rows, length, ids.device)
