@@ -156,14 +156,14 @@ class Bertgen(Contender):
         for wave in waves:
             self.begin()
             since = self.marks[-1][0]
-            tickets = self.engine.submit(wave, lambda ticket, since=since: self.end([ticket.request.number], since))
+            self.engine.submit(wave, lambda request, since=since: self.end([request.number], since))
             while self.engine.busy:
                 self.engine.step()
                 self.step()
-            for ticket in tickets:
-                if ticket.error is not None:
-                    raise ticket.error
-                found[ticket.request.number] = ticket.outputs[0]
+            for request in wave:
+                if request.error is not None:
+                    raise request.error
+                found[request.number] = request.outputs[0]
         return [found[i] for i in range(len(sources))]
 
 

@@ -81,7 +81,7 @@ def of_engine(model: EncoderDecoderModel, source: list[int], beams: int) -> Call
 
     def run(tokens: int) -> None:
         options = GenerationConfig(max_new_tokens=tokens, num_beams=beams, bos_token_id=START, **SPECIAL)
-        engine.submit([Request(source, resolve_generation_config(options))], lambda ticket: None)
+        engine.submit([Request(source, resolve_generation_config(options))], lambda request: None)
         while engine.busy:
             engine.step()
 

@@ -135,7 +135,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
     options = resolve_generation_config(GenerationConfig(max_length=12).over(model.generation_config))
     requests = [Request([r.randrange(5, 64) for _ in range(48)], options, number=i) for i in range(1024)]
     limits = EngineConfig(max_rows=1024, cache_bytes=1 << 28)
-    expected = drills.outputs(drills.answered(Engine(model, limits), requests))
+    expected = drills.outputs(drills.completed(Engine(model, limits), requests))
     total = torch.cuda.get_device_properties(CUDA).total_memory
     for room in (64, 32, 16, 8):
         engine = Engine(model, limits)
@@ -143,7 +143,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
         assert engine.cache.bytes > room << 20
         try:
             torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (room << 20)) / total)
-            assert drills.outputs(drills.answered(engine, requests)) == expected
+            assert drills.outputs(drills.completed(engine, requests)) == expected
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert engine.statistics.pages_used == 0 and engine.cache.rows == 0

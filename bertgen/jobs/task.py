@@ -45,7 +45,7 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         "window": window,
         **dataclasses.asdict(generator.engine.config),
         "max_input_length": generator.max_input_length,
-        "special tokens": generator.frame,
+        "special tokens": generator.special_tokens,
         "weights": weights_digest(model),
         "tokenizer": tokenizer_digest(generator.tokenizer),
         "dtype": str(model.dtype),

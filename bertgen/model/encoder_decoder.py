@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..arguments import IGNORED, REFUSED
+from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, InputError, UnsupportedError
@@ -404,6 +406,28 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             types=None if types is None else tokens.pack(types),
         )  # fmt: skip
         return tokens, self.bridged(states)
+
+    def prefill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache,
+        admissions: Sequence[Admission],
+    ) -> None:
+        """Encode sources, packed, and write the decoder's cross-attention keys and values of each into a cache.
+
+        Args:
+            input_ids: int64 [S, L], padded; attention_mask: [S, L], 0 at padding.
+            cache: with the decoder's number of layers; each gets keys and values [tokens, heads, head_dim].
+            admissions: S of them, as `Cache.admit` returned them, one for each row of `input_ids`, in its order and
+                with its number of tokens.
+
+        Raises:
+            UnsupportedError: a layer whose cross-attention is hidden in another module.
+        """
+        _, states = self.encoded(input_ids, attention_mask)
+        cache.begin_sources(admissions)
+        self.decoder.body.encoder.write_sources(cache, states)
 
     def _teacher_forced(
         self,

@@ -31,8 +31,8 @@ from bertgen import (
 from bertgen.cache.block_allocator import Violation
 from bertgen.config import EngineConfig
 from bertgen.engine import Engine, Request
-from tests.engine.test_engine import Model, alone, answer, options, requests
 from tests.support.checkpoints import sentence
+from tests.support.made_up_model import Model, alone, options, requests, result
 
 PATIENCE = 120  # seconds after which something hangs
 
@@ -350,8 +350,8 @@ def test_failing_requests_do_not_hold_up_the_others():
         engine.step()
         if len(done) == 2:
             break
-    assert step + 1 == 39 and answer(done[1]) == expected and len(failed) > 30
-    assert {type(ticket.error) for ticket in failed} == {LookupError}
+    assert step + 1 == 39 and result(done[1]) == expected and len(failed) > 30
+    assert {type(request.error) for request in failed} == {LookupError}
     assert engine.statistics.restarts == 0 and engine.cache.pages.check() == Violation.SOUND
 
 
@@ -366,11 +366,11 @@ def test_a_search_in_common_that_fails_takes_only_its_own_along(monkeypatch):
     engine.step()
     monkeypatch.setattr(BeamSearch, "_top_candidates", raising(ZeroDivisionError()))
     engine.step()
-    assert [type(ticket.error) for ticket in done] == [ZeroDivisionError] * 3
+    assert [type(request.error) for request in done] == [ZeroDivisionError] * 3
     monkeypatch.undo()
     while engine.busy:
         engine.step()
-    assert {t.request.number: answer(t) for t in done[3:]} == {i: expected[i] for i in (0, 2, 4)}
+    assert {t.number: result(t) for t in done[3:]} == {i: expected[i] for i in (0, 2, 4)}
 
 
 def test_a_source_that_cannot_be_encoded_takes_nobody_along():
@@ -381,17 +381,17 @@ def test_a_source_that_cannot_be_encoded_takes_nobody_along():
     expected = alone(running)
     engine.submit([running], done.append)
     engine.step()
-    encoded, model.encoded = model.encoded, raising(ZeroDivisionError())
+    prefill, model.prefill = model.prefill, raising(ZeroDivisionError())
     failed = engine.submit([Request([7], options()), Request([5, 6], options())], done.append)
     engine.step()
-    assert [type(ticket.error) for ticket in failed] == [ZeroDivisionError] * 2
-    model.encoded = encoded
+    assert [type(request.error) for request in failed] == [ZeroDivisionError] * 2
+    model.prefill = prefill
     engine.submit([Request([7], options(min_length=9)), Request([8], options(min_length=9))], done.append)
     engine.step()
     assert engine.statistics.running == 3
     while engine.busy:
         engine.step()
-    assert len(done) == 5 and answer(next(t for t in done if t.request is running)) == expected
+    assert len(done) == 5 and result(next(t for t in done if t is running)) == expected
     assert engine.cache.pages.check() == Violation.SOUND
 
 
@@ -436,20 +436,20 @@ def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_behind_it(se
     engine, done, gone = Engine(Model(), EngineConfig(max_rows=24)), [], set()
 
     def cancel(history, scores):
-        some = [ticket for ticket in r.sample(tickets, 2) if not ticket.done]
+        some = [request for request in r.sample(submitted, 2) if not request.done]
         gone.update(some)
         engine.cancel(some)
         return scores
 
     rules = [Request([9], options(min_length=9, num_beams=b), logits_processor=[cancel], number=99) for b in (1, 2)]
-    engine.submit(rules[:1], lambda ticket: None)
-    tickets = engine.submit(wanted, done.append)
-    engine.submit(rules[1:], lambda ticket: None)
+    engine.submit(rules[:1], lambda request: None)
+    submitted = engine.submit(wanted, done.append)
+    engine.submit(rules[1:], lambda request: None)
     while engine.busy:
         engine.step()
         assert engine.cache.pages.check() == Violation.SOUND
-    assert gone and set(done) | gone == set(tickets) and not set(done) & gone
-    assert {t.request.number: answer(t) for t in done}.items() <= expected.items()
+    assert gone and set(done) | gone == set(submitted) and not set(done) & gone
+    assert {t.number: result(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0
 
 
@@ -657,7 +657,7 @@ def test_a_list_of_ids_that_changes_later_changes_nothing():
     ids.clear()
     while not done:
         engine.step()
-    assert answer(done[0]) == expected
+    assert result(done[0]) == expected
 
 
 # texts

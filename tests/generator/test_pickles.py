@@ -178,4 +178,4 @@ def test_a_pipeline_too(tiny_checkpoint):
 def test_limits_come_along_as_they_were_given(tiny_checkpoint):
     generator = Generator(tiny_checkpoint, engine=EngineConfig(max_rows=3, refill=0.5), add_special_tokens=False)
     other = pickle.loads(pickle.dumps(generator))
-    assert other.engine.config == generator.engine.config and other.frame == generator.frame
+    assert other.engine.config == generator.engine.config and other.special_tokens == generator.special_tokens
