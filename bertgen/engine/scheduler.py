@@ -75,7 +75,8 @@ class Scheduler:
             seen.add(request)
         for request in requests:
             request.serial, request.on_done, request.state = next(self._serials), on_done, RequestState.WAITING
-        self._submitted.append(requests)
+        if requests:
+            self._submitted.append(requests)
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Mark submitted requests that are not done as cancelled; `receive` drops those that wait."""
@@ -201,6 +202,7 @@ class Scheduler:
         """After memory ran out: requeue everything, and run half as many rows until nothing is left to do."""
         requests = self.requeue()
         self.row_limit = max(1, min(self.row_limit, sum(request.rows for request in requests)) // 2)
+        self._restore_row_limit()
         return requests
 
     def _restore_row_limit(self) -> None:
