@@ -1,6 +1,6 @@
 """What only a CUDA device can show: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
 
-The functions of drills.py run small on the CPU in test_parity.py.
+The functions of drills.py run small on the CPU in engine/test_equal_tokens.py.
 """
 
 from __future__ import annotations

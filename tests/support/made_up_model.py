@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from bertgen import BertGenerationDecoder, GenerationConfig
+from bertgen.cache.block_allocator import Violation
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 
@@ -87,3 +88,14 @@ def alone(request):
     while not done:
         engine.step()
     return result(done[0])
+
+
+def drive(engine, done, count):
+    """To the end; no step is without progress."""
+    while len(done) < count:
+        before = engine._counts.row_steps, len(done), engine._counts.restarts
+        engine.step()
+        assert (engine._counts.row_steps, len(done), engine._counts.restarts) != before
+        assert engine.cache.pages.check() == Violation.SOUND
+    assert not engine.busy and engine.statistics.pages_used == 0 and engine.cache.rows == 0
+    assert not engine.scheduler._sources and not engine.scheduler._groups and not engine._batch.groups
