@@ -398,16 +398,17 @@ class Engine:
                 request = self._done.popleft()
             except IndexError:  # another thread was faster
                 return
-            assert request.on_done is not None
+            on_done, request.on_done = request.on_done, None  # so that a closure does not form a cycle with the request
+            assert on_done is not None
             try:
-                request.on_done(request)
+                on_done(request)
             except Exception:
                 logger.exception("on_done of a request raised an exception")
             except BaseException:
                 if threading.current_thread() is not threading.main_thread():  # no caller would get it
                     logger.exception("on_done of a request raised an exception")
                     continue
-                request.on_done(request)  # the interrupt may have come before the call had an effect
+                on_done(request)  # the interrupt may have come before the call had an effect
                 raise
 
     # -- after errors

@@ -48,7 +48,7 @@ class Request:
         error: why it failed.
         callback_failed: one of its own functions raised the error.
         callback_started: `time.monotonic()` at the start of its function that runs now; None where none does.
-        on_done: called with the request when it is finished or has failed, not when it was cancelled.
+        on_done: called once with the request when it is finished or has failed, not when it was cancelled.
         serial: position in the order of arrival.
         source_key: requests with equal keys share the encoded source.
         group: number of its search group.
@@ -118,6 +118,10 @@ class Request:
     def fail(self, error: Exception, by_callback: bool = False) -> None:
         """There will be no outputs."""
         self.state, self.error, self.callback_failed = RequestState.FAILED, error, by_callback
+
+    def cancel(self) -> None:
+        """It was dropped by the scheduler."""
+        self.state, self.on_done = RequestState.CANCELLED, None
 
 
 class SearchKey:

@@ -117,7 +117,7 @@ class Scheduler:
             self.waiting = deque(request for request in self.waiting if request not in removed)
         for request in removed:
             if request.cancelled:
-                request.state = RequestState.CANCELLED
+                request.cancel()
         self._restore_row_limit()
 
     def may_admit(self, running_rows: int) -> bool:
@@ -183,7 +183,7 @@ class Scheduler:
         """A running request has ended, failed or was cancelled, and its rows are free."""
         self._remove_running(request)
         if request.cancelled and not request.done:
-            request.state = RequestState.CANCELLED
+            request.cancel()
         self._restore_row_limit()
 
     def requeue(self) -> list[Request]:

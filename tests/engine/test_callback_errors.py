@@ -106,7 +106,9 @@ def test_bad_values_are_named():
     assert "returned NoneType; expected scores (1, 13)" in message(logits_processor=[lambda history, scores: None])
     assert "returned torch.int64 (1, 13) on cpu" in message(logits_processor=[lambda history, scores: scores.long()])
     assert "must be at least one id from 0 to 12" in message(prefix_allowed_tokens_fn=lambda index, tokens: [-1])
-    assert "returned None; expected one bool, or one per row" in message(stopping_criteria=[lambda history, scores: None])
+    assert "returned None; expected one bool, or one per row" in message(
+        stopping_criteria=[lambda history, scores: None]
+    )
     assert "raised GeneratorExit()" in message(logits_processor=[raising(GeneratorExit())])
     assert "returned nan after 1 tokens" in message(logits_processor=[lambda history, scores: scores * torch.nan])
 

@@ -1,5 +1,9 @@
 """Requests: what the engine refuses to queue, and what a request keeps."""
 
+import dataclasses
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -10,7 +14,8 @@ from bertgen import (
 )
 from bertgen.config import EngineConfig
 from bertgen.engine import Engine, Request
-from tests.support.made_up_model import Model, alone, options, result
+from bertgen.engine.request import RequestState
+from tests.support.made_up_model import Model, alone, drive, options, result
 
 
 def test_a_list_of_ids_that_changes_later_changes_nothing():
@@ -76,3 +81,42 @@ def test_requests_that_can_never_run_are_refused():
         with pytest.raises(CapacityError, match=message):
             engine.submit([Request([5], options()), request], done.append)
     assert not engine.busy, "all or none"
+
+
+def test_a_request_is_submitted_once():
+    engine, done = Engine(Model()), []
+    (request,) = engine.submit([Request([5, 6], options())], done.append)
+    drive(engine, done, 1)
+    assert request.state is RequestState.FINISHED and done == [request]
+    with pytest.raises(InputError, match="was submitted before"):
+        engine.submit([request], done.append)
+    again = dataclasses.replace(request)
+    assert (again.state, again.outputs, again.options) == (RequestState.NEW, None, request.options)
+    engine.submit([again], done.append)
+    drive(engine, done, 2)
+    assert result(again) == result(request)
+
+
+def test_a_request_says_where_it_is():
+    engine = Engine(Model(), EngineConfig(max_rows=1))
+    first, second, third = engine.submit(
+        [Request([5 + i], options(min_length=5)) for i in range(3)], lambda request: None
+    )
+    engine.step()
+    engine.cancel([third])
+    assert [one.state.name for one in (first, second, third)] == ["RUNNING", "WAITING", "CANCELLED"]
+    assert not any(one.done for one in (first, second, third))
+    while engine.busy:
+        engine.step()
+    assert [one.state.name for one in (first, second, third)] == ["FINISHED", "FINISHED", "CANCELLED"]
+
+
+def test_a_search_group_that_goes_on_keeps_no_finished_request():
+    """Its options are those of its first request, which may have left long ago."""
+    engine, done = Engine(Model()), []
+    short, long = (options(min_length=n, max_length=n) for n in (5, 30))
+    engine.submit([Request([5], short), Request([6], long)], lambda request: done.append(weakref.ref(request)))
+    while not done:
+        engine.step()
+    gc.collect()
+    assert done[0]() is None and engine.busy and len(engine._batch.groups) == 1

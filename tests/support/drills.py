@@ -177,6 +177,7 @@ def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
         generator.score(texts, texts)
         generator.close()
 
+    gc.collect()  # Generators of other tests, whose threads end soon after
     limits = EngineConfig(max_rows=64, cache_bytes=1 << 24)
     everything(Generator(model, checkpoint, engine=limits))  # what a device needs once: workspaces, kernels
     before = allocated(device)
