@@ -30,7 +30,7 @@ from .background_worker import BackgroundWorker
 from .call_options import CallOptions, checked_truncation
 from .output import Output, output_of
 from .output_future import OutputFuture
-from .pickles import Origin, from_model, reduced
+from .pickles import Origin, from_model, reduce_generator
 from .progress import progress_callback
 from .scorer import Likelihood, Scorer
 from .text_encoder import TextEncoder
@@ -324,7 +324,7 @@ class Generator:
         self.engine.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reduced(self)
+        return reduce_generator(self)
 
     def __copy__(self) -> Generator:
         """A Generator with the same model and an engine without requests."""

@@ -19,7 +19,7 @@ from tests.support.made_up_model import Model, alone, options, result
 
 @pytest.mark.parametrize("seed", range(4))
 def test_hostile_requests_do_not_affect_others(generator, texts, expected, seed):
-    """All kinds in one mix: each fails with its own error, typed unless it is the function's; the others are right."""
+    """All kinds in one mix: each fails with its own error, of bertgen or of the callback; the others succeed."""
     r = random.Random(seed)
     work = [(kind, 1 if "on_tokens" in kind[0] else r.choice([1, 3])) for kind in HOSTILE]
     work += [(None, r.choice([1, 3])) for _ in range(60)]
@@ -114,7 +114,7 @@ def test_bad_values_are_named():
 
 
 def test_failing_requests_do_not_hold_up_the_others():
-    """A good request takes as many steps as it has tokens, whoever fails beside it in each of them."""
+    """A good request takes as many steps as it has tokens, although another request fails in each step."""
     engine, done, failed = Engine(Model()), [], []
     long = Request([5, 6, 7], options(max_length=40, min_length=40))
     expected = alone(long)

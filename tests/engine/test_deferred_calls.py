@@ -44,7 +44,7 @@ def test_a_request_cancelled_during_a_step_leaves_after_it(seed):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_stream_closed_by_the_garbage_collector_during_a_step(generator, texts, expected, beams):
-    """It hangs in a cycle with an exception, as after a failed test or in a notebook."""
+    """The stream is part of a cycle with an exception, as after a failed test or in a notebook."""
 
     def abandon():
         stream = generator.stream(texts, num_beams=2, min_new_tokens=20)
@@ -86,7 +86,7 @@ def test_an_engine_cleared_during_a_step(generator, texts):
 
 
 def test_what_a_callback_may_do_during_a_step(generator):
-    """It may submit, but nothing that would wait for the next step."""
+    """It may submit, but not wait for the next step."""
     submitted = []
 
     def ask(call):
@@ -116,7 +116,7 @@ def test_what_a_callback_may_do_during_a_step(generator):
 
 
 def test_done_callbacks_may_do_anything(generator):
-    """The step is over, and nobody holds the engine."""
+    """The step is over, and the lock is free."""
     found, ready = [], threading.Event()
 
     def chain(future):

@@ -48,7 +48,7 @@ def test_a_thousand_random_workloads_end():
     "limits", [{"max_rows": 4}, {"max_rows": 5, "refill": 0}, {"max_rows": 64, "encode_tokens": 9}]
 )
 def test_outputs_depend_on_the_request_alone(limits):
-    """Whatever runs beside it and in whatever order: the made-up logits are the same to the last bit."""
+    """Other requests and their order change nothing: the made-up logits are equal to the last bit."""
     wanted = requests(random.Random(7), 60)
     expected = {request.number: alone(request) for request in wanted}
     for seed in range(2):
@@ -102,7 +102,7 @@ def test_sources_are_encoded_longest_first_within_the_limit():
 
 
 def test_waiting_requests_enter_together():
-    """With `refill`, none enters beside running ones before so many rows are free."""
+    """With `refill`, requests enter beside running ones only after that share of the rows is free."""
     for refill, fewest in ((0.5, 4), (0.0, 1)):
         model, done, sizes = Model(), [], []
         engine = Engine(model, EngineConfig(max_rows=8, refill=refill))
@@ -148,7 +148,7 @@ def test_cancelled_requests_leave_at_once():
 
 
 def test_a_source_that_cannot_be_encoded_fails_alone():
-    """What runs goes on, and the rows of those that failed are free."""
+    """Running requests continue, and the rows of failed ones are free."""
     model, done = Model(), []
     engine = Engine(model, EngineConfig(max_rows=3, refill=0))
     running = Request([5, 6], options(min_length=15))

@@ -39,7 +39,7 @@ def test_an_interrupt_loses_nothing():
 
 
 def test_interrupts_at_any_place_lose_nothing(generator):
-    """Ctrl-C while this thread drives what others wait for, too."""
+    """Also while this thread steps for requests of other threads."""
     expected = generator.generate(["one two three"])[0].text
     r = random.Random(0)
     for _ in range(12):
@@ -56,7 +56,7 @@ def test_interrupts_at_any_place_lose_nothing(generator):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_callback_ends_the_call_and_affects_no_other_request(generator, texts, expected, error):
-    """In the main thread it may be Ctrl-C, so it goes on; the request of the function has failed."""
+    """In the main thread it may be Ctrl-C, so the call raises it; the request of the callback fails."""
     engine = generator.engine
     with engine.lock:  # the worker waits: this thread drives
         futures = [generator.submit(text) for text in texts]

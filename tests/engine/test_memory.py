@@ -27,7 +27,7 @@ def test_memory_that_fails_at_any_step_loses_nothing(step):
 
 
 def test_a_cache_that_cannot_be_made_again_is_an_error():
-    """A step fails, and then nothing runs: the memory of the cache was taken by someone else."""
+    """A step fails, and then there is no memory for a new cache."""
     model, done = Model(), []
     model.failing = 3
     engine = Engine(model, EngineConfig(max_rows=12))

@@ -80,7 +80,7 @@ def test_futures_fail_when_the_interpreter_ends(tmp_path, tiny_checkpoint):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_child_of_a_fork_works(tmp_path, tiny_checkpoint, busy):
-    """Also where torch has threads, and a step is being done; what was begun in the parent is refused."""
+    """Also while torch has threads and a step runs; futures and streams of the parent are refused."""
     body = f"""
         import multiprocessing
         from bertgen import BackendError

@@ -56,7 +56,7 @@ def test_numbers_beyond_64_bits_are_refused(generator):
 
 @pytest.mark.parametrize("name", ["pad_token_id", "decoder_start_token_id", "eos_token_id"])
 def test_special_ids_outside_the_vocabulary_are_refused(generator, name):
-    """An end token out there never comes, but becomes the pad id where there is none."""
+    """Such an end token is never generated, but becomes the pad id where there is none."""
     given = {name: 64} | ({"pad_token_id": None} if name == "eos_token_id" else {})
     wanted = "holds 64; (the )?ids (of the decoder )?go from 0 to 63"
     for call in (

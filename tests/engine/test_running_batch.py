@@ -8,7 +8,7 @@ from tests.support.made_up_model import Model, requests
 
 
 def test_the_rows_of_a_group_are_adjacent_and_in_the_order_of_the_groups():
-    """Requests join groups in the middle and leave from the middle; cache and searches agree about every row."""
+    """Requests join and leave groups in the middle; cache and searches have the same length for every row."""
     r = random.Random(3)
     waiting, done, most = requests(r, 120), [], 0
     model = Model()

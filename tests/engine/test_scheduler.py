@@ -109,7 +109,7 @@ def test_a_request_larger_than_the_row_limit_enters_alone():
 
 @pytest.mark.parametrize("refill, free, enters", [(0.5, 3, False), (0.5, 4, True), (0.0, 0, True), (1.0, 7, False)])
 def test_refill(refill, free, enters):
-    """Beside running requests none enters before this share of the rows is free."""
+    """Requests enter beside running ones only after this share of the rows is free."""
     scheduler = Scheduler(8, refill)
     assert not scheduler.may_admit(0), "nothing waits"
     queued(scheduler, request(), request())
@@ -243,7 +243,7 @@ def test_half_of_the_rows_run_after_memory_ran_out_until_nothing_is_left():
 
 
 class Simulation:
-    """A scheduler with a cache that keeps books of its own, and never has more than it has."""
+    """A scheduler with a cache that counts its free rows and pages by itself."""
 
     ROWS, PAGES, SOURCE_PAGES = 7, 9, 5
 

@@ -6,7 +6,7 @@ from tests.support.made_up_model import Model, alone, options, result
 
 
 def test_return_sequences_keep_their_places():
-    """Each is the draw of a number of its own, whichever ends first."""
+    """Each has its own random numbers, whichever ends first."""
     several, one = (options(do_sample=True, temperature=2.0, num_return_sequences=n) for n in (4, 1))
     for number in range(8):
         expected = [alone(Request([5, 6], one, seed=1, number=number + (i << 40)))[0][0] for i in range(4)]
@@ -15,7 +15,7 @@ def test_return_sequences_keep_their_places():
 
 
 def test_a_failing_search_group_fails_only_its_own_requests(monkeypatch):
-    """Nobody is to blame, but what other requests have is whole."""
+    """The error is of no single request; requests of other groups succeed."""
     from bertgen.decoding import BeamSearch
 
     engine, done = Engine(Model()), []

@@ -17,7 +17,7 @@ from tests.support.made_up_model import Model, alone, requests, result
 
 
 def test_threads_share_one_engine():
-    """Eight threads submit and drive; each gets its own answers."""
+    """Eight threads submit and step; each gets its own outputs."""
     wanted = requests(random.Random(5), 160)
     expected = {request.number: alone(request) for request in wanted[:80]}
     engine, found = Engine(Model(), EngineConfig(max_rows=16)), {}
@@ -67,7 +67,7 @@ def test_a_thread_without_stack_left_fails_alone(generator, texts, expected):
 
 @pytest.mark.timeout(300)
 def test_threads_that_submit_cancel_and_abandon_at_random(generator, texts, expected):
-    """Nothing hangs, and whoever waits gets the right answer."""
+    """Nothing hangs, and every waiting thread gets the right output."""
     wrong, stop = [], time.monotonic() + 4
 
     def work(seed):

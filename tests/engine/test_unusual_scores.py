@@ -10,7 +10,7 @@ from bertgen import (
 
 
 def everywhere(generator, processor, **given):
-    """What `model.generate` and a Generator make of a processor: tokens, or the error."""
+    """The tokens, or the error, that `model.generate` and a Generator give with a processor."""
     ids = torch.tensor(generator.tokenizer.encode_batch(["one two"]))
 
     def outcome(call):
@@ -70,7 +70,7 @@ def test_without_any_token_left_there_is_an_error(generator, given):
 
 @pytest.mark.parametrize("given", SEARCHES[2:], ids=str)
 def test_beams_without_any_token_left_end(generator, given):
-    """What ended before is the answer; where nothing did it is empty."""
+    """The output is a hypothesis that ended before; without one it is empty."""
 
     def nothing(history, scores):
         return torch.full_like(scores, -torch.inf) if history.shape[1] >= 3 else scores
@@ -84,7 +84,7 @@ def test_beams_without_any_token_left_end(generator, given):
 @pytest.mark.parametrize("given", SEARCHES, ids=str)
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 def test_finished_rows_may_have_any_scores(generator, given, value):
-    """A processor that knows nothing behind an end token, in a batch whose other rows go on."""
+    """A processor without scores after an end token, in a batch with other rows that continue."""
 
     def process(history, scores):
         ended = (

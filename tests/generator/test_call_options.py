@@ -71,7 +71,7 @@ def test_bad_options(generator, options, error, message):
 
 
 def test_criteria_that_take_the_place_of_an_option_are_refused(generator):
-    """In `model.generate` they say how long an output is; here that was planned before they were looked at."""
+    """In `model.generate` they set the length of an output; the engine has reserved its cache before it calls them."""
     for criterion in (transformers.MaxLengthCriteria(30), transformers.EosTokenCriteria([5])):
         with pytest.raises(UnsupportedError, match="max_length= and eos_token_id="):
             generator.generate(["one"], stopping_criteria=[criterion])

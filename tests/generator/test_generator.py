@@ -59,7 +59,7 @@ def test_equals_generate_one_by_one(tiny_checkpoint, texts, options, limits):
 
 
 def test_the_model_knows_its_task(generator, texts):
-    """Else the equalities above would compare noise."""
+    """Otherwise the equalities above would compare noise."""
     right = [output.text == translation(text) for text, output in zip(texts, generator.generate(texts), strict=True)]
     assert sum(right) >= 38
 
@@ -130,14 +130,14 @@ def test_sampling_without_seed_uses_torch(generator, texts):
 
 
 def test_equal_texts_get_different_samples(generator):
-    """With one seed for all, equal texts do not get equal draws."""
+    """The index is part of the key of the random numbers."""
     outputs = generator.generate(["white"] * 30, seed=1, do_sample=True, temperature=3.0)
     assert len({output.token_ids for output in outputs}) > 3
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_sample_depends_on_seed_and_index_alone(generator, texts, beams):
-    """Not on what other texts there are, nor on how many run at a time."""
+    """Not on the other texts, nor on the number of rows that run together."""
     options = dict(seed=5, do_sample=True, temperature=2.0, num_beams=beams, num_return_sequences=2)
     outputs = generator.generate(texts[:12], **options)
     few = Generator(generator.model, generator.tokenizer, max_rows=5, refill=0)
@@ -173,7 +173,7 @@ def test_greedy_score_is_that_of_beams(generator, texts):
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_options_of_every_kind_reach_the_model(generator, texts, options):
-    """Stop strings need no tokenizer here, and what stops has neither an end token nor padding."""
+    """Stop strings need no tokenizer here, and stopped outputs have neither an end token nor padding."""
     options = options | dict(stop_strings=["ei", "rot"], encoder_no_repeat_ngram_size=4, suppress_tokens=[40])
     for text, output in zip(texts, generator.generate(texts, **options)):
         rows, _ = alone(generator, text, **options, tokenizer=generator.tokenizer)
@@ -186,7 +186,7 @@ def test_options_of_every_kind_reach_the_model(generator, texts, options):
 
 
 def limited(generator, monkeypatch, fits, error=torch.OutOfMemoryError, message="CUDA out of memory"):
-    """The decoder fails wherever more rows run than fit; returns how many ran in each attempt."""
+    """The decoder fails when more than `fits` rows run; returns the list of row counts."""
     head, sizes, held = type(generator.model.decoder.head).forward, [], []
 
     def forward(self, hidden):
@@ -203,7 +203,7 @@ def limited(generator, monkeypatch, fits, error=torch.OutOfMemoryError, message=
 
 
 def test_rows_that_do_not_fit_are_halved(generator, monkeypatch):
-    """Every text is answered as before, and the failed attempt's tensors are gone at the next."""
+    """Every output is as before, and the tensors of a failed attempt are freed before the next."""
     texts = ["one two three"] * 19 + ["two", ""] + ["three one"] * 19
     expected, before = generator.generate(texts), generator.statistics.restarts
     sizes = limited(generator, monkeypatch, 6)
@@ -231,7 +231,7 @@ def test_one_text_that_does_not_fit(generator, monkeypatch, error):
 
 
 def test_texts_that_do_not_fit_yield_their_errors(generator, monkeypatch):
-    """With `return_errors`; the others are answered as if these were not there."""
+    """With `return_errors`; the outputs of the other texts do not change."""
     texts = ["one", "one two three four", "two", "three three three three", "three"]
     expected, encoded = generator.generate(texts), generator.model.encoded
 
@@ -253,7 +253,7 @@ def test_texts_that_do_not_fit_yield_their_errors(generator, monkeypatch):
 
 
 def test_stream_counts_from_first(generator, texts):
-    """Windows with the numbers of their texts draw as the whole does."""
+    """Windows with the indices of their texts give the samples of the whole."""
     options = dict(do_sample=True, temperature=3.0, seed=1)
     whole = dict(generator.stream(texts, lookahead=15, **options))
     parts = {}
@@ -292,7 +292,7 @@ def test_the_end_of_the_context_frees_the_memory(tiny_checkpoint):
 
 
 def test_callbacks_see_their_request_only(generator, texts):
-    """Custom rules see one text at a time, and the index of the text where they are told of a source."""
+    """Callbacks see one text at a time; `prefix_allowed_tokens_fn` gets the index of the text."""
     rows, told = set(), set()
 
     def look(history, scores):

@@ -11,7 +11,7 @@ from tests.support.hostile import PATIENCE
 
 
 def test_an_id_without_a_piece_adds_no_text(tiny_checkpoint):
-    """A vocabulary that was padded: as in transformers, the text lacks it and the tokens have it."""
+    """A padded vocabulary: as in transformers, the id is in the tokens and not in the text."""
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     model.decoder.resize_token_embeddings(72)
     generator = Generator(model, tiny_checkpoint)

@@ -60,7 +60,7 @@ def test_tokens_as_they_are_chosen(generator):
 
 
 def test_all_tokens_of_a_text_that_came_later(generator):
-    """Its search had got further than it when it joined, and had not when the other text had left."""
+    """It joined a search that was ahead of it, and that later lost its first text."""
     got, later = [], []
     options = dict(min_new_tokens=12, max_new_tokens=12)
 
@@ -113,7 +113,7 @@ def test_waiting_for_several_futures_notices_cancelled_ones(generator):
 
 
 def test_a_stop_iteration_reaches_an_awaiting_task(generator):
-    """asyncio's futures do not take a StopIteration: who awaits would wait for ever."""
+    """asyncio's futures refuse a StopIteration: the task would wait for ever."""
 
     async def wait():
         future = generator.submit("one", logits_processor=[raising(StopIteration())])

@@ -18,7 +18,7 @@ def test_texts_must_be_a_list(generator, texts):
 
 
 def test_stream_reads_a_bounded_number_of_texts(generator):
-    """An infinite iterable is no obstacle, and nothing is read before the first answer is asked for."""
+    """The iterable may be infinite, and nothing is read before the first `next`."""
     read = []
 
     def endless():

@@ -33,7 +33,7 @@ def later(function, step):
 
 
 class Unspeakable(Exception):
-    """An error whose own code fails wherever somebody looks at it."""
+    """An error whose `__str__` and `__traceback__` fail."""
 
     def __init__(self, error):
         super().__init__("mine")
@@ -50,7 +50,7 @@ class Unspeakable(Exception):
 
 
 class Late(torch.Tensor):
-    """Scores or flags with code of their own, which would run where the rows of all requests are put together."""
+    """Scores or flags of a subclass, with code that would run when the rows of all requests are concatenated."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
@@ -60,7 +60,7 @@ class Late(torch.Tensor):
 
 
 class Falsy:
-    """A function that is an object with a truth and a length of its own."""
+    """A callable object that is falsy and has a length."""
 
     def __init__(self, function):
         self.__call = function

@@ -91,7 +91,7 @@ def alone(request):
 
 
 def drive(engine, done, count):
-    """To the end; no step is without progress."""
+    """Step until `count` requests are done; every step makes progress."""
     while len(done) < count:
         before = engine._counts.row_steps, len(done), engine._counts.restarts
         engine.step()
