@@ -32,21 +32,22 @@ def new_cache(model):
 
 @torch.no_grad()
 def test_keys_and_values_of_each_source_are_those_of_its_encoder_states(model):
-    """Longest first or not: each source lies in its own slots, whatever was encoded with it."""
+    """In one batch or several: a row attends to the states of its own source."""
     cache = new_cache(model)
     admissions = [cache.admit(1, 9, number, len(ids)) for number, ids in enumerate(SOURCES)]
     ids, mask = padded(SOURCES, 0, model.device)
     model.prefill(ids[:1], mask[:1], cache, admissions[:1])
     model.prefill(ids[1:, :3], mask[1:, :3], cache, admissions[1:])
     cache.join(admissions)
-    for number, source in enumerate(SOURCES):
-        _, states = model.encoded(torch.tensor([source]), None)
-        slots = cache.source.table[number, : len(source)].long()
-        assert int(cache.source.lengths[number]) == len(source)
-        for place, layer in enumerate(model.decoder.body.encoder.layer):
+    heads, size = model.config.decoder.num_attention_heads, model.config.decoder.head_dim
+    for place, layer in enumerate(model.decoder.body.encoder.layer):
+        q = torch.randn(len(SOURCES), heads, size)
+        attended = cache.attend_cross(place, q)
+        for row, source in enumerate(SOURCES):
+            _, states = model.encoded(torch.tensor([source]), None)
             keys, values = layer.crossattention.source_pair(states)
-            assert (cache.cross_pools.keys[place][slots] - keys).abs().max() <= 1e-5
-            assert (cache.cross_pools.values[place][slots] - values).abs().max() <= 1e-5
+            weights = (torch.einsum("hd,thd->ht", q[row], keys) / size**0.5).softmax(-1)
+            assert (attended[row] - torch.einsum("ht,thd->hd", weights, values)).abs().max() <= 1e-5
 
 
 def test_a_layer_that_hides_its_cross_attention_is_refused(model):
