@@ -17,9 +17,8 @@ PYTEST := $(BIN)/python -m pytest
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/interpreter
 OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
-FUZZ_CACHE := csrc/fuzz_kv_cache.cpp csrc/kv_cache.cpp
-FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(addprefix csrc/,decode_attention_cpu.cpp \
-	decoder_cpu.cpp int4_cpu.cpp int4_int8_cpu.cpp layernorm_gelu_cpu.cpp linear_cpu.cpp)
+FUZZ_ALLOCATOR := csrc/fuzz_block_allocator.cpp csrc/block_allocator.cpp
+FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(wildcard csrc/*_cpu.cpp)
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
@@ -68,8 +67,8 @@ test-peers: $(VENV)/.tools ## run transformers' own tests on accelerated models 
 
 fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator operations against the Python reference
 	mkdir -p build
-	$(FUZZ) -fsanitize=address,undefined $(FUZZ_CACHE) -o build/fuzz-cache && build/fuzz-cache 10000000 $(SEED) 1
-	$(FUZZ) -fsanitize=thread $(FUZZ_CACHE) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ALLOCATOR) -o build/fuzz-allocator && build/fuzz-allocator 10000000 $(SEED) 1
+	$(FUZZ) -fsanitize=thread $(FUZZ_ALLOCATOR) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 

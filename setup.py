@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-KERNELS = ("decode_attention_cpu", "decoder_cpu", "int4_cpu", "int4_int8_cpu", "layernorm_gelu_cpu", "linear_cpu")
+CSRC = Path("csrc")
 REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
 
 
@@ -55,11 +55,8 @@ def extension_arguments():
 
     module = CppExtension(
         "bertgen._C",
-        [f"csrc/{name}.cpp" for name in ("binding", *KERNELS, "kv_cache")],
-        depends=[
-            f"csrc/{name}.h"
-            for name in (*KERNELS, "instructions", "int4_blocks", "kv_cache", "product", "threads", "vector")
-        ],
+        [str(path) for path in sorted(CSRC.glob("**/*.cpp")) if not path.stem.startswith("fuzz_")],
+        depends=[str(path) for path in sorted(CSRC.glob("**/*.h"))],
         define_macros=[
             ("TORCH_STABLE_ONLY", None),
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # 2.10, and every later one

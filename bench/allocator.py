@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from bertgen.cache.block_allocator import Pages
+from bertgen.cache.block_allocator import BlockAllocator
 from bertgen.ops import extension
 
 POSITIONS = 512
@@ -20,15 +20,15 @@ PAGE = 16  # positions; a row takes a page whenever it begins one
 
 def step_times(rows: int) -> tuple[float, float]:
     """Median microseconds of a step within pages, and of one where every row begins a page."""
-    pages = Pages(rows, POSITIONS, rows * POSITIONS, backend="cpp")
+    allocator = BlockAllocator(rows, POSITIONS, rows * POSITIONS, backend="cpp")
     for row in range(0, rows, 4):
-        pages.admit(4, POSITIONS, row, 0)
+        allocator.admit(4, POSITIONS, row, 0)
     every, slots = torch.arange(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
     taken = []
     for t in range(POSITIONS):
         at = torch.full((rows,), t, dtype=torch.int32)
         start = time.perf_counter()
-        pages.step(every, at, slots)
+        allocator.step(every, at, slots)
         taken.append(1e6 * (time.perf_counter() - start))
     within = [t for i, t in enumerate(taken) if i % PAGE]
     return statistics.median(within), statistics.median(taken[PAGE::PAGE])

@@ -90,7 +90,7 @@ def products(args: argparse.Namespace) -> None:
     limit = bandwidth()
     integers = args.form != "codebook"
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
-    print(f"instructions: {extension.instructions()}, of torch {torch.backends.cpu.get_cpu_capability()}")
+    print(f"instructions: {extension.instruction_set()}, of torch {torch.backends.cpu.get_cpu_capability()}")
     print(
         "each cell: " + "by integers over F.linear in float32 (GB/s of the weight); " * integers + "in float32 over "
         "F.linear / over ops.linear / over torch's 4-bit product (GB/s)"

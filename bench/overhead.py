@@ -8,7 +8,7 @@ tensors themselves, and called again one after the other, with nothing between. 
 operators of a step, and what a step takes more than these is overhead: Python, modules, bookkeeping, the search.
 
 Recorded is what torch's dispatcher sees, operators of bertgen's extension (`torch.ops.bertgen_C`) like torch's own,
-but not those on a cache's handle (`cache_step` and the like): they are bookkeeping, and the cache may be gone. A step
+but not those on an allocator's handle (`allocator_step` ..): they are bookkeeping, and it may be gone. A step
 of transformers is recorded under no_grad, where `linear` falls into `t`, `addmm` and views; one of bertgen's engine in
 inference mode, where it does not. A call from Python costs more than one from within an operator, so the share of the
 operators is rather too large, and that of overhead too small, the more so where there are more of them. What an
@@ -134,7 +134,7 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         arguments = func._schema.arguments
-        if not (func.namespace == "bertgen_C" and arguments[0].name == "cache"):
+        if not (func.namespace == "bertgen_C" and arguments[0].name == "allocator"):
             self.inference |= torch.is_inference_mode_enabled()
             given = dict(zip([argument.name for argument in arguments], args)) | kwargs
             for argument in arguments:

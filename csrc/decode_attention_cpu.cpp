@@ -10,18 +10,19 @@
 namespace bertgen {
 namespace {
 
+// Some heads of rows that share their keys.
 struct Task {
   Shape shape;
-  int64_t first_row, rows;    // these share the keys
-  int64_t first_head, heads;  // these it computes
+  int64_t first_row, rows;
+  int64_t first_head, heads;
   Heads q;
   float* out;                  // [rows of all tasks, shape.heads, shape.width]
-  const float* const* keys;    // of each slot, at first_head
+  const float* const* keys;    // [length], of each slot from first_head on
   const float* const* values;
   int64_t length;
 };
 
-int64_t rounded(int64_t length) { return (length + kLanes - 1) / kLanes * kLanes; }
+int64_t padded_length(int64_t length) { return (length + kLanes - 1) / kLanes * kLanes; }
 
 // scores[j] = q . keys[j] for one head, j < 8
 template <int64_t kWidth>
@@ -60,9 +61,10 @@ BERTGEN_INLINE void accumulate(const float* weights, const float* const* values,
   }
 }
 
-// scores -> 2^(scores - top), in place; returns their sum. A NaN comes through. There is room up to rounded(length).
+// scores -> 2^(scores - top), in place; returns their sum. NaN stays NaN. There is room for padded_length(length)
+// scores.
 BERTGEN_INLINE float exponentials(float* scores, int64_t length) {
-  const int64_t padded = rounded(length);
+  const int64_t padded = padded_length(length);
   for (int64_t t = length; t < padded; ++t) scores[t] = -INFINITY;
   Vector best = *reinterpret_cast<Vector*>(scores), sums = {};
   for (int64_t t = kLanes; t < padded; t += kLanes) {
@@ -81,13 +83,14 @@ BERTGEN_INLINE float exponentials(float* scores, int64_t length) {
   return sum;
 }
 
-// `scratch` holds the scores [rows, heads, rounded(length)] and the scaled queries [rows, heads, width].
+// `scratch` has room for the scores [rows, heads, padded_length(length)] and the scaled queries [rows, heads, width].
+// kWidth is the width, or 0 for any.
 template <int64_t kWidth>
-BERTGEN_INLINE void attend(const Task& task, float* scratch) {
+BERTGEN_INLINE void attend_with_width(const Task& task, float* scratch) {
   const int64_t width = kWidth ? kWidth : task.shape.width, pairs = task.rows * task.heads;
-  const int64_t stride = rounded(task.length);
+  const int64_t stride = padded_length(task.length);
   float* queries = scratch + pairs * stride;
-  // Scores are wanted in powers of 2.
+  // Scores in units of ln 2: the softmax takes powers of 2.
   const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(width)));
   for (int64_t w = 0; w < task.rows; ++w) {
     for (int64_t h = 0; h < task.heads; ++h) {
@@ -106,7 +109,7 @@ BERTGEN_INLINE void attend(const Task& task, float* scratch) {
     }
   }
   float* out = task.out + (task.first_row * task.shape.heads + task.first_head) * width;
-  float* sums = queries;  // the queries have done their part
+  float* sums = queries;  // which are not read any more
   for (int64_t pair = 0; pair < pairs; ++pair) sums[pair] = exponentials(scratch + pair * stride, task.length);
   for (int64_t w = 0; w < task.rows; ++w) {
     std::fill_n(out + w * task.shape.heads * width, task.heads * width, 0.0f);
@@ -128,42 +131,56 @@ BERTGEN_INLINE void attend(const Task& task, float* scratch) {
   }
 }
 
-void attend_anywhere(const Task& task, float* scratch) {
-  task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
-}
-
-#if defined(BERTGEN_X86)
-BERTGEN_AVX2 void attend_avx2(const Task& task, float* scratch) {
-  task.shape.width == 64 ? attend<64>(task, scratch) : attend<0>(task, scratch);
-}
-#else
-constexpr auto* attend_avx2 = attend_anywhere;
-#endif
-
-void attend_here(const Task& task, float* scratch) {
-  const auto best = choose(attend_anywhere, attend_avx2);
-  best(task, scratch);
+template <class Set>
+BERTGEN_INLINE void attend(const Task& task, float* scratch) {
+  task.shape.width == 64 ? attend_with_width<64>(task, scratch) : attend_with_width<0>(task, scratch);
 }
 
 // What one thread works in; it grows to the largest task.
 struct Workspace {
   std::vector<float> floats;
-  std::vector<const float*> keys, values;
+  std::vector<const float*> keys, values;  // of each slot
+
+  float* reserve_floats(int64_t size) {
+    if (static_cast<int64_t>(floats.size()) < size) floats.resize(size);
+    return floats.data();
+  }
+
+  // Keys and values of `count` slots, from `offset` on in a slot of `slot_size` floats.
+  void point_at(const int32_t* slots, int64_t count, const float* key_pool, const float* value_pool, int64_t slot_size,
+                int64_t offset) {
+    keys.resize(count);
+    values.resize(count);
+    for (int64_t t = 0; t < count; ++t) {
+      keys[t] = key_pool + slots[t] * slot_size + offset;
+      values[t] = value_pool + slots[t] * slot_size + offset;
+    }
+  }
 };
 
-float* room(std::vector<float>& floats, int64_t size) {
-  if (static_cast<int64_t>(floats.size()) < size) floats.resize(size);
-  return floats.data();
-}
+// The division of `groups` groups of rows, each with its own keys, into tasks: all heads of a group in one task, unless
+// there are fewer groups than threads, or the scores of `rows` rows of `length` keys would not stay in the second
+// cache.
+class HeadTasks {
+ public:
+  HeadTasks(int64_t groups, int64_t heads, int64_t rows, int64_t length, const Threads& threads)
+      : heads_(heads), groups_(groups) {
+    constexpr int64_t kScores = 1 << 16;
+    const int64_t parts = std::max<int64_t>(1, 2 * threads.count / std::max<int64_t>(1, groups));
+    const int64_t share = (heads + parts - 1) / parts;
+    size_ = std::max<int64_t>(1, std::min(share, kScores / std::max<int64_t>(1, rows * length)));
+    parts_ = (heads + size_ - 1) / size_;
+  }
 
-// How many heads go into one task: all, unless there are fewer groups of rows than threads to share them, or the
-// scores of `rows` rows, `length` long, would not stay in the second cache.
-int64_t heads_per_task(int64_t groups, int64_t heads, int64_t rows, int64_t length, const Threads& threads) {
-  constexpr int64_t kScores = 1 << 16;
-  const int64_t cuts = std::max<int64_t>(1, 2 * threads.count / std::max<int64_t>(1, groups));
-  const int64_t shared = (heads + cuts - 1) / cuts;
-  return std::max<int64_t>(1, std::min(shared, kScores / std::max<int64_t>(1, rows * length)));
-}
+  int64_t count() const { return groups_ * parts_; }
+  int64_t group(int64_t task) const { return task / parts_; }
+  int64_t first_head(int64_t task) const { return task % parts_ * size_; }
+  int64_t heads(int64_t task) const { return std::min(size_, heads_ - first_head(task)); }
+
+ private:
+  int64_t heads_, groups_;
+  int64_t size_, parts_;  // heads of a task, tasks of a group
+};
 
 }  // namespace
 
@@ -176,14 +193,14 @@ void decode_attention(const Shape& shape, const Heads& q, const Heads& k, const 
     total += lengths[r] + 1;
     longest = std::max<int64_t>(longest, lengths[r] + 1);
   }
-  const int64_t each = heads_per_task(shape.rows, shape.heads, 1, longest, threads);
-  const int64_t cuts = (shape.heads + each - 1) / each;
-  for_each<Workspace>(shape.rows * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
-    const int64_t r = i / cuts, first = i % cuts * each, heads = std::min(each, shape.heads - first);
-    const int64_t length = lengths[r] + 1, floats = heads * shape.width, scores = heads * rounded(length);
-    float* scratch = room(workspace.floats, scores + 3 * floats);
-    // The new key and value as dense heads. They are read from here and not from the pool: another row may be writing
-    // the same slot, if nobody is to read it.
+  const auto attend_task = BERTGEN_DISPATCH_UP_TO(Avx2, attend);
+  const HeadTasks tasks(shape.rows, shape.heads, 1, longest, threads);
+  for_each<Workspace>(tasks.count(), 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
+    const int64_t r = tasks.group(i), first = tasks.first_head(i), heads = tasks.heads(i);
+    const int64_t length = lengths[r] + 1, floats = heads * shape.width, scores = heads * padded_length(length);
+    float* scratch = workspace.reserve_floats(scores + 3 * floats);
+    // The new key and value as dense heads. They are read from here and not from the pool, where another row may write
+    // the same slot, if no row reads that slot.
     float *key = scratch + scores + floats, *value = key + floats;
     for (int64_t h = 0; h < heads; ++h) {
       std::memcpy(key + h * shape.width, k.data + r * k.row + (first + h) * k.head, 4 * shape.width);
@@ -192,15 +209,10 @@ void decode_attention(const Shape& shape, const Heads& q, const Heads& k, const 
     const int64_t offset = first * shape.width;
     std::memcpy(key_pool + slots[r] * slot_size + offset, key, 4 * floats);
     std::memcpy(value_pool + slots[r] * slot_size + offset, value, 4 * floats);
-    workspace.keys.resize(length);
-    workspace.values.resize(length);
-    for (int64_t t = 0; t + 1 < length; ++t) {
-      workspace.keys[t] = key_pool + table[r * table_stride + t] * slot_size + offset;
-      workspace.values[t] = value_pool + table[r * table_stride + t] * slot_size + offset;
-    }
-    workspace.keys[length - 1] = key;
-    workspace.values[length - 1] = value;
-    attend_here({shape, r, 1, first, heads, q, out, workspace.keys.data(), workspace.values.data(), length}, scratch);
+    workspace.point_at(table + r * table_stride, lengths[r], key_pool, value_pool, slot_size, offset);
+    workspace.keys.push_back(key);
+    workspace.values.push_back(value);
+    attend_task({shape, r, 1, first, heads, q, out, workspace.keys.data(), workspace.values.data(), length}, scratch);
   });
 }
 
@@ -208,16 +220,16 @@ void cross_decode_attention(const Shape& shape, const Heads& q, const float* key
                             const int32_t* table, int64_t table_stride, const int32_t* lengths,
                             const int32_t* cu_rows, int64_t sources, float* out, const Threads& threads) {
   const int64_t slot_size = shape.heads * shape.width;
-  int64_t total = 0, longest = 0, widest = 0;
+  int64_t total = 0, longest = 0, most_rows = 0;
   for (int64_t b = 0; b < sources; ++b) {
     total += lengths[b];
     longest = std::max<int64_t>(longest, lengths[b]);
-    widest = std::max<int64_t>(widest, cu_rows[b + 1] - cu_rows[b]);
+    most_rows = std::max<int64_t>(most_rows, cu_rows[b + 1] - cu_rows[b]);
   }
-  const int64_t each = heads_per_task(sources, shape.heads, widest, longest, threads);
-  const int64_t cuts = (shape.heads + each - 1) / each;
-  for_each<Workspace>(sources * cuts, 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
-    const int64_t b = i / cuts, first = i % cuts * each, heads = std::min(each, shape.heads - first);
+  const auto attend_task = BERTGEN_DISPATCH_UP_TO(Avx2, attend);
+  const HeadTasks tasks(sources, shape.heads, most_rows, longest, threads);
+  for_each<Workspace>(tasks.count(), 2 * total * slot_size, threads, [&](int64_t i, Workspace& workspace) {
+    const int64_t b = tasks.group(i), first = tasks.first_head(i), heads = tasks.heads(i);
     const int64_t length = lengths[b], first_row = cu_rows[b], rows = cu_rows[b + 1] - first_row;
     const int64_t offset = first * shape.width;
     if (rows == 0) return;
@@ -227,14 +239,9 @@ void cross_decode_attention(const Shape& shape, const Heads& q, const float* key
       }
       return;
     }
-    workspace.keys.resize(length);
-    workspace.values.resize(length);
-    for (int64_t t = 0; t < length; ++t) {
-      workspace.keys[t] = key_pool + table[b * table_stride + t] * slot_size + offset;
-      workspace.values[t] = value_pool + table[b * table_stride + t] * slot_size + offset;
-    }
-    float* scratch = room(workspace.floats, rows * heads * (rounded(length) + shape.width));
-    attend_here({shape, first_row, rows, first, heads, q, out, workspace.keys.data(), workspace.values.data(), length},
+    workspace.point_at(table + b * table_stride, length, key_pool, value_pool, slot_size, offset);
+    float* scratch = workspace.reserve_floats(rows * heads * (padded_length(length) + shape.width));
+    attend_task({shape, first_row, rows, first, heads, q, out, workspace.keys.data(), workspace.values.data(), length},
                 scratch);
   });
 }

@@ -1,9 +1,9 @@
 // decode_attention and cross_decode_attention in float32 on a CPU; kernels/decode_attention.py has the equations.
 //
-// A task is the rows that share keys (one row, or the rows of a source) times some heads. It goes through its keys
-// once and through its values once, eight slots at a time, so that a slot's heads are read as they lie in memory; the
-// scores in between stay in the cache of its core. How tasks are cut and who computes them does not change a bit of
-// the result: heads and rows are independent.
+// A task is some heads of the rows that share keys: one row, or the rows of a source. It reads its keys once and its
+// values once, eight slots at a time, so that the heads of a slot are read in the order of memory; the scores between
+// the two stay in the cache of the core. Heads and rows are independent: the division into tasks does not change a bit
+// of the result.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +23,16 @@ struct Shape {
 };
 
 // Row r writes its key and value to slot slots[r] of the pools [slots, heads, width], and attends to the slots
-// table[r * table_stride + t], t < lengths[r], and to its new key. No row's history holds a slot written by this call.
-// Rows that share a slot to write (one that nobody reads) leave any mixture of themselves there. All numbers of slots
-// are the caller's to check.
+// table[r * table_stride + t], t < lengths[r], and to its new key. out [rows, heads, width] is dense.
+//
+// The caller checks the numbers of slots. No row may read a slot that this call writes. Rows may share a slot that no
+// row reads; it holds a mixture of their keys and values afterwards.
 void decode_attention(const Shape& shape, const Heads& q, const Heads& k, const Heads& v, float* key_pool,
                       float* value_pool, const int64_t* slots, const int32_t* table, int64_t table_stride,
                       const int32_t* lengths, float* out, const Threads& threads);
 
-// Rows cu_rows[b] .. cu_rows[b + 1] - 1 attend to the slots table[b * table_stride + t], t < lengths[b]; without any
-// their result is 0.
+// Rows cu_rows[b] .. cu_rows[b + 1] - 1 attend to the slots table[b * table_stride + t], t < lengths[b]; where the
+// length is 0 their result is 0.
 void cross_decode_attention(const Shape& shape, const Heads& q, const float* key_pool, const float* value_pool,
                             const int32_t* table, int64_t table_stride, const int32_t* lengths,
                             const int32_t* cu_rows, int64_t sources, float* out, const Threads& threads);

@@ -2,8 +2,8 @@
 //
 //     fuzz_cpu_kernels CALLS SEED
 //
-// Every array has exactly the size it needs, so that a step too far is an error. Each call is with some of the
-// instructions that the machine has; -DBERTGEN_PORTABLE builds the kernels as for a machine that has none of them.
+// Every array has exactly the size it needs, so that a read beyond its end is an error. Each call uses one of the
+// instruction sets of the machine; -DBERTGEN_PORTABLE builds the kernels without any.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
-#include "decoder_cpu.h"
-#include "instructions.h"
+#include "decoder_step_cpu.h"
+#include "instruction_sets.h"
 #include "int4_cpu.h"
 #include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
@@ -36,9 +36,9 @@ std::vector<float> normal(int64_t count) {
   return numbers;
 }
 
-// softmax(q . k / sqrt(width)) v for one head, into the largest error so far
+// Compares a head of attention with softmax(q . k / sqrt(width)) v; *worst is the largest error so far.
 void compare(const float* q, const std::vector<const float*>& keys, const std::vector<const float*>& values,
-             int64_t width, const float* got, double* worst) {
+             int64_t width, const float* result, double* worst) {
   std::vector<double> scores(keys.size());
   double top = -std::numeric_limits<double>::infinity(), sum = 0;
   for (size_t t = 0; t < keys.size(); ++t) {
@@ -50,8 +50,8 @@ void compare(const float* q, const std::vector<const float*>& keys, const std::v
   for (int64_t d = 0; d < width; ++d) {
     double exact = 0;
     for (size_t t = 0; t < keys.size(); ++t) exact += scores[t] / sum * values[t][d];
-    const double error = std::abs(exact - got[d]);
-    *worst = error <= *worst ? *worst : error;  // a NaN stays
+    const double error = std::abs(exact - result[d]);
+    *worst = error <= *worst ? *worst : error;  // NaN stays NaN
   }
 }
 
@@ -70,7 +70,7 @@ double self(int64_t rows, int64_t heads, int64_t width, int64_t longest) {
   for (int64_t r = 0; r < rows; ++r) {
     lengths[r] = static_cast<int32_t>(between(0, longest));
     slots[r] = r * (longest + 1);
-    for (int64_t t = 0; t < lengths[r]; ++t) {  // of any row, but none that is written
+    for (int64_t t = 0; t < lengths[r]; ++t) {  // any row's slots, except those that are written
       table[r * stride + t] = static_cast<int32_t>(between(0, rows - 1) * (longest + 1) + between(1, longest));
     }
   }
@@ -120,16 +120,16 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
           k.push_back(keys.data() + table[b * longest + t] * slot + h * width);
           v.push_back(values.data() + table[b * longest + t] * slot + h * width);
         }
-        const float* got = out.data() + r * slot + h * width;
-        if (!k.empty()) compare(q.data() + r * slot + h * width, k, v, width, got, &worst);
-        for (int64_t d = 0; k.empty() && d < width; ++d) worst = got[d] == 0 ? worst : INFINITY;
+        const float* result = out.data() + r * slot + h * width;
+        if (!k.empty()) compare(q.data() + r * slot + h * width, k, v, width, result, &worst);
+        for (int64_t d = 0; k.empty() && d < width; ++d) worst = result[d] == 0 ? worst : INFINITY;
       }
     }
   }
   return worst;
 }
 
-// Of some layers, whose weights lie anywhere.
+// Of several layers, with weights anywhere in memory.
 double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
   const int64_t count = between(1, 3), stride = count * outputs;
   std::vector<std::vector<float>> weights, biases;
@@ -155,10 +155,10 @@ double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
   return worst;
 }
 
-// Whether products of two layers side by side are to the last bit those of each, which are `alone`; the second layer is a
-// copy of the first, in memory of its own.
+// Whether the products of two layers in one call are, to the last bit, `alone`, the product of the first; the second
+// layer is a copy of the first in other memory.
 template <class F>
-bool beside_itself(const F& multiply, const std::vector<float>& x, int64_t rows, const Int4Linear& layer,
+bool equals_alone(const F& multiply, const std::vector<float>& x, int64_t rows, const Int4Linear& layer,
                    const std::vector<float>& alone) {
   const Int4& w = layer.weight;
   const int64_t groups = w.rows * w.columns / w.group, stride = 2 * w.rows;
@@ -180,7 +180,7 @@ bool beside_itself(const F& multiply, const std::vector<float>& x, int64_t rows,
   return true;
 }
 
-// With the weight as its definition has it, of which every value must be equal.
+// The unpacked weight must equal its definition in every value.
 double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form, bool biased) {
   const int64_t group = int64_t{32} << between(0, 2), inputs = groups * group;
   const std::vector<float> x = normal(rows * inputs), scale = normal(outputs * groups), bias = normal(outputs);
@@ -192,7 +192,7 @@ double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form,
   std::vector<float> out(rows * outputs, NAN), values(outputs * inputs, NAN);
   const Int4Linear layer{weight, biased ? bias.data() : nullptr};
   int4_matmul(x.data(), rows, &layer, 1, out.data(), outputs, on(between(1, 5)));
-  if (!beside_itself(int4_matmul, x, rows, layer, out)) return INFINITY;
+  if (!equals_alone(int4_matmul, x, rows, layer, out)) return INFINITY;
   int4_dequantize(weight, values.data(), on(between(1, 5)));
   for (int64_t i = 0; i < outputs * inputs; ++i) {
     const int nibble = packed[i / 2] >> (i % 2 * 4) & 15;
@@ -226,26 +226,27 @@ void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t c
   }
 }
 
-double between_products(int64_t rows, int64_t columns) {
-  const std::vector<float> given = normal(rows * columns), residual = normal(rows * columns);
+double norm_and_gelu(int64_t rows, int64_t columns) {
+  const std::vector<float> x = normal(rows * columns), residual = normal(rows * columns);
   const std::vector<float> weight = normal(columns), shift = normal(columns);
-  std::vector<float> normed = given, activated = given;
-  for (float& x : activated) x *= 4;
-  std::vector<double> exact(given.begin(), given.end());
+  std::vector<float> normed = x, activated = x;
+  for (float& value : activated) value *= 4;
+  std::vector<double> exact(x.begin(), x.end());
   if (columns > 4) {  // of few columns the variance may be close to 0
     norm(exact, {residual.begin(), residual.end()}, columns, {weight.data(), shift.data()}, 1e-3);
-    add_layer_norm(normed.data(), residual.data(), rows, columns, weight.data(), shift.data(), 1e-3f, on(between(1, 5)));
+    add_layer_norm(normed.data(), residual.data(), rows, columns, weight.data(), shift.data(), 1e-3f,
+                   on(between(1, 5)));
   }
   gelu(activated.data(), rows * columns, on(between(1, 5)));
   double worst = 0;
-  for (size_t i = 0; i < given.size(); ++i) {
-    const double error = std::max(std::abs(exact[i] - normed[i]), std::abs(gelu_of(4.0 * given[i]) - activated[i]));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double error = std::max(std::abs(exact[i] - normed[i]), std::abs(gelu_of(4.0 * x[i]) - activated[i]));
     worst = error <= worst ? worst : error;
   }
   return worst;
 }
 
-// What `int4_matmul_int8` makes of x [columns]: integers, and their scale in the last element.
+// x [columns] as `int4_matmul_int8` rounds it: integers, and their scale in the last element.
 std::vector<double> rounded(const float* x, int64_t columns) {
   float largest = 0;
   for (int64_t k = 0; k < columns; ++k) largest = std::max(largest, std::abs(x[k]));
@@ -270,7 +271,7 @@ double integer_product(int64_t rows, int64_t groups, int64_t outputs, bool zeros
   std::vector<float> out(rows * outputs, NAN);
   const Int4Linear layer{weight, biased ? bias.data() : nullptr};
   int4_matmul_int8(x.data(), rows, &layer, 1, out.data(), outputs, on(between(1, 5)));
-  if (!beside_itself(int4_matmul_int8, x, rows, layer, out)) return INFINITY;
+  if (!equals_alone(int4_matmul_int8, x, rows, layer, out)) return INFINITY;
   double worst = 0;
   for (int64_t m = 0; m < rows; ++m) {
     const std::vector<double> whole = rounded(x.data() + m * inputs, inputs);
@@ -293,7 +294,7 @@ double integer_product(int64_t rows, int64_t groups, int64_t outputs, bool zeros
   return worst;
 }
 
-// A layer with weights of its own, in floats or in 4 bits, beside one another or not.
+// The weights of one or more layers, in floats or in 4 bits; `part` is some rows of them as a layer.
 struct Weights {
   std::vector<float> values, bias, scale;
   std::vector<uint8_t> packed;
@@ -311,7 +312,8 @@ struct Weights {
   }
 
   Int4 int4(int64_t first, int64_t count) const {
-    return {packed.data() + first * inputs / 2, scale.data() + first * inputs / 32, nullptr, nullptr, count, inputs, 32};
+    const uint8_t* rows = packed.data() + first * inputs / 2;
+    return {rows, scale.data() + first * inputs / 32, nullptr, nullptr, count, inputs, 32};
   }
 
   Dense part(int64_t first, int64_t count) const {
@@ -332,8 +334,8 @@ struct Weights {
   }
 };
 
-// One layer, whose history is a single slot that all rows see; with a source of one token too. Attention over these is
-// `self` and `cross` above: here it is small, and what is put together is judged.
+// One layer, with a history of one slot that all rows read, and with a source of one token or none. `self` and `cross`
+// test attention itself; here it is small, and the composition is tested.
 double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, bool sources, bool in_4_bits) {
   const int64_t hidden = heads * width;
   const bool apart_in_4_bits = between(0, 1) && hidden % 32 == 0;
@@ -342,30 +344,34 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   const Weights cross_q(hidden, hidden, in_4_bits), cross_out(hidden, hidden, false);
   const Weights in(inner, hidden, in_4_bits), outer(hidden, inner, false);
   const bool together = between(0, 1);
-  const std::vector<float> scales = normal(3 * hidden), shifts = normal(3 * hidden), given = normal(rows * hidden);
+  const std::vector<float> scales = normal(3 * hidden), shifts = normal(3 * hidden), input = normal(rows * hidden);
   const auto norm_of = [&](int64_t i) { return Norm{scales.data() + i * hidden, shifts.data() + i * hidden}; };
-  std::vector<float> keys = normal((rows + 1) * hidden), values = normal((rows + 1) * hidden), x = given;
+  std::vector<float> keys = normal((rows + 1) * hidden), values = normal((rows + 1) * hidden), x = input;
   const std::vector<float> source_keys = normal(hidden), source_values = normal(hidden);
   std::vector<int64_t> slots(rows);
   const std::vector<int32_t> table(rows, static_cast<int32_t>(rows)), lengths(rows, 1), source_table{0}, one{1};
   const std::vector<int32_t> starts{0, static_cast<int32_t>(rows)};
   for (int64_t r = 0; r < rows; ++r) slots[r] = r;
   DecoderLayer layer{};
-  layer.projections[0] = qkv.part(0, hidden);
-  layer.projections[1] = qkv.part(hidden, hidden);
-  layer.projections[2] = together ? qkv.part(2 * hidden, hidden) : apart.all();
-  layer.output = out.all();
-  layer.norm = norm_of(0);
+  layer.query = qkv.part(0, hidden);
+  layer.key = qkv.part(hidden, hidden);
+  layer.value = together ? qkv.part(2 * hidden, hidden) : apart.all();
+  layer.attention_output = out.all();
+  layer.attention_norm = norm_of(0);
   layer.keys = keys.data();
   layer.values = values.data();
-  layer.cross = {cross_q.all(), cross_out.all(), norm_of(1), source_keys.data(), source_values.data()};
-  layer.inner = in.all();
-  layer.outer = outer.all();
-  layer.outer_norm = norm_of(2);
-  decoder_step({layer}, {rows, heads, width, 1e-3f, slots.data(), table.data(), 1, lengths.data(), sources,
-                         source_table.data(), 1, one.data(), starts.data(), false},
+  layer.cross_query = cross_q.all();
+  layer.cross_output = cross_out.all();
+  layer.cross_norm = norm_of(1);
+  layer.source_keys = source_keys.data();
+  layer.source_values = source_values.data();
+  layer.intermediate = in.all();
+  layer.output = outer.all();
+  layer.output_norm = norm_of(2);
+  decoder_step({layer}, {rows, heads, width, 1e-3f, false, slots.data(), table.data(), 1, lengths.data(), sources,
+                         source_table.data(), 1, one.data(), starts.data()},
                x.data(), on(between(1, 5)));
-  std::vector<double> exact(given.begin(), given.end()), inside = qkv.times(exact), other = apart.times(exact);
+  std::vector<double> exact(input.begin(), input.end()), inside = qkv.times(exact), other = apart.times(exact);
   std::vector<double> attended(rows * hidden);
   for (int64_t r = 0; r < rows; ++r) {
     const double* q = inside.data() + r * 3 * hidden;
@@ -380,20 +386,20 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
     }
   }
   std::vector<double> next = out.times(attended);
-  norm(next, exact, hidden, layer.norm, 1e-3);
+  norm(next, exact, hidden, layer.attention_norm, 1e-3);
   if (sources) {
     for (int64_t i = 0; i < rows * hidden; ++i) attended[i] = source_values[i % hidden];
     exact = cross_out.times(attended);
-    norm(exact, next, hidden, layer.cross.norm, 1e-3);
+    norm(exact, next, hidden, layer.cross_norm, 1e-3);
     next = exact;
   }
   inside = in.times(next);
   for (double& value : inside) value = gelu_of(value);
   exact = outer.times(inside);
-  norm(exact, next, hidden, layer.outer_norm, 1e-3);
+  norm(exact, next, hidden, layer.output_norm, 1e-3);
   double worst = 0;
   for (int64_t i = 0; i < rows * hidden; ++i) {
-    const double error = std::abs(exact[i] - x[i]) / 10;  // norms of few columns enlarge what came before
+    const double error = std::abs(exact[i] - x[i]) / 10;  // norms of few columns enlarge earlier errors
     worst = error <= worst ? worst : error;
   }
   return worst;
@@ -410,20 +416,20 @@ int main(int argc, char** argv) {
   for (int64_t call = 0; call < std::atoll(argv[1]); ++call) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
-    instructions = static_cast<Instructions>(between(kAnywhere, supported()));
+    use_instruction_set(between(kPortable, best_instruction_set()));
     const double worst =
         call % 7 == 6
             ? integer_product(between(0, 13), between(0, 5), between(0, 60), between(0, 1), between(0, 1))
         : call % 6 == 0   ? self(groups, heads, width, longest)
         : call % 6 == 1 ? cross(groups, heads, width, longest)
         : call % 6 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
-        : call % 6 == 3 ? between_products(between(0, 9), between(1, 200))
+        : call % 6 == 3 ? norm_and_gelu(between(0, 9), between(1, 200))
         : call % 6 == 4 ? layer_step(between(1, 9), heads, 8 * between(1, 8), between(1, 150), between(0, 1), false)
         : call % 6 == 5 && call % 4 == 1
             ? layer_step(between(1, 9), heads, 32, between(1, 150), between(0, 1), true)
                         : int4_product(between(0, 13), between(0, 5), between(0, 60), between(0, 2), between(0, 1));
     if (!(worst < 1e-5)) {
-      std::fprintf(stderr, "call %lld: the largest error is %g, allowed are 1e-5\n", static_cast<long long>(call), worst);
+      std::fprintf(stderr, "call %lld: the largest error is %g, the limit 1e-5\n", static_cast<long long>(call), worst);
       return 1;
     }
   }

@@ -1,5 +1,5 @@
-// How a weight of 4 bits is walked along: in blocks of 64 weights of a row, which are eight words of eight nibbles. Half
-// a block, where the columns end with one, is filled up with zeros.
+// How products walk along a weight of 4 bits and along x: in blocks of 64 columns of a row. A block of the weight is
+// eight words of eight nibbles. Where a row ends with half a block, the other half is zeros.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace bertgen {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a word is taken to be its lowest");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a word must be its lowest");
 
 constexpr int64_t kBlock = kLanes * kLanes;
 
@@ -18,9 +18,14 @@ typedef int32_t Words __attribute__((vector_size(4 * kLanes), aligned(1), may_al
 
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
-// Words of row n from column k on.
-BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
-  const uint8_t* packed = w.packed + ((n * w.columns + k) >> 1);
+// The packed bytes of row n from column k on.
+BERTGEN_INLINE const uint8_t* packed_at(const Int4& w, int64_t n, int64_t k) {
+  return w.packed + ((n * w.columns + k) >> 1);
+}
+
+// The block of row n from column k on.
+BERTGEN_INLINE void load_block(const Int4& w, int64_t n, int64_t k, Words& words) {
+  const uint8_t* packed = packed_at(w, n, k);
   if (k + kBlock <= w.columns) {
     words = *reinterpret_cast<const Words*>(packed);
   } else {
@@ -29,8 +34,8 @@ BERTGEN_INLINE void load(const Int4& w, int64_t n, int64_t k, Words& words) {
   }
 }
 
-// The number of its group for each word of the block of row n from column k on, of an array like the scales.
-BERTGEN_INLINE void spread(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
+// For each word of the block of row n from column k on, the number of its group in `numbers` [rows, columns / group].
+BERTGEN_INLINE void load_groups(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
   const float* number = numbers + ((n * w.columns + k) >> __builtin_ctzll(w.group));  // a division takes a block's time
   Vector first = *number - Vector{};  // which keeps the sign of a zero
   if (w.group < kBlock) {
@@ -38,6 +43,16 @@ BERTGEN_INLINE void spread(const Int4& w, const float* numbers, int64_t n, int64
     first = BERTGEN_SHUFFLE(first, second, 0, 1, 2, 3, 12, 13, 14, 15);
   }
   result = first;
+}
+
+// The 64 elements of x [columns] from k on, in the order of the nibbles: lane i of parts[j] is x[k + 8 i + j], which
+// nibble j of word i of the weight multiplies.
+BERTGEN_INLINE void gather_block(const float* x, int64_t columns, int64_t k, Vector (&parts)[kLanes]) {
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const bool present = i < kLanes / 2 || k + kBlock <= columns;
+    parts[i] = present ? *reinterpret_cast<const Vector*>(x + k + i * kLanes) : Vector{};
+  }
+  transpose(parts);
 }
 
 }  // namespace bertgen

@@ -1,5 +1,5 @@
-// What stands between the products of a decoder layer, in float32 on a CPU; kernels/layernorm_gelu.py has the equations.
-// A row, and an element, does not depend on what is computed beside it.
+// LayerNorm after a residual sum, and GELU, in float32 on a CPU; kernels/layernorm_gelu.py has the equations. A row of
+// the norm and an element of GELU do not depend on the others.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 
 namespace bertgen {
 
-// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place; statistics are taken in two passes.
+// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place; the mean first, then the
+// variance.
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
                     const float* shift, float eps, const Threads& threads);
 

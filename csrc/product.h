@@ -1,5 +1,5 @@
-// The loop of products of few rows in float32: a few rows of the weight at a time, each of them against all rows of x.
-// Every element is the same sum in the same order, whatever is computed beside it.
+// The loop of products of few rows in float32: a few rows of the weight at a time, each multiplied with all rows of x.
+// Every element of the result is the same sum in the same order, whatever the number of rows.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,16 @@
 
 namespace bertgen {
 
-constexpr int64_t kRows = 4;  // of x that are multiplied at a time
+constexpr int64_t kTileRows = 4;  // rows of x in a tile
 
-// Rows of the weight that are multiplied with them: 12 sums and 4 vectors of x fill 16 registers. AVX-512 has 32, but
-// with six rows more columns than 1024 leave the first cache before the next rows of x come to them.
-constexpr int kOutputs = 3, kOutputsAvx512 = 4;
+// Rows of the weight in a tile: 12 sums and 4 vectors of x fill 16 registers. AVX-512 has 32 registers, but with six
+// rows of more than 1024 columns the tile no longer stays in the first cache until the next rows of x use it.
+template <class Set>
+constexpr int kTileOutputs = 3;
+#if defined(BERTGEN_X86)
+template <>
+constexpr int kTileOutputs<Avx512> = 4;
+#endif
 
 // out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T + bias [outputs], the bias may be null; rows of
 // `out` are `stride` apart.
@@ -26,15 +31,23 @@ struct Product {
   int64_t stride;
 };
 
-// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. `ahead` is whether the rows behind these
-// are wanted in the second cache: more can be on their way there than to the first.
+// Writes sums [kM, kN] plus the bias [kN], which may be null, to `out`, whose rows are `stride` apart.
+template <int kM, int kN, int kCount>
+BERTGEN_INLINE void store_sums(const float (&sums)[kCount], const float* bias, float* out, int64_t stride) {
+  for (int i = 0; i < kM; ++i) {
+    for (int j = 0; j < kN; ++j) out[i * stride + j] = sums[i * kN + j] + (bias == nullptr ? 0.0f : bias[j]);
+  }
+}
+
+// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `prefetch` the next kN rows of the
+// weight are fetched into the second cache: it can have more loads in flight than the first.
 template <int kM, int kN>
-BERTGEN_INLINE void block(const Product& p, int64_t m, int64_t n, bool ahead) {
+BERTGEN_INLINE void multiply_tile(const Product& p, int64_t m, int64_t n, bool prefetch) {
   const float *x = p.x + m * p.inputs, *w = p.weight + n * p.inputs;
-  Vector sums[kM * kN <= kLanes ? kLanes : 2 * kLanes] = {};
+  Vector sums[whole_vectors(kM * kN)] = {};
   int64_t k = 0;
   for (; k + 2 * kLanes <= p.inputs; k += 2 * kLanes) {
-    if (ahead) {
+    if (prefetch) {
       for (int j = 0; j < kN; ++j) __builtin_prefetch(w + (kN + j) * p.inputs + k, 0, 2);
     }
     for (int64_t half = k; half < k + 2 * kLanes; half += kLanes) {
@@ -51,40 +64,31 @@ BERTGEN_INLINE void block(const Product& p, int64_t m, int64_t n, bool ahead) {
       for (int j = 0; j < kN; ++j) sums[i * kN + j][0] += x[i * p.inputs + k] * w[j * p.inputs + k];
     }
   }
-  float totals[2 * kLanes];
-  Vector total;
-  add_across(reinterpret_cast<Vector(&)[kLanes]>(sums[0]), total);
-  *reinterpret_cast<Vector*>(totals) = total;
-  if (kM * kN > kLanes) {
-    add_across(reinterpret_cast<Vector(&)[kLanes]>(sums[kM * kN > kLanes ? kLanes : 0]), total);
-    *reinterpret_cast<Vector*>(totals + kLanes) = total;
-  }
-  for (int i = 0; i < kM; ++i) {
-    for (int j = 0; j < kN; ++j) {
-      p.out[(m + i) * p.stride + n + j] = totals[i * kN + j] + (p.bias == nullptr ? 0.0f : p.bias[n + j]);
-    }
-  }
+  float totals[whole_vectors(kM * kN)];
+  add_across(sums, totals);
+  store_sums<kM, kN>(totals, p.bias == nullptr ? nullptr : p.bias + n, p.out + m * p.stride + n, p.stride);
 }
 
-// All rows of x and kN rows of the weight, which the first rows of x bring into the cache.
+// All rows of x and kN rows of the weight, which the first tile brings into the cache.
 template <int kN>
-BERTGEN_INLINE void blocks(const Product& p, int64_t n) {
-  const bool ahead = n + 2 * kN <= p.outputs;
+BERTGEN_INLINE void multiply_rows(const Product& p, int64_t n) {
+  const bool prefetch = n + 2 * kN <= p.outputs;
   int64_t m = 0;
-  for (; m + kRows <= p.rows; m += kRows) block<kRows, kN>(p, m, n, ahead && m == 0);
+  for (; m + kTileRows <= p.rows; m += kTileRows) multiply_tile<kTileRows, kN>(p, m, n, prefetch && m == 0);
   switch (p.rows - m) {
-    case 3: block<3, kN>(p, m, n, ahead && m == 0); break;
-    case 2: block<2, kN>(p, m, n, ahead && m == 0); break;
-    case 1: block<1, kN>(p, m, n, ahead && m == 0); break;
+    case 3: multiply_tile<3, kN>(p, m, n, prefetch && m == 0); break;
+    case 2: multiply_tile<2, kN>(p, m, n, prefetch && m == 0); break;
+    case 1: multiply_tile<1, kN>(p, m, n, prefetch && m == 0); break;
   }
 }
 
-// Columns first .. last - 1 of the product, kN at a time.
-template <int kN>
+// Columns first .. last - 1 of the product.
+template <class Set>
 BERTGEN_INLINE void multiply(const Product& p, int64_t first, int64_t last) {
+  constexpr int kN = kTileOutputs<Set>;
   int64_t n = first;
-  for (; n + kN <= last; n += kN) blocks<kN>(p, n);
-  for (; n < last; ++n) blocks<1>(p, n);
+  for (; n + kN <= last; n += kN) multiply_rows<kN>(p, n);
+  for (; n < last; ++n) multiply_rows<1>(p, n);
 }
 
 }  // namespace bertgen

@@ -7,17 +7,17 @@
 
 namespace bertgen {
 
-// How to run something on the caller's threads: `everywhere(f)` calls f once or more on each of `count` and returns
-// when all have returned.
+// The threads of a caller: `run(worker)` calls the worker at least once on each of `count` threads, and returns after
+// all calls have returned.
 struct Threads {
   int64_t count;
-  std::function<void(const std::function<void()>&)> everywhere;
+  std::function<void(const std::function<void()>&)> run;
 };
 
-struct Nothing {};  // the workspace of tasks that need none
+struct NoWorkspace {};
 
-// Calls `task(i, workspace)` for i < count, each once, on as many threads as there is work for: those that are done
-// first take the next. Each thread has a `Workspace` of its own. `floats` is how many the tasks read in all.
+// Calls `task(i, workspace)` once for each i < count. A thread takes the next task when it has finished one, and keeps
+// one `Workspace` for all its tasks. `floats` is how many floats all tasks read together.
 template <class Workspace, class F>
 void for_each(int64_t count, int64_t floats, const Threads& threads, const F& task) {
   std::atomic<int64_t> next{0};
@@ -25,9 +25,9 @@ void for_each(int64_t count, int64_t floats, const Threads& threads, const F& ta
     Workspace workspace;
     for (int64_t i = next++; i < count; i = next++) task(i, workspace);
   };
-  // Waking a thread takes some microseconds, as long as reading these.
+  // Waking a thread takes some microseconds, as long as reading this many floats.
   const bool alone = threads.count == 1 || count <= 1 || floats < (1 << 14);
-  alone ? worker() : threads.everywhere(worker);
+  alone ? worker() : threads.run(worker);
 }
 
 }  // namespace bertgen

@@ -1,10 +1,10 @@
-// Vectors of eight floats. Those of GCC and Clang compile for every machine; which instructions they become is the
-// target's matter.
+// Vectors of eight floats. The vector types of GCC and Clang compile for every machine; the target of a function
+// decides which instructions they become.
 #pragma once
 
 #include <cstdint>
 
-#include "instructions.h"
+#include "instruction_sets.h"
 
 namespace bertgen {
 
@@ -12,15 +12,15 @@ constexpr int64_t kLanes = 8;
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-// Elements of a, counted from 0, and of b, counted from 8, by constants.
+// The elements with these constant indices: 0 to 7 are those of a, 8 to 15 those of b.
 #if defined(__clang__)
 #define BERTGEN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define BERTGEN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
 #endif
 
-// Elements 0, 2, .. of a and b, then 1, 3, ..: within each half where there are vectors of 256 bits, which is what
-// their instructions do.
+// sums = sums of pairs of neighbours, those of a and b in turns of two: each half of the result is made of the same
+// half of a and b, as the 256-bit instructions do it.
 BERTGEN_INLINE void add_pairs(const Vector& a, const Vector& b, Vector& sums) {
   sums = BERTGEN_SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + BERTGEN_SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
 }
@@ -34,7 +34,21 @@ BERTGEN_INLINE void add_across(Vector (&sums)[kLanes], Vector& result) {
            BERTGEN_SHUFFLE(sums[0], sums[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
-// x <- 2^x for x of at most 0; less than the smallest normal number counts as nothing beside 1. A NaN stays.
+constexpr int whole_vectors(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// vectors[j] -> the sum of its elements, as totals[j]; kCount is a multiple of kLanes.
+template <int kCount>
+BERTGEN_INLINE void add_across(Vector (&vectors)[kCount], float (&totals)[kCount]) {
+  static_assert(kCount == whole_vectors(kCount), "sums are made eight at a time");
+  for (int first = 0; first < kCount; first += kLanes) {
+    Vector eight;
+    add_across(reinterpret_cast<Vector(&)[kLanes]>(vectors[first]), eight);
+    *reinterpret_cast<Vector*>(totals + first) = eight;
+  }
+}
+
+// x -> 2^x, in place, for x of at most 0. Below -126 the result is about 2^-126, negligible in a sum with 2^0. NaN
+// stays NaN.
 BERTGEN_INLINE void power_of_two(Vector& x) {
   const Vector least = Vector{} - 126.0f;
   x = x < least ? least : x;

@@ -187,15 +187,15 @@ def int4_matmul(
     sms, splits = INT4_SMS[arch], 1
     while rows <= 64 and 2 * splits * -(-features // 64) <= sms and columns >= 2048 * splits:
         splits *= 2
-    bm = min(32 if zero and arch < 90 else 64, max(16, power_of_2(rows)))
+    block_m = min(32 if zero and arch < 90 else 64, max(16, power_of_2(rows)))
     if float32:
-        return Launch({"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": 1}, num_warps=4, num_stages=2)
-    if features < 128 * sms and bm < 64:
+        return Launch({"BLOCK_M": block_m, "BLOCK_N": 64, "SPLITS": splits, "UNROLL": 1}, num_warps=4, num_stages=2)
+    if features < 128 * sms and block_m < 64:
         unroll = 1 if group == 128 else 4
-        tiles = {"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": unroll}
+        tiles = {"BLOCK_M": block_m, "BLOCK_N": 64, "SPLITS": splits, "UNROLL": unroll}
         return Launch(tiles, num_warps=4, num_stages=6 if unroll == 1 else 3)
-    tiles = {"BM": bm, "BN": 128, "SPLITS": splits, "UNROLL": 1}
-    return Launch(tiles, num_warps=8 if bm == 64 else 4, num_stages=3)
+    tiles = {"BLOCK_M": block_m, "BLOCK_N": 128, "SPLITS": splits, "UNROLL": 1}
+    return Launch(tiles, num_warps=8 if block_m == 64 else 4, num_stages=3)
 
 
 # LayerNorm and GELU. Of the compiled kernels, none measured: a row lies in as many warps as give each thread 32
@@ -242,9 +242,12 @@ LINEAR_GELU_SHARE = 0.8  # of the speed of cuBLAS that the product is assumed to
 def linear_gelu_tiles(arch: int, itemsize: int, aligned: bool) -> Launch:
     """The launch where one is wanted; `aligned`: the rows of all matrices are a multiple of 16 elements apart."""
     if itemsize == 4 or not aligned:
-        return Launch({"TMA": 0, "BM": 64, "BN": 64, "BK": 32, "BAND": 8}, num_warps=4, num_stages=3)
+        return Launch(
+            {"USE_TMA": 0, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 8}, num_warps=4, num_stages=3
+        )
     tma = arch >= 90
-    return Launch({"TMA": tma, "BM": 128, "BN": 128, "BK": 64, "BAND": 8}, num_warps=4 if tma else 8, num_stages=3)
+    tiles = {"USE_TMA": tma, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP_M": 8}
+    return Launch(tiles, num_warps=4 if tma else 8, num_stages=3)
 
 
 def linear_gelu(arch: int, rows: int, features: int, columns: int, itemsize: int) -> Launch | None:
@@ -257,10 +260,10 @@ def linear_gelu(arch: int, rows: int, features: int, columns: int, itemsize: int
     float32: None.
     """
     launch = linear_gelu_tiles(arch, itemsize, features % 16 == 0 and columns % 16 == 0)
-    if arch not in LINEAR_GELU_SMS or not launch.tiles["TMA"]:
+    if arch not in LINEAR_GELU_SMS or not launch.tiles["USE_TMA"]:
         return None
     places = 2 * LINEAR_GELU_SMS[arch]
-    tiles = -(-rows // launch.tiles["BM"]) * -(-features // launch.tiles["BN"])
+    tiles = -(-rows // launch.tiles["BLOCK_M"]) * -(-features // launch.tiles["BLOCK_N"])
     waves = -(-tiles // places)
     enough = waves >= 4 and LINEAR_GELU_SHARE * tiles * (columns + LINEAR_GELU_COLUMNS[arch]) > waves * places * columns
     return launch if enough else None
@@ -281,8 +284,8 @@ def top_log_probs(arch: int, vocabulary: int, count: int) -> tuple[Launch, Launc
 
 
 def process(arch: int, width: int) -> Launch:
-    """Over `width` tokens of a row."""
-    return Launch({"BLOCK": min(512, max(128, power_of_2(width))), "BANS": 4096}, num_warps=4)
+    """For a batch of rows of `width` tokens."""
+    return Launch({"BLOCK": min(512, max(128, power_of_2(width))), "BLOCK_BANNED": 4096}, num_warps=4)
 
 
 def sample(arch: int, vocabulary: int) -> tuple[Launch, Launch]:

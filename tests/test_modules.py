@@ -109,7 +109,7 @@ def test_bad_weights_are_named():
     for weight in (torch.zeros(0, 64), torch.zeros(2, 0), torch.zeros(2, 64, device="meta")):
         with pytest.raises(InputError, match="expected a floating weight"):
             quantize(weight)
-    with pytest.raises(InputError, match=r"the weight goes from -3e\+38 to 3e\+38, too far for torch.float32"):
+    with pytest.raises(InputError, match=r"the weight has values from -3e\+38 to 3e\+38, too large for torch.float32"):
         quantize(torch.tensor([[3e38, -3e38] * 32]), Int4Config(symmetric=False))
 
 

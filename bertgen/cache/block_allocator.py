@@ -1,7 +1,7 @@
-"""Pages: which slots of the key/value pools belong to which row and which source.
+"""Which slots of the key/value pools belong to which row and which source.
 
-The books are kept by C++ (csrc/kv_cache.h has the rules), or by the same in Python (ledger.py) where the extension is
-absent. This class owns the tables of slot numbers and turns answers into results and errors.
+The bookkeeping is done in C++ (csrc/block_allocator.h has the rules), or in Python (python_block_allocator.py) where
+the extension is not available. This class owns the tables of slots, and turns status codes into results and errors.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 from ..errors import BackendError, CapacityError, ConfigError, InputError, UnsupportedError
 from ..ops import extension
-from .python_block_allocator import Ledger, Limits, Statistics, Status, Violation
+from .python_block_allocator import Limits, PythonBlockAllocator, Statistics, Status, Violation
 
 _LATER = (Status.ROWS_NOW, Status.PAGES_NOW, Status.SOURCE_NOW)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A request that was let in.
+    """What an admitted request received.
 
     Attributes:
-        request: what `release` takes; never used a second time.
+        request: the handle that `release` takes; never used a second time.
         rows: its rows, adjacent.
-        source: its row of `Pages.sources`; None without a source.
-        new_source: nobody had this source in flight, so it must be encoded.
+        source: its row of `BlockAllocator.source_table`; None without a source.
+        new_source: no request in flight had this source, so it must be encoded.
     """
 
     request: int
@@ -36,22 +36,22 @@ class Admission:
     new_source: bool
 
 
-class Pages:
-    """The slots of self- and cross-attention.
+class BlockAllocator:
+    """Allocates the slots of self-attention and cross-attention, in pages.
 
     Args:
         rows: sequences decoded at a time, all requests together.
         positions: of the longest sequence.
-        slots: of the pools for self-attention. A slot for rows that write to nobody is the caller's to add.
+        slots: of the pool for self-attention.
         source_positions: of the longest source.
-        source_slots: of the pools for cross-attention.
-        page, source_page: slots to a page.
-        backend: "cpp", "python", or "auto" for the first that is there.
+        source_slots: of the pool for cross-attention.
+        page, source_page: slots per page.
+        backend: "cpp", "python", or "auto" for the first of them that is available.
 
     Attributes:
-        own: int32 [rows, positions], the slot of each position of each row. An entry means something once `step` or
-            `extend` came to its page, until the request is released.
-        sources: int32 [rows, source_positions], the slots of each source in flight.
+        slot_table: int32 [rows, positions], the slot of each position of each row. An entry is valid from the `step` or
+            `extend` that takes its page until the request is released.
+        source_table: int32 [rows, source_positions], the slots of each source in flight.
 
     Raises:
         ConfigError: a size outside its limits, or no such backend.
@@ -80,52 +80,52 @@ class Pages:
         for name, size in limits._asdict().items():
             least = 0 if name in ("source_positions", "source_slots") else 1
             if not least <= size < 2**31:
-                raise ConfigError(f"{name} is {size}, it must lie between {least} and {2**31 - 1}")
+                raise ConfigError(f"{name} is {size}, it must be from {least} to {2**31 - 1}")
         self.limits = limits
         self.backend = "python" if backend == "python" or not extension.available() else "cpp"
-        self._books: _Extension | Ledger = _Extension(limits) if self.backend == "cpp" else Ledger(limits)
-        self.own = torch.zeros(rows, positions, dtype=torch.int32, device="cpu")
-        self.sources = torch.zeros(rows, source_positions, dtype=torch.int32, device="cpu")
+        kind = _CppBlockAllocator if self.backend == "cpp" else PythonBlockAllocator
+        self._allocator: _CppBlockAllocator | PythonBlockAllocator = kind(limits)
+        self.slot_table = torch.zeros(rows, positions, dtype=torch.int32, device="cpu")
+        self.source_table = torch.zeros(rows, source_positions, dtype=torch.int32, device="cpu")
 
     def admit(self, rows: int, positions: int, source_key: int = 0, source_length: int = 0) -> Admission | None:
-        """Let a request in, if there is room for the most it can come to need.
+        """Admit a request if there is room for its worst-case size.
 
         Args:
             rows: its sequences: beams, return sequences.
-            positions: the most that each can come to hold.
-            source_key: 64 bits that name the source; requests with one key in flight share one source.
+            positions: the most that each row may take.
+            source_key: 64 bits that name the source; requests in flight with one key share one source.
             source_length: positions of the source; 0 without one.
 
         Returns:
-            None where it does not fit now, but will once others have left.
+            None where it does not fit now, but will fit after others are released.
 
         Raises:
-            CapacityError: it would not fit if it were alone.
-            InputError: a size below 1 (the source: 0), or a key in flight with another length.
+            CapacityError: it would not fit into an empty cache.
+            InputError: a size below 1 (of the source: 0), or a key in flight with another length.
         """
-        # Beyond any limit numbers need not be told apart, and so they fit into 64 bits.
+        # Sizes beyond all limits are equivalent: clamped, they fit into the 64 bits of the C++ call.
         rows, positions, source_length = (max(-1, min(size, 2**31)) for size in (rows, positions, source_length))
         key = (source_key + 2**63) % 2**64 - 2**63
-        answer, first, source, new = self._books.admit(rows, positions, key, source_length)
-        if answer >= 0:
-            admission = Admission(answer, range(first, first + rows), None if source < 0 else source, bool(new))
+        request, first, source, new = self._allocator.admit(rows, positions, key, source_length)
+        if request >= 0:
             if new:
-                self._books.fill_source(answer, self.sources)
-            return admission
-        if answer in _LATER:
+                self._allocator.fill_source(request, self.source_table)
+            return Admission(request, range(first, first + rows), None if source < 0 else source, bool(new))
+        if request in _LATER:
             return None
-        self.require(rows, positions, source_length)
-        if answer == Status.SOURCE_DIFFERS:
+        self.check_capacity(rows, positions, source_length)
+        if request == Status.SOURCE_DIFFERS:
             raise InputError(f"source {source_key} is in flight with another length than {source_length}")
         raise InputError(
             f"a request of {rows} rows, {positions} positions, source {source_length}; the least are 1, 1, 0"
         )
 
-    def require(self, rows: int, positions: int, source_length: int = 0) -> None:
-        """Raise what `admit` would raise for a request that would not fit if it were alone.
+    def check_capacity(self, rows: int, positions: int, source_length: int = 0) -> None:
+        """Raise where a request would not fit into an empty cache, as `admit` does.
 
         Raises:
-            CapacityError: names what it asks for, and what there is.
+            CapacityError: names the size of the request and the limit.
         """
         limits, need = self.limits, rows * -(-positions // self.limits.page)
         if positions > limits.positions:
@@ -142,73 +142,75 @@ class Pages:
             raise CapacityError(f"a source of {source_length} positions; there is room for {most}")
 
     def step(self, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Give each of some rows a slot for its next position.
+        """Give each of these rows a slot for its next position.
 
         Args:
-            rows: int32 [n], each at most once.
-            positions: int32 [n], where each row goes on: behind its last position, and below what `admit` was told. A
-                row that skips positions (a beam whose prefix lies in a sibling's slots) gives back pages it skips.
+            rows: int32 [n], each row at most once.
+            positions: int32 [n], the next position of each: after its last one, and below the `positions` of `admit`. A
+                row that skips positions (a beam whose prefix lies in the slots of a sibling) gives back the skipped
+                pages.
             slots: int32 [n], filled with their slots.
 
         Returns:
-            `slots`; `own` has the same numbers.
+            `slots`; `slot_table` has the same numbers.
 
         Raises:
-            InputError: a row that is not running or named twice, a position it cannot take. Nothing has changed.
+            InputError: a row that is not running or is named twice, or a position that it cannot take. Nothing has
+                changed.
         """
-        status, where = self._books.step(rows, positions, self.own, slots)
+        status, where = self._allocator.step(rows, positions, self.slot_table, slots)
         if status != Status.OK:
-            self._refuse(status, int(rows[where]), int(positions[where]))
+            self._raise(status, int(rows[where]), int(positions[where]))
         return slots
 
     def extend(self, row: int, count: int) -> torch.Tensor:
         """Give a row slots for its next `count` positions.
 
         Returns:
-            `own[row]`, which has their numbers.
+            `slot_table[row]`, which has their numbers.
 
         Raises:
-            InputError: the row is not running, or `count` is negative or beyond what `admit` was told.
+            InputError: the row is not running, or `count` is negative or exceeds the `positions` of `admit`.
         """
-        status = self._books.extend(row, count, self.own)
+        status = self._allocator.extend(row, count, self.slot_table)
         if status != Status.OK:
-            self._refuse(status, row, count)
-        return self.own[row]
+            self._raise(status, row, count)
+        return self.slot_table[row]
 
     def finish(self, row: int) -> None:
-        """Take note that a row takes no more positions; its slots stay as they are until its request is released.
+        """Mark a row as finished: it takes no more positions. Its slots stay valid until its request is released.
 
         Raises:
             InputError: the row is not running.
         """
-        status = self._books.finish_row(row)
+        status = self._allocator.finish_row(row)
         if status != Status.OK:
-            self._refuse(status, row, 0)
+            self._raise(status, row, 0)
 
     def release(self, request: int) -> None:
-        """Take back all that a request has.
+        """Free all rows and pages of a request.
 
         Raises:
             InputError: no such request, or released before.
         """
-        if self._books.release(request) != Status.OK:
+        if self._allocator.release(request) != Status.OK:
             raise InputError(f"request {request} is not in flight")
 
     def statistics(self) -> Statistics:
         """Return how much is in use."""
-        return Statistics(*self._books.statistics())
+        return Statistics(*self._allocator.statistics())
 
     def check(self) -> Violation:
-        """Recount everything, `own` and `sources` included; `Violation.SOUND` where all is well."""
-        return Violation(self._books.check(self.own, self.sources))
+        """Recount everything, both tables included; `Violation.SOUND` where all is consistent."""
+        return Violation(self._allocator.check(self.slot_table, self.source_table))
 
-    def _refuse(self, status: int, row: int, position: int) -> None:
+    def _raise(self, status: int, row: int, position: int) -> None:
         if status == Status.UNKNOWN_ROW:
             raise InputError(f"row {row} belongs to no request; there are {self.limits.rows} rows")
         if status == Status.FINISHED_ROW:
             raise InputError(f"row {row} was finished before")
         if status == Status.REPEATED_ROW:
-            raise InputError(f"row {row} stands twice in one step")
+            raise InputError(f"row {row} appears twice in one step")
         if status == Status.POSITION_TAKEN:
             raise InputError(f"row {row} cannot take position {position}: it is past that")
         if status == Status.POSITION_TOO_LARGE:
@@ -216,46 +218,42 @@ class Pages:
         raise InputError(f"row {row} cannot take {position} positions")
 
 
-class _Extension:
-    """The calls of `Ledger`, answered by C++."""
+class _CppBlockAllocator:
+    """The methods of `PythonBlockAllocator`, in C++."""
 
     def __init__(self, limits: Limits):
         ops = torch.ops.bertgen_C
-        self._handle = ops.cache_create(*limits)
+        self._handle = ops.allocator_create(*limits)
         if self._handle < 0:
             raise BackendError(f"no memory for the tables of {limits}")
-        weakref.finalize(self, ops.cache_destroy, self._handle).atexit = False
-        self._admit, self._step, self._extend = (
-            ops.cache_admit.default,
-            ops.cache_step.default,
-            ops.cache_extend.default,
-        )
+        weakref.finalize(self, ops.allocator_destroy, self._handle).atexit = False
+        self._step = ops.allocator_step.default  # called in every decode step: saves the choice of an overload
 
     def __reduce__(self) -> Any:
-        raise UnsupportedError("the books of slots are of one cache and cannot be copied; a Cache can, as a whole")
+        raise UnsupportedError("a block allocator belongs to one cache and cannot be copied; copy the whole Cache")
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
-        return torch.ops.bertgen_C.cache_admit(self._handle, rows, positions, key, source_length)
+        return torch.ops.bertgen_C.allocator_admit(self._handle, rows, positions, key, source_length)
 
     def step(
-        self, rows: torch.Tensor, positions: torch.Tensor, own: torch.Tensor, slots: torch.Tensor
+        self, rows: torch.Tensor, positions: torch.Tensor, slot_table: torch.Tensor, slots: torch.Tensor
     ) -> tuple[int, int]:
-        return self._step(self._handle, rows, positions, own, slots)
+        return self._step(self._handle, rows, positions, slot_table, slots)
 
-    def extend(self, row: int, count: int, own: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_extend(self._handle, row, count, own)
+    def extend(self, row: int, count: int, slot_table: torch.Tensor) -> int:
+        return torch.ops.bertgen_C.allocator_extend(self._handle, row, count, slot_table)
 
-    def fill_source(self, request: int, table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_fill_source(self._handle, request, table)
+    def fill_source(self, request: int, source_table: torch.Tensor) -> int:
+        return torch.ops.bertgen_C.allocator_fill_source(self._handle, request, source_table)
 
     def finish_row(self, row: int) -> int:
-        return torch.ops.bertgen_C.cache_finish_row(self._handle, row)
+        return torch.ops.bertgen_C.allocator_finish_row(self._handle, row)
 
     def release(self, request: int) -> int:
-        return torch.ops.bertgen_C.cache_release(self._handle, request)
+        return torch.ops.bertgen_C.allocator_release(self._handle, request)
 
     def statistics(self) -> list[int]:
-        return torch.ops.bertgen_C.cache_statistics(self._handle)
+        return torch.ops.bertgen_C.allocator_statistics(self._handle)
 
-    def check(self, own: torch.Tensor, table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.cache_check(self._handle, own, table)
+    def check(self, slot_table: torch.Tensor, source_table: torch.Tensor) -> int:
+        return torch.ops.bertgen_C.allocator_check(self._handle, slot_table, source_table)

@@ -1,11 +1,11 @@
-"""Cache: keys and values of past tokens and of sources, written in place, reordered by table.
+"""Cache: keys and values of past tokens and of sources, written in place and reordered by table.
 
-Slots of the pools belong to rows and sources by the books of `Pages`. Here are the pools, and for the rows that are
-running the tables on the device by which attention finds its keys. Position t of a row is written to a slot of the
-row's own and never moves; `table[r, t]` says in which slot position t of row r's history lies, so a beam reorder
-gathers rows of that table. The keys of a source exist once, for all rows that attend to it.
+`BlockAllocator` decides on the host which slots belong to which row and source. `Cache` holds the pools of keys and
+values, and the tables on the device through which attention reads them. Position t of a row is written to a slot of
+this row and never moves. `slot_table[r, t]` is the slot of position t of the history of row r, so a beam reorder
+gathers rows of that table. The keys of a source are stored once, for all rows that attend to it.
 
-The running rows have an order, in which they come in every call: `join` puts rows behind, `select` keeps some.
+The running rows have an order, which is their order in every call: `join` appends rows, `select` keeps a subset.
 """
 
 from __future__ import annotations
@@ -19,47 +19,56 @@ import torch
 from .. import ops
 from ..errors import UnsupportedError
 from ..packing import Packing
-from .block_allocator import Admission, Pages
+from .block_allocator import Admission, BlockAllocator
 
 
-class Pools:
-    """Keys and values [slots, heads, head_dim] of each layer, zeros where nothing was written; they grow as needed.
+class KVPool:
+    """Keys and values [slots, heads, head_dim] of each layer; grows as needed.
 
     Args:
-        limit: slots they never outgrow.
-        full: make all of them now.
+        layers: number of layers.
+        like: a tensor [heads, head_dim] of the dtype and device of the pool.
+        limit: the most slots.
+        full: allocate all slots now.
 
     Attributes:
         keys, values: a tensor per layer.
     """
 
     def __init__(self, layers: int, like: torch.Tensor, limit: int, full: bool):
-        # Zeros, not empty memory: a NaN in a slot nobody wrote would come through a mask as 0 * NaN.
+        # Zeros, not uninitialised memory: a NaN in an unwritten slot would pass a mask as 0 * NaN.
         self.limit = limit
         self.keys, self.values = ([like.new_zeros((0, *like.shape)) for _ in range(layers)] for _ in "kv")
         if full:
-            self.hold(limit)
+            self.reserve(limit)
 
-    def hold(self, slots: int) -> None:
-        """Make room for so many slots; a half more each time, so that a slot is seldom copied."""
-        held = len(self.keys[0]) if self.keys else slots
-        if slots <= held:
+    def reserve(self, slots: int) -> None:
+        """Grow to at least `slots` slots; by half of the size or more, so that slots are rarely copied."""
+        size = len(self.keys[0]) if self.keys else slots
+        if slots <= size:
             return
-        size = min(max(slots, held + held // 2), self.limit)
-        for pools in (self.keys, self.values):
-            for layer, pool in enumerate(pools):
-                pools[layer] = pool.new_zeros((size, *pool.shape[1:]))
-                pools[layer][:held] = pool
+        new_size = min(max(slots, size + size // 2), self.limit)
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = tensor.new_zeros((new_size, *tensor.shape[1:]))
+                tensors[layer][:size] = tensor
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
-        return sum(pool.numel() * pool.element_size() for pool in (*self.keys, *self.values))
+        """Allocated memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True)
-class Sources:
-    """The sources of the running rows, as `ops.cross_decode_attention` takes them: one for each request."""
+class CrossAttentionMetadata:
+    """The sources of the running rows, as arguments of `ops.cross_decode_attention`. Each request has one source.
+
+    Attributes:
+        table: int32 [requests, length of the longest source], the slots of each source.
+        lengths: int32 [requests], positions of each source.
+        cu_rows: int32 [requests + 1], where the rows of each request begin.
+        max_rows: rows of the largest request.
+    """
 
     table: torch.Tensor
     lengths: torch.Tensor
@@ -67,36 +76,53 @@ class Sources:
     max_rows: int
 
     def mask(self) -> torch.Tensor:
-        """bool [requests, longest], where the table holds slots."""
+        """bool [requests, length of the longest source], True where the table holds slots."""
         return torch.arange(self.table.shape[1], device=self.table.device) < self.lengths[:, None]
 
-    def cu_keys(self) -> torch.Tensor:
-        """int32 [requests + 1], where each source begins when they are packed."""
+    def cu_seqlens_k(self) -> torch.Tensor:
+        """int32 [requests + 1], where each source begins among the packed sources."""
         return torch.nn.functional.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
+class _Step:
+    """The context of `Cache.step`. A class and not contextlib: the engine enters one for each token."""
+
+    __slots__ = ("cache", "count")
+
+    def __init__(self, cache: Cache, count: int):
+        self.cache, self.count = cache, count
+
+    def __enter__(self) -> None:
+        self.cache.begin(self.count)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.cache.advance(self.count)
+
+
 class Cache:
-    """Keys and values of the rows of some requests.
+    """Keys and values of the rows of all running requests.
 
     Args:
         layers, heads, head_dim: of the decoder.
         dtype, device: of keys and values.
-        rows: sequences decoded together, at most.
+        rows: the most sequences that are decoded together.
         positions: of the longest sequence.
-        slots: positions of all rows together; by default as many as `rows` such sequences can have.
-        source_positions, source_slots: the same of the sources; 0 without any.
-        full: take the memory of all slots at once, and not as they are used.
+        slots: positions of all rows together; by default enough for `rows` sequences of the longest length.
+        source_positions, source_slots: the same for sources; 0 without any.
+        full: allocate the memory of all slots at once instead of on demand.
 
     Attributes:
-        pages: which slots belong to whom.
-        layer: the place in its stack of the layer that runs, which is where that layer's keys are, whatever place it
-            was built for.
+        allocator: assigns slots to rows and sources.
+        pool, cross_pool: keys and values of tokens, and of sources.
+        layer: index in its stack of the layer that runs. It selects the tensors of the pools; the index that the layer
+            was built with may differ.
         length: positions of the longest running row.
-        lengths: positions of each, int32 [R] on the device.
-        has_cross: the keys of the sources are here.
-        table: int32 [R, positions], in which slot each position of each running row's history lies.
-        slots: int32, those of the positions that are being written.
-        source: the sources of the running rows; None without any.
+        lengths: int32 [R] on the device, positions of each running row.
+        has_cross: whether the keys of the sources are written.
+        slot_table: int32 [R, positions], the slot of each position of the history of each running row.
+        slot_mapping: int32 [R] or [R, T], the slots of the positions that this step writes.
+        cross_metadata: the sources of the running rows; None without any.
     """
 
     def __init__(
@@ -114,27 +140,26 @@ class Cache:
         source_slots: int = 0,
         full: bool = False,
     ):
-        page = Pages.PAGE
-        slots = rows * -(-positions // page) * page if slots is None else slots
-        self.pages = Pages(rows, positions, slots, source_positions, source_slots)
+        slots = rows * _whole_pages(positions) if slots is None else slots
+        self.allocator = BlockAllocator(rows, positions, slots, source_positions, source_slots)
         like = torch.empty(heads, head_dim, dtype=dtype, device=device)
-        self.pools = Pools(layers, like, slots, full)
-        self.cross_pools = Pools(layers, like, source_slots, full)
+        self.pool = KVPool(layers, like, slots, full)
+        self.cross_pool = KVPool(layers, like, source_slots, full)
         self.dtype = dtype
         self.device, self.has_cross, self.length, self.layer = device, False, 0, 0
         self._on_host = device.type == "cpu"
-        # Of each running row: its number, the request and source it belongs to. On the host, as the books are.
+        # Of each running row: its number, request and source. On the host, as the allocator is.
         self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
         self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64, device="cpu")
         self._source_lengths = torch.zeros(rows, dtype=torch.int32, device="cpu")
         self._positions = torch.empty(0, dtype=torch.int32, device="cpu")
         self.lengths = self._positions.to(device)
         self._tables = [torch.zeros(rows, positions, dtype=torch.int32, device=device) for _ in range(2)]
-        self.table = self._tables[0][:0]
-        self.slots = torch.empty(0, dtype=torch.int32, device=device)  # slots of the positions that are being written
-        self.source: Sources | None = None
-        self._filling = torch.empty(0, dtype=torch.int64, device=device)  # slots of sources that are being written
-        self._packing: Packing | None = None
+        self.slot_table = self._tables[0][:0]
+        self.slot_mapping = torch.empty(0, dtype=torch.int32, device=device)
+        self.cross_metadata: CrossAttentionMetadata | None = None
+        self._source_slot_mapping = torch.empty(0, dtype=torch.int64, device=device)  # slots that `set_cross` writes
+        self._source_packing: Packing | None = None  # of a cache made by `of_batch`
 
     @classmethod
     def of_batch(
@@ -149,19 +174,18 @@ class Cache:
         positions: int,
         source: Packing | None = None,
     ) -> Cache:
-        """A cache with `rows` rows running, and so many of them for each row of `source` as there are to share."""
-        page, lengths = Pages.PAGE, [] if source is None else source.cu.diff().tolist()
+        """A cache of `rows` running rows, which the rows of `source` share in equal parts."""
+        lengths = [] if source is None else source.cu_seqlens.diff().tolist()
         cache = cls(
             layers, heads, head_dim, dtype, device, rows=rows, positions=positions,
-            source_positions=max(1, *lengths) if lengths else 0,
-            source_slots=sum(-(-n // page) * page for n in lengths),
+            source_positions=max(1, *lengths) if lengths else 0, source_slots=sum(map(_whole_pages, lengths)),
         )  # fmt: skip
-        count = len(lengths) or 1
-        admitted = [cache.admit(rows // count, positions, i, n) for i, n in enumerate(lengths or [0]) if rows]
-        cache.join([one for one in admitted if one is not None])
+        requests = len(lengths) or 1
+        admissions = cache._admit_all([rows // requests] * requests if rows else [], lengths or [0], positions)
+        cache.join(admissions)
         if source is not None:
-            cache.begin_sources([one for one in admitted if one is not None])
-            cache._packing = source
+            cache.begin_sources(admissions)
+            cache._source_packing = source
         return cache
 
     @classmethod
@@ -175,30 +199,32 @@ class Cache:
         cross: list[list[torch.Tensor]],
         packing: Packing | None,
     ) -> Cache:
-        """A cache of what `__reduce__` says: so many rows of each request, and the length of its source."""
-        (rows, positions), page = limits, Pages.PAGE
+        """A cache with the contents that `__reduce__` collected; each request has a count of rows and a length."""
+        rows, positions = limits
         cache = cls(
             *shape, rows=rows, positions=positions, source_positions=max(lengths, default=0),
-            source_slots=sum(-(-n // page) * page for n in lengths),
+            source_slots=sum(map(_whole_pages, lengths)),
         )  # fmt: skip
-        admitted = [cache.admit(count, positions, i, n) for i, (count, n) in enumerate(zip(counts, lengths))]
-        joined = [one for one in admitted if one is not None]
-        cache.join(joined)
+        admissions = cache._admit_all(counts, lengths, positions)
+        cache.join(admissions)
         if keys_and_values:
-            start = keys_and_values[0][0].shape[1]
-            cache.begin(start)
-            for layer, (keys, values) in enumerate(keys_and_values):
-                cache.extend(layer, keys.flatten(0, 1), values.flatten(0, 1))
-            cache.advance(start)
+            with cache.step(keys_and_values[0][0].shape[1]):
+                for layer, (keys, values) in enumerate(keys_and_values):
+                    cache.extend(layer, keys.flatten(0, 1), values.flatten(0, 1))
         if cross:
-            cache.begin_sources(joined)
+            cache.begin_sources(admissions)
             for layer, (keys, values) in enumerate(cross):
                 cache.set_cross(layer, keys, values)
-        cache._packing = packing
+        cache._source_packing = packing
         return cache
 
+    def _admit_all(self, counts: Sequence[int], lengths: Sequence[int], positions: int) -> list[Admission]:
+        """Admit a request of so many rows for each source; the cache is large enough for all of them."""
+        admissions = [self.admit(count, positions, i, n) for i, (count, n) in enumerate(zip(counts, lengths))]
+        return [admission for admission in admissions if admission is not None]
+
     def __reduce__(self) -> Any:
-        """A copy holds the same in books of slots of its own: both go on, each with other tokens.
+        """A copy has the same contents and its own allocator: both can continue, independently.
 
         Raises:
             UnsupportedError: the rows have histories of different lengths.
@@ -208,16 +234,16 @@ class Cache:
         _, counts = torch.unique_consecutive(self._requests, return_counts=True)
         layers = range(len(self))
         history = [[t.detach() for t in self.history(layer)] for layer in layers] if self.length else []
-        cross = [[t.detach() for t in self._packed(layer)] for layer in layers] if self.has_cross else []
-        lengths = [0] * len(counts) if self.source is None else self.source.lengths.tolist()
-        pool = self.pools.keys[0] if len(self) else torch.empty(0, 1, 1, dtype=torch.float32, device=self.device)
-        shape = (len(self), *pool.shape[1:], pool.dtype, self.device)
-        limits = self.pages.limits.rows, self.pages.limits.positions
-        return self._of_contents, (shape, limits, counts.tolist(), lengths, history, cross, self._packing)
+        cross = [[t.detach() for t in self._packed_source(layer)] for layer in layers] if self.has_cross else []
+        lengths = [0] * len(counts) if self.cross_metadata is None else self.cross_metadata.lengths.tolist()
+        keys = self.pool.keys[0] if len(self) else torch.empty(0, 1, 1, dtype=torch.float32, device=self.device)
+        shape = (len(self), *keys.shape[1:], keys.dtype, self.device)
+        limits = self.allocator.limits.rows, self.allocator.limits.positions
+        return self._of_contents, (shape, limits, counts.tolist(), lengths, history, cross, self._source_packing)
 
     @property
     def rows(self) -> int:
-        """Rows that are running."""
+        """Number of running rows."""
         return len(self._rows)
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -225,114 +251,127 @@ class Cache:
         return self.length
 
     def __len__(self) -> int:
-        return len(self.pools.keys)
+        return len(self.pool.keys)
 
     @property
     def bytes(self) -> int:
-        """Memory of keys and values."""
-        return self.pools.bytes + self.cross_pools.bytes
+        """Allocated memory of keys and values."""
+        return self.pool.bytes + self.cross_pool.bytes
 
-    # -- who is running
+    # Running rows
 
     def admit(self, rows: int, positions: int, source: int = 0, source_length: int = 0) -> Admission | None:
-        """Let a request in, as `Pages.admit` does; None where it does not fit now."""
-        admission = self.pages.admit(rows, positions, source, source_length)
+        """Admit a request, as `BlockAllocator.admit` does; None where it does not fit now."""
+        admission = self.allocator.admit(rows, positions, source, source_length)
         if admission is not None and admission.source is not None:
             self._source_lengths[admission.source] = source_length
         return admission
 
     def join(self, admissions: Sequence[Admission]) -> None:
-        """The rows of requests that were admitted run from now on, behind the others, without a position."""
+        """Append the rows of admitted requests to the running rows. They have no positions yet."""
         rows = torch.tensor([row for one in admissions for row in one.rows], dtype=torch.int32, device="cpu")
         counts = torch.tensor([len(one.rows) for one in admissions], dtype=torch.int64, device="cpu")
         requests = torch.tensor([one.request for one in admissions], dtype=torch.int64, device="cpu")
-        held = [-1 if one.source is None else one.source for one in admissions]
-        sources = torch.tensor(held, dtype=torch.int64, device="cpu")
+        numbers = [-1 if one.source is None else one.source for one in admissions]
+        sources = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         self._rows = torch.cat((self._rows, rows))
         self._requests = torch.cat((self._requests, requests.repeat_interleave(counts)))
         self._sources = torch.cat((self._sources, sources.repeat_interleave(counts)))
-        self._run(torch.cat((self._positions, torch.zeros_like(rows))))
-        self.table = self._tables[0][: len(self._rows)]
+        self._update_running(torch.cat((self._positions, torch.zeros_like(rows))))
+        self.slot_table = self._tables[0][: len(self._rows)]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Only these running rows (int64 [n], by their places) go on, in this order; rows of a request stay adjacent.
+        """Keep only these running rows (int64 [n], their indices), in this order; rows of a request stay adjacent.
 
-        A request none of whose rows goes on is released.
+        A request without remaining rows is released.
         """
-        places = rows.cpu()
-        before = dict.fromkeys(self._requests.tolist())
+        indices = rows.cpu()
+        requests_before = dict.fromkeys(self._requests.tolist())
         stays = torch.zeros(self.rows, dtype=torch.bool, device="cpu")
-        stays[places] = True
-        kept = set(self._requests[places].tolist())
-        for request in before:
+        stays[indices] = True
+        kept = set(self._requests[indices].tolist())
+        for request in requests_before:
             if request not in kept:
-                self.pages.release(request)
+                self.allocator.release(request)
         for row, request in zip(self._rows[~stays].tolist(), self._requests[~stays].tolist()):
             if request in kept:
-                self.pages.finish(row)
-        self._rows, self._requests, self._sources = self._rows[places], self._requests[places], self._sources[places]
-        self._reorder(rows.to(self.device))
-        self._run(self._positions[places])
+                self.allocator.finish(row)
+        self._rows, self._requests = self._rows[indices], self._requests[indices]
+        self._sources = self._sources[indices]
+        self._gather_slot_table(rows.to(self.device))
+        self._update_running(self._positions[indices])
 
     def clear(self) -> None:
-        """Nothing runs any more, and nothing that was admitted is kept."""
+        """Release all requests."""
         self.select(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Row r continues the history of row `rows[r]` (int64 [R]) of the same request; its slots stay its own."""
-        self._reorder(rows)
+        """Row r continues the history of row `rows[r]` (int64 [R]) of the same request; it keeps its own slots.
+
+        This is the reorder of beam search; it moves no keys or values.
+        """
+        self._gather_slot_table(rows)
 
     reorder_cache = reorder
 
-    def _reorder(self, rows: torch.Tensor) -> None:
-        """Rows of the table, from one buffer into the other: duplicates make it unsafe in place."""
-        spare = self._tables[1][: len(rows)]
-        torch.index_select(self.table, 0, rows, out=spare)
+    def _gather_slot_table(self, rows: torch.Tensor) -> None:
+        """Gather rows of the table from one buffer into the other: with duplicates it cannot be done in place."""
+        gathered = self._tables[1][: len(rows)]
+        torch.index_select(self.slot_table, 0, rows, out=gathered)
         self._tables.reverse()
-        self.table = spare
+        self.slot_table = gathered
 
-    def _run(self, positions: torch.Tensor) -> None:
-        """Take note of who is running, and where."""
+    def _update_running(self, positions: torch.Tensor) -> None:
+        """Set what depends on the running rows: their lengths and their sources."""
         self._positions = positions
         self.lengths = positions if self._on_host else positions.to(self.device)
         self.length = int(positions.max()) if len(positions) else 0
-        if not len(positions) or self.pages.limits.source_positions == 0:
-            self.source = None
+        if not len(positions) or self.allocator.limits.source_positions == 0:
+            self.cross_metadata = None
             return
         _, counts = torch.unique_consecutive(self._requests, return_counts=True)
         ends = counts.cumsum(0)
         sources = self._sources[ends - counts]
         lengths = self._source_lengths[sources.clamp(min=0)].where(sources >= 0, 0)  # a source may be empty
         sources = sources.clamp(min=0)
-        table = self.pages.sources[:, : int(lengths.max())].index_select(0, sources)
+        table = self.allocator.source_table[:, : int(lengths.max())].index_select(0, sources)
         cu_rows = torch.nn.functional.pad(ends.int(), (1, 0))
         table, lengths, cu_rows = (t.to(self.device) for t in (table, lengths, cu_rows))
-        self.source = Sources(table, lengths, cu_rows, int(counts.max()))
+        self.cross_metadata = CrossAttentionMetadata(table, lengths, cu_rows, int(counts.max()))
 
-    # -- positions
+    # Positions
+
+    def step(self, count: int) -> _Step:
+        """A context in which the layers write the next `count` positions of each running row.
+
+        `with cache.step(1): ...` calls `begin(1)` and, unless an exception is raised inside, `advance(1)`.
+        """
+        return _Step(self, count)
 
     def begin(self, count: int) -> None:
-        """Give each running row slots for its next positions, which the layers of one forward will write.
+        """Give each running row slots for its next `count` positions, which the layers of one forward write.
+
+        For code that cannot use `step`, such as one call per layer. `advance(count)` follows after the last layer.
 
         Raises:
             InputError: a row would have more positions than it was admitted with.
         """
         if count == 1:
             slots = torch.empty_like(self._rows)
-            self.pages.step(self._rows, self._positions, slots)
-            self._hold(slots)
-            self.slots = slots if self._on_host else slots.to(self.device)
-            self.table.scatter_(1, self.lengths[:, None].long(), self.slots[:, None])
+            self.allocator.step(self._rows, self._positions, slots)
+            self._reserve(slots)
+            self.slot_mapping = slots if self._on_host else slots.to(self.device)
+            self.slot_table.scatter_(1, self.lengths[:, None].long(), self.slot_mapping[:, None])
             return
-        start, end = self.length, self.length + count  # only rows of one length take several positions
-        slots = torch.stack([self.pages.extend(row, count)[start:end] for row in self._rows.tolist()])
-        self._hold(slots)
-        self.slots = slots.to(self.device)
-        self.table[:, start:end] = self.slots
+        start, end = self.length, self.length + count  # several positions at once: all rows have one length
+        slots = torch.stack([self.allocator.extend(row, count)[start:end] for row in self._rows.tolist()])
+        self._reserve(slots)
+        self.slot_mapping = slots.to(self.device)
+        self.slot_table[:, start:end] = self.slot_mapping
 
-    def _hold(self, slots: torch.Tensor) -> None:
+    def _reserve(self, slots: torch.Tensor) -> None:
         if slots.numel():
-            self.pools.hold(int(slots.max()) + 1)
+            self.pool.reserve(int(slots.max()) + 1)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
@@ -340,25 +379,28 @@ class Cache:
         """Append the new positions of one layer and attend to all of each row's history, causally.
 
         Args:
-            layer: which layer.
-            q, k, v: [R * T, heads, head_dim], the T positions that `begin` was told of, rows after one another.
-            key_mask: bool [R, positions so far + T], False hides a key; None where all are seen.
+            layer: index of the layer.
+            q, k, v: [R * T, heads, head_dim], the T positions of this step, row by row.
+            key_mask: bool [R, positions so far + T], False hides a key; None where all are visible.
 
         Returns:
-            [R * T, heads, head_dim]. The positions count once `advance(T)` was called, after the last layer.
+            [R * T, heads, head_dim]. The positions count from the end of the step on.
         """
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
-            pools = self.pools.keys[layer], self.pools.values[layer]
-            q, k, v = self._held(q, k, v)
-            return ops.decode_attention(q, k, v, *pools, self.slots.flatten(), self.table, self.lengths)
-        (q,), (keys, values) = self._held(q), (t.flatten(0, 1) for t in self.extend(layer, k, v))
-        cu_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
-        cu_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new) if start else cu_q
-        q_start = torch.full((self.rows,), start, dtype=torch.int64, device=q.device) if start else None
+            pool = self.pool.keys[layer], self.pool.values[layer]
+            q, k, v = self._cast(q, k, v)
+            return ops.decode_attention(q, k, v, *pool, self.slot_mapping.flatten(), self.slot_table, self.lengths)
+        (q,), (keys, values) = self._cast(q), (t.flatten(0, 1) for t in self.extend(layer, k, v))
+        cu_seqlens_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
+        cu_seqlens_k, q_start = cu_seqlens_q, None
+        if start:
+            cu_seqlens_k = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * (start + new)
+            q_start = torch.full((self.rows,), start, dtype=torch.int64, device=q.device)
         return ops.attention(
-            q, keys, values, cu_q, cu_k, new, start + new, causal=True, q_start=q_start, key_mask=key_mask
-        )
+            q, keys, values, cu_seqlens_q, cu_seqlens_k, new, start + new,
+            causal=True, q_start=q_start, key_mask=key_mask,
+        )  # fmt: skip
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append new positions [R * T, heads, head_dim] of one layer, without attending.
@@ -366,68 +408,75 @@ class Cache:
         Returns:
             All keys and values of each row so far, [R, positions so far + T, heads, head_dim].
         """
-        end, slots = self.length + k.shape[0] // self.rows, self.slots.flatten().long()
-        k, v = self._held(k, v)
-        self.pools.keys[layer].index_copy_(0, slots, k)
-        self.pools.values[layer].index_copy_(0, slots, v)
+        end, slots = self.length + k.shape[0] // self.rows, self.slot_mapping.flatten().long()
+        k, v = self._cast(k, v)
+        self.pool.keys[layer].index_copy_(0, slots, k)
+        self.pool.values[layer].index_copy_(0, slots, v)
         if self.length == 0:
             return k.unflatten(0, (self.rows, -1)), v.unflatten(0, (self.rows, -1))
         return self.history(layer, end)
 
     def history(self, layer: int, end: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of each running row's first `end` positions (all of them), [R, end, heads, head_dim]."""
-        slots = self.table[:, : self.length if end is None else end].long()
-        return self.pools.keys[layer][slots], self.pools.values[layer][slots]
+        """Keys and values of the first `end` (default: all) positions of each row, [R, end, heads, head_dim]."""
+        slots = self.slot_table[:, : self.length if end is None else end].long()
+        return self.pool.keys[layer][slots], self.pool.values[layer][slots]
 
     def advance(self, count: int) -> None:
-        """Count the positions that the layers of one forward wrote."""
+        """Count the positions that the layers wrote since `begin(count)`."""
         self.length += count
         self._positions += count
         if not self._on_host:
             self.lengths += count
 
-    # -- sources
+    # Sources
 
     def begin_sources(self, admissions: Sequence[Admission]) -> None:
-        """The keys of the sources of these requests come next, one source behind the other."""
+        """Select the sources of these requests: `set_cross` then writes their keys and values, in this order."""
         sources = [one.source for one in admissions if one.source is not None]
-        slots = [self.pages.sources[source, : int(self._source_lengths[source])] for source in sources]
-        self._filling = torch.cat(slots or [self._rows[:0]]).long().to(self.device)
-        if len(self._filling):
-            self.cross_pools.hold(max(int(part.max()) + 1 for part in slots if len(part)))
+        slots = [self.allocator.source_table[source, : int(self._source_lengths[source])] for source in sources]
+        self._source_slot_mapping = torch.cat(slots or [self._rows[:0]]).long().to(self.device)
+        if len(self._source_slot_mapping):
+            self.cross_pool.reserve(max(int(part.max()) + 1 for part in slots if len(part)))
 
     def set_cross(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write the keys and values [tokens, heads, head_dim] of one layer for the sources of `begin_sources`."""
-        keys, values = self._held(keys, values)
-        self.cross_pools.keys[layer].index_copy_(0, self._filling, keys)
-        self.cross_pools.values[layer].index_copy_(0, self._filling, values)
+        keys, values = self._cast(keys, values)
+        self.cross_pool.keys[layer].index_copy_(0, self._source_slot_mapping, keys)
+        self.cross_pool.values[layer].index_copy_(0, self._source_slot_mapping, values)
         self.has_cross = True
 
     def cross(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Keys and values of a layer, padded [sources, length, heads, head_dim], and the mask of real ones or None."""
-        assert self._packing is not None, "only the sources of a batch have a padded form"
-        keys, values = self._packed(layer)
-        return self._packing.unpack(keys), self._packing.unpack(values), self._packing.mask()
+        """Keys and values of a layer, padded [sources, length, heads, head_dim], and the mask; None without padding."""
+        packing = self._source_packing
+        assert packing is not None, "only the sources of a batch have a padded form"
+        keys, values = self._packed_source(layer)
+        return packing.unpack(keys), packing.unpack(values), packing.mask()
 
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attend from q [R * T, heads, head_dim] to the source of each row."""
-        source, new = self.source, q.shape[0] // self.rows
+        source, new = self.cross_metadata, q.shape[0] // self.rows
         assert source is not None and self.has_cross, "cross-attention before set_cross"
-        (q,) = self._held(q)
+        (q,) = self._cast(q)
         if new == 1:
-            pools = self.cross_pools.keys[layer], self.cross_pools.values[layer]
-            return ops.cross_decode_attention(q, *pools, source.table, source.lengths, source.cu_rows, source.max_rows)
-        longest = source.table.shape[1]
+            pool = self.cross_pool.keys[layer], self.cross_pool.values[layer]
+            return ops.cross_decode_attention(q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows)
+        max_seqlen_q, max_seqlen_k = source.max_rows * new, source.table.shape[1]
         return ops.attention(
-            q, *self._packed(layer), source.cu_rows * new, source.cu_keys(), source.max_rows * new, longest
+            q, *self._packed_source(layer), source.cu_rows * new, source.cu_seqlens_k(), max_seqlen_q, max_seqlen_k
         )
 
-    def _held(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Tensors in the dtype of the cache, which is the model's: under autocast products have another."""
-        return tuple(t if t.dtype == self.dtype else t.to(self.dtype) for t in given)
+    def _cast(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Tensors in the dtype of the cache, which is that of the model: under autocast, products have another."""
+        return tuple(t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors)
 
-    def _packed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [tokens, heads, head_dim] of a layer, the source of one request behind the other."""
-        assert self.source is not None
-        slots = self.source.table[self.source.mask()].long()
-        return self.cross_pools.keys[layer][slots], self.cross_pools.values[layer][slots]
+    def _packed_source(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [tokens, heads, head_dim] of the sources of all running requests, packed."""
+        assert self.cross_metadata is not None
+        slots = self.cross_metadata.table[self.cross_metadata.mask()].long()
+        return self.cross_pool.keys[layer][slots], self.cross_pool.values[layer][slots]
+
+
+def _whole_pages(positions: int) -> int:
+    """The slots of the pages that so many positions need."""
+    page = BlockAllocator.PAGE
+    return -(-positions // page) * page

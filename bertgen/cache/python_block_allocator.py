@@ -1,6 +1,6 @@
-"""Ledger: the bookkeeping of slots in plain Python, for where the C++ extension is absent, and as its oracle.
+"""The block allocator in plain Python: the reference implementation, and the fallback without the C++ extension.
 
-csrc/kv_cache.h says what it means; the calls, their answers and the numbers they give out are the same.
+csrc/block_allocator.h has the rules. Methods, status codes and the numbers of slots are the same in both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class Status(IntEnum):
-    """What a call answers."""
+    """The result of a call, or why it was declined."""
 
     OK = 0
     INVALID = -1
@@ -35,7 +35,7 @@ class Status(IntEnum):
 
 
 class Violation(IntEnum):
-    """What `check` found."""
+    """The first inconsistency that `check` finds."""
 
     SOUND = 0
     PAGE_OWNERS = 1
@@ -51,7 +51,7 @@ class Violation(IntEnum):
 
 
 class Limits(NamedTuple):
-    """The sizes of a ledger; csrc/kv_cache.h says what each is."""
+    """The sizes of an allocator; `BlockAllocator` describes each."""
 
     rows: int
     positions: int
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Counts; free pages are `pages - pages_used`, and the reserved are among them."""
+    """Counts. Free pages are `pages - pages_used`; the reserved pages are among the free ones."""
 
     pages: int
     pages_used: int
@@ -81,10 +81,12 @@ class Statistics(NamedTuple):
 
 @dataclass
 class _Row:
+    """A running or finished row of a request."""
+
     request: int
     positions: int
     reserved: int
-    next: int = 0
+    next: int = 0  # the lowest position it may still take
     pages: dict[int, int] = field(default_factory=dict)  # index -> page
     last: int = -1  # index of the last page it took
     finished: bool = False
@@ -92,6 +94,8 @@ class _Row:
 
 @dataclass
 class _Source:
+    """A source in flight: its row of the source table, its pages and the requests that use it."""
+
     number: int
     length: int
     pages: list[int]
@@ -100,15 +104,17 @@ class _Source:
 
 @dataclass
 class _Request:
+    """A request in flight: its rows and the key of its source, None without one."""
+
     rows: range
     key: int | None
 
 
-class Ledger:
+class PythonBlockAllocator:
     """One pool of pages for rows, one for sources.
 
     Raises:
-        ValueError: a limit makes no sense.
+        ValueError: a limit is out of range.
     """
 
     def __init__(self, limits: Limits):
@@ -119,7 +125,7 @@ class Ledger:
         self._rows: dict[int, _Row] = {}
         self._requests: dict[int, _Request] = {}
         self._sources: dict[int, _Source] = {}  # by key
-        self._begun = [0] * limits.rows  # requests whose first row was this one
+        self._generations = [0] * limits.rows  # requests so far with this first row
         self._free = list(range(limits.slots // limits.page))[::-1]
         self._free_source = list(range(limits.source_slots // limits.source_page))[::-1]
         self._pages, self._source_pages = len(self._free), len(self._free_source)
@@ -127,14 +133,14 @@ class Ledger:
         self._lock = threading.Lock()
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
-        """Return (request or a negative status, first row, source or -1, whether the source is new)."""
+        """Return (request or a negative status, first row, source or -1, 1 if the source is new else 0)."""
         with self._lock:
-            status = self._obstacle(rows, positions, key, source_length)
+            status = self._admission_status(rows, positions, key, source_length)
             if status != Status.OK:
                 return status, 0, 0, 0
             return self._admit(rows, positions, key if source_length else None, source_length)
 
-    def _obstacle(self, rows: int, positions: int, key: int, source_length: int) -> Status:
+    def _admission_status(self, rows: int, positions: int, key: int, source_length: int) -> Status:
         limits = self.limits
         if rows < 1 or not 1 <= positions <= limits.positions or source_length < 0:
             return Status.INVALID
@@ -160,8 +166,8 @@ class Ledger:
         limits, number, is_new = self.limits, -1, False
         first = self._free_run(rows)
         assert first is not None
-        request = self._begun[first] * limits.rows + first
-        self._begun[first] += 1
+        request = self._generations[first] * limits.rows + first
+        self._generations[first] += 1
         if key is not None:
             is_new = key not in self._sources
             if is_new:
@@ -174,73 +180,73 @@ class Ledger:
         self._requests[request] = _Request(range(first, first + rows), key)
         for row in range(first, first + rows):
             self._rows[row] = _Row(request, positions, -(-positions // limits.page))
-        self._note_peaks()
+        self._update_peaks()
         return request, first, number, int(is_new)
 
     def step(
-        self, rows: torch.Tensor, positions: torch.Tensor, own: torch.Tensor, slots: torch.Tensor
+        self, rows: torch.Tensor, positions: torch.Tensor, slot_table: torch.Tensor, slots: torch.Tensor
     ) -> tuple[int, int]:
-        """Return (status, index of the row it is about)."""
+        """Return (status, index of the row that caused an error)."""
         with self._lock:
             pairs = list(zip(rows.tolist(), positions.tolist()))
-            named = set()
+            named: set[int] = set()
             for i, (row, position) in enumerate(pairs):
-                held = self._rows.get(row)
-                if held is None:
+                state = self._rows.get(row)
+                if state is None:
                     return Status.UNKNOWN_ROW, i
-                if held.finished:
+                if state.finished:
                     return Status.FINISHED_ROW, i
                 if row in named:
                     return Status.REPEATED_ROW, i
                 named.add(row)
-                if position < held.next:
+                if position < state.next:
                     return Status.POSITION_TAKEN, i
-                if position >= held.positions:
+                if position >= state.positions:
                     return Status.POSITION_TOO_LARGE, i
             for i, (row, position) in enumerate(pairs):
-                slots[i] = self._place(row, position, own)
+                slots[i] = self._take_slot(row, position, slot_table)
             return Status.OK, 0
 
-    def extend(self, row: int, count: int, own: torch.Tensor) -> int:
+    def extend(self, row: int, count: int, slot_table: torch.Tensor) -> int:
         """Return a status."""
         with self._lock:
-            held = self._rows.get(row)
-            if held is None:
+            state = self._rows.get(row)
+            if state is None:
                 return Status.UNKNOWN_ROW
-            if held.finished:
+            if state.finished:
                 return Status.FINISHED_ROW
             if count < 0:
                 return Status.INVALID
-            if held.next + count > held.positions:
+            if state.next + count > state.positions:
                 return Status.POSITION_TOO_LARGE
-            for position in range(held.next, held.next + count):
-                self._place(row, position, own)
+            for position in range(state.next, state.next + count):
+                self._take_slot(row, position, slot_table)
             return Status.OK
 
-    def _place(self, row: int, position: int, own: torch.Tensor) -> int:
-        """Return the slot of a position, after taking its page where the row has none there."""
-        size, held = self.limits.page, self._rows[row]
+    def _take_slot(self, row: int, position: int, slot_table: torch.Tensor) -> int:
+        """Return the slot of a position; take a page where the row has none there yet."""
+        size, state = self.limits.page, self._rows[row]
         index = position // size
-        if index > held.last:
-            held.reserved -= index - held.last
-            held.last = index
-            held.pages[index] = self._free.pop()
+        if index > state.last:
+            state.reserved -= index - state.last
+            state.last = index
+            state.pages[index] = self._free.pop()
             start, end = index * size, min((index + 1) * size, self.limits.positions)
-            first = held.pages[index] * size
-            own[row, start:end] = torch.arange(first, first + end - start, device=own.device)
-            self._note_peaks()
-        held.next = position + 1
-        return held.pages[index] * size + position % size
+            first = state.pages[index] * size
+            slot_table[row, start:end] = torch.arange(first, first + end - start, device=slot_table.device)
+            self._update_peaks()
+        state.next = position + 1
+        return state.pages[index] * size + position % size
 
-    def fill_source(self, request: int, table: torch.Tensor) -> int:
+    def fill_source(self, request: int, source_table: torch.Tensor) -> int:
         """Return a status."""
         with self._lock:
-            found = self._requests.get(request)
-            if found is None:
+            entry = self._requests.get(request)
+            if entry is None:
                 return Status.UNKNOWN_REQUEST
-            if found.key is not None:
-                source = self._sources[found.key]
-                table[source.number, : source.length] = table.new_tensor(self._source_slots(source))
+            if entry.key is not None:
+                source = self._sources[entry.key]
+                source_table[source.number, : source.length] = source_table.new_tensor(self._source_slots(source))
             return Status.OK
 
     def _source_slots(self, source: _Source) -> list[int]:
@@ -250,28 +256,28 @@ class Ledger:
     def finish_row(self, row: int) -> int:
         """Return a status."""
         with self._lock:
-            held = self._rows.get(row)
-            if held is None:
+            state = self._rows.get(row)
+            if state is None:
                 return Status.UNKNOWN_ROW
-            if held.finished:
+            if state.finished:
                 return Status.FINISHED_ROW
-            held.reserved, held.finished = 0, True
+            state.reserved, state.finished = 0, True
             return Status.OK
 
     def release(self, request: int) -> int:
         """Return a status."""
         with self._lock:
-            found = self._requests.pop(request, None)
-            if found is None:
+            entry = self._requests.pop(request, None)
+            if entry is None:
                 return Status.UNKNOWN_REQUEST
-            pages = [page for row in found.rows for _, page in sorted(self._rows.pop(row).pages.items())]
+            pages = [page for row in entry.rows for _, page in sorted(self._rows.pop(row).pages.items())]
             self._free += reversed(pages)
-            if found.key is not None:
-                source = self._sources[found.key]
+            if entry.key is not None:
+                source = self._sources[entry.key]
                 source.users.remove(request)
                 if not source.users:
                     self._free_source += reversed(source.pages)
-                    del self._sources[found.key]
+                    del self._sources[entry.key]
             return Status.OK
 
     def statistics(self) -> list[int]:
@@ -285,40 +291,41 @@ class Ledger:
                 *(len(self._requests), len(self._sources)),
             ]
 
-    def check(self, own: torch.Tensor, source_table: torch.Tensor) -> int:
+    def check(self, slot_table: torch.Tensor, source_table: torch.Tensor) -> int:
         """Return a violation."""
         with self._lock:
-            held = [page for row in self._rows.values() for page in row.pages.values()]
-            if sorted(held + self._free) != list(range(self._pages)):
+            used = [page for row in self._rows.values() for page in row.pages.values()]
+            if sorted(used + self._free) != list(range(self._pages)):
                 return Violation.PAGE_OWNERS
             if min((row.reserved for row in self._rows.values()), default=0) < 0 or self._reserved() > len(self._free):
                 return Violation.RESERVATIONS
-            rows = {row: request for request, found in self._requests.items() for row in found.rows}
-            if rows != {row: held.request for row, held in self._rows.items()}:
+            rows = {row: request for request, entry in self._requests.items() for row in entry.rows}
+            if rows != {row: state.request for row, state in self._rows.items()}:
                 return Violation.ROW_REQUESTS
-            held = [page for source in self._sources.values() for page in source.pages]
-            if sorted(held + self._free_source) != list(range(self._source_pages)):
+            used = [page for source in self._sources.values() for page in source.pages]
+            if sorted(used + self._free_source) != list(range(self._source_pages)):
                 return Violation.SOURCE_PAGE_OWNERS
             for key, source in self._sources.items():
-                if source.users != {request for request, found in self._requests.items() if found.key == key}:
+                if source.users != {request for request, entry in self._requests.items() if entry.key == key}:
                     return Violation.SOURCE_USERS
                 if source_table[source.number, : source.length].tolist() != self._source_slots(source):
                     return Violation.SOURCE_TABLE
             size = self.limits.page
             for number, row in self._rows.items():
                 for index, page in row.pages.items():
-                    entries = own[number, index * size : (index + 1) * size].tolist()
+                    entries = slot_table[number, index * size : (index + 1) * size].tolist()
                     if entries != list(range(page * size, page * size + len(entries))):
                         return Violation.OWN_TABLE
             return Violation.SOUND
 
     def _free_run(self, rows: int) -> int | None:
+        """The lowest row from which `rows` adjacent rows are free; None where there is none."""
         free = [row not in self._rows for row in range(self.limits.rows)]
         return next((row for row in range(len(free) - rows + 1) if all(free[row : row + rows])), None)
 
     def _reserved(self) -> int:
         return sum(row.reserved for row in self._rows.values())
 
-    def _note_peaks(self) -> None:
+    def _update_peaks(self) -> None:
         used = (self._pages - len(self._free), self._source_pages - len(self._free_source), len(self._rows))
         self._peaks = [max(pair) for pair in zip(self._peaks, used)]

@@ -31,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from .. import ops
-    from ..layers import decoder_step
     from ..ops import extension
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -42,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
-        "extension": {"C++": extension.absence() or f"loaded, instructions: {extension.instructions()}"},
-        "ops": {**dict(ops.explain(device)), "decoder_step": decoder_step.explain(device)},
+        "extension": {"C++": extension.why_not() or f"loaded, instructions: {extension.instruction_set()}"},
+        "ops": dict(ops.explain(device)),
     }
     if args.model:
         found["model"] = _describe(args.model)

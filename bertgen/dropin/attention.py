@@ -203,8 +203,8 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible,
         count, start, key_len, key_mask = rows, visible.q_start, visible.key_len, visible.key_mask
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     full = Packing.full if _is_graph() else _full
-    cu_q = full(count, length, device).cu
-    cu_k = cu_q if keys == length else full(count, keys, device).cu
+    cu_q = full(count, length, device).cu_seqlens
+    cu_k = cu_q if keys == length else full(count, keys, device).cu_seqlens
     out = ops.attention(
         q, k, v, cu_q, cu_k, length, keys,
         causal=visible.causal, q_start=start, key_len=key_len, key_mask=key_mask, dropout=dropout,

@@ -20,7 +20,7 @@ from ..config.quantization import METHOD
 from ..errors import CheckpointError, ConfigError, InputError
 from ..layers.linear import Int4Linear
 from ..layers.meta_init import outlined
-from ..quantization.int4 import fault
+from ..quantization.int4 import why_not_int4_weight
 
 _LOADED = "_is_hf_initialized"  # what transformers writes on parameters that need no initial values
 
@@ -157,9 +157,10 @@ class Int4Quantizer(HfQuantizer):
             tensor = getattr(layer, name)
             if tensor is not None and not getattr(tensor, _LOADED, False):
                 raise CheckpointError(f"{path}.{name} is missing: config.json says that the layer is in 4 bits")
-        wrong = fault(layer.out_features, layer.in_features, layer.packed, layer.scale, layer.zero, self.config)
-        if wrong is not None:
-            raise CheckpointError(f"{path}: {wrong}")
+        shape = layer.out_features, layer.in_features
+        reason = why_not_int4_weight(*shape, layer.packed, layer.scale, layer.zero, self.config)
+        if reason is not None:
+            raise CheckpointError(f"{path}: {reason}")
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         for path, module in list(model.named_modules()):

@@ -22,7 +22,5 @@ class BatchDecoder:
         cache, context = self.cache, self._context
         if context is None or context.tokens.shape[0] != len(tokens):
             self._context = context = AttentionContext.of_step(cache)
-        cache.begin(1)
-        logits = self.decoder.step(tokens.flatten(), context)
-        cache.advance(1)
-        return logits
+        with cache.step(1):
+            return self.decoder.step(tokens.flatten(), context)

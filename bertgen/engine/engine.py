@@ -147,7 +147,7 @@ class Engine:
                 checked = request.search_key
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
-            self.cache.pages.require(request.rows, request.positions, len(request.ids))
+            self.cache.allocator.check_capacity(request.rows, request.positions, len(request.ids))
         self.scheduler.submit(requests, on_done)
         return requests
 
@@ -224,7 +224,7 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """Totals since the engine was made, and the current load."""
         with self.lock:
-            pages = self.cache.pages.statistics()
+            pages = self.cache.allocator.statistics()
             return replace(
                 self._counts, running=self.cache.rows, waiting=self.scheduler.waiting_count, pages=pages.pages,
                 pages_used=pages.pages_used, cache_bytes=self.cache.bytes,
@@ -319,7 +319,7 @@ class Engine:
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)
             for admission in admissions.values():
-                self.cache.pages.release(admission.request)
+                self.cache.allocator.release(admission.request)
             return self._fail_removed(dict.fromkeys(admissions, failure))
         seconds = time.perf_counter() - start
         self._counts.encode += seconds
@@ -328,7 +328,7 @@ class Engine:
 
     def _capacity(self) -> Capacity:
         """What the cache can still reserve."""
-        used, limits = self.cache.pages.statistics(), self.cache.pages.limits
+        used, limits = self.cache.allocator.statistics(), self.cache.allocator.limits
         return Capacity(
             rows=used.rows - used.rows_used, pages=used.pages - used.pages_used - used.pages_reserved, page=limits.page,
             source_pages=used.source_pages - used.source_pages_used, source_page=limits.source_page,

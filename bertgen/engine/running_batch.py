@@ -48,7 +48,7 @@ class RunningBatch:
                     group = SearchGroup(request, self.model)
                 except Exception as error:
                     failures[request] = RequestFailure.of_step(error)
-                    cache.pages.release(admission.request)
+                    cache.allocator.release(admission.request)
                     continue
                 by_number[request.group] = group
                 self.groups.append(group)

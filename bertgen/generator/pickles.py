@@ -12,7 +12,7 @@ from typing import Any
 from ..config import GenerationConfig
 from ..errors import CheckpointError
 from ..hub import local_directory
-from ..layers.linear import is_plain
+from ..layers.inspection import is_plain
 from ..model import EncoderDecoderModel
 from ..model.digest import weights_digest
 from ..tokenizer import Tokenizer

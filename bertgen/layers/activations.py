@@ -1,4 +1,4 @@
-"""Activations with parameters; those without are functions, in `kernels/layernorm_gelu.py`."""
+"""Activations with parameters. Those without are functions in `kernels/activations.py`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LEARNED = {"prelu": nn.PReLU, "xielu": XIELU}
 
 
 def learned_activation(name: str) -> nn.Module | None:
-    """The module of an activation that has parameters, None for one that has none; ConfigError for unknown names."""
+    """The module of an activation with parameters; None for one without. ConfigError for unknown names."""
     if name in _LEARNED:
         return _LEARNED[name]()
     if name not in ACTIVATIONS:

@@ -8,7 +8,8 @@ from torch import nn
 
 from .. import ops
 from ..config import BertGenerationConfig
-from .linear import apply, is_plain_norm
+from .inspection import is_plain_layer_norm
+from .linear import apply
 
 
 class AddNorm(nn.Module):
@@ -23,6 +24,6 @@ class AddNorm(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         norm, dropout = self.LayerNorm, self.dropout if self.training else 0.0
         y = apply(self.dense, x)
-        if not is_plain_norm(norm):
+        if not is_plain_layer_norm(norm):
             return norm(F.dropout(y, dropout) + residual)
         return ops.add_layer_norm(y, None, residual, norm.weight, norm.bias, norm.eps, dropout=dropout)

@@ -13,26 +13,27 @@ from ..cache.cache import Cache
 from ..config import BertGenerationConfig
 from ..packing import Packing
 from .add_norm import AddNorm
-from .linear import Int4Linear, apply, check_dtype, int4_linears, is_plain
+from .inspection import is_plain
+from .linear import Int4Linear, apply, check_dtype, int4_linears
 
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What attention needs to know of the batch; the same for all layers of one forward.
+    """What attention reads besides hidden states; the same for all layers of one forward.
 
     Attributes:
         tokens: rows of the packed hidden states.
         causal: a query sees no later position of its row.
-        key_len: integer [B], hides the positions of a row from there on; None where all are real.
-        key_mask: bool [B, longest], the same for masks that lengths cannot express; with a cache [B, past + new].
-        cache: where past keys and values are and new ones go.
-        source: packed encoder states [Ts, hidden] and their rows; None without cross-attention, or where the cache
+        key_len: integer [B], the number of visible positions of each row; None where all are visible.
+        key_mask: bool [B, max_seqlen], for masks that lengths cannot express; with a cache [B, past + new].
+        cache: holds past keys and values, and receives the new ones.
+        source: packed encoder states [Ts, hidden] and their `Packing`; None without cross-attention, or where the cache
             holds their keys and values already.
-        mask: bool or additive, broadcasts to [B, heads, new, past + new]: a mask that takes the place of `causal`,
-            `key_len` and `key_mask`. No token may have been dropped in `tokens`.
-        attentions: collects the weights [B, heads, T, S] of every layer's self-attention and cross-attention.
-        askers: where the rows of `tokens` that share a row of `source` begin as one row, and the longest such row (as
-            in a `Packing`); None where each row has a source of its own.
+        mask: bool or additive, broadcasts to [B, heads, new, past + new]; replaces `causal`, `key_len` and `key_mask`.
+            `tokens` must then hold every token of the batch.
+        attentions: collects the weights [B, heads, T, S] of self-attention and cross-attention of every layer.
+        askers: cu_seqlens and max_seqlen of the queries of each row of `source`, where several rows of `tokens` share
+            it; None where each row has its own source.
     """
 
     tokens: Packing
@@ -47,13 +48,13 @@ class AttentionContext:
 
     @classmethod
     def of_step(cls, cache: Cache) -> AttentionContext:
-        """One more token of each running row of a cache, for as long as the rows that run are so many."""
+        """One more token of each running row of a cache. Valid for all steps until the number of rows changes."""
         return cls(Packing.full(cache.rows, 1, cache.device), causal=True, cache=cache)
 
 
 @dataclass
 class Attentions:
-    """Attention weights [B, heads, T, S] of the layers that have run."""
+    """Attention weights [B, heads, T, S] of the layers so far: own of self-attention, cross of cross-attention."""
 
     own: list[torch.Tensor] = field(default_factory=list)
     cross: list[torch.Tensor] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Projections(nn.Module):
 
 
 def project(x: torch.Tensor, *layers: Any) -> tuple[torch.Tensor, ...]:
-    """Several layers, as `apply` takes them, on one input: x [T, K] -> one [T, N] each. Weights stay where they lie."""
+    """Several layers, as in `apply`, on one input: x [T, K] -> one [T, N] each. The weights are not copied."""
     if all(is_plain(layer, nn.Linear) for layer in layers):
         return ops.linears(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
     if all(is_plain(layer, Int4Linear) for layer in layers):
@@ -99,13 +100,13 @@ class Attention(nn.Module):
     def _attend_self(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = (self._heads(t) for t in project(x, self.self.query, self.self.key, self.self.value))
         rows, cache = context.tokens, context.cache
-        if context.mask is not None or self._densely(context):
+        if context.mask is not None or self._is_dense(context):
             pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(cache.layer, k, v)
-            return self._attend_densely(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
+            return self._attend_dense(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
         if cache is not None:
             return cache.attend(cache.layer, q, k, v, context.key_mask)
         return ops.attention(
-            q, k, v, rows.cu, rows.cu, rows.longest, rows.longest,
+            q, k, v, rows.cu_seqlens, rows.cu_seqlens, rows.max_seqlen, rows.max_seqlen,
             causal=context.causal, key_len=context.key_len, key_mask=context.key_mask, dropout=self._dropout,
         )  # fmt: skip
 
@@ -117,19 +118,21 @@ class Attention(nn.Module):
             k, v = self.source_pair(states)
             if cache is not None:
                 cache.set_cross(cache.layer, k, v)
-            elif not self._densely(context):
-                cu, longest = (rows.cu, rows.longest) if context.askers is None else context.askers
-                return ops.attention(q, k, v, cu, source.cu, longest, source.longest, dropout=self._dropout)
-        if not self._densely(context):
+            elif not self._is_dense(context):
+                cu_seqlens_q, max_seqlen_q = context.askers or (rows.cu_seqlens, rows.max_seqlen)
+                return ops.attention(
+                    q, k, v, cu_seqlens_q, source.cu_seqlens, max_seqlen_q, source.max_seqlen, dropout=self._dropout
+                )
+        if not self._is_dense(context):
             assert cache is not None
             return cache.attend_cross(cache.layer, q)
         if cache is not None:
             k, v, mask = cache.cross(cache.layer)
         else:
             k, v, mask = source.unpack(k), source.unpack(v), source.mask()
-        width = rows.shape[0] // k.shape[0]  # rows of a source
+        width = rows.shape[0] // k.shape[0]  # rows per source
         k, v, mask = (None if t is None else t.repeat_interleave(width, 0) for t in (k, v, mask))
-        return self._attend_densely(q, k, v, None if mask is None else mask[:, None, None], context, "cross")
+        return self._attend_dense(q, k, v, None if mask is None else mask[:, None, None], context, "cross")
 
     def source_pair(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [T, heads, head_dim] of encoder states [T, hidden]."""
@@ -137,11 +140,11 @@ class Attention(nn.Module):
         k, v = (self._heads(t) for t in project(states, self.self.key, self.self.value))
         return k, v
 
-    def _densely(self, context: AttentionContext) -> bool:
-        """Whether the weights are needed: to be returned, or to drop some of those over a cache."""
+    def _is_dense(self, context: AttentionContext) -> bool:
+        """Whether attention weights are computed: to return them, or for dropout with a cache."""
         return context.attentions is not None or (context.cache is not None and self._dropout > 0)
 
-    def _attend_densely(
+    def _attend_dense(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -150,7 +153,7 @@ class Attention(nn.Module):
         context: AttentionContext,
         kind: str,
     ) -> torch.Tensor:
-        """q [T, heads, head_dim] over keys and values [B, S, heads, head_dim] under any mask, keeping the weights."""
+        """Attention of q [T, heads, head_dim] to keys and values [B, S, heads, head_dim]; collects the weights."""
         out, weights = ops.masked_attention(context.tokens.unpack(q), k, v, mask, self._dropout)
         if context.attentions is not None:
             getattr(context.attentions, kind).append(weights)
@@ -165,10 +168,10 @@ class Attention(nn.Module):
 
 
 def dense_mask(context: AttentionContext, keys: int) -> torch.Tensor | None:
-    """The mask of self-attention that a context stands for, bool or additive, for rows of so many keys."""
+    """The mask of self-attention of a context for rows of `keys` keys, bool or additive; None where all are visible."""
     if context.mask is not None:
         return context.mask
-    rows, device = context.tokens, context.tokens.cu.device
+    rows, device = context.tokens, context.tokens.cu_seqlens.device
     key, mask = torch.arange(keys, device=device), rows.mask()
     if mask is not None:
         mask = mask[:, None, None]

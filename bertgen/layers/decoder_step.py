@@ -1,8 +1,8 @@
 """One token of every row through the layers of a decoder in one call of the C++ extension, where that is possible.
 
-On a CPU a step of few rows is short: a product takes some ten microseconds, and so does a call of an operator from
-Python. csrc/decoder_cpu.cpp calls the same functions one after the other. Anything out of the ordinary (a mask, hooks,
-a layer of another kind) goes through the modules, which stay the definition.
+On a CPU a step of few rows is short: a product takes some ten microseconds, as long as a call of an operator from
+Python. csrc/decoder_step_cpu.cpp calls the same functions one after the other. A mask, hooks, layers of another kind
+and the like go through the modules, which stay the definition.
 """
 
 from __future__ import annotations
@@ -14,157 +14,174 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..kernels.linear import cpp_takes, few_rows
 from ..kernels.plain import PLAIN
-from ..ops import extension
+from ..ops.step_layout import LayerParts, LayerPools, Part, StepArguments, StepTables
 from ..quantization.int4 import codebook
 from .add_norm import AddNorm
 from .attention import Attention, AttentionContext, Projections
 from .block import Intermediate, Layer
-from .linear import Int4Linear, has_own_forward, is_untouched
+from .inspection import has_library_forward, is_unpatched
+from .linear import Int4Linear
 
 _KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
-_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
+_NO_CROSS: tuple[Part, Part, Part] = ((), (), ())  # query, output and norm of a layer without cross-attention
+_ABSENT = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
 
 
-class _Other(Exception):
+class _Unsupported(Exception):
     """A layer is not of the kind that the call computes."""
 
 
 def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: AttentionContext) -> torch.Tensor | None:
-    """x [R, hidden], the newest token of each row of `context.cache` -> [R, hidden] behind the last layer.
+    """x [R, hidden], the newest token of each row of `context.cache` -> [R, hidden], the output of the last layer.
 
-    None, and nothing is done, where it takes something that the call does not have: anything but inference in float32
-    on a CPU on at most `kernels.linear.few_rows()` rows, masks, attention weights, hooks, other layers or activations.
+    None, with nothing done, where the call does not cover the step. It covers inference in float32 on a CPU on at most
+    `kernels.linear.few_rows()` rows, without masks, attention weights, hooks, other layers or activations.
     """
     cache = context.cache
-    if (
-        cache is None
-        or context.source is not None
-        or context.mask is not None
-        or context.key_mask is not None
-        or context.attentions is not None
-        or context.tokens.longest != 1
-        or not cpp_takes(x, x)
-        or not _has_call()
-        or not has_own_forward(*_KINDS)
-    ):
+    if cache is None or why_not_decoder_step(x, context) is not None:
         return None
-    walk = _Walk(cache.has_cross)
+    collector = _Collector(cache.has_cross)
     try:
         for layer in layers:
-            walk.layer(layer)
-    except _Other:
+            collector.add(layer)
+    except _Unsupported:
         return None
-    if not walk.found:  # no layers at all
+    if not collector.parameters:  # no layers at all
         return None
-    own, cross, source = cache.pools, cache.cross_pools, cache.source if cache.has_cross else None
-    return torch.ops.bertgen_C.decoder_step.default(
-        x, walk.heads, walk.eps, walk.found, walk.codebook, walk.integers, own.keys, own.values, cache.slots,
-        cache.table, cache.lengths, *(([], [], None, None, None) if source is None else (
-            cross.keys, cross.values, source.table, source.lengths, source.cu_rows)),
-    )  # fmt: skip
+    pools, source_pools = LayerPools(cache.pool.keys, cache.pool.values), LayerPools([], [])
+    tables = StepTables(cache.slot_mapping, cache.slot_table, cache.lengths)
+    if cache.has_cross and (source := cache.cross_metadata) is not None:
+        source_pools = LayerPools(cache.cross_pool.keys, cache.cross_pool.values)
+        tables = StepTables(*tables[:3], source.table, source.lengths, source.cu_rows)
+    arguments = StepArguments(
+        x=x,
+        parameters=collector.parameters,
+        pools=[*pools.keys, *pools.values],
+        source_pools=[*source_pools.keys, *source_pools.values],
+        tables=[table for table in tables if table is not None],
+        codebook=collector.codebook,
+        heads=collector.heads,
+        eps=collector.eps,
+        int8=collector.int8,
+    )
+    return ops.decoder_step(arguments)
 
 
-def _has_call() -> bool:
-    """Whether the extension is there and wanted."""
-    return ops.uses_cpp() and extension.absence() is None
+def why_not_decoder_step(x: torch.Tensor, context: AttentionContext) -> str | None:
+    """Why the call does not cover a step of x [R, hidden] in any layers, as one clause; None where it does."""
+    if context.cache is None or context.tokens.max_seqlen != 1:
+        return "it is not a step of one token of each row of a cache"
+    if context.source is not None:
+        return "the keys of the sources are not in the cache yet"
+    if context.mask is not None or context.key_mask is not None:
+        return "attention has a mask"
+    if context.attentions is not None:
+        return "attention weights are returned"
+    reason = ops.decoder_step.why_not(x)
+    if reason is None and not has_library_forward(*_KINDS):
+        reason = "a class of layers has another forward, or all modules have a hook"
+    return reason
 
 
-def explain(device: str = "cpu") -> str:
-    """How a step of a decoder runs on `device` ("cpu" or "cuda")."""
-    if device == "cpu" and _has_call():
-        return f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows, else layer by layer"
-    return "layer by layer"
-
-
-class _Walk:
-    """Collects the parameters of layers, in the order of the operator.
+class _Collector:
+    """Collects the parameters of layers in the order of the operator, and what all layers must have in common.
 
     Attributes:
-        found: of each layer query, key, value, output, norm; of its cross-attention query, output, norm; inner layer,
-            outer layer, norm. A Linear is weight and bias, an Int4Linear packed, scale, zero and bias.
+        parameters: of each layer, the tensors of its `LayerParts`.
+        heads: of attention. eps: of all norms.
+        codebook: of the format of all weights in 4 bits; None where it has none.
+        int8: whether all products with such weights are those of integers.
     """
 
-    def __init__(self, crosses: bool):
-        self.crosses = crosses
-        self.found: list[torch.Tensor] = []
+    def __init__(self, cross: bool):
+        self.cross = cross
+        self.parameters: list[torch.Tensor] = []
         self.heads = 0
-        self.eps: float | None = None  # of all norms
-        self.format: str | None = None  # of all weights in 4 bits, and its codebook
+        self.eps: float | None = None
+        self.format: str | None = None
         self.codebook: torch.Tensor | None = None
-        self.integers = False  # whether all products with such weights are those of integers
+        self.int8 = False
 
-    def layer(self, layer: nn.Module) -> None:
-        parts = self._parts(layer, Layer)
-        self._attention(parts["attention"])
-        if self.crosses:
-            self._attention(parts["crossattention"])
-        inner = parts["intermediate"]
-        dense = self._parts(inner, Intermediate)["dense"]
-        if inner.activation not in ("gelu", "gelu_python") or inner.intermediate_act_fn is not None:
-            raise _Other
-        self._linear(dense)
-        self._add_norm(parts["output"])
+    def add(self, layer: nn.Module) -> None:
+        modules = self._modules(layer, Layer)
+        projections, attention_output, attention_norm = self._attention(modules["attention"])
+        cross_query, cross_output, cross_norm = _NO_CROSS
+        if self.cross:
+            cross, cross_output, cross_norm = self._attention(modules["crossattention"])
+            cross_query = self._dense(cross["query"])
+        block = modules["intermediate"]
+        intermediate = self._modules(block, Intermediate)["dense"]
+        if block.activation not in ("gelu", "gelu_python") or block.intermediate_act_fn is not None:
+            raise _Unsupported
+        output, output_norm = self._add_norm(modules["output"])
+        parts = LayerParts(
+            query=self._dense(projections["query"]),
+            key=self._dense(projections["key"]),
+            value=self._dense(projections["value"]),
+            attention_output=attention_output,
+            attention_norm=attention_norm,
+            cross_query=cross_query,
+            cross_output=cross_output,
+            cross_norm=cross_norm,
+            intermediate=self._dense(intermediate),
+            output=output,
+            output_norm=output_norm,
+        )
+        for part in parts:
+            self.parameters += part
 
-    def _attention(self, attention: Any) -> None:
-        parts = self._parts(attention, Attention)
-        projections = self._parts(parts["self"], Projections)
-        query, key, value = (projections[name] for name in ("query", "key", "value"))
+    def _attention(self, attention: Any) -> tuple[dict[str, Any], Part, Part]:
+        """The projections of an attention, its output and its norm."""
+        modules = self._modules(attention, Attention)
         self.heads = attention.heads
-        self._linear(query)
-        if not attention.cross:
-            self._linear(key)
-            self._linear(value)
-        self._add_norm(parts["output"])
+        return self._modules(modules["self"], Projections), *self._add_norm(modules["output"])
 
-    def _add_norm(self, block: Any) -> None:
-        parts = self._parts(block, AddNorm)
-        if block.training:  # then it drops some of what it adds
-            raise _Other
-        self._linear(parts["dense"])
-        norm = parts["LayerNorm"]
-        weights = self._weights(norm, nn.LayerNorm, ("weight", "bias"))
+    def _add_norm(self, block: Any) -> tuple[Part, Part]:
+        modules = self._modules(block, AddNorm)
+        if block.training:  # it would drop some of what it adds
+            raise _Unsupported
+        norm = modules["LayerNorm"]
+        tensors = self._tensors(norm, nn.LayerNorm, ("weight", "bias"))
         if self.eps is None:
             self.eps = norm.eps
-        if norm.eps != self.eps or any(t is _NOTHING for t in weights):
-            raise _Other
-        self.found += weights
+        if norm.eps != self.eps or any(t is _ABSENT for t in tensors):
+            raise _Unsupported
+        return self._dense(modules["dense"]), tensors
 
-    def _linear(self, layer: Any) -> None:
-        if type(layer) is Int4Linear:
-            config = layer.config
-            integers = config.compute_dtype == "int8"
-            if self.format is None:
-                self.format, self.codebook = config.format, codebook(config.format, torch.device("cpu"))
-                self.integers = integers
-            if config.format != self.format or integers != self.integers:
-                raise _Other
-            if config.compute_dtype not in (None, "float32", "int8"):
-                raise _Other
-            self.found += self._weights(layer, Int4Linear, ("packed", "scale", "zero", "bias"))
-        else:
-            self.found += self._weights(layer, nn.Linear, ("weight", "bias"))
+    def _dense(self, layer: Any) -> Part:
+        if type(layer) is not Int4Linear:
+            return self._tensors(layer, nn.Linear, ("weight", "bias"))
+        config = layer.config
+        int8 = config.compute_dtype == "int8"
+        if self.format is None:
+            self.format, self.codebook = config.format, codebook(config.format, torch.device("cpu"))
+            self.int8 = int8
+        if config.format != self.format or int8 != self.int8:
+            raise _Unsupported
+        if config.compute_dtype not in (None, "float32", "int8"):
+            raise _Unsupported
+        return self._tensors(layer, Int4Linear, ("packed", "scale", "zero", "bias"))
 
-    def _weights(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> list[torch.Tensor]:
-        self._parts(module, kind)
+    def _tensors(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> Part:
+        self._modules(module, kind)
         parameters = module.__dict__["_parameters"]
-        found: list[torch.Tensor] = []
+        tensors: list[torch.Tensor] = []
         for name in names:
             t = parameters[name]
             if t is None:
-                found.append(_NOTHING)
+                tensors.append(_ABSENT)
                 continue
             if type(t) not in PLAIN or not t.is_cpu or not t.is_contiguous():
-                raise _Other
+                raise _Unsupported
             if t.dtype is not torch.float32 and name != "packed":
-                raise _Other
-            found.append(t)
-        return found
+                raise _Unsupported
+            tensors.append(t)
+        return tensors
 
     @staticmethod
-    def _parts(module: nn.Module, kind: type) -> dict[str, Any]:
-        """The modules in one of exactly this kind, on which nothing is hung."""
-        if type(module) is not kind or not is_untouched(module):
-            raise _Other
+    def _modules(module: nn.Module, kind: type) -> dict[str, Any]:
+        """The modules of a module of exactly this kind, without hooks or a patched forward."""
+        if type(module) is not kind or not is_unpatched(module):
+            raise _Unsupported
         return module.__dict__["_modules"]

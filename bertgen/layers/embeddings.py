@@ -8,7 +8,8 @@ from torch import nn
 from .. import ops
 from ..config import BertConfig, BertGenerationConfig
 from ..errors import ConfigError
-from .linear import check_dtype, is_plain, is_plain_norm
+from .inspection import is_plain, is_plain_layer_norm
+from .linear import check_dtype
 
 
 class Embeddings(nn.Module):
@@ -47,6 +48,6 @@ class Embeddings(nn.Module):
                 summed = summed + table(torch.zeros_like(positions) if types is None else types)
         summed = summed + self.position_embeddings(positions)
         norm = self.LayerNorm
-        if not is_plain_norm(norm):
+        if not is_plain_layer_norm(norm):
             return self.dropout(norm(summed))
         return self.dropout(ops.add_layer_norm(summed, None, None, norm.weight, norm.bias, norm.eps))

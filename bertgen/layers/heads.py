@@ -1,4 +1,7 @@
-"""Heads on a stack: the language-model heads of the three kinds, and the pooler. Names are the checkpoint's names."""
+"""Heads of a stack: the language-model heads of the three model types, and the pooler.
+
+Attribute names are those of the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from torch import nn
 from .. import ops
 from ..config import BertGenerationConfig
 from .activations import learned_activation
-from .linear import apply, is_plain_norm
+from .inspection import is_plain_layer_norm
+from .linear import apply
 
 
 def _normalized(y: torch.Tensor, norm: nn.Module, activation: str) -> torch.Tensor:
     """LayerNorm(activation(y))"""
-    if not is_plain_norm(norm):
+    if not is_plain_layer_norm(norm):
         return norm(y if activation == "linear" else ops.bias_gelu(y, None, activation))
     return ops.gelu_layer_norm(y, norm.weight, norm.bias, norm.eps, activation)
 
@@ -34,7 +38,7 @@ class LMHead(nn.Module):
 
 
 class Transform(nn.Module):
-    """LayerNorm(activation(dense(x))): what BERT does before its LM head."""
+    """LayerNorm(activation(dense(x))), before the LM head of BERT."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -52,7 +56,7 @@ class Transform(nn.Module):
 
 
 class BertPredictions(LMHead):
-    """The LM head of BERT: a transform before it."""
+    """The LM head of BERT: `Transform`, then `LMHead`."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__(config)
@@ -64,7 +68,7 @@ class BertPredictions(LMHead):
 
 
 class BertLMHead(nn.Module):
-    """Holds `predictions`, under whose name checkpoints have the head of BERT."""
+    """Holds the head of BERT under its name in checkpoints, `predictions`."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -72,7 +76,7 @@ class BertLMHead(nn.Module):
 
 
 class RobertaLMHead(LMHead):
-    """The LM head of RoBERTa: dense, GELU and LayerNorm before it, GELU whatever the stack's activation is."""
+    """The LM head of RoBERTa: dense, GELU and LayerNorm, then `LMHead`. GELU for every activation of the stack."""
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are in 4 bits, and how a layer of either kind is computed."""
+"""Int4Linear, a linear layer with 4-bit weights, and the products that blocks compute of either kind of layer."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as hooks
 
 from .. import ops
 from ..config import Int4Config
 from ..config.quantization import GROUP_SIZES
 from ..errors import InputError, UnsupportedError, quoted
-from ..kernels.int4_matmul import Weight, dequantize_reference
-from ..kernels.plain import PLAIN
-from ..quantization.int4 import codebook, dequantize, fault, quantize
+from ..kernels.int4_matmul import dequantize_reference
+from ..kernels.int4_matmul_cpp import Weight
+from ..quantization.int4 import codebook, dequantize, quantize, why_not_int4_weight
+from .inspection import is_plain
 from .meta_init import outlined
 
 
 class Int4Linear(nn.Module):
-    """`nn.Linear` with 4-bit weights, for inference: a quarter of the bytes of 16 bits.
+    """`nn.Linear` with 4-bit weights, for inference: a quarter of the bytes of 16-bit weights.
 
     Args:
         packed: uint8 [N, K / 2]. scale, zero: [N, K / group], zero None where levels are symmetric.
         bias: [N] or None.
-        config: the format they are in; None is int4, in the groups that the shapes say.
+        config: their format; None is int4, with the group size that follows from the shapes.
 
     Raises:
-        InputError: tensors that do not belong together.
+        InputError: tensors that do not fit together.
     """
 
     packed: torch.Tensor
@@ -54,18 +54,18 @@ class Int4Linear(nn.Module):
         if config is None:
             group = columns // max(1, scale.shape[-1])
             config = Int4Config(group_size=group if group in GROUP_SIZES else 64, symmetric=zero is None)
-        wrong = fault(rows, columns, packed, scale, zero, config)
-        if wrong is None and bias is not None and getattr(bias, "shape", None) != (rows,):
-            wrong = f"bias must be a tensor {(rows,)}, got {quoted(bias)}"
-        if wrong is not None:
-            raise InputError(wrong)
+        reason = why_not_int4_weight(rows, columns, packed, scale, zero, config)
+        if reason is None and bias is not None and getattr(bias, "shape", None) != (rows,):
+            reason = f"bias must be a tensor {(rows,)}, got {quoted(bias)}"
+        if reason is not None:
+            raise InputError(reason)
         self.out_features, self.in_features, self.config = rows, columns, config
         for name, tensor in (("packed", packed), ("scale", scale), ("zero", zero), ("bias", bias)):
             self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: Int4Config | None = None) -> Int4Linear:
-        """The weights of a Linear, rounded to 4 bits; see `bertgen.quantization.quantize` for the errors."""
+        """Quantize the weights of a Linear to 4 bits; raises the errors of `bertgen.quantization.quantize`."""
         if isinstance(linear, Int4Linear):
             raise InputError(f"the layer is in 4 bits already ({linear.config.format})")
         if not isinstance(linear, nn.Linear):
@@ -74,7 +74,7 @@ class Int4Linear(nn.Module):
         return cls(*quantize(linear.weight, config), bias=bias, config=config)
 
     def to_linear(self) -> nn.Linear:
-        """A Linear whose weights are the values that the 4 bits stand for, in the dtype of the scales."""
+        """A Linear with the dequantized weights, in the dtype of the scales."""
         with outlined():
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(dequantize(self.packed, self.scale, self.zero, self.config))
@@ -92,7 +92,7 @@ class Int4Linear(nn.Module):
         return self.product(x)
 
     def product(self, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
-        """The layer itself, whatever is hung on it, then the named activation: x [.., K] -> [.., N]."""
+        """The output without hooks, then the named activation: x [.., K] -> [.., N]."""
         if activation is None:
             return int4_linears(x, self.config, [self.parts])[0]
         y = int4_linears(x, self.config, [(self.packed, self.scale, self.zero, None)])[0]
@@ -100,7 +100,7 @@ class Int4Linear(nn.Module):
 
     @property
     def parts(self) -> Weight:
-        """Its tensors, in the order in which a product takes them."""
+        """The tensors packed, scale, zero and bias, in the order of `ops.int4_matmul`."""
         return self.packed, self.scale, self.zero, self.bias
 
     def extra_repr(self) -> str:
@@ -113,7 +113,7 @@ def int4_linears(x: torch.Tensor, config: Int4Config, weights: Sequence[Weight])
     Args:
         weights: packed, scale, zero and bias of each, in the format of `config`.
 
-    Gradients go to x and biases, past the rounding of integers. InputError: x that does not fit.
+    Gradients flow to x and biases; the rounding of x to 8 bits counts as the identity. InputError: x does not fit.
     """
     packed = weights[0][0]
     columns = 2 * packed.shape[1]
@@ -125,26 +125,26 @@ def int4_linears(x: torch.Tensor, config: Int4Config, weights: Sequence[Weight])
         raise InputError(f"the input has {x.shape[-1]} columns, the weight {columns}")
     if x.device != packed.device:
         raise InputError(f"the input is on {x.device}, the weight on {packed.device}")
-    integers = config.compute_dtype == "int8" and x.is_cpu
-    dtype = torch.float32 if integers else x.dtype
+    int8 = config.compute_dtype == "int8" and x.is_cpu
+    dtype = torch.float32 if int8 else x.dtype
     if config.compute_dtype not in (None, "int8"):
         dtype = getattr(torch, config.compute_dtype)
     flat = x if x.dim() == 2 else x.reshape(prod(x.shape[:-1]), columns)
     if dtype != flat.dtype:
         flat = flat.to(dtype)
-    given = [(*rest, bias if bias is None or bias.dtype == dtype else bias.to(dtype)) for *rest, bias in weights]
-    rest = codebook(config.format, x.device), integers
-    biases = [bias for *_, bias in given if bias is not None]
+    weights = [(*rest, bias if bias is None or bias.dtype == dtype else bias.to(dtype)) for *rest, bias in weights]
+    options = codebook(config.format, x.device), int8
+    biases = [bias for *_, bias in weights if bias is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (flat, *biases)):
-        products: Sequence[torch.Tensor] = [_Product.apply(flat, *weight, *rest) for weight in given]
+        products: Sequence[torch.Tensor] = [_Int4Matmul.apply(flat, *weight, *options) for weight in weights]
     else:
-        products = ops.int4_matmuls(flat, given, *rest)
+        products = ops.int4_matmuls(flat, weights, *options)
     products = [y if y.dtype == x.dtype else y.to(x.dtype) for y in products]
     return tuple(y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1]) for y in products)
 
 
-class _Product(torch.autograd.Function):
-    """`ops.int4_matmul` with gradients for x and bias. Only the 4 bits are kept for the way back."""
+class _Int4Matmul(torch.autograd.Function):
+    """`ops.int4_matmul` with gradients for x and bias. The backward dequantizes the weight again."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -155,78 +155,23 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight = dequantize_reference(*ctx.saved_tensors).to(grad.dtype)
-        of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        return grad @ weight if of_x else None, None, None, None, grad.sum(0) if of_bias else None, None, None
+        x_grad = grad @ weight if ctx.needs_input_grad[0] else None
+        bias_grad = grad.sum(0) if ctx.needs_input_grad[4] else None
+        return x_grad, None, None, None, bias_grad, None, None
 
 
 def check_dtype(x: torch.Tensor, layer: nn.Module, name: str) -> None:
-    """InputError where x, which the caller gave under this name, is of another dtype than the weight of a plain layer.
+    """Raise InputError where x, the argument `name`, has another dtype than the weight of a plain layer.
 
-    A layer on which something hangs may convert its input itself, and autocast does.
+    A layer that is not plain may convert its input itself, and autocast does.
     """
     if is_plain(layer, nn.Linear, nn.Embedding) and x.dtype != layer.weight.dtype:
         if not torch.is_autocast_enabled(x.device.type):
             raise InputError(f"{name} must be {layer.weight.dtype}, as the weights of the model, got {x.dtype}")
 
 
-_FORWARDS: dict[type, Any] = {}  # of classes that were looked at, the forward that their library wrote
-
-
-def is_plain(module: nn.Module, *kinds: type) -> bool:
-    """Whether a module is of exactly one of these kinds (any, where none is named) and nothing is hung on it.
-
-    Its parameters say all that its forward does only then: hooks, adapters, parametrizations and another forward, its
-    own or one that somebody has put on its class, are code of their own, and so are parameters of a class of their own
-    (a quantizer's, a sharded one).
-    """
-    kind = type(module)
-    if (kinds and kind not in kinds) or not is_untouched(module):
-        return False
-    for parameter in module.__dict__["_parameters"].values():
-        if parameter is not None and type(parameter) not in PLAIN:
-            return False
-    return has_own_forward(kind)
-
-
-def is_untouched(module: nn.Module) -> bool:
-    """Whether a module has no hooks, and no forward but that of its class: a part of `is_plain`."""
-    own = module.__dict__
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    )
-
-
-def has_own_forward(*kinds: type) -> bool:
-    """Whether classes have the forwards of their library, and no hook is on all modules: a part of `is_plain`."""
-    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-        return False
-    if torch.compiler.is_compiling():
-        return all(map(_is_written_by_library, kinds))
-    return all(_FORWARDS.get(kind) is kind.forward or _is_written_by_library(kind) for kind in kinds)  # type: ignore[attr-defined]
-
-
-def _is_written_by_library(kind: type) -> bool:
-    """Whether the forward of a class was compiled in a module of torch or bertgen, and not put there by somebody."""
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    home = getattr(forward, "__globals__", {}).get("__name__", "")
-    if home.partition(".")[0] not in ("torch", "bertgen"):
-        return False
-    if not torch.compiler.is_compiling():  # a graph would hold only until the next class is looked at
-        _FORWARDS[kind] = forward
-    return True
-
-
-def is_plain_norm(module: Any) -> bool:
-    """Whether a module is a plain LayerNorm over the last dimension, with weight and shift."""
-    return is_plain(module, nn.LayerNorm) and module.bias is not None and len(module.normalized_shape) == 1
-
-
 def apply(layer: Any, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
-    """A Linear, an Int4Linear or what stands in the place of one, then the named activation: x [.., K] -> [.., N]."""
+    """A Linear, an Int4Linear or a replacement of one, then the named activation: x [.., K] -> [.., N]."""
     if not is_plain(layer, nn.Linear, Int4Linear):
         return layer(x) if activation is None else ops.bias_gelu(layer(x), None, activation)
     if not isinstance(layer, Int4Linear):

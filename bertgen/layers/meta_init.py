@@ -1,4 +1,4 @@
-"""Modules without values: their parameters are on the meta device until a checkpoint fills them."""
+"""Modules with parameters on the meta device, without values, until a checkpoint fills them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def outlined() -> Iterator[None]:
-    """Modules that this thread makes inside have parameters on the meta device, which nothing initialises.
+    """Modules constructed inside, in this thread, have uninitialised parameters on the meta device.
 
-    torch looks for the meta forms of its initialisers in its compiler, whose import takes a second.
+    Initialisers are skipped: torch would import its compiler for their meta implementations, which takes a second.
     """
     with torch.device("meta"), _Uninitialised():
         yield
 
 
 class _Uninitialised(TorchFunctionMode):
-    """What fills a tensor leaves one on the meta device as it is: it has no values."""
+    """Functions that fill a tensor return a tensor on the meta device unchanged."""
 
     FILLS = frozenset(
         (

@@ -18,22 +18,23 @@ from .decoder_step import decoder_step
 
 
 class Stack(nn.Module):
-    """The layers, one after another.
+    """The layers, in their order.
 
     Attributes:
-        recompute: keep only each layer's input in training and compute the rest again on the way back (Chen et al.
-            2016, arXiv 1604.06174): a layer's memory instead of the whole stack's, for a third more time.
+        recompute: options of torch.utils.checkpoint, None where it is off. Training then keeps only the input of each
+            layer and computes the rest again in the backward (Chen et al. 2016, arXiv 1604.06174): the memory of one
+            layer instead of the stack, for a third more time.
     """
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        # Options of torch.utils.checkpoint, where it is on; files of older versions of transformers may ask for it.
-        asked = bool(config.extra.get("gradient_checkpointing"))
-        self.recompute: dict[str, Any] | None = {"use_reentrant": False} if asked else None
+        # Configurations of older versions of transformers may have this option.
+        enabled = bool(config.extra.get("gradient_checkpointing"))
+        self.recompute: dict[str, Any] | None = {"use_reentrant": False} if enabled else None
 
     def forward(self, x: torch.Tensor, context: AttentionContext, states: list[torch.Tensor] | None = None):
-        """x [T, hidden] -> [T, hidden]; the input and every layer's output are appended to `states` if given."""
+        """x [T, hidden] -> [T, hidden]; the input and the output of each layer are appended to `states` if given."""
         if context.source is not None and any(
             isinstance(layer, Layer) and not hasattr(layer, "crossattention") for layer in self.layer
         ):
@@ -42,11 +43,11 @@ class Stack(nn.Module):
             states.append(x)
         elif (y := decoder_step(self.layer, x, context)) is not None:
             return y
-        # Layers that run twice would write a cache twice.
+        # With a cache nothing is recomputed: a second run would write it twice.
         recomputes = self.recompute is not None and self.training and torch.is_grad_enabled() and context.cache is None
-        for place, layer in enumerate(self.layer):
+        for index, layer in enumerate(self.layer):
             if context.cache is not None:
-                context.cache.layer = place
+                context.cache.layer = index
             x = self._recomputed(layer, x, context) if recomputes else layer(x, context)
             if states is not None:
                 states.append(x)
@@ -56,37 +57,37 @@ class Stack(nn.Module):
         """Write every layer's keys and values of encoder states [T, hidden] for the sources of `begin_sources`.
 
         Raises:
-            UnsupportedError: a layer whose cross-attention is hidden in another module.
+            UnsupportedError: a layer without an `Attention` as its cross-attention.
         """
         self.check_sources()
-        for place, layer in enumerate(self.layer):
+        for index, layer in enumerate(self.layer):
             cross: Any = layer.crossattention
-            cache.set_cross(place, *cross.source_pair(states))
+            cache.set_cross(index, *cross.source_pair(states))
 
     def check_sources(self) -> None:
-        """Raise UnsupportedError where a layer's keys of a source cannot be computed apart from a call of the layer."""
-        for place, layer in enumerate(self.layer):
+        """Raise UnsupportedError where the keys of a source can only be computed by a call of the layer."""
+        for index, layer in enumerate(self.layer):
             if not isinstance(getattr(layer, "crossattention", None), Attention):
                 raise UnsupportedError(
-                    f"layer {place} of the decoder is a {type(layer).__name__} without a cross-attention of bertgen's, "
+                    f"layer {index} of the decoder is a {type(layer).__name__} without a cross-attention of bertgen's, "
                     "so its keys of a source cannot be computed before it is called; model.generate can call it"
                 )
 
     def _recomputed(self, layer: nn.Module, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """What the layer gives, to be computed again on the way back.
+        """The output of the layer, which the backward computes again.
 
-        A reentrant checkpoint gives gradients to no tensor but its arguments, and only where one of them has a
-        gradient: so the context's tensors are arguments too, with one more where only weights are to learn.
+        A reentrant checkpoint returns gradients only to its arguments, and only if one of them requires a gradient. So
+        the tensors of the context are arguments, too, and a dummy tensor where only weights require gradients.
         """
         states, rows = context.source or (None, None)
-        given: tuple[torch.Tensor | None, ...] = (x, states, context.mask)
-        if not any(t is not None and t.requires_grad for t in given):
+        arguments: tuple[torch.Tensor | None, ...] = (x, states, context.mask)
+        if not any(t is not None and t.requires_grad for t in arguments):
             if not any(p.requires_grad for p in layer.parameters()):
                 return layer(x, context)
-            given += (torch.empty(0, dtype=x.dtype, device=x.device, requires_grad=True),)
+            arguments += (torch.empty(0, dtype=x.dtype, device=x.device, requires_grad=True),)
 
         def run(x, states, mask, *_):
             source = None if states is None else (states, rows)
             return layer(x, replace(context, source=source, mask=mask))
 
-        return checkpoint(run, *given, **self.recompute)
+        return checkpoint(run, *arguments, **self.recompute)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,8 @@ from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions
 from ..layers.embeddings import Embeddings
 from ..layers.heads import LMHead
-from ..layers.linear import Int4Linear, is_plain
+from ..layers.inspection import is_plain
+from ..layers.linear import Int4Linear
 from ..layers.stack import Stack
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from ..packing import Packing
@@ -214,7 +216,7 @@ class BertGenerationEncoder(PretrainedModel):
             traced = is_traced() or torch.compiler.is_compiling()
             if traced and (past_key_values is not None or use_cache):
                 raise UnsupportedError(
-                    "a trace or a graph cannot hold a cache, whose books are on the host: use_cache=False"
+                    "a trace or a graph cannot hold a cache, which allocates slots on the host: use_cache=False"
                 )
             caches = either(use_cache, config.use_cache) and not self._recomputes() and not traced
             if past_key_values is not None or caches:
@@ -223,22 +225,20 @@ class BertGenerationEncoder(PretrainedModel):
                     cache = self.new_cache(rows, length, device, None if source is None else source[1])
                 if cache.rows != rows:
                     raise InputError(f"past_key_values hold {cache.rows} rows, the input has {rows}")
-                cache.begin(length)
                 key_mask = None if mask is None or bool(mask.all()) else mask.bool()
             else:
                 key_len, key_mask = key_limits(mask)
         context = AttentionContext(tokens, config.is_decoder, key_len, key_mask, cache, source, dense, attentions)
 
-        hidden = self.packed(
-            None if input_ids is None else tokens.pack(input_ids),
-            tokens.pack(positions),
-            context,
-            None if inputs_embeds is None else tokens.pack(inputs_embeds),
-            states,
-            None if types is None else tokens.pack(types),
-        )
-        if cache is not None:
-            cache.advance(length)
+        with nullcontext() if cache is None else cache.step(length):
+            hidden = self.packed(
+                None if input_ids is None else tokens.pack(input_ids),
+                tokens.pack(positions),
+                context,
+                None if inputs_embeds is None else tokens.pack(inputs_embeds),
+                states,
+                None if types is None else tokens.pack(types),
+            )
 
         def padded(x: torch.Tensor) -> torch.Tensor:
             if tokens is real or keep_padding:
@@ -444,7 +444,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
     def step(self, tokens: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Decode one token of each row of a cache; torch.compile makes one graph for rows of any lengths.
 
-        The books of the cache stay outside: `cache.begin(1)` comes before the call, `cache.advance(1)` behind it.
+        The caller allocates its slots: the call is made within `cache.step(1)`.
 
         Args:
             tokens: int64 [R], the newest token of each running row; not checked.

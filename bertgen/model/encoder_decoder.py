@@ -22,7 +22,8 @@ from ..errors import ConfigError, InputError, UnsupportedError
 from ..hub import resolve_file, split_hub_options
 from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions
-from ..layers.linear import apply, check_dtype, is_plain
+from ..layers.inspection import is_plain
+from ..layers.linear import apply, check_dtype
 from ..outputs import CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput
 from ..packing import Packing
 from .bert import BertLMHeadModel, BertModel
@@ -476,9 +477,9 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         rows = Packing.of_mask(read, *shape, ids.device)
         positions = positions_of(positions, ids, *shape, 0, config, ids.device)
         types = check_types(types, shape, config)
-        longest = rows.longest if attentions is None else shape[1]
+        max_seqlen = rows.max_seqlen if attentions is None else shape[1]
         seen = mask if mask is None or read is None else mask | ~read
-        key_len, key_mask = key_limits(None if seen is None else seen[:, :longest])
+        key_len, key_mask = key_limits(None if seen is None else seen[:, :max_seqlen])
         askers = None if shares is None else rows.joined(shares)
         context = AttentionContext(rows, True, key_len, key_mask, source=source, askers=askers, attentions=attentions)
         hidden = self.decoder.body.packed(

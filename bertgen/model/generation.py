@@ -14,7 +14,7 @@ from ..decoding.logits_processors import AllowedTokens, LogitsProcessor, build_l
 from ..decoding.stopping_criteria import StoppingCriterion, build_stopping_criteria, with_custom_limits
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from ..kernels.plain import is_traced
-from ..layers.linear import is_plain
+from ..layers.inspection import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
 from .generation_inputs import GenerationInputs, decoder_only_inputs, encoder_decoder_inputs

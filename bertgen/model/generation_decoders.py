@@ -51,9 +51,8 @@ class CachedDecoder:
         embeds = None if embeds is None else embeds[:, self.cached :]
         self.cached, past = 0, self.cache.length
         length = (ids if embeds is None else embeds).shape[1]
-        self.cache.begin(length)
-        hidden = self._run(ids, embeds, length, past, causal=True)
-        self.cache.advance(length)
+        with self.cache.step(length):
+            hidden = self._run(ids, embeds, length, past, causal=True)
         self.source = None  # its keys and values are in the cache now
         return self.decoder.head(hidden if length == 1 else hidden[length - 1 :: length])
 

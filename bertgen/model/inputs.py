@@ -98,7 +98,7 @@ def check_cache(cache: Any, config: BertGenerationConfig, layers: int) -> Cache 
         return None
     if not isinstance(cache, Cache):
         raise InputError(f"past_key_values must be the Cache that an earlier call returned, got {type(cache).__name__}")
-    found = len(cache.pools.keys), *(cache.pools.keys[0].shape[1:] if cache.pools.keys else (0, 0))
+    found = len(cache.pool.keys), *(cache.pool.keys[0].shape[1:] if cache.pool.keys else (0, 0))
     if found[0] != layers or (found[0] and found[1:] != (config.num_attention_heads, config.head_dim)):
         raise InputError(
             f"past_key_values hold {found[0]} layers of {found[1]} heads of {found[2]} columns, the model has "

@@ -11,7 +11,7 @@ from ..config import Int4Config
 from ..errors import CheckpointError, ConfigError, InputError
 from ..layers.heads import LMHead
 from ..layers.linear import Int4Linear
-from ..quantization.int4 import fault, quantize
+from ..quantization.int4 import quantize, why_not_int4_weight
 
 
 def layers_to_quantize(model: nn.Module, config: Int4Config) -> list[str]:
@@ -65,7 +65,7 @@ def install_int4_layers(
         packed, scale, zero = (state.pop(f"{path}.{part}", None) for part in ("packed", "scale", "zero"))
         if scale is None:
             raise CheckpointError(f"{path_or_id}: {path}.scale is missing beside {path}.packed")
-        wrong = fault(linear.out_features, linear.in_features, packed, scale, zero, config)
+        wrong = why_not_int4_weight(linear.out_features, linear.in_features, packed, scale, zero, config)
         if wrong is not None:
             raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
         model.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))

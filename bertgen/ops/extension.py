@@ -1,8 +1,8 @@
-"""The C++ extension: whether it is here, and why not.
+"""The C++ extension: whether it can be used, and why not.
 
-Its operators are `torch.ops.bertgen_C.*`, defined in csrc/binding.cpp. Nothing is loaded before it is asked for.
-BERTGEN_WITHOUT_EXT=1 does as if it had not been built; BERTGEN_REQUIRE_EXT=1 makes its absence an error. BERTGEN_CPU
-names the instructions that its kernels use, where those are not to be the best of the processor.
+Its operators are `torch.ops.bertgen_C.*`, defined in csrc/bindings. It is loaded on first use. BERTGEN_WITHOUT_EXT=1
+ignores it; BERTGEN_REQUIRE_EXT=1 makes its absence an error. BERTGEN_CPU names the instruction set of its kernels; by
+default that is the best of the processor.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
+from .step_layout import LAYOUT, StepArguments
 
-INSTRUCTIONS = ("portable", "avx2", "avx512")  # each with those before it; "avx512" is F, BW, DQ, VL and VNNI
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as csrc/instruction_sets.h lists them; each includes those before
 
 _loading = threading.Lock()
-_reason: str | None = ""  # of the absence, once it is known
+_reason: str | None = ""  # the result of `why_not`, once it is known
 
 
 def available() -> bool:
@@ -30,7 +31,7 @@ def available() -> bool:
     """
     if os.environ.get("BERTGEN_REQUIRE_EXT") == "1":
         require()
-    return absence() is None
+    return why_not() is None
 
 
 def require() -> None:
@@ -39,61 +40,61 @@ def require() -> None:
     Raises:
         BackendError: it cannot be used; says why.
     """
-    if reason := absence():
+    if reason := why_not():
         raise BackendError(f"the C++ extension is needed here, but {reason}")
 
 
-def absence() -> str | None:
+def why_not() -> str | None:
     """Why the extension cannot be used; None where it can, and is loaded.
 
     Raises:
-        BackendError: BERTGEN_CPU names instructions that are not known or not there.
+        BackendError: BERTGEN_CPU names an instruction set that is unknown or not available.
     """
     global _reason
-    if _reason == "":  # operators ask this at every call, so without the lock
+    if _reason == "":  # first without the lock: operators call this function often
         with _loading:
             if _reason == "":
                 _reason = _load()
     return _reason
 
 
-def instructions() -> str:
-    """Which of INSTRUCTIONS the kernels use. BackendError: the extension cannot be used."""
+def instruction_set() -> str:
+    """Which of INSTRUCTION_SETS the kernels use. BackendError: the extension cannot be used."""
     require()
-    return INSTRUCTIONS[torch.ops.bertgen_C.use_instructions(-1)]
+    return INSTRUCTION_SETS[torch.ops.bertgen_C.use_instruction_set(-1)]
 
 
-def use_instructions(name: str) -> str:
-    """Choose among INSTRUCTIONS, in this process.
+def use_instruction_set(name: str) -> str:
+    """Choose one of INSTRUCTION_SETS for this process.
 
     Returns:
-        The name that held before.
+        The name of the set before.
 
     Raises:
-        BackendError: another name, what the processor does not have, or the extension cannot be used.
+        BackendError: an unknown name, a set that the processor does not have, or the extension cannot be used.
     """
     require()
     return _use(name)
 
 
 def _use(name: str) -> str:
-    if name not in INSTRUCTIONS:
-        raise BackendError(f"instructions {name!r} are none of {', '.join(INSTRUCTIONS)} (BERTGEN_CPU)")
-    wanted, change = INSTRUCTIONS.index(name), torch.ops.bertgen_C.use_instructions
-    before = change(wanted)
-    if (best := change(-1)) < wanted:
+    if name not in INSTRUCTION_SETS:
+        raise BackendError(f"instruction set {name!r} is not one of {', '.join(INSTRUCTION_SETS)} (BERTGEN_CPU)")
+    number, change = INSTRUCTION_SETS.index(name), torch.ops.bertgen_C.use_instruction_set
+    before = change(number)
+    if (best := change(-1)) < number:
         change(before)
         raise BackendError(
-            f"instructions {name!r} are not there: the best of this processor are {INSTRUCTIONS[best]!r}"
+            f"instruction set {name!r} is not available: the best of this processor is {INSTRUCTION_SETS[best]!r}"
         )
-    return INSTRUCTIONS[before]
+    return INSTRUCTION_SETS[before]
 
 
 def _load() -> str | None:
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
         return "BERTGEN_WITHOUT_EXT=1 says to do without"
     try:
-        importlib.import_module(".._C", __package__)
+        module = importlib.import_module(".._C", __package__)
     except ModuleNotFoundError:
         return (
             "it was not built: that takes a C++ compiler, torch installed before, and pip install --no-build-isolation"
@@ -102,6 +103,7 @@ def _load() -> str | None:
         return f"it does not load: {error}"
     try:
         _describe()
+        _check_names(module)
     except RuntimeError as error:
         return f"it was built from other sources ({error}): build it again"
     if name := os.environ.get("BERTGEN_CPU"):
@@ -118,6 +120,18 @@ def _describe() -> None:
     for name in ("linears", "int4_matmuls"):
         torch.library.register_fake(f"bertgen_C::{name}", _side_by_side)
     torch.library.register_fake("bertgen_C::int4_dequantize", lambda *arguments: None)
+
+
+def _check_names(module: Any) -> None:
+    """RuntimeError where the extension has other names, or another order, than this side."""
+    arguments = [argument.name for argument in torch.ops.bertgen_C.decoder_step.default._schema.arguments]
+    for name, ours, theirs in [
+        ("arguments of decoder_step", StepArguments._fields, arguments),
+        ("INSTRUCTION_SETS", INSTRUCTION_SETS, getattr(module, "INSTRUCTION_SETS", "").split()),
+        *((name, fields, getattr(module, name, "").split()) for name, fields in LAYOUT.items()),
+    ]:
+        if tuple(theirs) != ours:
+            raise RuntimeError(f"{name} are {', '.join(theirs) or 'missing'}, not {', '.join(ours)}")
 
 
 def _like_the_first(x: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Operators as torch.compile and torch.export see them: `torch.ops.bertgen.<name>`.
+"""Registers operators with torch.library, for torch.compile and torch.export: `torch.ops.bertgen.NAME`.
 
-Each has the schema it is given, one implementation for all devices, a fake that says the shape, and a gradient that
-runs the implementation again on the way back and differentiates it.
+Each has a schema, one implementation for all devices, a fake implementation that returns the shapes, and a gradient
+that runs the implementation again in the backward pass and differentiates it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 NAMESPACE = "bertgen"
+ARGUMENTS: dict[str, dict[str, Any]] = {}  # of each registered operator, its arguments and their defaults
 
 
 def define(
     name: str,
     schema: str,
+    defaults: dict[str, Any],
     function: Callable[..., Any],
     fake: Callable[..., Any],
     differentiable: bool = False,
@@ -25,19 +27,22 @@ def define(
 
     Args:
         schema: arguments and result, as in "(Tensor x, float eps) -> Tensor"; "Tensor(a!)" is written to.
-        function: computes it; never returns what it was given.
-        fake: (the same arguments) -> empty tensors like the results.
-        differentiable: there is one result, and gradients flow to every floating tensor of the arguments.
+        defaults: the default of each argument in the order of the schema; `inspect.Parameter.empty` where it has none.
+        function: computes it; never returns one of its arguments.
+        fake: (the same arguments) -> empty tensors of the shapes of the results.
+        differentiable: whether there is one result, and gradients flow to all floating tensors of the arguments.
     """
+    ARGUMENTS[name] = defaults
     full = f"{NAMESPACE}::{name}"
     torch.library.define(full, schema)
     torch.library.impl(full, ("CPU", "CUDA"), function)
     torch.library.register_fake(full, fake)
     if differentiable:
-        _define_gradient(name, schema, function)
+        _define_backward(name, schema, function)
 
 
-def _define_gradient(name: str, schema: str, function: Callable[..., torch.Tensor]) -> None:
+def _define_backward(name: str, schema: str, function: Callable[..., torch.Tensor]) -> None:
+    """Register NAME_backward, and the autograd formula of NAME that calls it."""
     arguments = schema[1 : schema.index(") ->")]
     torch.library.define(f"{NAMESPACE}::{name}_backward", f"(Tensor grad, int[] wanted, {arguments}) -> Tensor[]")
 
@@ -53,18 +58,18 @@ def _define_gradient(name: str, schema: str, function: Callable[..., torch.Tenso
     torch.library.impl(f"{NAMESPACE}::{name}_backward", ("CPU", "CUDA"), backward)
     torch.library.register_fake(f"{NAMESPACE}::{name}_backward", fake)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
-        ctx.places, ctx.others = tensors, [None if i in tensors else x for i, x in enumerate(inputs)]
-        ctx.save_for_backward(*(inputs[i] for i in tensors))
+    def save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.indices = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+        ctx.others = [None if i in ctx.indices else x for i, x in enumerate(inputs)]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.indices))
 
     def gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs = list(ctx.others)
-        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            inputs[place] = tensor
-        wanted = [i for i in ctx.places if ctx.needs_input_grad[i] and inputs[i].is_floating_point()]
+        for i, tensor in zip(ctx.indices, ctx.saved_tensors, strict=True):
+            inputs[i] = tensor
+        wanted = [i for i in ctx.indices if ctx.needs_input_grad[i] and inputs[i].is_floating_point()]
         operator = getattr(getattr(torch.ops, NAMESPACE), f"{name}_backward")
-        found = dict(zip(wanted, operator(grad.contiguous(), wanted, *inputs), strict=True))
-        return tuple(found.get(i) for i in range(len(inputs)))
+        by_index = dict(zip(wanted, operator(grad.contiguous(), wanted, *inputs), strict=True))
+        return tuple(by_index.get(i) for i in range(len(inputs)))
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", gradients, setup_context=keep)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", gradients, setup_context=save)

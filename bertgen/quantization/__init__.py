@@ -1,4 +1,4 @@
-"""4-bit weights: rounding, the packed layout, and the files of bitsandbytes."""
+"""4-bit weights: quantization, the packed layout, and checkpoints of bitsandbytes."""
 
 from .int4 import dequantize as dequantize
 from .int4 import quantize as quantize

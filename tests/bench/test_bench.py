@@ -1035,13 +1035,13 @@ def test_tokenizer_beside_transformers(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 def test_the_allocator():
     assert "allocator, 64 rows" in module("allocator", "--rows", 64)
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+@pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 def test_4_bit_products_and_decoding():
     few = ("--repeats", 1, "--rows", 1, 5, "--shapes", 64, 128, "--size", "smoke", "--tokens", 5)
     printed = module("int4", *few)

@@ -1,4 +1,4 @@
-"""The cache of rows that come, fork, change places and go, against lists of what each row has seen."""
+"""The cache under random joins, forks, reorders and leaves, against lists of the history of each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bertgen import InputError, UnsupportedError
-from bertgen.cache.block_allocator import Pages, Violation
+from bertgen.cache.block_allocator import BlockAllocator, Violation
 from bertgen.cache.cache import Cache
 from tests.model.test_model import tiny
 
@@ -20,7 +20,7 @@ ROWS, POSITIONS, SOURCE = 9, 40, 20
 
 
 class Row:
-    """A running row: its request, how long it may become, its source, and the keys and values of its positions."""
+    """A running row: its request, its longest length, its source, and the keys and values of its positions."""
 
     def __init__(self, request: int, limit: int, source: tuple[torch.Tensor, torch.Tensor] | None):
         self.request, self.limit, self.source = request, limit, source
@@ -28,7 +28,7 @@ class Row:
 
 
 class Model:
-    """A cache, and beside it plain lists."""
+    """A cache, and the same contents in plain lists."""
 
     def __init__(self, seed: int):
         self.r = random.Random(seed)
@@ -38,14 +38,14 @@ class Model:
             source_positions=SOURCE, source_slots=5 * 16, full=self.r.random() < 0.5,
         )  # fmt: skip
         self.rows: list[Row] = []
-        self.sources: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}  # key -> request that brought it, ..
+        self.sources: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}  # key -> its first request, ..
         self.forks = self.refused = self.read = 0
 
     def draw(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator)
 
     def enter(self) -> None:
-        """Some requests are let in; sources that are in flight are shared."""
+        """Admit some requests; sources in flight are shared."""
         admitted = []
         for _ in range(self.r.randint(1, 3)):
             count, limit, key = self.r.randint(1, 4), self.r.randint(1, POSITIONS), self.r.randrange(6)
@@ -65,30 +65,29 @@ class Model:
         if admitted:
             self.cache.join(admitted)
 
-    def go_on(self) -> None:
-        """A decode step; those at their limit leave first."""
+    def decode(self) -> None:
+        """A decode step; rows at their longest length leave first."""
         self.leave([place for place, row in enumerate(self.rows) if len(row.seen) < row.limit])
         if not self.rows:
             return
-        self.cache.begin(1)
         q, k, v = self.draw(3, LAYERS, len(self.rows), HEADS, WIDTH)
         for place, row in enumerate(self.rows):
             row.seen = [*row.seen, (k[:, place], v[:, place])]
-        for layer in range(LAYERS):
-            found = self.cache.attend(layer, q[layer], k[layer], v[layer])
-            crossed = self.cache.attend_cross(layer, q[layer])
-            for place, row in enumerate(self.rows):
-                keys, values = (torch.stack([pair[i][layer] for pair in row.seen]) for i in (0, 1))
-                assert (found[place] - attended(q[layer, place], keys, values)).abs().max() < 1e-5
-                keys, values = (x[layer] for x in row.source)
-                assert (crossed[place] - attended(q[layer, place], keys, values)).abs().max() < 1e-5
-                self.read += 1
-        self.cache.advance(1)
+        with self.cache.step(1):
+            for layer in range(LAYERS):
+                attention = self.cache.attend(layer, q[layer], k[layer], v[layer])
+                cross_attention = self.cache.attend_cross(layer, q[layer])
+                for place, row in enumerate(self.rows):
+                    keys, values = (torch.stack([pair[i][layer] for pair in row.seen]) for i in (0, 1))
+                    assert (attention[place] - attended(q[layer, place], keys, values)).abs().max() < 1e-5
+                    keys, values = (x[layer] for x in row.source)
+                    assert (cross_attention[place] - attended(q[layer, place], keys, values)).abs().max() < 1e-5
+                    self.read += 1
         assert self.cache.lengths.tolist() == [len(row.seen) for row in self.rows]
         assert self.cache.length == max(len(row.seen) for row in self.rows)
 
     def fork(self) -> None:
-        """Rows go on from the histories of others of their request, which have as many positions."""
+        """Rows continue the histories of other rows of their request, which have as many positions."""
         groups: dict[int, list[int]] = {}
         for place, row in enumerate(self.rows):
             groups.setdefault(row.request, []).append(place)
@@ -100,7 +99,7 @@ class Model:
             row.seen = seen
 
     def some_leave(self) -> None:
-        """Rows and whole requests; the requests that stay change places, their rows too."""
+        """Some rows and whole requests leave; the remaining requests and their rows change their order."""
         places = [place for place in range(len(self.rows)) if self.r.random() < 0.8]
         requests = list(dict.fromkeys(self.rows[place].request for place in places))
         self.r.shuffle(requests)
@@ -112,10 +111,10 @@ class Model:
             self.rows = [self.rows[place] for place in kept]
 
     def check(self) -> None:
-        found = self.cache.pages.statistics()
-        assert self.cache.pages.check() == Violation.SOUND and self.cache.rows == len(self.rows)
-        assert found.requests == len({row.request for row in self.rows})
-        assert found.sources == len({row.source[0].data_ptr() for row in self.rows})
+        statistics = self.cache.allocator.statistics()
+        assert self.cache.allocator.check() == Violation.SOUND and self.cache.rows == len(self.rows)
+        assert statistics.requests == len({row.request for row in self.rows})
+        assert statistics.sources == len({row.source[0].data_ptr() for row in self.rows})
 
 
 def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -127,12 +126,12 @@ def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch
 def run(seed: int, operations: int) -> Model:
     model = Model(seed)
     for _ in range(operations):
-        (operation,) = model.r.choices([model.enter, model.go_on, model.fork, model.some_leave], [3, 12, 4, 1])
+        (operation,) = model.r.choices([model.enter, model.decode, model.fork, model.some_leave], [3, 12, 4, 1])
         operation()
         model.check()
     model.cache.clear()
-    found = model.cache.pages.statistics()
-    assert found.pages_used == found.pages_reserved == found.source_pages_used == found.rows_used == 0
+    used = model.cache.allocator.statistics()
+    assert used.pages_used == used.pages_reserved == used.source_pages_used == used.rows_used == 0
     return model
 
 
@@ -152,10 +151,23 @@ def test_a_row_has_as_many_positions_as_it_was_admitted_with():
     model = Model(0)
     model.cache.join([model.cache.admit(1, 3)])
     for _ in range(3):
-        model.cache.begin(1)
-        model.cache.advance(1)
+        with model.cache.step(1):
+            pass
     with pytest.raises(InputError, match="cannot take 3: its request was admitted with fewer positions"):
         model.cache.begin(1)
+
+
+def test_a_step_counts_unless_an_exception_is_raised_in_it():
+    cache = Cache(1, 1, 4, torch.float32, torch.device("cpu"), rows=2, positions=16)
+    cache.join([cache.admit(2, 16)])
+    with cache.step(3):
+        assert cache.slot_mapping.shape == (2, 3) and cache.length == 0
+    with cache.step(1):
+        pass
+    assert cache.length == 4 and cache.lengths.tolist() == [4, 4]
+    with pytest.raises(ZeroDivisionError), cache.step(1):
+        raise ZeroDivisionError
+    assert cache.length == 4 and cache.lengths.tolist() == [4, 4]
 
 
 def encoded_and_begun():
@@ -167,11 +179,11 @@ def encoded_and_begun():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 @torch.no_grad()
-def test_a_copy_of_a_cache_and_the_cache_go_on_apart(copied):
+def test_a_copy_of_a_cache_and_the_cache_continue_independently(copied):
     model, call, cache = encoded_and_begun()
     begun = call["input_ids"][:, :2]
     held = copied(cache)
-    for tokens in ([[3, 4], [5, 6]], [[7], [8]]):  # more than one token takes another way than one
+    for tokens in ([[3, 4], [5, 6]], [[7], [8]]):  # one token takes another path than several
         new = torch.tensor(tokens)
         other = new + 20
         for one, ids in ((cache, new), (held, other)):
@@ -180,7 +192,7 @@ def test_a_copy_of_a_cache_and_the_cache_go_on_apart(copied):
             got = model(**call, decoder_input_ids=ids, past_key_values=past).logits
             whole = model(**call, decoder_input_ids=torch.cat((begun, ids), 1)).logits[:, 2:]
             assert (got - whole).abs().max() < 1e-5
-            assert past.pages.check() == Violation.SOUND
+            assert past.allocator.check() == Violation.SOUND
 
 
 @torch.no_grad()
@@ -195,15 +207,15 @@ def test_a_copy_outlives_its_cache():
     assert (got - whole).abs().max() < 1e-5
 
 
-def test_the_books_of_a_cache_are_not_copied_alone():
-    pages = Pages(2, 16, 32, backend="auto")
-    if pages.backend == "cpp":
+def test_the_allocator_of_a_cache_is_not_copied_alone():
+    allocator = BlockAllocator(2, 16, 32, backend="auto")
+    if allocator.backend == "cpp":
         with pytest.raises(UnsupportedError, match="cannot be copied"):
-            copy.deepcopy(pages)
+            copy.deepcopy(allocator)
     cache = Cache(1, 1, 4, torch.float32, torch.device("cpu"), rows=2, positions=16)
     cache.join([cache.admit(1, 16)])
-    cache.begin(1)
-    cache.advance(1)
+    with cache.step(1):
+        pass
     cache.join([cache.admit(1, 16)])
     with pytest.raises(UnsupportedError, match="rows have different lengths"):
         copy.copy(cache)

@@ -486,11 +486,11 @@ def test_nothing_of_transformers_is_changed():
 def test_the_backend_holds_while_the_model_runs(asked, process, monkeypatch):
     model, (given, labels) = bertgen.accelerate(pair(), backend=asked), batch()
     seen, run = [], forward._run
-    monkeypatch.setattr(forward, "_run", lambda *args: (seen.append(ops.registry._backend), run(*args))[1])
+    monkeypatch.setattr(forward, "_run", lambda *args: (seen.append(ops.backend()), run(*args))[1])
     before = ops.set_backend(process)
     try:
         model(**given, labels=labels)
-        assert seen == ["reference"] and ops.registry._backend == process
+        assert seen == ["reference"] and ops.backend() == process
     finally:
         ops.set_backend(before)
 

@@ -127,7 +127,7 @@ def test_failing_requests_do_not_hold_up_the_others():
             break
     assert step + 1 == 39 and result(done[1]) == expected and len(failed) > 30
     assert {type(request.error) for request in failed} == {LookupError}
-    assert engine.statistics.restarts == 0 and engine.cache.pages.check() == Violation.SOUND
+    assert engine.statistics.restarts == 0 and engine.cache.allocator.check() == Violation.SOUND
 
 
 def test_a_kept_error_holds_no_tensors_of_other_requests():

@@ -36,7 +36,7 @@ def test_a_request_cancelled_during_a_step_leaves_after_it(seed):
     engine.submit(rules[1:], lambda request: None)
     while engine.busy:
         engine.step()
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert gone and set(done) | gone == set(submitted) and not set(done) & gone
     assert {t.number: result(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0

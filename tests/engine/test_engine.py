@@ -141,7 +141,7 @@ def test_cancelled_requests_leave_at_once():
         some = [request for request in r.sample(submitted, 2) if not request.done]
         engine.cancel(some)
         gone |= set(some)
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert gone and set(done) | gone == set(submitted) and not set(done) & gone
     assert {t.number: result(t) for t in done}.items() <= expected.items()
     assert engine.statistics.pages_used == 0
@@ -166,4 +166,4 @@ def test_a_source_that_cannot_be_encoded_fails_alone():
     while engine.busy:
         engine.step()
     assert len(done) == 5 and result(next(t for t in done if t is running)) == expected
-    assert engine.cache.pages.check() == Violation.SOUND
+    assert engine.cache.allocator.check() == Violation.SOUND

@@ -1,6 +1,6 @@
 """Products with 4-bit weights in the C++ extension: against their definition in float64, and to the last bit.
 
-Those of integers too, and with all instructions that the processor has.
+Those of integers too, and with all instruction sets of the processor.
 """
 
 from __future__ import annotations
@@ -11,15 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertgen.kernels.checks import as_float64, difference
-from bertgen.kernels.int4_matmul import (
-    CPU_ROWS,
-    dequantize_cpp,
-    dequantize_reference,
-    int4_matmul_cpp,
-    int4_matmul_reference,
-    round_rows,
-)
+from bertgen.kernels.int4_matmul import dequantize_reference, int4_matmul_reference, round_rows
 from bertgen.kernels.int4_matmul_cases import CHECK, NF4
+from bertgen.kernels.int4_matmul_cpp import CPU_ROWS, dequantize_cpp, int4_matmul_cpp
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, Int4Config, ops
 from bertgen.errors import BackendError
@@ -27,22 +21,22 @@ from bertgen.modules import Int4Linear
 from bertgen.ops import extension
 from tests.support import identity
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
 FORMS = ("symmetric", "zero", "fraction", "codebook")
 LEVELS = FORMS[:3]  # that products of integers take
-BEST = extension.instructions() if extension.available() else "portable"
-HERE = extension.INSTRUCTIONS[: extension.INSTRUCTIONS.index(BEST) + 1]
+BEST = extension.instruction_set() if extension.available() else "portable"
+HERE = extension.INSTRUCTION_SETS[: extension.INSTRUCTION_SETS.index(BEST) + 1]
 
 
 @pytest.fixture(autouse=True)
-def best_instructions():
-    """A test may choose others."""
+def best_instruction_set():
+    """A test may choose another."""
     yield
-    extension.use_instructions(BEST)
+    extension.use_instruction_set(BEST)
 
 
-with_all_instructions = pytest.mark.parametrize("instructions", HERE)
+with_each_instruction_set = pytest.mark.parametrize("instruction_set", HERE)
 
 
 def arguments(rows, features, columns, group, form="symmetric", bias=True, seed=0):
@@ -170,21 +164,21 @@ def test_what_is_not_finite_is_where_torch_has_it(rows, form):
 # Integers
 
 
-@with_all_instructions
+@with_each_instruction_set
 @pytest.mark.parametrize("form", LEVELS)
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 33, 300])
-def test_products_of_integers(rows, form, instructions):
+def test_products_of_integers(rows, form, instruction_set):
     """Against the definition in float64, whose x is rounded in float32."""
-    extension.use_instructions(instructions)
+    extension.use_instruction_set(instruction_set)
     shapes = [(n, k, group) for group in (32, 64, 128) for n, k in ((1, 128), (7, 1152), (63, 128), (50, 384))]
     shapes += [(9, 96, 32), (9, 32, 32)]  # ends with half a block
     check(*({**arguments(rows, n, k, group, form, k > 128), "int8": True} for n, k, group in shapes))
 
 
-@with_all_instructions
-def test_integers_are_exact(instructions):
+@with_each_instruction_set
+def test_integers_are_exact(instruction_set):
     """At their ends, where 16 bits would not do for a sum: with x of integers nothing is rounded."""
-    extension.use_instructions(instructions)
+    extension.use_instruction_set(instruction_set)
     for nibbles, value in ((0xFF, 127.0), (0xFF, -127.0), (0x00, 127.0), (0x0F, -127.0)):
         given = arguments(5, 6, 1024, 128, bias=False)
         given |= {"packed": torch.full_like(given["packed"], nibbles), "scale": torch.ones_like(given["scale"])}
@@ -207,10 +201,10 @@ def test_rows_are_rounded_to_the_nearest_of_255_integers():
     assert levels.abs().max() == 127 and 30 < len(levels) <= 64
 
 
-@with_all_instructions
-def test_rows_that_cannot_be_rounded(instructions):
+@with_each_instruction_set
+def test_rows_that_cannot_be_rounded(instruction_set):
     """Nothing but zeros, the smallest numbers there are, infinity and NaN: as the definition has them."""
-    extension.use_instructions(instructions)
+    extension.use_instruction_set(instruction_set)
     for form in LEVELS:
         given = arguments(9, 50, 192, 64, form)
         given["x"][1] = 0.0
@@ -223,10 +217,10 @@ def test_rows_that_cannot_be_rounded(instructions):
         assert (got[rows] - plain[rows]).abs().max() < 1e-4 and torch.equal(got[1], given["bias"])
 
 
-@with_all_instructions
+@with_each_instruction_set
 @pytest.mark.parametrize("form", LEVELS)
-def test_a_row_of_integers_is_the_same_whatever_is_beside_it(form, instructions):
-    extension.use_instructions(instructions)
+def test_a_row_of_integers_is_the_same_whatever_is_beside_it(form, instruction_set):
+    extension.use_instruction_set(instruction_set)
     given, before = arguments(150, 101, 1024, 64, form), torch.get_num_threads()
     expected = int4_matmul_cpp(**given, int8=True)
     for first, last in ((0, 1), (3, 5), (7, 10), (20, 24), (30, 35), (40, 150)):
@@ -242,9 +236,9 @@ def test_a_row_of_integers_is_the_same_whatever_is_beside_it(form, instructions)
         torch.set_num_threads(before)
 
 
-@with_all_instructions
-def test_float_products_with_other_instructions(instructions):
-    extension.use_instructions(instructions)
+@with_each_instruction_set
+def test_float_products_with_each_instruction_set(instruction_set):
+    extension.use_instruction_set(instruction_set)
     for form in FORMS:
         for rows in (1, 2, 3, 4, 5, 7, 33):
             check(arguments(rows, 65, 384, 64, form))
@@ -255,17 +249,17 @@ def test_float_products_with_other_instructions(instructions):
         assert torch.equal(dequantize_cpp(*weight(given)), dequantize_reference(*weight(given)))
 
 
-def test_instructions_are_chosen_by_name():
-    names = extension.INSTRUCTIONS
+def test_an_instruction_set_is_chosen_by_name():
+    names = extension.INSTRUCTION_SETS
     for name in HERE:
-        extension.use_instructions(name)
-        assert extension.instructions() == name
+        extension.use_instruction_set(name)
+        assert extension.instruction_set() == name
     for name in names[len(HERE) :]:
-        with pytest.raises(BackendError, match=f"{name!r} are not there: the best of this processor are {BEST!r}"):
-            extension.use_instructions(name)
-        assert extension.instructions() == BEST
-    with pytest.raises(BackendError, match="'sse9' are none of portable, avx2, avx512"):
-        extension.use_instructions("sse9")
+        with pytest.raises(BackendError, match=f"{name!r} is not available: the best of this processor is {BEST!r}"):
+            extension.use_instruction_set(name)
+        assert extension.instruction_set() == BEST
+    with pytest.raises(BackendError, match="'sse9' is not one of portable, avx2, avx512"):
+        extension.use_instruction_set("sse9")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from bertgen import EncoderDecoderConfig, EncoderDecoderModel, Int4Config, ops
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.linear import Int4Linear
 from bertgen.ops import extension
+from bertgen.ops.step_layout import LAYOUT, LayerParts, LayerPools, StepArguments, StepTables
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.absence()}")
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
 STEPS = 7
 IDS = torch.tensor([[5, 6, 7, 8, 9], [8, 9, 10, 0, 0], [5, 0, 0, 0, 0]])
@@ -247,29 +249,48 @@ def test_global_hooks_run(taken):
 class Call:
     """Arguments of the operator for one layer of two heads and a history of one position."""
 
-    NAMES = (
-        "x", "heads", "eps", "parameters", "codebook", "int8", "keys", "values", "slots", "table", "lengths",
-        "source_keys", "source_values", "source_table", "source_lengths", "cu_rows",
-    )  # fmt: skip
-
     def __init__(self):
         torch.manual_seed(0)
-        square = [t for _ in range(4) for t in (torch.randn(8, 8), torch.randn(8))]
-        norm = [torch.randn(8), torch.randn(8)]
-        cross = [t for _ in range(2) for t in (torch.randn(8, 8), torch.randn(8))]
-        outer = [torch.randn(5, 8), torch.randn(5), torch.randn(8, 5), torch.empty(0)]
-        self.x, self.heads, self.eps, self.codebook, self.int8 = torch.randn(3, 8), 2, 1e-5, None, False
-        self.parameters = square + norm + cross + norm + outer + norm
-        self.keys, self.values = [torch.randn(6, 2, 4)], [torch.randn(6, 2, 4)]
-        self.slots, self.table = torch.arange(3).int(), torch.tensor([[3], [4], [5]]).int()
-        self.lengths = torch.ones(3).int()
-        self.source_keys, self.source_values = [torch.randn(4, 2, 4)], [torch.randn(4, 2, 4)]
-        self.source_table, self.source_lengths = torch.tensor([[0, 1], [2, 3]]).int(), torch.tensor([2, 1]).int()
-        self.cu_rows = torch.tensor([0, 1, 3]).int()
 
-    def run(self, **other):
-        given = {**vars(self), **other}
-        return torch.ops.bertgen_C.decoder_step(*(given[name] for name in self.NAMES))
+        def dense(outputs, inputs):
+            return [torch.randn(outputs, inputs), torch.randn(outputs)]
+
+        self.layer = LayerParts(
+            query=dense(8, 8), key=dense(8, 8), value=dense(8, 8),
+            attention_output=dense(8, 8), attention_norm=[torch.randn(8), torch.randn(8)],
+            cross_query=dense(8, 8), cross_output=dense(8, 8), cross_norm=[torch.randn(8), torch.randn(8)],
+            intermediate=dense(5, 8), output=[torch.randn(8, 5), torch.empty(0)],
+            output_norm=[torch.randn(8), torch.randn(8)],
+        )  # fmt: skip
+        self.tables = StepTables(
+            slots=torch.arange(3).int(), table=torch.tensor([[3], [4], [5]]).int(), lengths=torch.ones(3).int(),
+            source_table=torch.tensor([[0, 1], [2, 3]]).int(), source_lengths=torch.tensor([2, 1]).int(),
+            cu_rows=torch.tensor([0, 1, 3]).int(),
+        )  # fmt: skip
+        self.pools = LayerPools([torch.randn(6, 2, 4)], [torch.randn(6, 2, 4)])
+        self.source_pools = LayerPools([torch.randn(4, 2, 4)], [torch.randn(4, 2, 4)])
+        self.other = dict(x=torch.randn(3, 8), heads=2, eps=1e-5, codebook=None, int8=False)
+
+    @property
+    def arguments(self) -> StepArguments:
+        lists = dict(
+            parameters=[t for part in self.layer for t in part],
+            pools=[*self.pools.keys, *self.pools.values],
+            source_pools=[*self.source_pools.keys, *self.source_pools.values],
+            tables=[table for table in self.tables if table is not None],
+        )
+        return StepArguments(**{**lists, **self.other})
+
+    def run(self, **changes):
+        """With other arguments, parts, tables or pools, by their names."""
+        for name, value in changes.items():
+            for field in ("layer", "tables", "pools"):
+                if name in getattr(self, field)._fields:
+                    setattr(self, field, getattr(self, field)._replace(**{name: value}))
+                    break
+            else:
+                self.other[name] = value
+        return torch.ops.bertgen_C.decoder_step(*self.arguments)
 
 
 def test_schema():
@@ -277,9 +298,68 @@ def test_schema():
     assert call.run().isfinite().all()
     torch.library.opcheck(
         torch.ops.bertgen_C.decoder_step.default,
-        tuple(getattr(call, name) for name in Call.NAMES),
+        tuple(call.arguments),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+def test_no_sources():
+    """The parts, pools and tables of cross-attention are left out together."""
+    call = Call()
+    with_sources = call.run()
+    call.tables = StepTables(*call.tables[:3])
+    call.source_pools = LayerPools([], [])
+    without = call.run(cross_query=[], cross_output=[], cross_norm=[])
+    assert without.isfinite().all() and not torch.equal(without, with_sources)
+
+
+def test_each_part_is_read_under_its_name():
+    """The operator beside the layer written out in float64, in which every part has numbers of its own."""
+    call = Call()
+    y, layer = call.run().double(), {name: [t.double() for t in part] for name, part in call.layer._asdict().items()}
+    x, tables = call.other["x"].double(), call.tables
+
+    def dense(name, x):
+        weight, bias = layer[name]
+        return torch.nn.functional.linear(x, weight, bias if bias.numel() else None)
+
+    def norm(name, x):
+        return torch.nn.functional.layer_norm(x, (8,), *layer[name], call.other["eps"])
+
+    def attend(q, keys, values):
+        weights = torch.einsum("hd,thd->ht", q.view(2, 4), keys).div(2).softmax(1)
+        return torch.einsum("ht,thd->hd", weights, values).flatten()
+
+    query, key, value = (dense(name, x) for name in ("query", "key", "value"))
+    attended = torch.stack(
+        [
+            attend(
+                query[row],
+                torch.stack((call.pools.keys[0][tables.table[row, 0]].double(), key[row].view(2, 4))),
+                torch.stack((call.pools.values[0][tables.table[row, 0]].double(), value[row].view(2, 4))),
+            )
+            for row in range(3)
+        ]
+    )
+    x = norm("attention_norm", x + dense("attention_output", attended))
+    query = dense("cross_query", x)
+    sources = [0, 1, 1]  # of the rows, by cu_rows
+    attended = torch.stack(
+        [
+            attend(
+                query[row],
+                call.source_pools.keys[0][tables.source_table[source, : tables.source_lengths[source]]].double(),
+                call.source_pools.values[0][tables.source_table[source, : tables.source_lengths[source]]].double(),
+            )
+            for row, source in enumerate(sources)
+        ]
+    )
+    x = norm("cross_norm", x + dense("cross_output", attended))
+    inner = torch.nn.functional.gelu(dense("intermediate", x))
+    x = norm("output_norm", x + dense("output", inner))
+    assert (x - y).abs().max() < 1e-4
+    written = call.pools.keys[0][:3].double().view(3, 8), call.pools.values[0][:3].double().view(3, 8)
+    assert (written[0] - key).abs().max() < 1e-5 and (written[1] - value).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -290,15 +370,15 @@ def test_schema():
         (dict(heads=0), "in 0 heads"),
         (dict(x=torch.randn(3, 8).double()), "x has dtype"),
         (dict(x=torch.randn(8, 3).t()), "x is not contiguous"),
-        (dict(parameters=[]), "the parameters end where query"),
-        (dict(parameters=Call().parameters[:-1]), "the parameters end where the norm of the feed-forward block"),
-        (dict(parameters=[*Call().parameters, torch.ones(8)]), "there are more parameters than 1 layers have"),
-        (dict(parameters=[torch.randn(7, 8), *Call().parameters[1:]]), "query has size 7"),
-        (dict(parameters=[*Call().parameters[:-1], torch.empty(0)]), "the norm of the feed-forward block is empty"),
+        (dict(parameters=[]), "the parameters end before query"),
+        (dict(output_norm=[torch.ones(8)]), "the parameters end before output_norm"),
+        (dict(output_norm=[torch.ones(8)] * 3), "there are more parameters than 1 layers have"),
+        (dict(query=[torch.randn(7, 8), torch.ones(8)]), "query has size 7"),
+        (dict(output_norm=[torch.ones(8), torch.empty(0)]), "output_norm is empty"),
         (dict(keys=[torch.randn(6, 4, 2)]), "keys has size 4"),
-        (dict(values=[]), "pools of 1 keys, 0 values"),
-        (dict(source_keys=[]), "0 keys and 1 values of sources"),
-        (dict(source_lengths=None), "values of sources"),
+        (dict(values=[]), "there are 1 pools, not 2 for each layer"),
+        (dict(source_pools=[torch.randn(4, 2, 4)]), "there are 1 pools of sources, not 2"),
+        (dict(source_lengths=None), "there are 5 tables, not 3 or with sources 6"),
         (dict(slots=torch.tensor([0, 1, 6]).int()), r"slots\[2\] is slot 6, the pool has 6"),
         (dict(table=torch.tensor([[3], [4], [-1]]).int()), r"table\[2, 0\] is slot -1"),
         (dict(lengths=torch.tensor([1, 2, 1]).int()), r"lengths\[1\] is 2, the table holds 1"),
@@ -310,3 +390,52 @@ def test_schema():
 def test_refuses(change, says):
     with pytest.raises(RuntimeError, match=says):
         Call().run(**change)
+
+
+# The layout of the arguments, which csrc/bindings/decoder_step_layout.h and bertgen/ops/step_layout.py name
+
+
+def test_both_sides_name_the_same_layout():
+    from bertgen import _C
+
+    schema = torch.ops.bertgen_C.decoder_step.default._schema
+    assert tuple(argument.name for argument in schema.arguments) == StepArguments._fields
+    assert tuple(_C.INSTRUCTION_SETS.split()) == extension.INSTRUCTION_SETS
+    for name, fields in LAYOUT.items():
+        assert tuple(getattr(_C, name).split()) == fields
+
+
+def swapped(fields):
+    """With the last two in the other order."""
+    *first, one, two = fields
+    return (*first, two, one)
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_an_extension_with_another_layout_is_not_used(name, monkeypatch):
+    monkeypatch.setattr(extension, "LAYOUT", {**LAYOUT, name: swapped(LAYOUT[name])})
+    theirs, ours = ", ".join(LAYOUT[name]), ", ".join(swapped(LAYOUT[name]))
+    reason = reason_of_another_load(monkeypatch)
+    assert reason == f"it was built from other sources ({name} are {theirs}, not {ours}): build it again"
+
+
+def test_an_extension_with_other_arguments_is_not_used(monkeypatch):
+    other = SimpleNamespace(_fields=swapped(StepArguments._fields))
+    monkeypatch.setattr(extension, "StepArguments", other)
+    assert "(arguments of decoder_step are x, parameters, " in reason_of_another_load(monkeypatch)
+
+
+def test_an_extension_without_names_is_not_used(monkeypatch):
+    """As those that were built before the layout had any."""
+    from bertgen import _C
+
+    monkeypatch.delattr(_C, "LAYER_PARTS")
+    assert "(LAYER_PARTS are missing, not query, key, " in reason_of_another_load(monkeypatch)
+
+
+def reason_of_another_load(monkeypatch):
+    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
+    monkeypatch.setattr(extension, "_reason", "")
+    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
+    assert not extension.available()
+    return extension.why_not()

@@ -46,7 +46,7 @@ def test_logits_of_a_cache_equal_transformers(kind, dtype):
 @pytest.mark.parametrize("kind", MODELS)
 def test_tokens_are_there(kind, extension, options, monkeypatch):
     if not extension:
-        monkeypatch.setattr(bertgen.ops, "uses_cpp", lambda: False)
+        monkeypatch.setattr("bertgen.layers.stack.decoder_step", lambda *arguments: None)
     oracle, model = pair(kind)
     with torch.autocast("cpu", torch.bfloat16):
         found = model.generate(IDS, attention_mask=MASK, max_length=8, **options)

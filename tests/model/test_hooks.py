@@ -11,7 +11,7 @@ from torch import nn
 import bertgen
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.block import Layer
-from bertgen.layers.linear import is_plain
+from bertgen.layers.inspection import is_plain
 
 SIZES = dict(
     vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,

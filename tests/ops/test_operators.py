@@ -16,12 +16,12 @@ from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
 from bertgen.kernels.linear import (
     ONEDNN_ELEMENTS,
-    cpp_takes,
     few_rows,
     linear_cpp,
     linear_onednn,
     linear_reference,
-    onednn_takes,
+    why_not_linear_cpp,
+    why_not_linear_onednn,
 )
 
 from bertgen import BackendError, ops
@@ -44,7 +44,7 @@ def test_onednn_products_round_like_the_reference(rows, shape, bias):
     x, weight = torch.randn(rows, shape[1]), torch.randn(shape) / math.sqrt(shape[1])
     b = torch.randn(shape[0]) if bias else None
     with torch.no_grad():
-        assert onednn_takes(x, weight)
+        assert why_not_linear_onednn(x, weight) is None
         exact = x.double() @ weight.double().T + (0 if b is None else b.double())
         ours, plain = linear_onednn(x, weight, b), linear_reference(x, weight, b)
         assert bool((ours - exact).abs().mean() <= 2.5 * (plain - exact).abs().mean())
@@ -60,7 +60,7 @@ def test_onednn_takes_weights_that_are_large_together(monkeypatch):
     weights, x = [torch.randn(320, 320) for _ in range(3)], torch.randn(few_rows() + 1, 320)
     assert 3 * weights[0].numel() >= ONEDNN_ELEMENTS > weights[0].numel()
     calls = []
-    monkeypatch.setattr(ops.registry, "linear_onednn", lambda *given: calls.append(given) or linear_onednn(*given))
+    monkeypatch.setattr(ops.operators, "linear_onednn", lambda *given: calls.append(given) or linear_onednn(*given))
     with torch.no_grad():
         products = ops.linears(x, weights, [None] * 3)
         assert len(calls) == 3
@@ -72,23 +72,23 @@ def test_onednn_takes_weights_that_are_large_together(monkeypatch):
 
 def test_onednn_is_left_alone_where_it_does_not_fit():
     x, weight = torch.randn(4, 512), torch.randn(512, 512)
-    assert not onednn_takes(x, weight)  # gradients
+    assert why_not_linear_onednn(x, weight)  # gradients
     with torch.no_grad():
-        assert onednn_takes(x, weight)
-        assert not onednn_takes(x, weight[:, :256]) and not onednn_takes(x.T, weight)
-        assert not onednn_takes(x[:0], weight) and ops.linear(x[:0], weight).shape == (0, 512)
-        assert not onednn_takes(x.half(), weight.half())
-        assert not onednn_takes(x[:, :8].contiguous(), weight[:8, :8].contiguous())
+        assert why_not_linear_onednn(x, weight) is None
+        assert why_not_linear_onednn(x, weight[:, :256]) and why_not_linear_onednn(x.T, weight)
+        assert why_not_linear_onednn(x[:0], weight) and ops.linear(x[:0], weight).shape == (0, 512)
+        assert why_not_linear_onednn(x.half(), weight.half())
+        assert why_not_linear_onednn(x[:, :8].contiguous(), weight[:8, :8].contiguous())
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
     assert ops.linear(x, weight.requires_grad_()).requires_grad and weight.numel() >= ONEDNN_ELEMENTS
 
 
-@pytest.mark.skipif(extension.absence() is not None, reason="needs the C++ extension")
+@pytest.mark.skipif(extension.why_not() is not None, reason="needs the C++ extension")
 def test_few_rows_go_to_the_extension(monkeypatch):
     """Of any shape of input; a row is the same whatever stands beside it."""
     called = []
-    monkeypatch.setattr(ops.registry, "linear_cpp", lambda *given: called.append(given[0].shape) or linear_cpp(*given))
+    monkeypatch.setattr(ops.operators, "linear_cpp", lambda *given: called.append(given[0].shape) or linear_cpp(*given))
     weight, bias = torch.randn(40, 24), torch.randn(40)
     with torch.no_grad():
         for x in (torch.randn(few_rows(), 24), torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(24)):
@@ -105,11 +105,11 @@ def test_few_rows_go_to_the_extension(monkeypatch):
 
 def test_the_extension_is_left_alone_where_it_does_not_fit():
     x, weight = torch.randn(4, 24), torch.randn(40, 24)
-    assert not cpp_takes(x, weight)  # gradients
+    assert why_not_linear_cpp(x, weight)  # gradients
     with torch.no_grad():
-        assert cpp_takes(x, weight) and not cpp_takes(torch.randn(few_rows() + 1, 24), weight)
-        assert not cpp_takes(x[:0], weight) and not cpp_takes(x.half(), weight.half())
-        assert not cpp_takes(x[:, ::2], weight[:, ::2]) and not cpp_takes(x.double(), weight.double())
+        assert why_not_linear_cpp(x, weight) is None and why_not_linear_cpp(torch.randn(few_rows() + 1, 24), weight)
+        assert why_not_linear_cpp(x[:0], weight) and why_not_linear_cpp(x.half(), weight.half())
+        assert why_not_linear_cpp(x[:, ::2], weight[:, ::2]) and why_not_linear_cpp(x.double(), weight.double())
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
         compiled = torch.compile(ops.linear, backend="eager", fullgraph=True)
@@ -267,13 +267,13 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
     assert isinstance(kernel(*arguments), torch.Tensor)  # auto, on a CPU
     assert ops.set_backend("triton") == "auto"
     try:
-        with pytest.raises(BackendError, match="add_layer_norm: the triton kernel was asked for, but .* CUDA device"):
+        with pytest.raises(BackendError, match="add_layer_norm: the backend is set to triton, but .* CUDA device"):
             kernel(*arguments)
         monkeypatch.setattr(ops.registry, "INTERPRETED", True)
         assert kernel(*arguments) == "the kernel"
-        refusing = dataclasses.replace(kernel, refuses=lambda x, *rest: f"{x.shape[1]} columns are too few")
+        declining = dataclasses.replace(kernel, why_not_triton=lambda x, *rest: f"{x.shape[1]} columns are too few")
         with pytest.raises(BackendError, match="but 4 columns are too few"):
-            refusing(*arguments)
+            declining(*arguments)
         ops.set_backend("reference")
         assert isinstance(kernel(*arguments), torch.Tensor)
     finally:
@@ -294,8 +294,9 @@ def test_arguments_by_name():
     named = {"x": x, "bias": None, "residual": x, "weight": weight, "shift": weight, "eps": 1e-5}
     assert torch.equal(ops.add_layer_norm(**named), ops.add_layer_norm(*named.values()))
     q = torch.randn(2, 1, 8, requires_grad=True)
-    assert "no gradient" in ops.cross_decode_attention.refuses(q=q.detach(), key_pool=q, value_pool=q)
-    assert ops.cross_decode_attention.refuses(q=q.detach(), key_pool=q.detach(), value_pool=q.detach()) is None
+    reason = ops.cross_decode_attention.why_not_triton
+    assert "a gradient is required" in reason(q=q.detach(), key_pool=q, value_pool=q)
+    assert reason(q=q.detach(), key_pool=q.detach(), value_pool=q.detach()) is None
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -316,7 +317,7 @@ def test_activations_behind_a_product_go_to_their_kernels(monkeypatch):
             return op.reference(*arguments)
 
         monkeypatch.setitem(vars(op), "triton", kernel)
-        monkeypatch.setitem(vars(op), "_obstacle", lambda *arguments, **named: None)
+        monkeypatch.setitem(vars(op), "why_not", lambda *arguments, **named: None)
     before = ops.set_backend("triton")
     try:
         for activation, name in (("gelu", "linear_gelu"), ("gelu_new", "bias_gelu"), (None, None)):

@@ -153,4 +153,4 @@ def check_idle(generator):
     while generator.engine.busy and time.monotonic() < until:
         time.sleep(0.01)
     assert not generator.engine.busy and generator.statistics.pages_used == 0
-    assert generator.engine.cache.pages.check() == Violation.SOUND
+    assert generator.engine.cache.allocator.check() == Violation.SOUND

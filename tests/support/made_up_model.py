@@ -96,6 +96,6 @@ def drive(engine, done, count):
         before = engine._counts.row_steps, len(done), engine._counts.restarts
         engine.step()
         assert (engine._counts.row_steps, len(done), engine._counts.restarts) != before
-        assert engine.cache.pages.check() == Violation.SOUND
+        assert engine.cache.allocator.check() == Violation.SOUND
     assert not engine.busy and engine.statistics.pages_used == 0 and engine.cache.rows == 0
     assert not engine.scheduler._sources and not engine.scheduler._groups and not engine._batch.groups

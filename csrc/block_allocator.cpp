@@ -1,4 +1,4 @@
-#include "kv_cache.h"
+#include "block_allocator.h"
 
 #include <algorithm>
 #include <limits>
@@ -28,7 +28,7 @@ int32_t pop(std::vector<int32_t>& stack) {
 
 }  // namespace
 
-std::unique_ptr<KvCache> KvCache::create(const Limits& limits, Status* status) {
+std::unique_ptr<BlockAllocator> BlockAllocator::create(const Limits& limits, Status* status) {
   *status = kInvalid;
   for (int64_t size : {limits.rows, limits.positions, limits.slots, limits.page, limits.source_page}) {
     if (!within(size, 1, kLargest)) return nullptr;
@@ -38,15 +38,15 @@ std::unique_ptr<KvCache> KvCache::create(const Limits& limits, Status* status) {
   }
   *status = kOutOfMemory;
   try {
-    std::unique_ptr<KvCache> cache(new KvCache(limits));
+    std::unique_ptr<BlockAllocator> allocator(new BlockAllocator(limits));
     *status = kOk;
-    return cache;
+    return allocator;
   } catch (const std::exception&) {  // bad_alloc, length_error
     return nullptr;
   }
 }
 
-KvCache::KvCache(const Limits& limits)
+BlockAllocator::BlockAllocator(const Limits& limits)
     : limits_(limits),
       row_pages_(static_cast<int32_t>(pages_for(limits.positions, limits.page))),
       source_row_pages_(static_cast<int32_t>(pages_for(limits.source_positions, limits.source_page))),
@@ -61,14 +61,14 @@ KvCache::KvCache(const Limits& limits)
       seen_(free_.size()),
       seen_source_(free_source_.size()) {}
 
-// A handle is the first row, and how many requests began there before.
-KvCache::Request* KvCache::find(int64_t request) {
+// A handle is generation * limits.rows + first row; the generation counts the earlier requests of that first row.
+BlockAllocator::Request* BlockAllocator::find(int64_t request) {
   if (request < 0) return nullptr;
-  Request& found = requests_[request % limits_.rows];
-  return found.rows > 0 && found.generation == request / limits_.rows ? &found : nullptr;
+  Request& candidate = requests_[request % limits_.rows];
+  return candidate.rows > 0 && candidate.generation == request / limits_.rows ? &candidate : nullptr;
 }
 
-int64_t KvCache::free_run(int64_t rows) const {
+int64_t BlockAllocator::free_run(int64_t rows) const {
   int64_t length = 0;
   for (int64_t row = 0; row < limits_.rows; ++row) {
     length = rows_[row].request < 0 ? length + 1 : 0;
@@ -77,8 +77,8 @@ int64_t KvCache::free_run(int64_t rows) const {
   return -1;
 }
 
-Status KvCache::admit(int64_t rows, int64_t positions, uint64_t source_key, int64_t source_length,
-                      Admission* admission) {
+Status BlockAllocator::admit(int64_t rows, int64_t positions, uint64_t source_key, int64_t source_length,
+                             Admission* admission) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (rows < 1 || !within(positions, 1, limits_.positions) || source_length < 0) return kInvalid;
   if (rows > limits_.rows) return kRowsNever;
@@ -107,7 +107,7 @@ Status KvCache::admit(int64_t rows, int64_t positions, uint64_t source_key, int6
   if (rows * each > static_cast<int64_t>(free_.size()) - reserved_) return kPagesNow;
   if (is_new && source_each > static_cast<int64_t>(free_source_.size())) return kSourceNow;
 
-  if (is_new) {  // one is vacant: there are as many sources as rows, and a row is free
+  if (is_new) {  // `vacant` exists: there are as many sources as rows, and a row is free
     source = vacant;
     sources_[source].key = source_key;
     sources_[source].length = static_cast<int32_t>(source_length);
@@ -136,8 +136,9 @@ Status KvCache::admit(int64_t rows, int64_t positions, uint64_t source_key, int6
   return kOk;
 }
 
-// The page of `position`, which lies beyond those the row has; its reservation covers it and all that are skipped.
-void KvCache::take_page(int32_t r, int32_t position, int32_t* own) {
+// Takes the page of `position`, which is after the pages the row has. The reservation of the row covers it and the
+// pages that are skipped.
+void BlockAllocator::take_page(int32_t r, int32_t position, int32_t* slot_table) {
   Row& row = rows_[r];
   const int32_t size = static_cast<int32_t>(limits_.page), index = position / size;
   const int32_t covered = index - row.last_page;
@@ -149,13 +150,13 @@ void KvCache::take_page(int32_t r, int32_t position, int32_t* own) {
   const int64_t start = static_cast<int64_t>(index) * size, end = std::min(start + size, limits_.positions);
   row.base = static_cast<int32_t>(static_cast<int64_t>(page) * size - start);
   row.end = static_cast<int32_t>(end);
-  int32_t* entries = own + r * limits_.positions;
+  int32_t* entries = slot_table + r * limits_.positions;
   for (int64_t t = start; t < end; ++t) entries[t] = static_cast<int32_t>(row.base + t);
   pages_peak_ = std::max(pages_peak_, static_cast<int64_t>(seen_.size() - free_.size()));
 }
 
-Status KvCache::step(const int32_t* rows, const int32_t* positions, int64_t n, int32_t* own, int32_t* slots,
-                     int64_t* where) {
+Status BlockAllocator::step(const int32_t* rows, const int32_t* positions, int64_t n, int32_t* slot_table,
+                            int32_t* slots, int64_t* where) {
   std::lock_guard<std::mutex> lock(mutex_);
   ++steps_;
   for (int64_t i = 0; i < n; ++i) {
@@ -170,7 +171,7 @@ Status KvCache::step(const int32_t* rows, const int32_t* positions, int64_t n, i
     stamps_[rows[i]] = steps_;
   }
   for (int64_t i = 0; i < n; ++i) {
-    if (positions[i] >= rows_[rows[i]].end) take_page(rows[i], positions[i], own);
+    if (positions[i] >= rows_[rows[i]].end) take_page(rows[i], positions[i], slot_table);
     Row& row = rows_[rows[i]];
     slots[i] = row.base + positions[i];
     row.next = positions[i] + 1;
@@ -179,7 +180,7 @@ Status KvCache::step(const int32_t* rows, const int32_t* positions, int64_t n, i
   return kOk;
 }
 
-Status KvCache::extend(int64_t r, int64_t count, int32_t* own) {
+Status BlockAllocator::extend(int64_t r, int64_t count, int32_t* slot_table) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (!within(r, 0, limits_.rows - 1) || rows_[r].request < 0) return kUnknownRow;
   Row& row = rows_[r];
@@ -187,25 +188,25 @@ Status KvCache::extend(int64_t r, int64_t count, int32_t* own) {
   if (count < 0) return kInvalid;
   if (count > row.positions - row.next) return kPositionTooLarge;
   const int32_t last = row.next + static_cast<int32_t>(count);
-  while (row.end < last) take_page(static_cast<int32_t>(r), row.end, own);
+  while (row.end < last) take_page(static_cast<int32_t>(r), row.end, slot_table);
   row.next = last;
   return kOk;
 }
 
-Status KvCache::fill_source(int64_t handle, int32_t* table) {
+Status BlockAllocator::fill_source(int64_t handle, int32_t* source_table) {
   std::lock_guard<std::mutex> lock(mutex_);
   const Request* request = find(handle);
   if (request == nullptr) return kUnknownRequest;
   if (request->source < 0) return kOk;
   const int32_t* pages = &source_pages_[static_cast<int64_t>(request->source) * source_row_pages_];
-  int32_t* entries = table + request->source * limits_.source_positions;
+  int32_t* entries = source_table + request->source * limits_.source_positions;
   for (int64_t t = 0; t < sources_[request->source].length; ++t) {
     entries[t] = static_cast<int32_t>(pages[t / limits_.source_page] * limits_.source_page + t % limits_.source_page);
   }
   return kOk;
 }
 
-Status KvCache::finish_row(int64_t r) {
+Status BlockAllocator::finish_row(int64_t r) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (!within(r, 0, limits_.rows - 1) || rows_[r].request < 0) return kUnknownRow;
   if (rows_[r].finished) return kFinishedRow;
@@ -215,12 +216,12 @@ Status KvCache::finish_row(int64_t r) {
   return kOk;
 }
 
-Status KvCache::release(int64_t handle) {
+Status BlockAllocator::release(int64_t handle) {
   std::lock_guard<std::mutex> lock(mutex_);
   Request* request = find(handle);
   if (request == nullptr) return kUnknownRequest;
   const int64_t first = handle % limits_.rows;
-  // Backwards, so that the next request takes the pages in the order of this one.
+  // In reverse order, so that the next request takes the pages in the order of this one.
   for (int64_t r = first + request->rows - 1; r >= first; --r) {
     reserved_ -= rows_[r].reserved;
     for (int64_t p = rows_[r].last_page; p >= 0; --p) {
@@ -246,7 +247,7 @@ Status KvCache::release(int64_t handle) {
   return kOk;
 }
 
-Statistics KvCache::statistics() {
+Statistics BlockAllocator::statistics() {
   std::lock_guard<std::mutex> lock(mutex_);
   const int64_t pages = seen_.size(), source_pages = seen_source_.size();
   const int64_t free_pages = free_.size(), free_source_pages = free_source_.size();
@@ -255,29 +256,29 @@ Statistics KvCache::statistics() {
           rows_used_,   rows_peak_,                       request_count_,     source_count_};
 }
 
-Violation KvCache::check(const int32_t* own, const int32_t* source_table) {
+Violation BlockAllocator::check(const int32_t* slot_table, const int32_t* source_table) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (const Violation found = check_self(own)) return found;
-  if (const Violation found = check_rows()) return found;
+  if (const Violation violation = check_self(slot_table)) return violation;
+  if (const Violation violation = check_rows()) return violation;
   return check_sources(source_table);
 }
 
 namespace {
 
-// Counts `pages` as owned; false where one does not exist or is owned already.
-bool mark(std::vector<bool>& seen, const int32_t* pages, int64_t count, int64_t* owned) {
+// Marks pages [count] as seen and counts them; false where one does not exist or was seen before.
+bool mark(std::vector<bool>& seen, const int32_t* pages, int64_t count, int64_t* marked) {
   for (int64_t i = 0; i < count; ++i) {
     if (pages[i] < 0) continue;
     if (pages[i] >= static_cast<int64_t>(seen.size()) || seen[pages[i]]) return false;
     seen[pages[i]] = true;
-    ++*owned;
+    ++*marked;
   }
   return true;
 }
 
 }  // namespace
 
-Violation KvCache::check_self(const int32_t* own) {
+Violation BlockAllocator::check_self(const int32_t* slot_table) {
   std::fill(seen_.begin(), seen_.end(), false);
   int64_t used = 0, unused = 0, reserved = 0;
   if (!mark(seen_, free_.data(), free_.size(), &unused)) return kPageOwners;
@@ -288,7 +289,7 @@ Violation KvCache::check_self(const int32_t* own) {
   for (int64_t r = 0; r < limits_.rows; ++r) {
     const Row& row = rows_[r];
     if (row.reserved < 0 || (row.finished && row.reserved != 0)) return kReservations;
-    // The pages of a row that runs are behind it or reserved.
+    // All pages of a running row are taken, skipped or reserved.
     if (row.request >= 0 && !row.finished &&
         row.last_page + 1 + row.reserved != pages_for(row.positions, limits_.page)) {
       return kReservations;
@@ -299,19 +300,19 @@ Violation KvCache::check_self(const int32_t* own) {
       if (page < 0) continue;
       if (p > row.last_page) return kPageOwners;
       const int64_t end = std::min((p + 1) * limits_.page, limits_.positions);
-      for (int64_t t = p * limits_.page; own != nullptr && t < end; ++t) {
-        if (own[r * limits_.positions + t] != page * limits_.page + t % limits_.page) return kOwnTable;
+      for (int64_t t = p * limits_.page; slot_table != nullptr && t < end; ++t) {
+        if (slot_table[r * limits_.positions + t] != page * limits_.page + t % limits_.page) return kOwnTable;
       }
     }
   }
   return reserved == reserved_ && reserved <= unused ? kSound : kReservations;
 }
 
-Violation KvCache::check_rows() const {
+Violation BlockAllocator::check_rows() const {
   int64_t used = 0, requests = 0;
   for (int64_t r = 0; r < limits_.rows;) {
     const Request& request = requests_[r];
-    if (request.rows == 0) {  // then no row here, or it is a later one of a request and this loop skipped it
+    if (request.rows == 0) {  // a later row of a request is skipped below, so this row is free
       if (rows_[r].request >= 0) return kRowRequests;
       ++r;
       continue;
@@ -327,7 +328,7 @@ Violation KvCache::check_rows() const {
   return used == rows_used_ && requests == request_count_ ? kSound : kRowRequests;
 }
 
-Violation KvCache::check_sources(const int32_t* table) {
+Violation BlockAllocator::check_sources(const int32_t* source_table) {
   std::fill(seen_source_.begin(), seen_source_.end(), false);
   int64_t used = 0, unused = 0, sources = 0;
   if (!mark(seen_source_, free_source_.data(), free_source_.size(), &unused)) return kSourcePageOwners;
@@ -347,9 +348,9 @@ Violation KvCache::check_sources(const int32_t* table) {
     for (int64_t other = 0; other < s; ++other) {
       if (sources_[other].users > 0 && sources_[other].key == source.key) return kSourceKeys;
     }
-    for (int64_t t = 0; table != nullptr && t < source.length; ++t) {
+    for (int64_t t = 0; source_table != nullptr && t < source.length; ++t) {
       const int64_t slot = pages[t / limits_.source_page] * limits_.source_page + t % limits_.source_page;
-      if (table[s * limits_.source_positions + t] != slot) return kSourceTable;
+      if (source_table[s * limits_.source_positions + t] != slot) return kSourceTable;
     }
   }
   return sources == source_count_ ? kSound : kSourceUsers;

@@ -1,10 +1,10 @@
-// Random operations on KvCache, read from bytes; built under the sanitizers by `make fuzz`.
+// Random operations on BlockAllocator, read from bytes; built under the sanitizers by `make fuzz`.
 //
-//     fuzz_kv_cache OPERATIONS SEED THREADS
+//     fuzz_block_allocator OPERATIONS SEED THREADS
 //
-// makes the bytes itself. With one thread it keeps a model of who holds which slot and calls `check` after every
-// operation; more threads share one cache and each its own requests, as the header's rules for threads allow.
-// A fuzzer that brings the bytes (-fsanitize=fuzzer -DBERTGEN_LIBFUZZER) calls the same.
+// makes the bytes itself. With one thread it keeps a model of which row holds which slot and calls `check` after every
+// operation. More threads share one allocator, each with its own requests, as the header's rules for threads allow.
+// libFuzzer calls the same operations with its bytes (-fsanitize=fuzzer -DBERTGEN_LIBFUZZER).
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "kv_cache.h"
+#include "block_allocator.h"
 
 using namespace bertgen;
 
@@ -39,16 +39,16 @@ class Bytes {
   size_t size_, at_ = 0;
 };
 
-// One cache and its tables, which all threads share.
+// One allocator and its tables, which all threads share.
 struct Shared {
   explicit Shared(const Limits& limits)
-      : own(limits.rows * limits.positions, -1), sources(limits.rows * limits.source_positions, -1) {
+      : slot_table(limits.rows * limits.positions, -1), source_table(limits.rows * limits.source_positions, -1) {
     Status status;
-    cache = KvCache::create(limits, &status);
-    EXPECT(cache != nullptr && status == kOk);
+    allocator = BlockAllocator::create(limits, &status);
+    EXPECT(allocator != nullptr && status == kOk);
   }
-  std::unique_ptr<KvCache> cache;
-  std::vector<int32_t> own, sources;
+  std::unique_ptr<BlockAllocator> allocator;
+  std::vector<int32_t> slot_table, source_table;
 };
 
 struct Row {
@@ -64,11 +64,11 @@ struct Request {
   std::vector<Row> rows;
 };
 
-// One user of a cache, and what it must find there.
+// One user of an allocator, with a model of the results it must get.
 class User {
  public:
-  // `alone`: nobody else uses the cache, so that what is refused can be told and everything recounted.
-  User(Shared& shared, bool alone) : shared_(shared), cache_(*shared.cache), alone_(alone) {}
+  // `alone`: the only user of the allocator, so that refusals can be predicted and everything can be recounted.
+  User(Shared& shared, bool alone) : shared_(shared), allocator_(*shared.allocator), alone_(alone) {}
 
   void operate(Bytes& bytes) {
     switch (bytes.below(8)) {
@@ -94,22 +94,22 @@ class User {
   }
 
   void release_all() {
-    for (const Request& request : requests_) EXPECT(cache_.release(request.admission.request) == kOk);
+    for (const Request& request : requests_) EXPECT(allocator_.release(request.admission.request) == kOk);
     requests_.clear();
     if (alone_) recount();
   }
 
  private:
   void admit(Bytes& bytes) {
-    const Limits& limits = cache_.limits();
-    const int64_t rows = bytes.below(16) == 0 ? odd(bytes) : 1 + bytes.below(limits.rows);
-    const int64_t positions = bytes.below(16) == 0 ? odd(bytes) : 1 + bytes.below(limits.positions);
+    const Limits& limits = allocator_.limits();
+    const int64_t rows = bytes.below(16) == 0 ? extreme(bytes) : 1 + bytes.below(limits.rows);
+    const int64_t positions = bytes.below(16) == 0 ? extreme(bytes) : 1 + bytes.below(limits.positions);
     const uint64_t key = bytes.below(6);
-    // One length to a key, mostly.
+    // Mostly one length for each key.
     const int64_t shift = bytes.below(16) == 0 ? 1 : 0;
-    const int64_t length = bytes.below(16) == 0 ? odd(bytes) : (key * 7 + shift) % (limits.source_positions + 1);
+    const int64_t length = bytes.below(16) == 0 ? extreme(bytes) : (key * 7 + shift) % (limits.source_positions + 1);
     Admission admission{-1, -1, -1, -1};
-    const Status status = cache_.admit(rows, positions, key, length, &admission);
+    const Status status = allocator_.admit(rows, positions, key, length, &admission);
     if (status != kOk) {
       EXPECT(admission.request == -1);
       if (alone_ && requests_.empty()) EXPECT(status != kRowsNow && status != kPagesNow && status != kSourceNow);
@@ -127,7 +127,9 @@ class User {
     requests_.push_back({admission, key, length, std::vector<Row>(rows)});
     for (Row& row : requests_.back().rows) row.positions = positions;
     // A thread that shares a source must not write its table while others may read it.
-    if (admission.is_new || alone_) EXPECT(cache_.fill_source(admission.request, shared_.sources.data()) == kOk);
+    if (admission.is_new || alone_) {
+      EXPECT(allocator_.fill_source(admission.request, shared_.source_table.data()) == kOk);
+    }
   }
 
   void step(Bytes& bytes) {
@@ -151,21 +153,21 @@ class User {
       }
     }
     if (alone_ && bytes.below(16) == 0 && !rows.empty()) {  // among threads the row might be another's
-      const int32_t wrong[] = {rows[0], -1, static_cast<int32_t>(cache_.limits().rows), free_row()};
+      const int32_t wrong[] = {rows[0], -1, static_cast<int32_t>(allocator_.limits().rows), free_row()};
       rows.push_back(wrong[bytes.below(4)]);
       positions.push_back(0);
       good = false;
     }
     std::vector<int32_t> slots(rows.size(), -1);
     int64_t where = -1;
-    const Status status = cache_.step(rows.data(), positions.data(), rows.size(), shared_.own.data(), slots.data(),
-                                      &where);
+    const Status status = allocator_.step(rows.data(), positions.data(), rows.size(), shared_.slot_table.data(),
+                                          slots.data(), &where);
     EXPECT((status == kOk) == good);
     if (status != kOk) return;
     for (size_t i = 0; i < held.size(); ++i) take(rows[i], *held[i], positions[i], slots[i]);
   }
 
-  // A row that nobody has, or a number that is none.
+  // A free row, or a number above all rows.
   int32_t free_row() const {
     int64_t row = 0;
     for (bool taken = true; taken;) {
@@ -183,28 +185,29 @@ class User {
 
   void extend(Bytes& bytes) {
     if (alone_ && bytes.below(16) == 0) {
-      EXPECT(cache_.extend(free_row(), 1, shared_.own.data()) == kUnknownRow);
-      EXPECT(cache_.finish_row(free_row()) == kUnknownRow);
-      EXPECT(cache_.fill_source(odd(bytes), shared_.sources.data()) == kUnknownRequest || !requests_.empty());
+      EXPECT(allocator_.extend(free_row(), 1, shared_.slot_table.data()) == kUnknownRow);
+      EXPECT(allocator_.finish_row(free_row()) == kUnknownRow);
+      const Status status = allocator_.fill_source(extreme(bytes), shared_.source_table.data());
+      EXPECT(status == kUnknownRequest || !requests_.empty());
     }
     if (requests_.empty()) return;
     Request& request = requests_[bytes.below(requests_.size())];
     const int64_t index = bytes.below(request.rows.size()), number = request.admission.first_row + index;
     Row& row = request.rows[index];
-    const int64_t count = bytes.below(16) == 0 ? odd(bytes) : bytes.below(6);
+    const int64_t count = bytes.below(16) == 0 ? extreme(bytes) : bytes.below(6);
     const bool good = !row.finished && count >= 0 && count <= row.positions - row.next;
     const int64_t from = row.next;
-    EXPECT((cache_.extend(number, count, shared_.own.data()) == kOk) == good);
+    EXPECT((allocator_.extend(number, count, shared_.slot_table.data()) == kOk) == good);
     for (int64_t t = from; good && t < from + count; ++t) {
-      take(number, row, t, shared_.own[number * cache_.limits().positions + t]);
+      take(number, row, t, shared_.slot_table[number * allocator_.limits().positions + t]);
     }
   }
 
   void take(int64_t number, Row& row, int64_t position, int32_t slot) {
-    const Limits& limits = cache_.limits();
+    const Limits& limits = allocator_.limits();
     EXPECT(0 <= slot && slot < limits.slots / limits.page * limits.page);
     EXPECT(slot % limits.page == position % limits.page);
-    EXPECT(shared_.own[number * limits.positions + position] == slot);
+    EXPECT(shared_.slot_table[number * limits.positions + position] == slot);
     row.slots[position] = slot;
     row.next = position + 1;
   }
@@ -213,32 +216,33 @@ class User {
     if (requests_.empty()) return;
     Request& request = requests_[bytes.below(requests_.size())];
     const int64_t index = bytes.below(request.rows.size());
-    EXPECT(cache_.finish_row(request.admission.first_row + index) == (request.rows[index].finished ? kFinishedRow : kOk));
+    const Status expected = request.rows[index].finished ? kFinishedRow : kOk;
+    EXPECT(allocator_.finish_row(request.admission.first_row + index) == expected);
     request.rows[index].finished = true;
   }
 
   void release(Bytes& bytes) {
     if (requests_.empty()) {
-      if (alone_) EXPECT(cache_.release(odd(bytes)) == kUnknownRequest);
+      if (alone_) EXPECT(allocator_.release(extreme(bytes)) == kUnknownRequest);
       return;
     }
     const int64_t index = bytes.below(requests_.size());
     const int64_t request = requests_[index].admission.request;
-    EXPECT(cache_.release(request) == kOk);
-    EXPECT(cache_.release(request) == kUnknownRequest);
+    EXPECT(allocator_.release(request) == kOk);
+    EXPECT(allocator_.release(request) == kUnknownRequest);
     requests_.erase(requests_.begin() + index);
   }
 
-  // Numbers at the edges of everything.
-  int64_t odd(Bytes& bytes) {
+  // A number outside the limits; -1 among threads.
+  int64_t extreme(Bytes& bytes) {
     const int64_t numbers[] = {-1, 0, INT64_MAX, INT64_MIN, INT32_MAX, INT32_MIN, int64_t{1} << 32, 1000000};
     return alone_ ? numbers[bytes.below(8)] : -1;
   }
 
   void recount() {
-    EXPECT(cache_.check(shared_.own.data(), shared_.sources.data()) == kSound);
-    const Limits& limits = cache_.limits();
-    const Statistics found = cache_.statistics();
+    EXPECT(allocator_.check(shared_.slot_table.data(), shared_.source_table.data()) == kSound);
+    const Limits& limits = allocator_.limits();
+    const Statistics statistics = allocator_.statistics();
     std::vector<bool> taken(limits.slots, false);
     int64_t rows = 0;
     for (const Request& request : requests_) {
@@ -247,17 +251,19 @@ class User {
         for (const auto& [position, slot] : request.rows[i].slots) {
           EXPECT(!taken[slot]);
           taken[slot] = true;
-          EXPECT(shared_.own[(request.admission.first_row + i) * limits.positions + position] == slot);
+          EXPECT(shared_.slot_table[(request.admission.first_row + i) * limits.positions + position] == slot);
         }
       }
     }
-    EXPECT(found.requests == static_cast<int64_t>(requests_.size()) && found.rows_used == rows);
-    EXPECT(found.pages_reserved + found.pages_used <= found.pages);
-    if (requests_.empty()) EXPECT(found.pages_used + found.pages_reserved + found.source_pages_used == 0);
+    EXPECT(statistics.requests == static_cast<int64_t>(requests_.size()) && statistics.rows_used == rows);
+    EXPECT(statistics.pages_reserved + statistics.pages_used <= statistics.pages);
+    if (requests_.empty()) {
+      EXPECT(statistics.pages_used + statistics.pages_reserved + statistics.source_pages_used == 0);
+    }
   }
 
   Shared& shared_;
-  KvCache& cache_;
+  BlockAllocator& allocator_;
   const bool alone_;
   std::vector<Request> requests_;
 };
@@ -288,7 +294,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 #ifndef BERTGEN_LIBFUZZER
 namespace {
 
-constexpr int64_t kRound = 400;  // operations to a cache
+constexpr int64_t kRound = 400;  // operations on one allocator
 
 std::vector<uint8_t> random_bytes(std::mt19937_64& random, size_t size) {
   std::vector<uint8_t> bytes(size);
@@ -320,15 +326,15 @@ void run_threads(int64_t operations, uint64_t seed, int64_t count) {
         const std::vector<uint8_t> data = random_bytes(random, 64);
         Bytes bytes(data.data(), data.size());
         user.operate(bytes);
-        if (done % 64 == 0) EXPECT(shared.cache->check(nullptr, nullptr) == kSound);
+        if (done % 64 == 0) EXPECT(shared.allocator->check(nullptr, nullptr) == kSound);
         if (done % 16 == 0) user.release_all();
       }
       user.release_all();
     });
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT(shared.cache->check(shared.own.data(), shared.sources.data()) == kSound);
-  EXPECT(shared.cache->statistics().rows_used == 0);
+  EXPECT(shared.allocator->check(shared.slot_table.data(), shared.source_table.data()) == kSound);
+  EXPECT(shared.allocator->statistics().rows_used == 0);
 }
 
 }  // namespace

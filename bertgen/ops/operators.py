@@ -1,0 +1,238 @@
+"""The table of operators. `OPS` holds all of them by name; the package exports each as `ops.NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..kernels.attention import attention_reference, attention_triton, masked_attention_reference
+from ..kernels.decode_attention import (
+    cross_decode_attention_reference,
+    cross_decode_attention_triton,
+    decode_attention_reference,
+    decode_attention_triton,
+)
+from ..kernels.decode_attention_cpp import (
+    cross_decode_attention_cpp,
+    decode_attention_cpp,
+    why_not_decode_attention_cpp,
+)
+from ..kernels.int4_matmul import int4_matmul_reference, int4_matmul_triton
+from ..kernels.int4_matmul_cpp import (
+    Weight,
+    int4_matmul_cpp,
+    int4_matmuls_cpp,
+    why_not_int4_matmul_cpp,
+    why_not_int4_matmuls_cpp,
+)
+from ..kernels.layernorm_gelu import (
+    add_layer_norm_reference,
+    add_layer_norm_triton,
+    bias_gelu_reference,
+    bias_gelu_triton,
+    gelu_layer_norm_reference,
+    gelu_layer_norm_triton,
+    layer_norm_gelu_reference,
+    layer_norm_gelu_triton,
+    why_not_add_layer_norm,
+    why_not_bias_gelu,
+    why_not_layer_norm_gelu,
+)
+from ..kernels.linear import (
+    ONEDNN_ELEMENTS,
+    few_rows,
+    linear_cpp,
+    linear_onednn,
+    linear_reference,
+    linears_cpp,
+    why_not_linear_cpp,
+    why_not_linear_onednn,
+    why_not_linears_cpp,
+)
+from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
+from ..kernels.plain import why_not_kernel
+from ..kernels.process import process_reference, process_triton
+from ..kernels.sample import sample_reference, sample_triton
+from ..kernels.select import perturb_reference, select_reference, warp_reference
+from ..kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
+from . import extension, registry
+from .declines import why_not_attention, why_not_decode_attention, why_not_int4_matmul, why_not_scores
+from .registry import KernelOp, Op, why_not_extension
+from .step_layout import StepArguments
+
+attention = KernelOp(
+    "attention", "packed self, cross and causal attention", attention_reference, attention_triton, why_not_attention
+)
+masked_attention = KernelOp(
+    "masked_attention", "a padded batch under any mask, with its attention weights", masked_attention_reference
+)
+decode_attention = KernelOp(
+    "decode_attention", "one query per row over keys in a table of slots", decode_attention_reference,
+    decode_attention_triton, why_not_decode_attention, decode_attention_cpp, why_not_decode_attention_cpp,
+)  # fmt: skip
+cross_decode_attention = KernelOp(
+    "cross_decode_attention", "the rows of a source over its shared keys", cross_decode_attention_reference,
+    cross_decode_attention_triton, why_not_decode_attention, cross_decode_attention_cpp, why_not_decode_attention_cpp,
+)  # fmt: skip
+add_layer_norm = KernelOp(
+    "add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference,
+    add_layer_norm_triton, why_not_add_layer_norm,
+)  # fmt: skip
+bias_gelu = KernelOp("bias_gelu", "activation(x + bias)", bias_gelu_reference, bias_gelu_triton, why_not_bias_gelu)
+layer_norm_gelu = KernelOp(
+    "layer_norm_gelu", "activation(LayerNorm(x))", layer_norm_gelu_reference,
+    layer_norm_gelu_triton, why_not_layer_norm_gelu,
+)  # fmt: skip
+gelu_layer_norm = KernelOp(
+    "gelu_layer_norm", "LayerNorm(activation(x))", gelu_layer_norm_reference,
+    gelu_layer_norm_triton, why_not_layer_norm_gelu,
+)  # fmt: skip
+linear_gelu = KernelOp(
+    "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,
+    linear_gelu_triton, why_not_linear_gelu,
+)  # fmt: skip
+int4_matmul = KernelOp(
+    "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks, x optionally in 8 bits", int4_matmul_reference,
+    int4_matmul_triton, why_not_int4_matmul, int4_matmul_cpp, why_not_int4_matmul_cpp,
+)  # fmt: skip
+warp = KernelOp("warp", "the warpers of sampling, temperature to eta", warp_reference)
+select = KernelOp("select", "the best or drawn tokens of each row", select_reference)
+process = KernelOp(
+    "process", "penalties and bans of each row, in place", process_reference, process_triton, why_not_scores
+)
+top_log_probs = KernelOp(
+    "top_log_probs", "log-softmax, and the best of each source's rows", top_log_probs_reference,
+    top_log_probs_triton, why_not_scores,
+)  # fmt: skip
+sample = KernelOp(
+    "sample", "a token of each row, by its own warpers and random numbers", sample_reference,
+    sample_triton, why_not_scores,
+)  # fmt: skip
+perturb = KernelOp("perturb", "scores plus Gumbel noise, by key", perturb_reference)
+
+
+class Linear(Op):
+    """A product of floating weights. No backend covers training, so one that is selected by name may decline."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        others: int = 0,
+    ) -> torch.Tensor:
+        """x [M, K] @ weight [N, K]^T + bias [N], then the named activation.
+
+        Args:
+            others: number of further weights of this size that the same x is multiplied with.
+        """
+        if registry._backend != "reference":
+            if why_not_linear_cpp(x, weight) is None and extension.why_not() is None:
+                return linear_cpp(x, weight, bias, activation)
+            if why_not_linear_onednn(x, weight, others) is None:
+                return linear_onednn(x, weight, bias, activation)
+        if activation is None or not bias_gelu.prefers_triton(x):
+            return linear_reference(x, weight, bias, activation)
+        if activation == "gelu" and why_not_linear_gelu(x, weight, bias) is None:
+            return linear_gelu(x, weight, bias)
+        return bias_gelu(F.linear(x, weight), bias, activation)
+
+    def _explain(self, device: str) -> str:
+        if device == "cuda":
+            return "torch's product (cuBLAS), and linear_gelu or bias_gelu for an activation"
+        reason = extension.why_not()
+        cpp = f"cpp for at most {few_rows()} rows" if reason is None else f"no C++ extension ({reason})"
+        onednn = f"onednn for weights of at least {ONEDNN_ELEMENTS} elements"
+        return f"in float32 inference {cpp}, {onednn}; else reference"
+
+
+class Linears(Op):
+    """Products of one input with several weights."""
+
+    def __call__(
+        self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, ...]:
+        """x [M, K] @ weight [N, K]^T + bias [N] of each weight: [M, N] each.
+
+        The weights stay in their own memory. One call computes all of them where they have one shape and x few rows.
+        """
+        if (
+            registry._backend != "reference"
+            and why_not_linears_cpp(x, weights, biases) is None
+            and extension.why_not() is None
+        ):
+            return linears_cpp(x, weights, [b for b in biases if b is not None]).chunk(len(weights), dim=1)
+        others = len(weights) - 1
+        return tuple(linear(x, weight, bias, others=others) for weight, bias in zip(weights, biases, strict=True))
+
+    def _explain(self, device: str) -> str:
+        if device == "cpu" and extension.why_not() is None:
+            return f"cpp, all weights in one call, in float32 inference for at most {few_rows()} rows; else linear"
+        return "linear, one call for each weight"
+
+
+class Int4Matmuls(Op):
+    """Products of one input with several 4-bit weights."""
+
+    def __call__(
+        self, x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None, int8: bool
+    ) -> tuple[torch.Tensor, ...]:
+        """As `linears`, of weights in 4 bits in the same format."""
+        if (
+            len(weights) > 1
+            and registry._backend in ("auto", "cpp")
+            and x.is_cpu
+            and not torch.compiler.is_compiling()
+            and why_not_kernel(x) is None
+            and extension.why_not() is None
+            and why_not_int4_matmuls_cpp(x, weights, codebook, int8) is None
+        ):
+            return int4_matmuls_cpp(x, weights, codebook, int8).chunk(len(weights), dim=1)
+        return tuple(int4_matmul(x, *weight, codebook, int8) for weight in weights)
+
+    def _explain(self, device: str) -> str:
+        if device == "cpu" and why_not_extension() is None:
+            return "cpp, all weights in one call, in float32; else int4_matmul"
+        return "int4_matmul, one call for each weight"
+
+
+class DecoderStep(Op):
+    """All layers of a decoder for one token of each row. The fallback, and the reference, is to call the layers."""
+
+    def __call__(self, arguments: StepArguments) -> torch.Tensor:
+        """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x."""
+        return torch.ops.bertgen_C.decoder_step.default(*arguments)
+
+    def why_not(self, x: torch.Tensor) -> str | None:
+        """Why the operator cannot or should not compute a step of x [R, hidden]; None where it should."""
+        return why_not_linear_cpp(x, x) or why_not_extension()
+
+    def _explain(self, device: str) -> str:
+        if device == "cpu" and why_not_extension() is None:
+            return (
+                f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows; else layer by layer"
+            )
+        return "layer by layer"
+
+
+linear = Linear("linear", "x W^T + b, then an activation")
+linears = Linears("linears", "x W^T + b of several weights")
+int4_matmuls = Int4Matmuls("int4_matmuls", "x dequant(W)^T + b of several 4-bit weights")
+decoder_step = DecoderStep("decoder_step", "the layers of a decoder, one token of each row")
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        linear, linears, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm,
+        bias_gelu, layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, int4_matmuls, warp, select, process,
+        top_log_probs, sample, perturb, decoder_step,
+    )
+}  # fmt: skip
+
+
+def explain(device: str = "cpu") -> list[tuple[str, str]]:
+    """For each operator: its name, and which backend it uses on `device` ("cpu" or "cuda") and why."""
+    return [(op.name, op.explain(device)) for op in OPS.values()]

@@ -1,0 +1,168 @@
+// The operator decoder_step: one token of every row through all layers of a decoder. decoder_step_layout.h has the
+// order of its tensors.
+#include "../decoder_step_cpu.h"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "decoder_step_layout.h"
+#include "int4.h"
+#include "tensors.h"
+
+namespace bertgen {
+namespace {
+
+// Takes the tensors of the parts of layers in their order.
+class Parameters {
+ public:
+  Parameters(const std::vector<Tensor>& tensors, const std::optional<Tensor>& codebook)
+      : tensors_(tensors), codebook_(codebook) {}
+
+  // [outputs, inputs], or any number of outputs for -1.
+  Dense dense_part(int64_t outputs, int64_t inputs, const char* name) {
+    const Tensor& weight = next(name);
+    Dense part{};
+    if (weight.scalar_type() == ScalarType::Byte) {
+      const Tensor &scale = next(name), &zero = next(name);
+      part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
+      check_size(weight, 1, inputs / 2, name);
+    } else {
+      check_type(weight, ScalarType::Float, 2, name);
+      part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
+    }
+    if (outputs >= 0) check_size(weight, 0, outputs, name);
+    part.outputs = weight.size(0);
+    part.inputs = inputs;
+    part.bias = vector_or_null(part.outputs, name);
+    return part;
+  }
+
+  Norm norm_part(int64_t size, const char* name) {
+    const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
+    STD_TORCH_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
+    return part;
+  }
+
+  bool empty() const { return place_ == tensors_.size(); }
+
+ private:
+  const Tensor& next(const char* name) {
+    STD_TORCH_CHECK(place_ < tensors_.size(), "the parameters end before ", name);
+    return tensors_[place_++];
+  }
+
+  const float* vector_or_null(int64_t size, const char* name) {
+    const Tensor& tensor = next(name);
+    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
+  }
+
+  const std::vector<Tensor>& tensors_;
+  const std::optional<Tensor>& codebook_;
+  size_t place_ = 0;
+};
+
+// The field of each layer in a list of pools, for `layers` layers.
+float* layer_pool(const std::vector<Tensor>& pools, LayerPool field, size_t layer, size_t layers, const Shape& shape) {
+  return pool_data(pools[field * layers + layer], shape, size_of(pools[0], 3, 0), kLayerPoolNames[field]);
+}
+
+// x            float32 [rows, hidden], dense
+// parameters   the tensors of the parts of each layer, float32, packed weights uint8
+// pools        keys of each layer, then values of each: float32 [slots, heads, hidden / heads]; the keys and values of
+//              the rows are written to them
+// source_pools the same of the sources, [source slots, heads, hidden / heads]; none without cross-attention
+// tables       slots           int32 [rows]: where keys and values are written
+//              table           int32 [rows, positions]: the history of each row
+//              lengths         int32 [rows]: entries of it that are read
+//              source_table    int32 [sources, source positions]
+//              source_lengths  int32 [sources]
+//              cu_rows         int32 [sources + 1]: rows cu_rows[b] .. cu_rows[b + 1] - 1 attend to source b
+// codebook     float32 [16] of all weights in 4 bits, or absent
+// int8         products with weights in 4 bits are those of integers
+// ->           float32 [rows, hidden], the output of the last layer
+Tensor decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, const std::vector<Tensor>& pools,
+                       const std::vector<Tensor>& source_pools, const std::vector<Tensor>& tables,
+                       const std::optional<Tensor>& codebook, int64_t heads, double eps, bool int8) {
+  check_type(x, ScalarType::Float, 2, "x");
+  const int64_t rows = x.size(0), hidden = x.size(1), width = heads > 0 ? hidden / heads : 0;
+  STD_TORCH_CHECK(heads > 0 && width > 0 && heads * width == hidden, hidden, " columns of x in ", heads, " heads");
+  const float* x_data = dense<float>(x, {rows, hidden}, "x");
+  const Shape shape{rows, heads, width};
+  STD_TORCH_CHECK(tables.size() == kStepTables || tables.size() == kStepTablesWithoutSources, "there are ",
+                  tables.size(), " tables, not ", kStepTablesWithoutSources, " or with sources ", kStepTables);
+  const bool cross = tables.size() == kStepTables;
+  const size_t count = pools.size() / kLayerPools;
+  STD_TORCH_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
+                  " for each layer");
+  STD_TORCH_CHECK(source_pools.size() == (cross ? pools.size() : 0), "there are ", source_pools.size(),
+                  " pools of sources, not ", cross ? pools.size() : 0);
+  check_no_codebook(int8, codebook);
+
+  Parameters rest(parameters, codebook);
+  std::vector<DecoderLayer> layers(count);
+  for (size_t i = 0; i < count; ++i) {
+    DecoderLayer& layer = layers[i];
+    for (const LayerPart& part : kLayerParts) {
+      if (part.cross && !cross) continue;
+      if (part.dense == nullptr) {
+        layer.*part.norm = rest.norm_part(hidden, part.name);
+      } else {
+        const int64_t outputs = part.dense == &DecoderLayer::intermediate ? -1 : hidden;
+        const int64_t inputs = part.dense == &DecoderLayer::output ? layer.intermediate.outputs : hidden;
+        layer.*part.dense = rest.dense_part(outputs, inputs, part.name);
+      }
+    }
+    layer.keys = layer_pool(pools, kKeys, i, count, shape);
+    layer.values = layer_pool(pools, kValues, i, count, shape);
+    if (cross) {
+      layer.source_keys = layer_pool(source_pools, kKeys, i, count, shape);
+      layer.source_values = layer_pool(source_pools, kValues, i, count, shape);
+    }
+  }
+  STD_TORCH_CHECK(rest.empty(), "there are more parameters than ", count, " layers have");
+
+  const int64_t slots = count > 0 ? size_of(pools[0], 3, 0) : -1;
+  DecoderStep step{};
+  step.rows = rows;
+  step.heads = heads;
+  step.width = width;
+  step.eps = static_cast<float>(eps);
+  step.int8 = int8;
+  const std::vector<int64_t> written = written_slots(tables[kSlots], rows, slots);
+  step.slots = written.data();
+  step.table_stride = size_of(tables[kTable], 2, 1);
+  step.table = dense<int32_t>(tables[kTable], {rows, step.table_stride}, kStepTableNames[kTable]);
+  step.lengths = dense<int32_t>(tables[kLengths], {rows}, kStepTableNames[kLengths]);
+  check_table(step.table, step.table_stride, step.lengths, rows, slots);
+  if (cross) {
+    const Tensor& table = tables[kSourceTable];
+    step.sources = size_of(table, 2, 0);
+    step.source_table_stride = size_of(table, 2, 1);
+    step.source_table =
+        dense<int32_t>(table, {step.sources, step.source_table_stride}, kStepTableNames[kSourceTable]);
+    step.source_lengths = dense<int32_t>(tables[kSourceLengths], {step.sources}, kStepTableNames[kSourceLengths]);
+    step.cu_rows = dense<int32_t>(tables[kCuRows], {step.sources + 1}, kStepTableNames[kCuRows]);
+    check_cu_rows(step.cu_rows, step.sources, rows);
+    const int64_t source_slots = count > 0 ? size_of(source_pools[0], 3, 0) : -1;
+    check_table(step.source_table, step.source_table_stride, step.source_lengths, step.sources, source_slots);
+  }
+  const Tensor out = torch::stable::new_empty(x, {rows, hidden});
+  float* out_data = output_data(out);
+  std::copy_n(x_data, rows * hidden, out_data);
+  decoder_step(layers, step, out_data, threads());
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bertgen_C, m) {
+  m.def(
+      "decoder_step(Tensor x, Tensor[] parameters, Tensor(a!)[] pools, Tensor[] source_pools, Tensor[] tables, "
+      "Tensor? codebook, int heads, float eps, bool int8) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) { m.impl("decoder_step", TORCH_BOX(&decoder_step_op)); }
+
+}  // namespace
+}  // namespace bertgen

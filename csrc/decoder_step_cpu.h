@@ -1,0 +1,61 @@
+// One token of every row through the layers of a decoder, in float32 on a CPU, in one call: the products of few rows
+// take some microseconds each, as long as a call of an operator from Python.
+//
+// The result is that of the modules in bertgen/layers/block.py, which call the same functions one after the other.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "int4_cpu.h"
+#include "threads.h"
+
+namespace bertgen {
+
+// x W^T + bias; the weight is in floats, or in 4 bits where `weight` is null.
+struct Dense {
+  const float* weight;  // [outputs, inputs]
+  Int4 int4;
+  const float* bias;  // [outputs] or null
+  int64_t outputs, inputs;
+};
+
+struct Norm {
+  const float *weight, *shift;  // [hidden]
+};
+
+// Post-LN, with GELU; hidden is heads * width. csrc/bindings/decoder_step.cpp has the order in which a caller gives
+// these.
+struct DecoderLayer {
+  Dense query, key, value, attention_output;
+  Norm attention_norm;
+  float *keys, *values;  // pools [slots, heads, width]
+
+  Dense cross_query, cross_output;  // cross-attention: read where there are sources
+  Norm cross_norm;
+  const float *source_keys, *source_values;  // pools [source slots, heads, width]
+
+  Dense intermediate, output;
+  Norm output_norm;
+};
+
+// Where the rows and their sources have their slots, the same in all layers; csrc/decode_attention_cpu.h explains the
+// tables.
+struct DecoderStep {
+  int64_t rows, heads, width;
+  float eps;
+  bool int8;  // products with weights in 4 bits are those of int4_matmul_int8
+  const int64_t* slots;
+  const int32_t* table;
+  int64_t table_stride;
+  const int32_t* lengths;
+  int64_t sources;  // 0: no cross-attention
+  const int32_t* source_table;
+  int64_t source_table_stride;
+  const int32_t *source_lengths, *cu_rows;
+};
+
+// x [rows, hidden] -> the output of the last layer, in place.
+void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& step, float* x, const Threads& threads);
+
+}  // namespace bertgen

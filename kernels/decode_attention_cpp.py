@@ -1,0 +1,44 @@
+"""decode_attention and cross_decode_attention by the C++ extension, in float32 on a CPU.
+
+The code is csrc/decode_attention_cpu.cpp. Arguments, shapes and results are those of `decode_attention_reference` and
+`cross_decode_attention_reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .plain import why_not_gradients
+
+
+def decode_attention_cpp(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor,
+    slots: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """As decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
+    heads, tables = map(_dense_heads, (q, k, v)), (t.contiguous() for t in (slots, table, lengths))
+    return torch.ops.bertgen_C.decode_attention.default(*heads, key_pool, value_pool, *tables)
+
+
+def cross_decode_attention_cpp(
+    q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
+    cu_rows: torch.Tensor, max_rows: int,
+) -> torch.Tensor:  # fmt: skip
+    """As cross_decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
+    tables = (t.contiguous() for t in (table, lengths, cu_rows))
+    return torch.ops.bertgen_C.cross_decode_attention.default(_dense_heads(q), key_pool, value_pool, *tables)
+
+
+def _dense_heads(x: torch.Tensor) -> torch.Tensor:
+    """[R, H, D] with a contiguous last dimension."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def why_not_decode_attention_cpp(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
+    """Why neither of the two functions takes these arguments, as one clause; None where they do."""
+    for t in (q, *rest):
+        if t.__class__ is not int and t.dtype is not torch.float32 and t.is_floating_point():
+            return f"{t.dtype} is not float32"
+    return why_not_gradients(q, *rest, *named.values())
