@@ -19,7 +19,7 @@ from torch import nn
 
 from bertgen.config import EngineConfig, GenerationConfig, Int4Config
 from bertgen.convert import convert
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
 from bertgen.hub import DEMO_MODEL
@@ -145,7 +145,10 @@ class Bertgen(Contender):
             self.engine = None  # its memory first
             self.engine = Engine(self.model, EngineConfig(max_rows=rows))
         special = dict(pad_token_id=PAD, eos_token_id=END, bos_token_id=START)
-        options = {n: settle(GenerationConfig(max_new_tokens=n, num_beams=beams, **special)) for n in set(lengths)}
+        options = {
+            n: resolve_generation_config(GenerationConfig(max_new_tokens=n, num_beams=beams, **special))
+            for n in set(lengths)
+        }
         requests = [Request(ids, options[n], number=i) for i, (ids, n) in enumerate(zip(sources, lengths))]
         requests.sort(key=lambda request: len(request.ids), reverse=True)
         waves = [requests] if batch > 1 else [[request] for request in requests]  # alone: one after the other
@@ -153,14 +156,14 @@ class Bertgen(Contender):
         for wave in waves:
             self.begin()
             since = self.marks[-1][0]
-            tickets = self.engine.submit(wave, lambda ticket, since=since: self.end([ticket.request.number], since))
+            self.engine.submit(wave, lambda request, since=since: self.end([request.number], since))
             while self.engine.busy:
                 self.engine.step()
                 self.step()
-            for ticket in tickets:
-                if ticket.error is not None:
-                    raise ticket.error
-                found[ticket.request.number] = ticket.outputs[0]
+            for request in wave:
+                if request.error is not None:
+                    raise request.error
+                found[request.number] = request.outputs[0]
         return [found[i] for i in range(len(sources))]
 
 

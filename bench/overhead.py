@@ -26,7 +26,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertgen.config import EngineConfig, GenerationConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
 from bertgen.model import EncoderDecoderModel
@@ -81,7 +81,7 @@ def of_engine(model: EncoderDecoderModel, source: list[int], beams: int) -> Call
 
     def run(tokens: int) -> None:
         options = GenerationConfig(max_new_tokens=tokens, num_beams=beams, bos_token_id=START, **SPECIAL)
-        engine.submit([Request(source, settle(options))], lambda ticket: None)
+        engine.submit([Request(source, resolve_generation_config(options))], lambda request: None)
         while engine.busy:
             engine.step()
 

@@ -1,4 +1,4 @@
-"""Results: dataclasses that also work as dicts and, without their None fields, as tuples."""
+"""Outputs of models and `generate`: dataclasses with the interface of a dict and a tuple, without None fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class _Output:
-    """Access by attribute, by key and by position; fields that are None do not count, as in transformers."""
+    """Access by attribute, key and position; fields that are None have no key and position, as in transformers."""
 
     def keys(self) -> list[str]:
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
@@ -105,12 +105,12 @@ class Seq2SeqLMOutput(_Output):
 
 @dataclass(eq=False)
 class GenerateOutput(_Output):
-    """What `generate(return_dict_in_generate=True)` returns; N outputs of R rows, one step per token.
+    """Result of `generate(return_dict_in_generate=True)`: N outputs from R rows of the decoder, one step per token.
 
     sequences: int64 [N, L].
     sequences_scores: float32 [N], log-probability / length ** length_penalty; beams only.
-    scores, logits: per step the scores a token was chosen by (log-probabilities under beams) and what the model gave,
-        float32 [R, vocab].
+    scores, logits: per step the processed scores (log-probabilities with beams) and the logits of the model, float32
+        [R, vocab].
     beam_indices: int32 [N, L - prefix], the row each token came from, -1 past the end; beams only.
     """
 
@@ -123,7 +123,7 @@ class GenerateOutput(_Output):
 
 @dataclass(eq=False)
 class GenerateEncoderDecoderOutput(GenerateOutput):
-    """What an encoder-decoder generated.
+    """Result of `generate` of an encoder-decoder.
 
     encoder_attentions, encoder_hidden_states: per layer, as the encoder returns them, of the B sources.
     decoder_attentions, cross_attentions: per step and layer [R, heads, T, tokens so far or S], T tokens in the step.
@@ -141,7 +141,7 @@ class GenerateEncoderDecoderOutput(GenerateOutput):
 
 @dataclass(eq=False)
 class GenerateDecoderOnlyOutput(GenerateOutput):
-    """What a decoder generated on its own.
+    """Result of `generate` of a decoder on its own.
 
     attentions: per step and layer [R, heads, T, tokens so far], T tokens in the step.
     hidden_states: per step, of the embeddings and each layer [R, T, hidden].

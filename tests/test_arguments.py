@@ -215,7 +215,7 @@ def test_other_arguments_of_a_model_act(saved, tmp_path):
     assert EncoderDecoderModel.from_pretrained(saved, use_auth_token=None, force_download=True) is not None
     with pytest.raises(UnsupportedError, match="load_in_8bit"):
         EncoderDecoderModel.from_pretrained(saved, load_in_8bit=True)
-    with pytest.raises(ConfigError, match="encoder_model is there already, and encoder_dtype would change nothing"):
+    with pytest.raises(ConfigError, match="encoder_dtype has no effect on encoder_model, which is not loaded"):
         EncoderDecoderModel.from_encoder_decoder_pretrained(
             None, tmp_path / "bert", encoder_model=BertModel(BertConfig(**TINY)), encoder_dtype="float16"
         )

@@ -30,7 +30,7 @@ from bertgen import (
 )
 from bertgen.config import BitsAndBytesConfig, EngineConfig
 from bertgen.errors import quoted
-from bertgen.model.generation_inputs import decoder_prompt, pair_prompt
+from bertgen.model.generation_inputs import decoder_only_inputs, encoder_decoder_inputs
 from bertgen.trainer.options import TrainingConfig
 
 HOSTILE = {
@@ -237,8 +237,8 @@ def test_forward_of_every_half(pair, alone):
 @pytest.mark.parametrize("kind", ["pair", "alone", "decoder of a pair"])
 def test_arguments_of_generate(pair, alone, kind):
     model, prompt = {
-        "pair": (pair, pair_prompt), "alone": (alone, decoder_prompt),
-        "decoder of a pair": (pair.decoder, decoder_prompt),
+        "pair": (pair, encoder_decoder_inputs), "alone": (alone, decoder_only_inputs),
+        "decoder of a pair": (pair.decoder, decoder_only_inputs),
     }[kind]  # fmt: skip
 
     def generate(**given):

@@ -1,6 +1,6 @@
 """What only a CUDA device can show: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
 
-The functions of drills.py run small on the CPU in test_parity.py.
+The functions of drills.py run small on the CPU in engine/test_equal_tokens.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bertgen.kernels.tuning import INT4_DENSE_ROWS
 
 from bertgen import GenerationConfig, ops
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from tests.support import drills, identity
 from tests.support.large import LARGE, ROWS
@@ -132,10 +132,10 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
     The cache is larger than that room, so it can be made again only where the old one has gone.
     """
     model, r = drills.loaded(tiny_checkpoint, CUDA), random.Random(0)
-    options = settle(GenerationConfig(max_length=12).over(model.generation_config))
+    options = resolve_generation_config(GenerationConfig(max_length=12).over(model.generation_config))
     requests = [Request([r.randrange(5, 64) for _ in range(48)], options, number=i) for i in range(1024)]
     limits = EngineConfig(max_rows=1024, cache_bytes=1 << 28)
-    expected = drills.outputs(drills.answered(Engine(model, limits), requests))
+    expected = drills.outputs(drills.completed(Engine(model, limits), requests))
     total = torch.cuda.get_device_properties(CUDA).total_memory
     for room in (64, 32, 16, 8):
         engine = Engine(model, limits)
@@ -143,7 +143,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
         assert engine.cache.bytes > room << 20
         try:
             torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (room << 20)) / total)
-            assert drills.outputs(drills.answered(engine, requests)) == expected
+            assert drills.outputs(drills.completed(engine, requests)) == expected
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert engine.statistics.pages_used == 0 and engine.cache.rows == 0

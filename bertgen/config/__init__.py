@@ -1,4 +1,7 @@
-"""Configurations: what a model is, and how it generates. Unknown names raise; values are checked when they are set."""
+"""Configurations of models, generation, quantization and the engine.
+
+Unknown names raise an error, and values are checked when they are set.
+"""
 
 from .base import read_json as read_json
 from .base import write_json as write_json

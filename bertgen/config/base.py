@@ -1,4 +1,4 @@
-"""What all configurations share: named options with checked values, and JSON files."""
+"""Base of the configurations: named options with checked values, and their JSON files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from ..files.text_input import reported
 from ..hub import as_path
 
-# Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
+# Keys of transformers in config.json that have no effect here. They are read, kept and written back.
 INERT_KEYS = frozenset(
     "architectures attn_implementation chunk_size_feed_forward classifier_dropout directionality dtype finetuning_task "
     "gradient_checkpointing id2label is_encoder_decoder label2id name_or_path "
@@ -27,15 +27,15 @@ INERT_KEYS = frozenset(
 )
 _DTYPE_NAMES = ("dtype", "torch_dtype")
 
-# Options of another configuration -> where to set them, for the error about a name in the wrong place.
+# Options of other configurations -> hint where to set them, for the error about an unknown name.
 ELSEWHERE: dict[str, str] = {}
 
-JSON_BYTES = 1 << 28  # of the largest JSON file of a model or tokenizer that is read
+JSON_BYTES = 1 << 28  # size limit of a JSON file of a model or tokenizer
 
 
 @dataclass(init=False)
 class Config:
-    """A set of named options with checked values; keys without a meaning here are kept in `extra`."""
+    """A set of named options with checked values; keys of a file that are no options are kept in `extra`."""
 
     INERT: ClassVar[frozenset[str]] = INERT_KEYS
 
@@ -43,7 +43,7 @@ class Config:
 
     def __init__(self, **options: Any):
         object.__setattr__(self, "extra", {})
-        if (kind := getattr(type(self), "model_type", None)) and "model_type" in options:  # as a config.json has it
+        if (kind := getattr(type(self), "model_type", None)) and "model_type" in options:  # as in a config.json
             check_kind(kind, options.pop("model_type"), "model_type")
         known = {f.name: f for f in fields(self) if f.name != "extra"}
         for name in options:
@@ -67,7 +67,7 @@ class Config:
         object.__setattr__(self, name, self._checked(name, value))
 
     def _unknown(self, name: str) -> ConfigError:
-        """The error for a name that no option has: which one may be meant, or where it belongs."""
+        """The error for an unknown name, with the most similar option or the place of the option."""
         near = difflib.get_close_matches(name, [n for n in self.__dataclass_fields__ if n != "extra"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if name in ELSEWHERE:
@@ -75,7 +75,7 @@ class Config:
         return ConfigError(f"{type(self).__name__} has no option {name!r}{hint}")
 
     def __getattr__(self, name: str) -> Any:
-        """A key that is kept in `extra`; None for one of transformers' that there is none of."""
+        """A key in `extra`; None for a key of transformers that is not set."""
         extra = self.__dict__.get("extra", {})
         if name in _DTYPE_NAMES:
             return _dtype(extra.get("dtype", extra.get("torch_dtype")))
@@ -89,7 +89,7 @@ class Config:
         return value
 
     def to_dict(self) -> dict[str, Any]:
-        """What the JSON file holds."""
+        """The content of the JSON file."""
         raise NotImplementedError
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -107,17 +107,17 @@ class Config:
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike):
-        """Read what `to_json_file` wrote, or any other JSON file of such options."""
+        """Read a JSON file of options, as `to_json_file` writes it."""
         return cls.from_dict(read_json(Path(json_file)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """Build from the content of a JSON file, keeping keys that mean nothing here.
+        """A configuration from the content of a JSON file; keys that are no options are kept in `extra`.
 
         Args:
             values: of the file.
             return_unused_kwargs: return the configuration and those of `overrides` that are no options, instead of
-                refusing them.
+                raising an error for them.
             overrides: options.
         """
         names = {f.name for f in fields(cls)} - {"extra"}
@@ -125,8 +125,8 @@ class Config:
             unused = {name: overrides.pop(name) for name in set(overrides) - names - cls.INERT}
             return cls.from_dict(values, **overrides), unused
         config = cls(**{**{name: value for name, value in values.items() if name in names}, **overrides})
-        given = {*config.extra, *(_DTYPE_NAMES if "dtype" in config.extra else ()), "model_type"}
-        config.extra.update((k, v) for k, v in values.items() if k not in names | given)
+        known = {*config.extra, *(_DTYPE_NAMES if "dtype" in config.extra else ()), "model_type"}
+        config.extra.update((k, v) for k, v in values.items() if k not in names | known)
         return config
 
 
@@ -222,23 +222,23 @@ def check_token_ids(value: Any, name: str) -> int | list[int] | None:
 
 
 def _dtype(name: str | None) -> Any:
-    """The torch.dtype of a name in a file; what is none stays as it is."""
+    """The torch.dtype of a name in a file; another name is returned as it is."""
     if name is None:
         return None
     import torch
 
-    found = getattr(torch, name, None)
-    return found if isinstance(found, torch.dtype) else name
+    dtype = getattr(torch, name, None)
+    return dtype if isinstance(dtype, torch.dtype) else name
 
 
 def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
-    """A directory to save into.
+    """Create a directory to save into, if needed.
 
     Raises:
-        CheckpointError: it is a file. UnsupportedError: `push_to_hub`.
+        CheckpointError: it is a file. UnsupportedError: `push_to_hub` is True.
     """
     if push_to_hub:
-        raise UnsupportedError("push_to_hub=True: huggingface_hub uploads what was saved (hf upload)")
+        raise UnsupportedError("push_to_hub=True: upload the saved directory with huggingface_hub (hf upload)")
     path = as_path(directory, "directory")
     if path.is_file():
         raise CheckpointError(f"{path} is a file; a configuration is saved into a directory")
@@ -260,7 +260,7 @@ def _is_numpy_bool(value: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; CheckpointError with the file's name where it is none, or larger than `JSON_BYTES`."""
+    """Read a JSON object; CheckpointError for a file that holds none, or is larger than `JSON_BYTES`."""
     if path.exists() and path.stat().st_size > JSON_BYTES:
         raise CheckpointError(
             f"{path} has {path.stat().st_size} bytes; a JSON file of a model has at most {JSON_BYTES}"
@@ -275,7 +275,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """Options as the files hold them."""
+    """The text of a JSON file with these values."""
     return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""How the engine runs."""
+"""EngineConfig: limits of the engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .base import check_integer, check_number
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits of the engine; None takes what suits the device.
+    """Limits of the engine; None is the default for the device.
 
     Args:
-        max_rows: sequences decoded together: beams and return sequences each count.
-        cache_bytes: memory for keys and values of outputs, and as much again for those of sources.
-        encode_tokens: source tokens that are encoded together.
-        refill: share of the rows that must be free before waiting requests enter beside running ones. 0 lets each
-            enter at once; a few together are encoded faster.
+        max_rows: maximum number of sequences decoded together; each beam and each return sequence counts.
+        cache_bytes: memory for keys and values of outputs; those of sources take as much again.
+        encode_tokens: maximum number of source tokens encoded together.
+        refill: share of the rows that must be free before waiting requests join running ones. 0 admits each at once;
+            several together are encoded faster.
     """
 
     max_rows: int | None = None
@@ -33,7 +33,7 @@ class EngineConfig:
         object.__setattr__(self, "refill", check_number(0, 1, self.refill, "refill"))
 
     def on(self, device: str) -> EngineConfig:
-        """With every limit set, for a kind of device."""
+        """A copy with every limit set for this type of device ("cuda", "cpu")."""
         gpu = device == "cuda"
         return EngineConfig(
             self.max_rows or (1024 if gpu else 256),

@@ -1,4 +1,4 @@
-"""How a model generates."""
+"""GenerationConfig: the options of `generate`."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_to
 
 @dataclass(init=False)
 class GenerationConfig(Config):
-    """How to generate. None means "not set": the next lower level decides.
+    """Options of `generate`. None means "not set": the next lower level decides.
 
-    Levels, highest first, as in transformers: keyword of `generate`, the `generation_config` passed to it, the
-    model's own (`generation_config.json`), the defaults of `GenerationConfig.DEFAULTS`.
+    Levels, highest first, as in transformers: the keywords of `generate`, the `generation_config` passed to it, the
+    model's own (`generation_config.json`), and `GenerationConfig.DEFAULTS`.
 
     Args:
-        max_length: length of the output in tokens, the start token or prompt included.
-        max_new_tokens: the same without them; wins over `max_length`.
-        min_length, min_new_tokens: lengths under which no end token is chosen.
-        max_time: seconds after which no further token is begun.
-        stop_strings: a text or texts that end an output with the token that completes one of them; needs `tokenizer=`.
-        do_sample: draw tokens instead of taking the best; with beams, draw the candidates of each step.
-        num_beams: width of the beam search; 1 is greedy or sampling.
-        num_beam_groups: groups of num_beams / num_beam_groups beams that are kept apart (Vijayakumar et al. 2016,
-            arXiv 1610.02424).
-        diversity_penalty: taken from a token's score as often as earlier groups of the source chose it in the step.
+        max_length: maximum length of the output in tokens, with the start token or prompt.
+        max_new_tokens: the same without them; takes precedence over `max_length`.
+        min_length, min_new_tokens: no end token is chosen below these lengths.
+        max_time: seconds after which no further step begins.
+        stop_strings: a text or texts; an output ends with the token that completes one of them. Needs `tokenizer=`.
+        do_sample: sample tokens instead of choosing the best; with beams, sample the candidates of each step.
+        num_beams: width of the beam search; 1 is greedy search or sampling.
+        num_beam_groups: number of groups of num_beams / num_beam_groups beams, which are searched apart (Vijayakumar et
+            al. 2016, arXiv 1610.02424).
+        diversity_penalty: subtracted from a token's score for each time that earlier groups chose it in the step.
         num_return_sequences: outputs per input (n-best under beams).
-        length_penalty: exponent of the length that divides a hypothesis' log-probability.
-        early_stopping: True, False or "never": when a beam search gives up looking for better hypotheses.
+        length_penalty: the log-probability of a hypothesis is divided by its length to this power.
+        early_stopping: True, False or "never": when a beam search stops looking for better hypotheses.
         sequence_bias: added to the score of the token that completes a sequence: {(ids): bias} or [[ids, bias], ...].
-        encoder_repetition_penalty: above 1 makes tokens of the input likelier.
-        repetition_penalty: above 1 makes tokens that occurred already less likely (Keskar et al. 2019).
+        encoder_repetition_penalty: above 1 makes tokens of the input more likely.
+        repetition_penalty: above 1 makes tokens of the output so far less likely (Keskar et al. 2019).
         no_repeat_ngram_size: no n-gram of this size occurs twice.
-        encoder_no_repeat_ngram_size: no n-gram of this size that the input has occurs.
-        bad_words_ids: lists of ids none of which is completed.
-        forced_bos_token_id: the first token behind the start token.
-        forced_eos_token_id: the token (or tokens) that an output of full length ends with.
+        encoder_no_repeat_ngram_size: no n-gram of this size in the input occurs in the output.
+        bad_words_ids: lists of ids that do not occur in the output.
+        forced_bos_token_id: the first token after the start token.
+        forced_eos_token_id: the last token (or tokens) of an output of maximum length.
         remove_invalid_values: nan and infinite scores become 0 and the largest and smallest numbers.
-        exponential_decay_length_penalty: (start, factor): from so many new tokens on, ends become ever likelier.
+        exponential_decay_length_penalty: (start, factor): after `start` new tokens the end becomes ever more likely.
         suppress_tokens, begin_suppress_tokens: ids that are never chosen, or not as the first new token.
-        temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: shape the distribution that is
-            drawn from, in this order; see `bertgen.kernels.select`.
-        renormalize_logits: scores become log-probabilities again after all of the above.
+        temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: change the distribution that is
+            sampled from, in this order; see `bertgen.kernels.select`.
+        renormalize_logits: turn scores into log-probabilities after all of the above.
         pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special ids.
-        use_cache: False returns no cache. Keys and values are kept either way, the tokens are the same; only where
-            attentions or hidden states are asked for all tokens are computed anew in each step, and theirs returned.
-        return_dict_in_generate: return a `GenerateOutput`, with what output_scores (processed), output_logits (raw),
-            output_attentions and output_hidden_states ask for.
-        infer_attention_mask: where no mask is given, treat pad ids of the input as padding.
+        use_cache: False returns no cache. Tokens are the same. With returned attentions or hidden states each step
+            computes all tokens again and returns those of all; otherwise a cache is used in any case.
+        return_dict_in_generate: return a `GenerateOutput`, with the fields that output_scores (processed),
+            output_logits (raw), output_attentions and output_hidden_states switch on.
+        infer_attention_mask: without a mask, treat pad ids of the input as padding.
     """
 
     INERT: ClassVar[frozenset[str]] = frozenset(("transformers_version",))
@@ -152,7 +152,7 @@ class GenerationConfig(Config):
         infer_attention_mask=True,
     )
     DEFAULT_NEW_TOKENS: ClassVar[int] = 20
-    # Options of transformers that bertgen does not have, with the value (besides None) that switches each of them off.
+    # Options of transformers that bertgen does not have -> the value (besides None) that switches the option off.
     UNSUPPORTED: ClassVar[dict[str, Any]] = dict(
         guidance_scale=1,
         negative_prompt_ids=None,
@@ -186,11 +186,11 @@ class GenerationConfig(Config):
 
     @property
     def end_tokens(self) -> list[int]:
-        """The ids that end an output: `eos_token_id` as a list, empty where it is not set."""
+        """The ids that end an output: `eos_token_id` as a list, which is empty if it is not set."""
         return as_list(self.eos_token_id)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that are set, and the keys that came from a file: what JSON can hold."""
+        """The options that are set and the keys in `extra`, as in a JSON file."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         if isinstance(self.sequence_bias, dict):
             own["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
@@ -204,7 +204,7 @@ class GenerationConfig(Config):
         return GenerationConfig.from_dict({**values, **self.to_dict()})
 
     def check_supported(self) -> None:
-        """Raise UnsupportedError where a file or a caller asks for something bertgen would otherwise ignore."""
+        """Raise UnsupportedError for an option in `UNSUPPORTED` that is switched on."""
         for name, off in self.UNSUPPORTED.items():
             value = self.extra.get(name)
             if value is not None and not (isinstance(value, (bool, int, float, str)) and value == off):
@@ -214,12 +214,17 @@ class GenerationConfig(Config):
     def of_call(
         cls, options: dict[str, Any], passed: GenerationConfig | dict[str, Any] | None, own: GenerationConfig | None
     ) -> GenerationConfig:
-        """The keywords of one `generate` call over the configuration passed to it over the model's own.
+        """The merged options of a `generate` call.
 
-        A keyword that is None switches its option off, whatever the lower levels say; `max_length` is then not set.
+        A keyword that is None switches its option off in all levels; `max_length` is then not set.
+
+        Args:
+            options: keywords of the call.
+            passed: its `generation_config`.
+            own: the configuration of the model.
 
         Raises:
-            ConfigError: a name that no option has. UnsupportedError: options bertgen does not have.
+            ConfigError: an unknown name. UnsupportedError: options that bertgen does not have.
         """
         config = cls._of_names(options).over(cls.of_argument(passed)).over(own)
         for name, value in options.items():
@@ -230,14 +235,14 @@ class GenerationConfig(Config):
 
     @classmethod
     def _of_names(cls, options: dict[str, Any]) -> GenerationConfig:
-        """Options that a caller wrote down, those of transformers that bertgen does not have among them."""
+        """A configuration from the options of a caller, which may be in `UNSUPPORTED`."""
         config = cls(**{name: value for name, value in options.items() if name not in cls.UNSUPPORTED})
         config.extra.update((name, value) for name, value in options.items() if name in cls.UNSUPPORTED)
         return config
 
     @classmethod
     def of_argument(cls, passed: Any) -> GenerationConfig | None:
-        """What `generation_config=` takes: a configuration of ours or of transformers, or a dict of options."""
+        """The configuration for `generation_config=`: one of bertgen or of transformers, or a dict of options."""
         if passed is None or isinstance(passed, cls):
             return passed
         if isinstance(passed, dict) and all(isinstance(name, str) for name in passed):
@@ -251,17 +256,17 @@ class GenerationConfig(Config):
 
     @classmethod
     def from_model_config(cls, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
-        """What a model without `generation_config.json` generates with: the special ids of its configuration."""
+        """The configuration of a model without `generation_config.json`: the special ids of its own."""
         # Checkpoints older than generation_config.json kept these options in config.json.
         legacy = {f.name: config.extra[f.name] for f in fields(cls) if f.name in config.extra}
         return cls.from_dict({**special_ids(config), **legacy})
 
     @classmethod
     def from_model_files(cls, path: Path, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
-        """What a model generates with whose files are `generation_config.json` at `path` and this `config`.
+        """The configuration of a model with `generation_config.json` at `path`.
 
-        A special id that the file leaves out is the configuration's; null is none. transformers marks a file that it
-        made of config.json, and does not renew it: ids that an encoder-decoder was given since stand in config.json.
+        A special id that the file does not have is that of `config`; null is none. transformers marks a file that it
+        made from config.json and does not update it: ids that were set later on an encoder-decoder are in `config`.
         """
         values = read_json(path)
         values |= {name: _real_ids(values[name]) for name in SPECIAL_IDS if name in values}
@@ -273,11 +278,11 @@ class GenerationConfig(Config):
         return cls.from_dict(values)
 
     def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **options: Any) -> dict[str, Any]:
-        """Set options, and return those that were not set.
+        """Set options; returns those that were not set.
 
         Args:
-            defaults_only: leave options that are set.
-            allow_custom_entries: keep what is no option in `extra`, too.
+            defaults_only: do not change options that are set.
+            allow_custom_entries: keep names that are no options in `extra`.
         """
         unused = {}
         for name, value in options.items():
@@ -293,10 +298,10 @@ class GenerationConfig(Config):
         return unused
 
     def validate(self, strict: bool = False) -> None:
-        """Look for options that contradict each other; values are checked when they are set.
+        """Check for options that contradict each other; values are checked when they are set.
 
         Args:
-            strict: raise where an option will have no effect, which is logged otherwise.
+            strict: raise an error for an option without an effect, instead of logging a warning.
 
         Raises:
             ConfigError: a contradiction. UnsupportedError: options bertgen does not have.
@@ -307,17 +312,17 @@ class GenerationConfig(Config):
             raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}, and nothing is sampled")
         if beams > 1 and outputs > beams:
             raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}")
-        idle = [] if self.do_sample else ["temperature top_h top_k top_p min_p typical_p epsilon_cutoff eta_cutoff"]
-        idle += [] if beams > 1 else ["early_stopping length_penalty"]
-        names = [n for n in " ".join(idle).split() if getattr(self, n) not in (None, self.DEFAULTS.get(n))]
+        unused = [] if self.do_sample else ["temperature top_h top_k top_p min_p typical_p epsilon_cutoff eta_cutoff"]
+        unused += [] if beams > 1 else ["early_stopping length_penalty"]
+        names = [n for n in " ".join(unused).split() if getattr(self, n) not in (None, self.DEFAULTS.get(n))]
         if names:
-            what = f"{', '.join(names)} will have no effect: do_sample is {self.do_sample}, num_beams {beams}"
+            message = f"{', '.join(names)} will have no effect: do_sample is {self.do_sample}, num_beams {beams}"
             if strict:
-                raise ConfigError(what)
-            logger.warning(what)
+                raise ConfigError(message)
+            logger.warning(message)
 
     def get_generation_mode(self) -> str:
-        """The search that the options ask for, by transformers' name."""
+        """The kind of search, by its name in transformers."""
         if (self.num_beams or 1) == 1:
             return "sample" if self.do_sample else "greedy_search"
         if (self.num_beam_groups or 1) > 1:
@@ -331,7 +336,7 @@ class GenerationConfig(Config):
 
         Args:
             path_or_id: directory or hub id.
-            config_file_name: another file in there.
+            config_file_name: of another file there.
             options: options to replace, arguments of `bertgen.hub.resolve_file`, and return_unused_kwargs as of
                 `from_dict`.
         """
@@ -343,16 +348,16 @@ class GenerationConfig(Config):
     def save_pretrained(
         self, directory: str | os.PathLike, config_file_name: str | None = None, push_to_hub: bool = False
     ) -> None:
-        """Write `generation_config.json`, or a file of another name, into `directory`; it is made if need be."""
+        """Write `generation_config.json`, or a file of another name, into `directory`, which is created if needed."""
         path = make_directory(directory, push_to_hub) / (config_file_name or "generation_config.json")
         write_json(path, self.to_dict())
 
 
 def special_ids(config: EncoderDecoderConfig | BertGenerationConfig) -> dict[str, Any]:
-    """The ids by which a model begins, ends and pads outputs: its configuration's own, else its decoder's."""
-    halves = [config, getattr(config, "decoder", None)]
-    found = {name: next((v for h in halves if (v := getattr(h, name, None)) is not None), None) for name in SPECIAL_IDS}
-    return {name: _real_ids(value) for name, value in found.items()}
+    """The ids that begin, end and pad outputs: those of a configuration, else of its decoder."""
+    configs = [config, getattr(config, "decoder", None)]
+    ids = {name: next((v for c in configs if (v := getattr(c, name, None)) is not None), None) for name in SPECIAL_IDS}
+    return {name: _real_ids(value) for name, value in ids.items()}
 
 
 def as_list(ids: int | list[int] | None) -> list[int]:
@@ -361,12 +366,12 @@ def as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def _real_ids(value: int | list[int] | None) -> int | list[int] | None:
-    """A special id, or ids, of a model without those that are none: configurations say "no such token" by -1."""
+    """A special id or a list of ids without negative ones, which stand for "no such token" in configurations."""
     real = [token for token in as_list(value) if not isinstance(token, int) or token >= 0]
     return (real or None) if isinstance(value, list) else next(iter(real), None)
 
 
-# What scores are multiplied and divided by: within it they stay numbers in float32.
+# A factor of scores: within these limits the results are finite in float32.
 _positive = partial(check_number, 1e-30, 1e30)
 
 
@@ -434,7 +439,7 @@ def _table(check: Callable[[Any, str], Any], names: str) -> dict[str, Callable[[
     return dict.fromkeys(names.split(), check)
 
 
-# Option -> check of its value: returns the value as it is kept, or raises ConfigError with the value and the limit.
+# Option -> check of its value: returns the value to keep, or raises ConfigError with the value and the limit.
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     **_table(partial(check_integer, 1), "max_length max_new_tokens num_beams num_beam_groups num_return_sequences"),
     **_table(
@@ -465,7 +470,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
 
 
 ELSEWHERE.update(
-    (f.name, f"it is one of generation, model.generation_config.{f.name} = ... sets it")
+    (f.name, f"it is an option of generation, set it by model.generation_config.{f.name} = ...")
     for f in fields(GenerationConfig)
     if f.name != "extra"
 )

@@ -1,4 +1,4 @@
-"""What a model is: its halves, and the encoder-decoder that joins them."""
+"""Configurations of encoders, decoders and encoder-decoders."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SIZES = frozenset(
 
 
 class _ModelConfig(Config):
-    """What the configurations of halves and of pairs do alike."""
+    """Base of the model configurations."""
 
     model_type: ClassVar[str]
 
     @property
     def use_return_dict(self) -> bool:
-        """`return_dict`, by transformers' other name."""
+        """Another name of `return_dict` in transformers."""
         return self.return_dict
 
     def update(self, values: dict[str, Any]) -> None:
@@ -45,10 +45,10 @@ class _ModelConfig(Config):
 
     @classmethod
     def of_argument(cls, value: Any) -> Any:
-        """What `config` of a model is: a configuration of this class, or one of transformers of the same kind.
+        """The configuration for an argument: one of this class, or one of transformers of the same kind.
 
         Raises:
-            ConfigError: neither of these.
+            ConfigError: an argument of another type.
         """
         if isinstance(value, cls):
             return value
@@ -61,8 +61,10 @@ class _ModelConfig(Config):
     def get_config_dict(
         cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the `config.json` of a directory or hub id holds, or another `.json` file; and the `options` that are no
-        arguments of the hub's.
+        """The content of the `config.json` of a directory or hub id, or of another `.json` file.
+
+        Returns:
+            The content, and those of `options` that are no options of the download.
         """
         options, own = split_hub_options(options)
         path = as_path(path_or_id)
@@ -72,13 +74,13 @@ class _ModelConfig(Config):
 
     @into_its_folder
     def save_pretrained(self, directory: str | os.PathLike, push_to_hub: bool = False) -> None:
-        """Write `config.json` into `directory`, which is made where it does not exist."""
+        """Write `config.json` into `directory`, which is created if needed."""
         write_json(make_directory(directory, push_to_hub) / "config.json", self.to_dict())
 
 
 @dataclass(init=False)
 class BertGenerationConfig(_ModelConfig):
-    """Shape and options of one half: a BertGeneration encoder or decoder (Rothe et al. 2020, arXiv 1907.12461).
+    """Shape and options of a BertGeneration encoder or decoder (Rothe et al. 2020, arXiv 1907.12461).
 
     Names and defaults are those of transformers' `BertGenerationConfig`.
     """
@@ -140,16 +142,16 @@ class BertGenerationConfig(_ModelConfig):
 
     @property
     def first_position(self) -> int:
-        """Row of the position table that the first token of a text takes."""
+        """Row of the position table for the first token of a text."""
         return 0
 
     @property
     def max_tokens(self) -> int:
-        """Longest text in tokens: the rows of the position table that tokens can take."""
+        """Maximum length of a text in tokens: the rows of the position table for tokens."""
         return self.max_position_embeddings - self.first_position
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of config.json, in the form transformers reads."""
+        """Content of config.json, as transformers reads it."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {**self.extra, **own, "model_type": self.model_type}
 
@@ -161,7 +163,7 @@ class BertGenerationConfig(_ModelConfig):
         Args:
             path_or_id: directory, hub id, or a file of a configuration.
             hub: `revision`, `cache_dir`, `token`, `local_files_only`, .. (see `bertgen.hub.resolve_file`), which may
-                stand among the overrides as well.
+                be among the overrides, too.
             overrides: options, and return_unused_kwargs as of `from_dict`.
         """
         values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)
@@ -174,8 +176,9 @@ class BertGenerationConfig(_ModelConfig):
 
 @dataclass(init=False)
 class BertConfig(BertGenerationConfig):
-    """Shape and options of a half that is a BERT (Devlin et al. 2018, arXiv 1810.04805): token types, LM head with a
-    transform. Names and defaults are those of transformers' `BertConfig`.
+    """Shape and options of a BERT encoder or decoder (Devlin et al. 2018, arXiv 1810.04805).
+
+    It has token types, and an LM head with a transform. Names and defaults are those of transformers' `BertConfig`.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -192,8 +195,10 @@ class BertConfig(BertGenerationConfig):
 
 @dataclass(init=False)
 class RobertaConfig(BertConfig):
-    """Shape and options of a half that is a RoBERTa (Liu et al. 2019, arXiv 1907.11692): a BERT whose positions count
-    from behind the padding id. Names and defaults are those of transformers' `RobertaConfig`.
+    """Shape and options of a RoBERTa encoder or decoder (Liu et al. 2019, arXiv 1907.11692).
+
+    A BERT with positions that start after the padding id. Names and defaults are those of transformers'
+    `RobertaConfig`.
     """
 
     model_type: ClassVar[str] = "roberta"
@@ -205,9 +210,9 @@ class RobertaConfig(BertConfig):
 
     @property
     def first_position(self) -> int:
-        """Row of the position table that the first token of a text takes; the rows up to the padding id are padding."""
+        """Row of the position table for the first token of a text; the rows up to the padding id are for padding."""
         if self.pad_token_id is None:
-            raise ConfigError("a roberta half needs pad_token_id: its positions count from there")
+            raise ConfigError("a roberta half needs pad_token_id: its positions start after it")
         return self.pad_token_id + 1
 
 
@@ -215,10 +220,13 @@ HALVES = {config.model_type: config for config in (BertGenerationConfig, BertCon
 
 
 def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
-    """The configuration of a half: as it is, or of the kind its `model_type` names from a dict or another library's.
+    """The configuration of an encoder or decoder, from one, a dict, or a configuration of transformers.
+
+    Args:
+        name: of the argument, for errors.
 
     Raises:
-        ConfigError: neither of these (`name` says which). UnsupportedError: a kind bertgen does not have.
+        ConfigError: an argument of another type. UnsupportedError: a `model_type` that bertgen does not have.
     """
     if isinstance(value, BertGenerationConfig):
         return value
@@ -229,25 +237,25 @@ def half_config(value: Any, name: str = "config") -> BertGenerationConfig:
             f"EncoderDecoderConfig needs {name}= (a dict or a configuration of a half), got {quoted(value)}"
         )
     kind = value.get("model_type", BertGenerationConfig.model_type)
-    if kind not in tuple(HALVES):  # what a file says need not be hashable
+    if kind not in tuple(HALVES):  # a value from a file may not be hashable
         raise UnsupportedError(f"{name} is of kind {kind!r}; bertgen runs halves of the kinds {', '.join(HALVES)}")
     return HALVES[kind].from_dict(value)
 
 
 @dataclass(init=False)
 class EncoderDecoderConfig(_ModelConfig):
-    """Two halves that form a sequence-to-sequence model.
+    """An encoder and a decoder that form a sequence-to-sequence model.
 
     Args:
         encoder, decoder: `BertGenerationConfig`, `BertConfig`, `RobertaConfig`, or a dict of options with the
             `model_type` "bert-generation" (the default), "bert" or "roberta".
-        tie_encoder_decoder: the decoder's weights serve as the encoder's too (all but cross-attention and LM head).
+        tie_encoder_decoder: the encoder shares the weights of the decoder (all but cross-attention and LM head).
         pad_token_id, decoder_start_token_id, bos_token_id, eos_token_id: needed to build decoder inputs from labels.
     """
 
     model_type: ClassVar[str] = "encoder-decoder"
 
-    encoder: BertGenerationConfig = None  # a dict becomes one; None is refused
+    encoder: BertGenerationConfig = None  # a dict is converted; None raises ConfigError
     decoder: BertGenerationConfig = None
     pad_token_id: int | None = None
     decoder_start_token_id: int | None = None
@@ -270,7 +278,7 @@ class EncoderDecoderConfig(_ModelConfig):
         return check_flag(value, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "vocab_size":  # tutorials of the family set it after construction; it is kept, and nothing reads it
+        if name == "vocab_size":  # set by tutorials of transformers; kept without an effect
             self.extra[name] = value
         else:
             super().__setattr__(name, value)
@@ -281,15 +289,15 @@ class EncoderDecoderConfig(_ModelConfig):
 
     @classmethod
     def from_encoder_decoder_configs(cls, encoder_config, decoder_config, **options: Any) -> EncoderDecoderConfig:
-        """Join two halves; the decoder becomes one (causal, with cross-attention)."""
+        """Join an encoder and a decoder, which becomes causal, with cross-attention."""
         decoder = half_config(decoder_config, "decoder")
-        if decoder is encoder_config:  # what becomes of the one is not to become of the other
+        if decoder is encoder_config:  # the changes below are not for the encoder
             decoder = copy.deepcopy(decoder)
         decoder.is_decoder = decoder.add_cross_attention = True
         return cls(encoder=encoder_config, decoder=decoder, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of config.json, in the form transformers reads."""
+        """Content of config.json, as transformers reads it."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         own |= {"encoder": self.encoder.to_dict(), "decoder": self.decoder.to_dict()}
         return {**self.extra, **own, "is_encoder_decoder": True, "model_type": self.model_type}

@@ -1,4 +1,4 @@
-"""How weights are stored in fewer bits."""
+"""Int4Config and BitsAndBytesConfig: formats of weights in 4 bits."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ FORMATS = ("int4", "nf4", "fp4")
 GROUP_SIZES = (32, 64, 128)
 SCALES = ("mse", "absmax")
 DTYPES = ("float32", "float16", "bfloat16")
-METHOD = "bertgen"  # what config.json calls the layout of our own files
+METHOD = "bertgen"  # `quant_method` in config.json for files with bertgen's layout
 
 
 @dataclass(frozen=True)
 class Int4Config:
-    """Weights of linear layers in 4 bits, in groups along a row that share a scale. Embeddings and norms stay as is.
+    """Weights of linear layers in 4 bits; groups along a row share a scale. Embeddings and norms are not quantized.
 
     Args:
-        format: "int4": 16 levels at equal distances. "nf4", "fp4": those of bitsandbytes (`bertgen.quantization`).
+        format: "int4" has 16 equidistant levels; "nf4" and "fp4" are those of bitsandbytes (`bertgen.quantization`).
         group_size: 32, 64 or 128 weights share a scale.
-        symmetric: int4 levels -8 .. 7 times the scale; otherwise each group has a zero point of its own.
-        scales: "mse" looks for the scale with the least squared error, "absmax" takes the one that the largest needs.
-        double_quant: scales themselves in 8 bits, as bitsandbytes rounds them; nf4 and fp4 only. They are held as
-            floats, so that this saves nothing here.
-        compute_dtype: "float32", "float16", "bfloat16" or such a torch.dtype, in which products are computed; None is
-            the dtype of the layer's input. "int8", for the format int4: on a CPU the input is rounded to 8 bits, row by
-            row, and the products are those of integers; elsewhere as None.
-        head: quantize the output layer as well, also where it is tied to embeddings, which stay as they are.
-        skip: modules that keep their weights, with all that is in them: full names, or parts of names from dot to dot.
+        symmetric: int4 levels are -8 .. 7 times the scale; otherwise each group has a zero point.
+        scales: "mse" minimizes the squared error of a group, "absmax" fits the scale to its largest weight.
+        double_quant: round scales to 8 bits, as bitsandbytes does; for nf4 and fp4. They are stored as floats, so this
+            saves no memory here.
+        compute_dtype: dtype of products, "float32", "float16", "bfloat16" or such a torch.dtype; None is the dtype of
+            the layer's input. "int8", for the format int4: on a CPU each row of the input is rounded to 8 bits, and
+            products are of integers; elsewhere as None.
+        head: quantize the output layer too, even if it is tied to the embeddings, which are not quantized.
+        skip: names of modules that are not quantized, with their submodules: full names, or parts between dots.
 
     Raises:
         ConfigError: an unknown name, or a value outside its limits.
     """
 
-    quant_method: ClassVar[str] = METHOD  # by which transformers finds who understands it
+    quant_method: ClassVar[str] = METHOD  # transformers chooses the quantizer by it
 
     format: str = "int4"
     group_size: int = 64
@@ -57,14 +57,14 @@ class Int4Config:
             raise ConfigError("double_quant=True is for the formats nf4 and fp4, got 'int4'")
         if self.format != "int4" and not self.symmetric:
             raise ConfigError(f"symmetric=False is for the format int4, got {self.format!r}")
-        computed = _dtype_name(self.compute_dtype, "compute_dtype", (*DTYPES, "int8"))
-        if computed == "int8" and self.format != "int4":
+        compute_dtype = _dtype_name(self.compute_dtype, "compute_dtype", (*DTYPES, "int8"))
+        if compute_dtype == "int8" and self.format != "int4":
             raise ConfigError(f"compute_dtype='int8' is for the format int4, got {self.format!r}")
-        object.__setattr__(self, "compute_dtype", computed)
+        object.__setattr__(self, "compute_dtype", compute_dtype)
         object.__setattr__(self, "skip", _names(self.skip, "skip"))
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds as its `quantization_config`."""
+        """The `quantization_config` of config.json."""
         return {"quant_method": METHOD, **asdict(self), "skip": list(self.skip)}
 
     @classmethod
@@ -75,10 +75,10 @@ class Int4Config:
 
 @dataclass(frozen=True)
 class BitsAndBytesConfig:
-    """What transformers calls 4-bit weights: names, defaults and meaning are those of its `BitsAndBytesConfig`.
+    """4-bit weights with the names, defaults and meaning of transformers' `BitsAndBytesConfig`.
 
-    A block of 64 weights shares a scale. The output layer and the embeddings stay as they are. `bnb_4bit_quant_storage`
-    and the options of 8 bits that begin with llm_int8 change nothing.
+    A block of 64 weights shares a scale. The output layer and the embeddings are not quantized.
+    `bnb_4bit_quant_storage` and the options for 8 bits (llm_int8..) have no effect.
 
     Raises:
         UnsupportedError: load_in_8bit. ConfigError: an unknown name, or a value outside its limits.
@@ -106,7 +106,7 @@ class BitsAndBytesConfig:
         self.int4()
 
     def int4(self) -> Int4Config:
-        """The same in our words."""
+        """The same format as an `Int4Config`."""
         return Int4Config(
             format=check_choice(("fp4", "nf4"), self.bnb_4bit_quant_type, "bnb_4bit_quant_type"),
             scales="absmax",
@@ -119,7 +119,7 @@ class BitsAndBytesConfig:
 
 
 def int4_config(value: Any) -> Int4Config:
-    """The configuration that an object or the `quantization_config` of a config.json means.
+    """The `Int4Config` for an object, or for the `quantization_config` of a config.json.
 
     Args:
         value: an `Int4Config`, a `BitsAndBytesConfig` of ours or of transformers, or a dict of either.
@@ -162,8 +162,8 @@ def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 def _dtype_name(value: Any, name: str, known: tuple[str, ...] = DTYPES) -> str | None:
     if value is None:
         return None
-    found = quoted(value) if not isinstance(value, str) else value  # a torch.dtype, without importing torch
-    return check_choice(known, found.removeprefix("torch."), name)
+    text = quoted(value) if not isinstance(value, str) else value  # a torch.dtype, without importing torch
+    return check_choice(known, text.removeprefix("torch."), name)
 
 
 def _names(value: Any, name: str) -> tuple[str, ...]:

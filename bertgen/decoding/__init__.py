@@ -1,16 +1,16 @@
-"""Search: from the logits of each step to sequences. Greedy, sampling and beam search, and the one decode loop.
+"""Decoding: from the logits of each step to sequences. Greedy search, sampling and beam search share one decode loop.
 
-Nothing here knows a model: a `Decoder` gives logits for tokens. A search holds any number of sources which have the
-same options; they may join it and leave it at any step, so their lengths differ.
+This package does not depend on a model: a `Decoder` returns logits for tokens. A search holds any number of sources
+with the same options. Sources may join and leave at any step, so their lengths differ.
 """
 
 from .beam_search import BeamSearch as BeamSearch
 from .loop import Decoder as Decoder
-from .loop import begin as begin
-from .loop import decode as decode
-from .loop import step as step
-from .options import settle as settle
-from .rng import KeyedDraws as KeyedDraws
-from .rng import TorchDraws as TorchDraws
+from .loop import new_search as new_search
+from .loop import run_search as run_search
+from .loop import step_searches as step_searches
+from .options import resolve_generation_config as resolve_generation_config
+from .rng import KeyedRng as KeyedRng
+from .rng import TorchRng as TorchRng
 from .sampling import Sampling as Sampling
 from .search import Search as Search

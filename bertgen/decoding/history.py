@@ -1,18 +1,18 @@
-"""What searches do with histories of different lengths."""
+"""Operations on the histories (tokens so far) of rows of different lengths."""
 
 from __future__ import annotations
 
 import torch
 
 from ..config import GenerationConfig
-from .logits_processors import Processors
-from .stopping_criteria import Criteria, Scores
+from .logits_processors import LogitsProcessorList
+from .stopping_criteria import StepScores, StoppingCriteriaList
 
-CHUNK = 64  # positions by which the room for histories grows
+CHUNK = 64  # histories grow by multiples of this many positions
 
 
-def cohorts(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
-    """Each length that occurs in lengths int64 [n] (on the host), with its places; None for all of them."""
+def rows_by_length(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
+    """Each value of lengths int64 [n] (on the host) with the indices of its rows; None if all rows have one length."""
     if len(lengths) == 0:
         return []
     first = int(lengths[0])
@@ -21,51 +21,57 @@ def cohorts(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
     return [(length, (lengths == length).nonzero().squeeze(1)) for length in lengths.unique().tolist()]
 
 
-def process(
-    processors: Processors,
+def process_scores(
+    processors: LogitsProcessorList,
     histories: torch.Tensor,
     lengths: torch.Tensor,
     scores: torch.Tensor,
-    going: torch.Tensor | None = None,
+    running: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scores [n, V] of the next tokens behind histories [n, L] of some lengths [n], processed.
+    """Apply logits processors to rows of different lengths.
 
     Args:
-        going: bool [n], rows that are not done; None for all.
+        histories: int64 [n, L].
+        lengths: int64 [n], on the host.
+        scores: float32 [n, V], of the next token of each row.
+        running: bool [n], rows that have not ended; None for all.
+
+    Returns:
+        The processed scores, float32 [n, V].
     """
-    groups = cohorts(lengths)
+    groups = rows_by_length(lengths)
     if len(groups) == 1:
-        return processors(histories[:, : groups[0][0]], scores, going)
-    changed = torch.empty_like(scores)
-    for length, places in groups:
-        assert places is not None
-        places = places.to(scores.device)
-        changed[places] = processors(
-            histories[places, :length], scores[places], None if going is None else going[places]
-        )
-    return changed
+        return processors(histories[:, : groups[0][0]], scores, running)
+    processed = torch.empty_like(scores)
+    for length, rows in groups:
+        assert rows is not None
+        rows = rows.to(scores.device)
+        processed[rows] = processors(histories[rows, :length], scores[rows], None if running is None else running[rows])
+    return processed
 
 
-def done(criteria: Criteria, histories: torch.Tensor, lengths: torch.Tensor, scores: Scores) -> torch.Tensor:
-    """bool [n], which of the histories [n, L] of some lengths [n] are done."""
-    groups = cohorts(lengths)
+def stopped_rows(
+    criteria: StoppingCriteriaList, histories: torch.Tensor, lengths: torch.Tensor, scores: StepScores
+) -> torch.Tensor:
+    """bool [n]: rows of histories int64 [n, L], of lengths int64 [n], that a stopping criterion ends."""
+    groups = rows_by_length(lengths)
     if len(groups) == 1:
         return criteria(histories[:, : groups[0][0]], scores)
-    found = torch.zeros(len(histories), dtype=torch.bool, device=histories.device)
-    for length, places in groups:
-        assert places is not None
-        places = places.to(histories.device)
-        found[places] = criteria(histories[places, :length], scores)
-    return found
+    stopped = torch.zeros(len(histories), dtype=torch.bool, device=histories.device)
+    for length, rows in groups:
+        assert rows is not None
+        rows = rows.to(histories.device)
+        stopped[rows] = criteria(histories[rows, :length], scores)
+    return stopped
 
 
-def widened(histories: torch.Tensor, width: int, fill: int) -> torch.Tensor:
-    """Histories [.., L] with room for at least `width` positions, filled behind."""
+def pad_histories(histories: torch.Tensor, width: int, fill: int) -> torch.Tensor:
+    """Histories [.., L] with room for at least `width` positions; new positions hold `fill`."""
     if histories.shape[-1] >= width:
         return histories
     return torch.nn.functional.pad(histories, (0, -(-width // CHUNK) * CHUNK - histories.shape[-1]), value=fill)
 
 
-def recorded(scores: list[torch.Tensor], options: GenerationConfig) -> Scores:
-    """The scores of all steps, where they are returned."""
+def returned_scores(scores: list[torch.Tensor], options: GenerationConfig) -> StepScores:
+    """The scores of all steps with `output_scores`, else None."""
     return tuple(scores) if options.output_scores else None

@@ -1,7 +1,8 @@
-"""Processors: what the options of a call do to the scores of a step before a token is chosen.
+"""Logits processors: they change the scores of a step before a token is chosen.
 
-Each is a function of the tokens so far, history int64 [R, L], and the scores of the next, float32 [R, V] (logits, under
-beams log-probabilities), that returns new scores. `build` makes those that a call asks for, in transformers' order.
+Each is a function of the tokens so far, history int64 [R, L], and the scores of the next token, float32 [R, V] (logits;
+with beams, log-probabilities). It returns new scores. `build_logits_processors` makes those of a call, in the order of
+transformers. A new processor is a function here, an option in `GenerationConfig`, and a line in that function.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..config.base import check_callable, check_callables
 from ..config.generation import as_list
 from ..errors import ConfigError, InputError
 
-Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
 
 # The options of `ops.warp`, and the value that switches each of them off.
@@ -30,8 +31,8 @@ NO_WARP: dict[str, Any] = dict(
 )
 
 
-# transformers' processors, of which one that a caller passes takes the place of the one that the option makes.
-_THEIRS = {
+# Classes of transformers -> the option whose own processor an object of the class replaces.
+_OPTION_OF_CLASS = {
     "SequenceBiasLogitsProcessor": "sequence_bias",
     "EncoderRepetitionPenaltyLogitsProcessor": "encoder_repetition_penalty",
     "RepetitionPenaltyLogitsProcessor": "repetition_penalty",
@@ -50,69 +51,79 @@ _THEIRS = {
 }
 
 
-def replaced(process: Any) -> str | None:
-    """The option whose processor a processor of transformers' takes the place of; None for any other callable."""
+def replaced_option(process: Any) -> str | None:
+    """The option whose processor an object of a class of transformers replaces; None for any other callable."""
     kind = type(getattr(process, "__wrapped__", process))
-    return _THEIRS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+    return _OPTION_OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
 
 
-class Processors:
-    """Processors one after another.
+class LogitsProcessorList:
+    """Logits processors, applied one after another.
 
     Args:
-        chain: the processors, first to last.
-        by_row: some of them know which row is which, so that no row may be left out once it is done.
-        custom: behind so many of them stands the last of the caller's own, whose scores are looked at; 0 without any.
-        beams: of each source. draws: tokens are drawn.
+        processors: first to last.
+        by_row: results may depend on the index of a row, so that ended rows must stay.
+        custom_end: index after the last of the caller's own processors; its result is checked. 0 without any.
+        beams: rows per source.
+        samples: tokens are sampled.
     """
 
     def __init__(
         self,
-        chain: Sequence[Processor] = (),
+        processors: Sequence[LogitsProcessor] = (),
         by_row: bool = False,
-        custom: int = 0,
+        custom_end: int = 0,
         beams: int = 1,
-        draws: bool = False,
+        samples: bool = False,
     ):
-        self.chain, self.by_row = tuple(chain), by_row
-        self.custom, self.beams, self.draws = custom, beams, draws
+        self.processors, self.by_row = tuple(processors), by_row
+        self.custom_end, self.beams, self.samples = custom_end, beams, samples
 
     def __bool__(self) -> bool:
-        return bool(self.chain)
+        return bool(self.processors)
 
-    def __call__(self, history: torch.Tensor, scores: torch.Tensor, going: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores [R, V], processed; rows where `going`, bool [R], is False are done and may hold anything."""
-        for count, process in enumerate(self.chain, 1):
+    @property
+    def has_custom(self) -> bool:
+        """Whether some of the processors are the caller's own."""
+        return self.custom_end > 0
+
+    def __call__(
+        self, history: torch.Tensor, scores: torch.Tensor, running: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The processed scores [R, V]; rows where `running`, bool [R], is False have ended and may hold anything."""
+        for count, process in enumerate(self.processors, 1):
             scores = process(history, scores)
-            if count == self.custom:
-                scores = self._understood(history, scores, going)
+            if count == self.custom_end:
+                scores = self._check_custom_scores(history, scores, running)
         return scores
 
-    def _understood(self, history: torch.Tensor, scores: torch.Tensor, going: torch.Tensor | None) -> torch.Tensor:
-        """Scores of the caller's processors: -inf forbids a token, +inf leaves only those that have it.
+    def _check_custom_scores(
+        self, history: torch.Tensor, scores: torch.Tensor, running: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Scores after the caller's processors: -inf forbids a token, +inf forbids all tokens without +inf.
 
         Raises:
-            InputError: nan; without beams, nothing but -inf.
+            InputError: nan; without beams, -inf for every token.
         """
         best = scores.amax(1)
-        useless = best.isnan()
+        unusable = best.isnan()
         if self.beams == 1:
-            useless = useless | best.isneginf()  # a beam may come to its end, a single row may not
-        wrong = useless if going is None else useless & going
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            what = "nan" if bool(best[row].isnan()) else "-inf for every token"
-            raise InputError(f"logits_processor gave {what} behind {history.shape[1]} tokens (row {row})")
-        if going is not None:
-            scores = scores.masked_fill(useless[:, None], -torch.inf if self.beams > 1 else 0.0)
-        if self.draws or self.beams > 1:  # the best token is the same without
+            unusable = unusable | best.isneginf()  # a beam without tokens is dropped, a single row cannot be
+        bad = unusable if running is None else unusable & running
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            value = "nan" if bool(best[row].isnan()) else "-inf for every token"
+            raise InputError(f"logits_processor returned {value} after {history.shape[1]} tokens (row {row})")
+        if running is not None:
+            scores = scores.masked_fill(unusable[:, None], -torch.inf if self.beams > 1 else 0.0)
+        if self.samples or self.beams > 1:  # greedy search takes a token with +inf anyway
             forced = scores.isposinf()
-            only = torch.where(forced, 0.0, -torch.inf)
-            scores = torch.where(forced.any(1, keepdim=True), only, scores)
+            only_forced = torch.where(forced, 0.0, -torch.inf)
+            scores = torch.where(forced.any(1, keepdim=True), only_forced, scores)
         return scores
 
 
-def build(
+def build_logits_processors(
     options: GenerationConfig,
     vocabulary: int,
     prefix: torch.Tensor,
@@ -120,26 +131,26 @@ def build(
     prefix_mask: torch.Tensor | None = None,
     source_ids: torch.Tensor | None = None,
     allowed: AllowedTokens | None = None,
-    custom: Sequence[Processor] | None = None,
-) -> Processors:
-    """The processors that settled `options` ask for.
+    custom: Sequence[LogitsProcessor] | None = None,
+) -> LogitsProcessorList:
+    """The processors of resolved `options`.
 
     Args:
-        vocabulary: how many scores a row has.
-        prefix: int64 [B, P], where the rows begin; each stands for as many rows as the search makes of it.
-        prefix_mask: bool [B, P], False at padding: what stands before the first token does not count as a repetition.
-        source_ids: int64 [B, S], what the encoder (or a standalone decoder) was given; None where it was embeddings.
+        vocabulary: number of scores of a row.
+        prefix: int64 [B, P], the first tokens of the outputs of each source.
+        prefix_mask: bool [B, P], False at padding: tokens before the first True do not count as repetitions.
+        source_ids: int64 [B, S], input of the encoder (or of a standalone decoder); None where it was embeddings.
         allowed: `prefix_allowed_tokens_fn`.
-        custom: `logits_processor`; one of transformers' classes takes the place of the processor of its option.
+        custom: `logits_processor`; an object of a class of transformers replaces the processor of its option.
 
     Raises:
-        ConfigError: ids outside the vocabulary; an option that needs an end token where there is none; what cannot be
+        ConfigError: ids outside the vocabulary; an option that needs an end token without one; a value that cannot be
             called.
     """
     start, end = prefix.shape[1], options.end_tokens
-    custom = check_callables(custom, "logits_processor")
+    custom = check_callables(custom, "logits_processor") or []
     check_callable(allowed, "prefix_allowed_tokens_fn")
-    if options.pad_token_id is not None:  # what rows that are done go on with
+    if options.pad_token_id is not None:  # the input of rows that have ended
         check_ids("pad_token_id", [options.pad_token_id], vocabulary)
 
     def ids_of(name: str, ids: Sequence[int] | None = None) -> torch.Tensor:
@@ -147,13 +158,14 @@ def build(
         check_ids(name, ids, vocabulary)
         return prefix.new_tensor(ids)
 
-    given = custom or []
-    own = [partial(given_scores, process=process) for process in given]
-    places = {replaced(process): checked for process, checked in zip(reversed(given), reversed(own), strict=True)}
-    chain: list[Processor] = []
+    checked = [partial(call_custom, process=process) for process in custom]
+    replacements = {
+        replaced_option(process): call for process, call in zip(reversed(custom), reversed(checked), strict=True)
+    }
+    processors: list[LogitsProcessor] = []
 
-    def add(option: str, process: Processor) -> None:
-        chain.append(places.get(option, process))
+    def add(option: str, process: LogitsProcessor) -> None:
+        processors.append(replacements.get(option, process))
 
     by_row = allowed is not None or bool(custom)
     if options.sequence_bias is not None:
@@ -186,7 +198,8 @@ def build(
     if options.min_length > start and end:
         ids = prefix.new_tensor([token for token in end if token < vocabulary])
         add("min_length", partial(suppress, tokens=ids, until=options.min_length))
-        if options.min_new_tokens and places.keys() & {"min_length", "min_new_tokens"}:  # two processors there
+        # transformers has a processor for each of the two options.
+        if options.min_new_tokens and replacements.keys() & {"min_length", "min_new_tokens"}:
             add("min_new_tokens", partial(suppress, tokens=ids, until=options.min_length))
     if allowed is not None:
         add("prefix_allowed_tokens_fn", partial(allow, allowed=allowed, beams=options.num_beams))
@@ -202,32 +215,32 @@ def build(
         begin, factor = options.exponential_decay_length_penalty
         add(
             "exponential_decay_length_penalty",
-            partial(decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor),
+            partial(exponential_decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor),
         )
     if options.suppress_tokens is not None:
         add("suppress_tokens", partial(suppress, tokens=ids_of("suppress_tokens")))
     if options.begin_suppress_tokens is not None:
         length = start + (start <= 1 and options.forced_bos_token_id is not None)
         add("begin_suppress_tokens", partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
-    chain.extend(process for process in own if not any(process is one for one in chain))
-    last = max((place for place, process in enumerate(chain, 1) if any(process is one for one in own)), default=0)
+    processors.extend(call for call in checked if not any(call is process for process in processors))
+    custom_end = max((i for i, one in enumerate(processors, 1) if any(one is call for call in checked)), default=0)
     if options.do_sample:
         limits = {name: getattr(options, name) for name in NO_WARP}
         if limits != NO_WARP:
-            # Beams that sample need a token besides the end tokens to go on with.
+            # Beams that sample need a token to continue with besides the end tokens.
             keep = 1 if options.num_beams == 1 else 1 + (len(end) or 1)
-            chain.append(lambda history, scores: ops.warp(scores, **limits, keep=keep))
+            processors.append(lambda history, scores: ops.warp(scores, **limits, keep=keep))
     if options.renormalize_logits:
-        chain.append(lambda history, scores: scores.log_softmax(-1))
-    return Processors(chain, by_row, last, options.num_beams, bool(options.do_sample))
+        processors.append(lambda history, scores: scores.log_softmax(-1))
+    return LogitsProcessorList(processors, by_row, custom_end, options.num_beams, bool(options.do_sample))
 
 
 class SequenceBias:
-    """Add to the score of each token that completes one of some sequences.
+    """Adds a bias to the score of each token that completes a given sequence.
 
     Args:
         name: the option, for errors.
-        biases: sequence of ids -> what is added to the score of its last id where the others came before.
+        biases: sequence of ids -> added to the score of its last id where the others are the newest tokens.
         vocabulary, device: of the scores.
     """
 
@@ -259,19 +272,19 @@ class SequenceBias:
         return scores + total
 
 
-def given_scores(history: torch.Tensor, scores: torch.Tensor, *, process: Processor) -> torch.Tensor:
-    """What a processor of the caller's makes of scores; InputError where these are no scores."""
+def call_custom(history: torch.Tensor, scores: torch.Tensor, *, process: LogitsProcessor) -> torch.Tensor:
+    """Call a processor of the caller's; InputError where the result is no scores float [R, V]."""
     shape, device = scores.shape, scores.device
-    found = process(history, scores)
-    wanted = f"expected scores {tuple(shape)} of a floating dtype on {device}"
-    if not isinstance(found, torch.Tensor):
-        raise InputError(f"logits_processor {process} returned {type(found).__name__}; {wanted}")
-    if found.layout != torch.strided or found.is_nested:
-        raise InputError(f"logits_processor {process} returned a tensor of layout {found.layout}; {wanted}")
-    if found.shape != shape or found.device != device or not found.is_floating_point():
-        kind = f"{found.dtype} {tuple(found.shape)} on {found.device}"
-        raise InputError(f"logits_processor {process} returned {kind}; {wanted}")
-    return found.float()
+    result = process(history, scores)
+    expected = f"expected scores {tuple(shape)} of a floating dtype on {device}"
+    if not isinstance(result, torch.Tensor):
+        raise InputError(f"logits_processor {process} returned {type(result).__name__}; {expected}")
+    if result.layout != torch.strided or result.is_nested:
+        raise InputError(f"logits_processor {process} returned a tensor of layout {result.layout}; {expected}")
+    if result.shape != shape or result.device != device or not result.is_floating_point():
+        kind = f"{result.dtype} {tuple(result.shape)} on {result.device}"
+        raise InputError(f"logits_processor {process} returned {kind}; {expected}")
+    return result.float()
 
 
 def penalize_repetition(
@@ -286,16 +299,16 @@ def penalize_repetition(
 
     Args:
         tokens: int64 [B, S], the tokens of each source; by default those of the history.
-        first: int64 [B], column of the history where each source's tokens begin; what stands before does not count.
+        first: int64 [B], column of the history where each source's tokens begin; earlier columns do not count.
     """
-    tokens = history if tokens is None else _for_rows(tokens, scores)
+    tokens = history if tokens is None else _repeat_per_row(tokens, scores)
     changed = scores.gather(1, tokens)
     changed = torch.where(changed < 0, changed * penalty, changed / penalty)
     if first is None:
         return scores.scatter(1, tokens, changed)
-    # Columns that do not count write to one place behind the scores.
-    place = torch.arange(tokens.shape[1], device=tokens.device)
-    tokens = torch.where(place < _for_rows(first[:, None], scores), scores.shape[1], tokens)
+    # Columns that do not count write to an extra column, which is cut off.
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    tokens = torch.where(column < _repeat_per_row(first[:, None], scores), scores.shape[1], tokens)
     return torch.nn.functional.pad(scores, (0, 1)).scatter(1, tokens, changed)[:, :-1]
 
 
@@ -303,14 +316,14 @@ def block_ngrams(
     history: torch.Tensor, scores: torch.Tensor, *, size: int, tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Forbid tokens that complete an n-gram which has occurred, in `tokens` [B, S] or by default in the history."""
-    tokens = history if tokens is None else _for_rows(tokens, scores)
+    tokens = history if tokens is None else _repeat_per_row(tokens, scores)
     length = history.shape[1]
     if tokens.shape[1] < size or length < size - 1:
         return scores
     ngrams = tokens.unfold(1, size, 1)
     repeats = (ngrams[..., :-1] == history[:, None, length - size + 1 :]).all(-1)
-    rows, places = repeats.nonzero(as_tuple=True)
-    return scores.index_put((rows, ngrams[rows, places, -1]), scores.new_tensor(-torch.inf))
+    rows, positions = repeats.nonzero(as_tuple=True)
+    return scores.index_put((rows, ngrams[rows, positions, -1]), scores.new_tensor(-torch.inf))
 
 
 def suppress(
@@ -336,38 +349,38 @@ def force(history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, 
 
 
 def allow(history: torch.Tensor, scores: torch.Tensor, *, allowed: AllowedTokens, beams: int) -> torch.Tensor:
-    """Forbid what `allowed(source, tokens so far)` does not name; rows of a source are its beams.
+    """Forbid all tokens but those of `allowed(source, tokens so far)`; the rows of a source are its beams.
 
-    Where every allowed token of all of a source's beams was forbidden already they get the score 0.
+    If earlier processors forbid every allowed token of all beams of a source, its allowed tokens get the score 0.
 
     Raises:
-        InputError: nothing is allowed, or an id outside the vocabulary.
+        InputError: `allowed` returns no ids, or an id outside the vocabulary.
     """
     mask = torch.full_like(scores, -torch.inf)
     for row, tokens in enumerate(history):
-        given = allowed(row // beams, tokens)
+        result = allowed(row // beams, tokens)
         try:
-            named = [operator.index(token) for token in given]
+            ids = [operator.index(token) for token in result]
         except TypeError:
-            named = []
-        if not named or max(named) >= scores.shape[1] or min(named) < 0:
-            limit = f"must be ids from 0 to {scores.shape[1] - 1}, and not none"
-            raise InputError(f"prefix_allowed_tokens_fn({row // beams}, {tokens.tolist()}) is {given}; {limit}")
-        mask[row, named] = 0.0
+            ids = []
+        if not ids or max(ids) >= scores.shape[1] or min(ids) < 0:
+            limit = f"must be at least one id from 0 to {scores.shape[1] - 1}"
+            raise InputError(f"prefix_allowed_tokens_fn({row // beams}, {tokens.tolist()}) is {result}; {limit}")
+        mask[row, ids] = 0.0
     masked = scores + mask
-    hopeless = masked.amax(1).isneginf().view(-1, beams).all(1).repeat_interleave(beams)
-    return torch.where(hopeless[:, None], mask, masked)
+    all_forbidden = masked.amax(1).isneginf().view(-1, beams).all(1).repeat_interleave(beams)
+    return torch.where(all_forbidden[:, None], mask, masked)
 
 
 def remove_invalid(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Nan becomes 0, infinite scores the largest and smallest number."""
+    """Replace nan by 0 and infinite scores by the largest and smallest number."""
     return scores.nan_to_num(0.0)
 
 
-def decay(
+def exponential_decay(
     history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, start: int, factor: float
 ) -> torch.Tensor:
-    """Raise the scores of tokens int64 [n] by |score| * (factor ** n - 1), n the length beyond `start`."""
+    """Add |score| * (factor ** n - 1) to the scores of tokens int64 [n], where n is the length beyond `start`."""
     beyond = history.shape[1] - start
     if beyond <= 0:
         return scores
@@ -377,27 +390,27 @@ def decay(
     return scores.index_copy(1, tokens, ends + more)
 
 
-def _for_rows(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Values [B, ...] of the sources for the rows of scores; the rows of a source are adjacent."""
+def _repeat_per_row(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Values [B, ...] of sources, repeated for the rows of scores [R, V]; the rows of a source are adjacent."""
     width = scores.shape[0] // values.shape[0]
     return values if width == 1 else values.repeat_interleave(width, 0)
 
 
 def check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
-    """Raise ConfigError for an id that the decoder has not."""
-    wrong = [token for token in (min(ids), max(ids)) if not 0 <= token < vocabulary]
-    if wrong:
-        raise ConfigError(f"{name} holds {wrong[-1]}; the ids of the decoder go from 0 to {vocabulary - 1}")
+    """Raise ConfigError for an id outside the decoder's vocabulary."""
+    outside = [token for token in (min(ids), max(ids)) if not 0 <= token < vocabulary]
+    if outside:
+        raise ConfigError(f"{name} holds {outside[-1]}; the ids of the decoder go from 0 to {vocabulary - 1}")
 
 
 def _has_ids(name: str, ids: torch.Tensor | None, vocabulary: int) -> bool:
-    """Whether there are input ids for the option to look at; without them it has no effect, as in transformers."""
+    """Whether there are input ids for the option; without them it warns and has no effect, as in transformers."""
     if ids is None:
-        warnings.warn(f"{name} needs input_ids: without them it changes nothing", UserWarning, stacklevel=4)
+        warnings.warn(f"{name} needs input_ids; it has no effect without them", UserWarning, stacklevel=4)
         return False
     if int(ids.max()) >= vocabulary:
         raise ConfigError(
-            f"{name} looks for ids of the input among those of the decoder: the input holds {int(ids.max())}, the "
-            f"decoder has a vocabulary of {vocabulary}"
+            f"{name} needs input ids that the decoder has too: the input holds {int(ids.max())}, the decoder has a "
+            f"vocabulary of {vocabulary}"
         )
     return True

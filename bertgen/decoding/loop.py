@@ -1,4 +1,4 @@
-"""The decode loop, and what it drives."""
+"""The decode loop."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import torch
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
 from .beam_search import BeamSearch
-from .logits_processors import Processors
-from .rng import TorchDraws
+from .logits_processors import LogitsProcessorList
+from .rng import TorchRng
 from .sampling import Sampling
 from .search import Search
-from .stopping_criteria import Criteria
+from .stopping_criteria import StoppingCriteriaList
 
 
 class Decoder(Protocol):
-    """What the decode loop drives: R rows with a history each; the rows of a source are adjacent."""
+    """The model in the decode loop: R rows with a history each; the rows of a source are adjacent."""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the newest tokens of each row -> logits [R, vocab] of the next."""
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Row r goes on from the history of row rows[r] (int64 [R])."""
+        """Row r continues the history of row rows[r] (int64 [R])."""
 
     def select(self, rows: torch.Tensor) -> None:
-        """Only these rows go on (int64), in this order; those of a source stay adjacent."""
+        """Keep only these rows (int64), in this order; those of a source stay adjacent."""
 
 
-class Rows(Protocol):
-    """What a step advances: a search, or what stands for one."""
+class Steppable(Protocol):
+    """Rows of the decoder that choose their next token together: a `Search`, or a wrapper of one."""
 
     @property
     def tokens(self) -> torch.Tensor:
-        """int64 [rows, T], what the decoder is fed next."""
+        """int64 [rows, T], the next input of the decoder."""
 
     @property
     def parents(self) -> torch.Tensor | None:
@@ -45,14 +45,18 @@ class Rows(Protocol):
         """Choose the next token of each row from logits [rows, V]; False when the search is done."""
 
 
-def step(decoder: Decoder, searches: Sequence[Rows]) -> bool:
-    """One step of searches whose rows the decoder holds one search behind the other; whether one of them goes on."""
+def step_searches(decoder: Decoder, searches: Sequence[Steppable]) -> bool:
+    """Decode one token for all searches; the decoder holds their rows in the order of `searches`.
+
+    Returns:
+        Whether at least one search continues.
+    """
     tokens = [search.tokens for search in searches]
     logits = decoder.step(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    start, going, parents = 0, False, []
+    start, running, parents = 0, False, []
     for search in searches:
         end = start + len(search.tokens)
-        going |= search.advance(logits[start:end])
+        running |= search.advance(logits[start:end])
         if search.parents is not None:
             parents.append(search.parents + start)
         else:
@@ -60,21 +64,21 @@ def step(decoder: Decoder, searches: Sequence[Rows]) -> bool:
         start = end
     if any(search.parents is not None for search in searches):
         decoder.reorder(parents[0] if len(parents) == 1 else torch.cat(parents))
-    return going
+    return running
 
 
-def decode(decoder: Decoder, search: Search, streamer: Any = None) -> GenerateOutput:
-    """The decode loop of one batch: feed tokens, take logits, until the search is done.
+def run_search(decoder: Decoder, search: Search, streamer: Any = None) -> GenerateOutput:
+    """Decode one batch to its end.
 
     Args:
-        streamer: gets the tokens on the CPU, first the prefix [R, P], then those of each step [R].
+        streamer: receives the tokens on the CPU, first the prefix [R, P], then those of each step [R].
     """
     if streamer is not None:
         streamer.put(search.tokens.cpu())
-    while step(decoder, [search]):
+    while step_searches(decoder, [search]):
         if streamer is not None:
             streamer.put(search.tokens.flatten().cpu())
-        elif (rows := search.thinned()) is not None:
+        elif (rows := search.drop_ended()) is not None:
             decoder.select(rows)
     if streamer is not None:
         streamer.put(search.tokens.flatten().cpu())
@@ -82,15 +86,19 @@ def decode(decoder: Decoder, search: Search, streamer: Any = None) -> GenerateOu
     return search.output()
 
 
-def begin(
+def new_search(
     prefix: torch.Tensor,
     options: GenerationConfig,
-    processors: Processors | None = None,
-    criteria: Criteria | None = None,
+    processors: LogitsProcessorList | None = None,
+    criteria: StoppingCriteriaList | None = None,
     generator: torch.Generator | None = None,
 ) -> Search:
-    """The search that settled `options` ask for, over prefix int64 [sources, P]; draws come from `generator`."""
+    """The search for resolved `options`, with one source per row of prefix int64 [sources, P].
+
+    Args:
+        generator: random numbers for sampling; None is torch's default generator.
+    """
     kind = BeamSearch if options.num_beams > 1 else Sampling
-    search = kind(options, processors or Processors(), criteria or Criteria(), TorchDraws(generator))
+    search = kind(options, processors or LogitsProcessorList(), criteria or StoppingCriteriaList(), TorchRng(generator))
     search.join(prefix, range(len(prefix)))
     return search

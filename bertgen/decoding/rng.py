@@ -1,4 +1,4 @@
-"""Draws: where the random numbers of a search come from."""
+"""Random number generators of a search."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import torch
 from .. import ops
 
 
-class Keys(NamedTuple):
-    """What names a draw, int64 [n] each: the seed, the number of the request (and its row), the step."""
+class RngKeys(NamedTuple):
+    """What a random draw is computed from, int64 [n] each: the seed, the number of the request (and row), the step."""
 
     seed: torch.Tensor
     number: torch.Tensor
     step: torch.Tensor
 
 
-class Draws(Protocol):
-    """Chooses among scores."""
+class Rng(Protocol):
+    """Chooses tokens by their scores, with or without random numbers."""
 
-    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: Keys) -> torch.Tensor:
-        """int64 [n, count], the best of scores float32 [n, m], or different ones drawn by their softmax."""
+    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: RngKeys) -> torch.Tensor:
+        """The best `count` of scores float32 [n, m], or distinct ones sampled by their softmax: int64 [n, count]."""
 
 
-class TorchDraws:
-    """Draws from one of torch's generators, in the order of transformers."""
+class TorchRng:
+    """Samples with a generator of torch, in the order of transformers."""
 
     def __init__(self, generator: torch.Generator | None = None):
         self.generator = generator
 
-    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: Keys) -> torch.Tensor:
-        """As `Draws.choose`; the keys are not looked at."""
+    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: RngKeys) -> torch.Tensor:
+        """As `Rng.choose`; the keys are not used."""
         return ops.select(scores, count, sample, self.generator)
 
 
-class KeyedDraws:
-    """Draws that depend on their keys alone: whatever else is in the batch, a request draws the same tokens."""
+class KeyedRng:
+    """Samples that depend on the keys alone: a request gets the same tokens in any batch."""
 
-    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: Keys) -> torch.Tensor:
-        """As `Draws.choose`; several are the largest behind Gumbel noise (Kool et al. 2019, arXiv 1903.06059)."""
+    def choose(self, scores: torch.Tensor, count: int, sample: bool, keys: RngKeys) -> torch.Tensor:
+        """As `Rng.choose`; several tokens are the largest after Gumbel noise (Kool et al. 2019, arXiv 1903.06059)."""
         if not sample:
             return ops.select(scores, count, False, None)
         if count > 1:

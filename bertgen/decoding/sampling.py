@@ -1,4 +1,4 @@
-"""Greedy search and sampling: each row goes its own way."""
+"""Greedy search and sampling: rows are independent of each other."""
 
 from __future__ import annotations
 
@@ -10,58 +10,65 @@ import torch
 
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
-from .history import done, process, recorded, widened
-from .logits_processors import Processors
-from .rng import Draws, Keys
+from .history import pad_histories, process_scores, returned_scores, stopped_rows
+from .logits_processors import LogitsProcessorList
+from .rng import Rng, RngKeys
 from .search import Search
-from .stopping_criteria import Criteria
+from .stopping_criteria import StoppingCriteriaList
 
 
 class Sampling(Search):
-    """Greedy search, or sampling with `do_sample`. A unit is a row; with several return sequences its owner is (the
-    source's, which of them). Where scored, the model's own log-probabilities of what is chosen are added up.
+    """Greedy search, or sampling with `do_sample`.
+
+    A unit is a row. With several return sequences its owner is (owner of the source, index of the sequence). With
+    `scored` the sum of the model's own log-probabilities of the chosen tokens is kept.
     """
 
-    STATE = ("sequences", "seeds", "numbers", "alive", "gained", "final", "limits")
+    STATE = ("sequences", "seeds", "numbers", "running", "log_probs", "final_lengths", "limits")
 
     sequences: torch.Tensor
     seeds: torch.Tensor
     numbers: torch.Tensor
-    alive: torch.Tensor
-    gained: torch.Tensor
-    final: torch.Tensor
+    running: torch.Tensor
+    log_probs: torch.Tensor
+    final_lengths: torch.Tensor
     limits: torch.Tensor
 
     def __init__(
-        self, options: GenerationConfig, processors: Processors, criteria: Criteria, draws: Draws, scored: bool = False
+        self,
+        options: GenerationConfig,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        rng: Rng,
+        scored: bool = False,
     ):
-        super().__init__(options, processors, criteria, draws, scored)
+        super().__init__(options, processors, criteria, rng, scored)
         self.fill = options.pad_token_id if options.pad_token_id is not None else 0
         self.histories = {"sequences": self.fill}
-        # As in transformers, a row goes on behind a stop where there is no end token.
+        # As in transformers: without an end token, rows that a stopping criterion ended still get tokens.
         self.keeps_rows |= not options.end_tokens
-        self._left: list[tuple[list[Any], torch.Tensor]] = []  # rows that have left, and what they hold
+        self._stored: list[tuple[list[Any], torch.Tensor]] = []  # owners and sequences of rows that have left
 
-    def _begun(
+    def _initial_state(
         self, prefix: torch.Tensor, seeds: torch.Tensor, numbers: torch.Tensor, limits: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         count, device = self.options.num_return_sequences, prefix.device
         rows = prefix.repeat_interleave(count, 0)
         return dict(
-            sequences=widened(rows, rows.shape[1] + 1, self.fill),
+            sequences=pad_histories(rows, rows.shape[1] + 1, self.fill),
             tokens=rows,
             seeds=seeds.repeat_interleave(count),
             numbers=(numbers[:, None] + (torch.arange(count, device=device) << 40)).flatten(),
-            alive=torch.ones(len(rows), dtype=torch.bool, device=device),
-            gained=torch.zeros(len(rows), dtype=torch.float64, device=device),
+            running=torch.ones(len(rows), dtype=torch.bool, device=device),
+            log_probs=torch.zeros(len(rows), dtype=torch.float64, device=device),
             limits=limits.repeat_interleave(count),
-            final=torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device=device),
+            final_lengths=torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device=device),
             lengths=torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device="cpu"),
         )
 
-    def _units(self, sources: Sequence[Any]) -> Sequence[Any]:
+    def _unit_owners(self, owners: Sequence[Any]) -> Sequence[Any]:
         count = self.options.num_return_sequences
-        return sources if count == 1 else [(one, i) for one in sources for i in range(count)]
+        return owners if count == 1 else [(owner, i) for owner in owners for i in range(count)]
 
     def advance(self, logits: torch.Tensor) -> bool:
         """As `Search.advance`: False when every row has ended."""
@@ -69,65 +76,66 @@ class Sampling(Search):
         if options.output_logits:
             self.logits.append(scores)
         if self.processors:
-            kept = self.scored or options.output_logits  # a caller's processor may change what it is given
-            given = scores.clone() if kept and self.processors.custom else scores
-            scores = process(self.processors, self.sequences, self.lengths, given, self.alive)
+            logits_needed = self.scored or options.output_logits
+            if logits_needed and self.processors.has_custom:  # a caller's processor may change its input in place
+                scores = scores.clone()
+            scores = process_scores(self.processors, self.sequences, self.lengths, scores, self.running)
         if options.output_scores:
             self.scores.append(scores)
-        keys = Keys(self.seeds, self.numbers, lengths)
-        tokens = self.draws.choose(scores, 1, options.do_sample, keys).squeeze(1)
+        keys = RngKeys(self.seeds, self.numbers, lengths)
+        tokens = self.rng.choose(scores, 1, options.do_sample, keys).squeeze(1)
         if self.scored:
-            own = logits.float()
-            gained = own.gather(1, tokens[:, None]).squeeze(1) - own.logsumexp(-1)
-            self.gained += gained.masked_fill(~self.alive, 0.0)
+            unprocessed = logits.float()
+            log_probs = unprocessed.gather(1, tokens[:, None]).squeeze(1) - unprocessed.logsumexp(-1)
+            self.log_probs += log_probs.masked_fill(~self.running, 0.0)
         if options.end_tokens:
-            tokens = torch.where(self.alive, tokens, self.fill)
-        self._widen(int(self.lengths.max()) + 1)
+            tokens = torch.where(self.running, tokens, self.fill)
+        self._grow_histories(int(self.lengths.max()) + 1)
         self.sequences.scatter_(1, lengths[:, None], tokens[:, None])
         self.lengths = self.lengths + 1
-        self.final = torch.where(self.alive, lengths + 1, self.final)
+        self.final_lengths = torch.where(self.running, lengths + 1, self.final_lengths)
         self.tokens = tokens[:, None]
-        self.alive = self.alive & ~torch.isin(tokens, self.end)
+        self.running = self.running & ~torch.isin(tokens, self.end)
         if self.criteria:
-            stopped = done(self.criteria, self.sequences, self.lengths, recorded(self.scores, options))
-            self.alive = self.alive & ~stopped
-        self.alive = self.alive & (lengths + 1 < self.limits)
-        return bool(self.alive.any())
+            stopped = stopped_rows(self.criteria, self.sequences, self.lengths, returned_scores(self.scores, options))
+            self.running = self.running & ~stopped
+        self.running = self.running & (lengths + 1 < self.limits)
+        return bool(self.running.any())
 
     def ended(self) -> torch.Tensor:
         """As `Search.ended`."""
-        return (~self.alive).nonzero().squeeze(1).cpu()
+        return (~self.running).nonzero().squeeze(1).cpu()
 
-    def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
-        """As `Search.take`: the one output of each row, and its score where it is scored."""
-        places = places.to(self.tokens.device)
-        rows, lengths = self.sequences[places].tolist(), (self.final[places] - self.prefix).tolist()
+    def results(self, units: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
+        """As `Search.results`: one output per row; its score is None unless `scored`."""
+        units = units.to(self.tokens.device)
+        rows, lengths = self.sequences[units].tolist(), (self.final_lengths[units] - self.prefix).tolist()
         scores: list[float | None] = [None] * len(rows)
         if self.scored:
-            totals, penalty = self.gained[places].tolist(), self.options.length_penalty
-            scores = [per_length(total, n, penalty) for total, n in zip(totals, lengths)]
+            totals, penalty = self.log_probs[units].tolist(), self.options.length_penalty
+            scores = [length_normalized(total, n, penalty) for total, n in zip(totals, lengths)]
         return [([row[self.prefix :][:n]], [score]) for row, n, score in zip(rows, lengths, scores)]
 
-    def _set_aside(self, places: torch.Tensor) -> None:
-        owners = [self.owners[place] for place in places.tolist()]
-        self._left.append((owners, self.sequences[places.to(self.sequences.device)]))
+    def _store_results(self, units: torch.Tensor) -> None:
+        owners = [self.owners[unit] for unit in units.tolist()]
+        self._stored.append((owners, self.sequences[units.to(self.sequences.device)]))
 
     def output(self) -> GenerateOutput:
         """As `Search.output`: all sequences up to the longest."""
         length = int(self.lengths.max())
-        self._set_aside(torch.arange(len(self.owners), device="cpu"))
-        owners = [owner for part, _ in self._left for owner in part]
-        rows = torch.cat([widened(rows, length, self.fill)[:, :length] for _, rows in self._left])
+        self._store_results(torch.arange(len(self.owners), device="cpu"))
+        owners = [owner for part, _ in self._stored for owner in part]
+        rows = torch.cat([pad_histories(rows, length, self.fill)[:, :length] for _, rows in self._stored])
         order = sorted(range(len(owners)), key=owners.__getitem__)
         return GenerateOutput(
             sequences=rows[torch.tensor(order, dtype=torch.int64, device=rows.device)],
-            scores=recorded(self.scores, self.options),
+            scores=returned_scores(self.scores, self.options),
             logits=tuple(self.logits) if self.options.output_logits else None,
         )
 
 
-def per_length(total: float, length: int, penalty: float) -> float:
-    """A log-probability / length ** penalty; beyond the numbers there are it is 0 or -inf, as that of beams."""
+def length_normalized(total: float, length: int, penalty: float) -> float:
+    """A log-probability / length ** penalty; 0 or -inf where the power overflows or underflows, as for beams."""
     try:
         divisor = max(length, 1) ** penalty
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What all searches have in common: units with an owner each join, go on and leave."""
+"""Base of the searches: sources join, advance and leave."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ import torch
 
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
-from .history import widened
-from .logits_processors import Processors
-from .rng import Draws
-from .stopping_criteria import Criteria
+from .history import pad_histories
+from .logits_processors import LogitsProcessorList
+from .rng import Rng
+from .stopping_criteria import StoppingCriteriaList
 
 
 class Search:
-    """Base of the searches. What joins and leaves as one is a unit: `groups` groups of `beams` rows of the decoder.
+    """Base of the searches.
+
+    A unit is what joins and leaves as one. It has one owner, and `groups` groups of `beams` rows of the decoder.
 
     Args:
-        options: settled.
-        scored: find out the scores of outputs that are not those of beams, too.
+        options: resolved (`resolve_generation_config`).
+        scored: compute scores of outputs for greedy search and sampling too.
 
     Attributes:
-        owners: of each unit.
-        tokens: int64 [rows, T], what the decoder is fed next.
+        owners: the owner of each unit.
+        tokens: int64 [rows, T], the next input of the decoder.
         parents: int64 [rows], the row whose history each row continues; None where each continues its own.
-        keeps_rows: whether rows stay when they are done: because the random numbers of others, what is returned or what
-            a caller's function sees would change.
+        keeps_rows: whether ended rows stay. They must stay where their absence would change the random numbers of other
+            rows, the returned tensors, or the arguments of a caller's function.
     """
 
-    STATE: ClassVar[tuple[str, ...]]  # what is known of each group, on the device of the tokens
+    STATE: ClassVar[tuple[str, ...]]  # names of the tensors with one row per group, on the device of the tokens
     groups = beams = 1
-    histories: dict[str, int]  # those of STATE that have a place for each position -> what lies behind the last
+    histories: dict[str, int]  # names in STATE with one column per position -> value of unused positions
     tokens: torch.Tensor
     lengths: torch.Tensor  # of the history of each group, on the host
     parents: torch.Tensor | None = None
 
     def __init__(
-        self, options: GenerationConfig, processors: Processors, criteria: Criteria, draws: Draws, scored: bool = False
+        self,
+        options: GenerationConfig,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        rng: Rng,
+        scored: bool = False,
     ):
-        self.options, self.processors, self.criteria, self.draws = options, processors, criteria, draws
+        self.options, self.processors, self.criteria, self.rng = options, processors, criteria, rng
         self.scored = scored
         self.owners: list[Any] = []
         self.scores: list[torch.Tensor] = []
@@ -67,96 +74,96 @@ class Search:
         numbers: torch.Tensor | None = None,
         limits: torch.Tensor | None = None,
     ) -> None:
-        """Sources join, behind those that are here.
+        """Append sources.
 
         Args:
-            prefix: int64 [n, P]; P is 1 where others are here.
+            prefix: int64 [n, P]; P is 1 where the search already has sources.
             owners: of each source.
-            seeds, numbers: int64 [n] on the device of the prefix, for draws by key.
-            limits: int64 [n] there, the longest output of each with its prefix; by default `max_length`.
+            seeds, numbers: int64 [n] on the device of the prefix, for a keyed RNG.
+            limits: int64 [n] on that device, maximum length of each output with its prefix; by default `max_length`.
         """
-        nothing = prefix.new_zeros(len(prefix))
+        zeros = prefix.new_zeros(len(prefix))
         self.prefix, self.end = prefix.shape[1], prefix.new_tensor(self.options.end_tokens)
-        fresh = self._begun(
+        state = self._initial_state(
             prefix,
-            nothing if seeds is None else seeds,
-            nothing if numbers is None else numbers,
-            nothing + self.options.max_length if limits is None else limits,
+            zeros if seeds is None else seeds,
+            zeros if numbers is None else numbers,
+            zeros + self.options.max_length if limits is None else limits,
         )
         if self.owners:
-            fresh = {name: self._behind(name, new) for name, new in fresh.items()}
-        vars(self).update(fresh)
-        self.owners += self._units(owners)
+            state = {name: self._appended(name, rows) for name, rows in state.items()}
+        vars(self).update(state)
+        self.owners += self._unit_owners(owners)
 
-    def _begun(
+    def _initial_state(
         self, prefix: torch.Tensor, seeds: torch.Tensor, numbers: torch.Tensor, limits: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The tokens, the lengths and the STATE of sources that begin."""
+        """The tokens, the lengths and the STATE of new sources."""
         raise NotImplementedError
 
-    def _units(self, sources: Sequence[Any]) -> Sequence[Any]:
-        """The owners of the units of these sources."""
-        return sources
+    def _unit_owners(self, owners: Sequence[Any]) -> Sequence[Any]:
+        """The owner of each unit, from the owner of each source."""
+        return owners
 
-    def _behind(self, name: str, new: torch.Tensor) -> torch.Tensor:
-        """Some state, and more of it."""
+    def _appended(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Append new rows to a state tensor."""
         old = getattr(self, name)
         if name in self.histories:
-            width = max(old.shape[-1], new.shape[-1])
-            old, new = (widened(x, width, self.histories[name]) for x in (old, new))
-        return torch.cat((old, new))
+            width = max(old.shape[-1], rows.shape[-1])
+            old, rows = (pad_histories(x, width, self.histories[name]) for x in (old, rows))
+        return torch.cat((old, rows))
 
-    def _widen(self, width: int) -> None:
-        """Make room for histories of so many positions."""
+    def _grow_histories(self, width: int) -> None:
+        """Make room for histories of `width` positions."""
         for name, fill in self.histories.items():
-            setattr(self, name, widened(getattr(self, name), width, fill))
+            setattr(self, name, pad_histories(getattr(self, name), width, fill))
 
     def advance(self, logits: torch.Tensor) -> bool:
         """Choose the next token of each row from logits [rows, V]; False when the search is done."""
         raise NotImplementedError
 
     def ended(self) -> torch.Tensor:
-        """int64, the places of the units that have ended, on the host."""
+        """int64, indices of the units that have ended, on the host."""
         raise NotImplementedError
 
-    def take(self, places: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
-        """Of the units at these places: their outputs, best first and without the prefix, and the scores of these."""
+    def results(self, units: torch.Tensor) -> list[tuple[list[list[int]], list[float | None]]]:
+        """Outputs (without the prefix) and their scores for these units (int64, on the host), best first."""
         raise NotImplementedError
 
-    def leave(self, places: torch.Tensor) -> torch.Tensor:
-        """The units at these places (int64, on the host) leave; returns the rows that stay, for the decoder."""
-        if not len(places):
+    def leave(self, units: torch.Tensor) -> torch.Tensor:
+        """Remove these units (int64, on the host); returns the rows of the decoder that stay."""
+        if not len(units):
             return torch.arange(len(self.owners) * self.width, device="cpu")
         stays = torch.ones(len(self.owners), dtype=torch.bool, device="cpu")
-        stays[places] = False
-        groups = self._groups(stays.nonzero().squeeze(1))
+        stays[units] = False
+        groups = self._groups_of(stays.nonzero().squeeze(1))
         rows = (groups[:, None] * self.beams + torch.arange(self.beams, device="cpu")).flatten()
-        there = groups.to(self.tokens.device)
+        groups_on_device = groups.to(self.tokens.device)
         for name in self.STATE:
-            setattr(self, name, getattr(self, name)[there])
+            setattr(self, name, getattr(self, name)[groups_on_device])
         self.lengths = self.lengths[groups]
         self.tokens, self.parents = self.tokens[rows.to(self.tokens.device)], None
         self.owners = [owner for owner, stay in zip(self.owners, stays.tolist()) if stay]
         return rows
 
-    def _groups(self, places: torch.Tensor) -> torch.Tensor:
-        """The places of the groups of the units at these places."""
-        return (places[:, None] * self.groups + torch.arange(self.groups, device="cpu")).flatten()
+    def _groups_of(self, units: torch.Tensor) -> torch.Tensor:
+        """Indices of the groups of these units."""
+        return (units[:, None] * self.groups + torch.arange(self.groups, device="cpu")).flatten()
 
-    def thinned(self) -> torch.Tensor | None:
-        """Rows to go on with once half of the units have ended; None to go on with all."""
+    def drop_ended(self) -> torch.Tensor | None:
+        """Remove ended units once they are at least half; returns the rows of the decoder that stay, None for all."""
         if self.keeps_rows:
             return None
         ended = self.ended()
         if 2 * len(ended) < len(self.owners):
             return None
-        self._set_aside(ended)
+        self._store_results(ended)
         return self.leave(ended)
 
-    def _set_aside(self, places: torch.Tensor) -> None:
-        """Note for `output` what was found for the units at these places."""
+    def _store_results(self, units: torch.Tensor) -> None:
+        """Keep the results of these units for `output`."""
         raise NotImplementedError
 
     def output(self) -> GenerateOutput:
-        """What was found for all that have joined, in the order of their owners, padded behind the ends."""
+        """The results of all units in the order of their owners, padded after their ends."""
         raise NotImplementedError

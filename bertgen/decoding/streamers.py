@@ -1,7 +1,7 @@
-"""Streamers: take the tokens of `generate(streamer=...)` as they are chosen, and give text as soon as it is final.
+"""Streamers receive the tokens of `generate(streamer=...)` as they are chosen and pass on text as soon as it is final.
 
-A streamer is any object with `put(ids)` and `end()`: `put` gets the start (int64 [R, P]) and then the tokens of each
-step (int64 [R]), on the CPU.
+A streamer is any object with `put(ids)` and `end()`: `put` receives the prefix (int64 [R, P]) and then the tokens of
+each step (int64 [R]), on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from ..config.base import check_flag, check_number
 from ..errors import ConfigError, InputError, quoted
 
-# First and last code points of the blocks of Chinese characters, which stand for words without spaces between them.
+# First and last code points of the blocks of Chinese characters, which are written without spaces between words.
 IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -32,8 +32,8 @@ class TextStreamer:
     """Writes the text of one output to stdout, word by word.
 
     Args:
-        tokenizer: what decodes the tokens.
-        skip_prompt: leave out the tokens the output begins with.
+        tokenizer: decodes the tokens.
+        skip_prompt: leave out the first `put`, the tokens that the output begins with.
         decode: arguments of `tokenizer.decode`, such as skip_special_tokens.
     """
 
@@ -42,15 +42,15 @@ class TextStreamer:
             raise ConfigError(f"tokenizer must have a method decode, got {quoted(tokenizer)}")
         self.tokenizer, self.skip_prompt = tokenizer, check_flag(skip_prompt, "skip_prompt")
         self.decode_kwargs = decode
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self.tokens: list[int] = []  # whose text is not all given yet
-        self.given = 0  # letters of it that are
+    def _reset(self) -> None:
+        self.tokens: list[int] = []  # tokens of the current line
+        self.written = 0  # characters of their text that are written
         self.at_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take tokens, int64 [1, P] or [1]; InputError for more than one output, or what is no tensor."""
+        """Add tokens, int64 [1, P] or [1]; InputError for more than one output, or a value that is no tensor."""
         if not isinstance(value, torch.Tensor):
             raise InputError(f"value must be a tensor of tokens, got {quoted(value)}")
         if value.dim() > 1 and value.shape[0] > 1:
@@ -61,19 +61,19 @@ class TextStreamer:
         self.tokens += value.flatten().tolist()
         text = self._text()
         end = len(text) if text.endswith("\n") or _is_ideograph(text[-1:]) else text.rfind(" ") + 1
-        ready, self.given = text[self.given : end], max(self.given, end)
+        final, self.written = text[self.written : end], max(self.written, end)
         if text.endswith("\n"):
-            self.tokens, self.given = [], 0
-        self.on_finalized_text(ready)
+            self.tokens, self.written = [], 0
+        self.on_finalized_text(final)
 
     def end(self) -> None:
-        """Give what is left and be ready for another output."""
-        rest = self._text()[self.given :]
-        self._begin()
+        """Write the rest of the text and reset for the next output."""
+        rest = self._text()[self.written :]
+        self._reset()
         self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Take text that will not change any more; override it to send the text elsewhere."""
+        """Write final text to stdout; override it to send the text elsewhere."""
         sys.stdout.write(text + "\n" * stream_end)
         sys.stdout.flush()
 
@@ -86,13 +86,13 @@ class TextIteratorStreamer(TextStreamer):
 
     Args:
         tokenizer, skip_prompt, decode: as `TextStreamer`'s.
-        timeout: seconds to wait for text before `queue.Empty` is raised; None waits for ever.
+        timeout: seconds to wait for text before `queue.Empty` is raised; None waits without limit.
     """
 
     def __init__(self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode: Any):
         super().__init__(tokenizer, skip_prompt, **decode)
         self.timeout = None if timeout is None else check_number(0.0, float("inf"), timeout, "timeout")
-        self.text_queue: Queue[str | None] = Queue()  # None behind the last text
+        self.text_queue: Queue[str | None] = Queue()  # None after the last text
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.text_queue.put(text)

@@ -13,6 +13,7 @@ from .. import ops
 from ..config import Int4Config, int4_config
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..layers.linear import Int4Linear
+from ..model.int4_layers import layers_to_quantize
 from ..optional_imports import load_transformers
 from .state import State
 from .wrapped_model import MODELS, AlteredError, Twin
@@ -153,6 +154,6 @@ def _quantize(model: Any, config: Int4Config) -> None:
     ours = Twin(model).ours
     if ours.quantization is not None:
         raise UnsupportedError(f"the model is quantized already ({ours.quantization.format})")
-    for path in ours._linear_layers(config):
+    for path in layers_to_quantize(ours, config):
         model.set_submodule(path, Int4Linear.from_linear(model.get_submodule(path), config))
     model.config.quantization_config = config.to_dict()

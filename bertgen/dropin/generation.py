@@ -18,7 +18,7 @@ from transformers.generation import utils as theirs
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..decoding import logits_processors, stopping_criteria
 from ..errors import ConfigError, UnsupportedError
-from ..model.generation_inputs import inferred_mask
+from ..model.generation_inputs import infer_attention_mask
 from ..outputs import GenerateOutput
 from .cache import PagedCache
 from .forward import ASKED, keep_recording, states_of
@@ -184,7 +184,7 @@ def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], join
         if on and unseen and (joint or "inputs_embeds" in given):
             return f"{name} without input_ids"
     for custom in (*given.get("logits_processor", ()), *given.get("stopping_criteria", ())):
-        option = logits_processors.replaced(custom) or stopping_criteria.replaced(custom)
+        option = logits_processors.replaced_option(custom) or stopping_criteria.replaced_option(custom)
         value = given.get(option) if option == "prefix_allowed_tokens_fn" else getattr(settled, option or "", None)
         if option == "min_length" and settled.min_new_tokens is not None:
             value = settled.min_new_tokens + 1  # transformers counts the prompt, which has a token at least
@@ -210,7 +210,7 @@ def _positions(given: dict[str, Any], settled: GenerationConfig) -> torch.Tensor
         return torch.zeros(1, 1, dtype=torch.int64, device="cpu")
     mask = given.get("attention_mask")
     if mask is None and ids is not None:
-        mask = inferred_mask(ids, settled)
+        mask = infer_attention_mask(ids, settled)
     if mask is None:
         return torch.arange(like.shape[1], device=like.device)[None].expand(len(like), -1)
     return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)

@@ -2,5 +2,4 @@
 
 from .engine import Engine as Engine
 from .request import Request as Request
-from .request import Ticket as Ticket
 from .statistics import EngineStatistics as EngineStatistics

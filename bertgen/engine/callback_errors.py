@@ -1,4 +1,4 @@
-"""Whose fault it is: functions that a request brought along may raise whatever they like."""
+"""Attribute the exceptions of callbacks to the request that brought them."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ import torch
 
 from ..errors import CallbackError, InputError, quoted
 from ..memory import is_out_of_memory
-from .request import Ticket
+from .request import Request
 
 
-class Failed(Exception):
-    """What a request brought along has failed.
+class RequestFailure(Exception):
+    """A request has failed.
 
     Attributes:
-        error: what the request is answered with.
-        called: a function of the request raised it.
-        interrupt: what the thread that drives the engine has to raise besides: it is the one that gets Ctrl-C, and may
-            have got it while the function ran.
+        error: becomes the request's error.
+        by_callback: a callback of the request raised it.
+        interrupt: raised in the thread that steps as well. The main thread receives Ctrl-C, which may have arrived
+            while the callback ran.
     """
 
-    def __init__(self, error: Exception, called: bool = False, interrupt: BaseException | None = None):
-        super().__init__()  # not with the error's text, whose own code may fail
-        self.error, self.called, self.interrupt = error, called, interrupt
+    def __init__(self, error: Exception, by_callback: bool = False, interrupt: BaseException | None = None):
+        super().__init__()  # without the error's text: its `__str__` may be a user's and fail
+        self.error, self.by_callback, self.interrupt = error, by_callback, interrupt
 
     @classmethod
-    def of_request(cls, raised: BaseException) -> Failed:
-        """What was raised on behalf of some requests as their failure, unless it is the matter of the thread that
-        drives: an interrupt, its stack, or that memory did not suffice."""
-        if isinstance(raised, Failed):
+    def of_step(cls, raised: BaseException) -> RequestFailure:
+        """The failure of the requests for which a part of a step raised this.
+
+        Raises:
+            the exception itself where it concerns the thread that steps: an interrupt, its stack, out of memory.
+        """
+        if isinstance(raised, RequestFailure):
             return raised
         if isinstance(raised, RecursionError) or (_is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))):
             raise raised
         if isinstance(raised, RuntimeError) and is_out_of_memory(raised):
             raise raised
-        return cls(_answer(raised))
+        return cls(_as_request_error(raised))
 
     @classmethod
-    def by(cls, raised: BaseException) -> Failed:
-        """The failure of a function that raised this."""
-        interrupt = _is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))
-        return cls(_answer(raised), True, raised if interrupt else None)
+    def of_callback(cls, raised: BaseException) -> RequestFailure:
+        """The failure of a request whose callback raised this."""
+        is_interrupt = _is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))
+        return cls(_as_request_error(raised), True, raised if is_interrupt else None)
 
 
 def _is_main() -> bool:
-    """Whether this is the thread that gets Ctrl-C."""
+    """Whether this is the thread that receives Ctrl-C."""
     return threading.current_thread() is threading.main_thread()
 
 
-def _answer(raised: BaseException) -> Exception:
-    """The error of a request whose function raised this: no end of a thread, nor of an iterator that waits for it."""
+def _as_request_error(raised: BaseException) -> Exception:
+    """An error that neither ends the thread that reads it nor an iterator: others become a CallbackError."""
     if isinstance(raised, Exception) and not isinstance(raised, (StopIteration, StopAsyncIteration)):
         return raised
     error = CallbackError(f"a function of the request raised {quoted(raised)}")
@@ -63,23 +66,23 @@ def _answer(raised: BaseException) -> Exception:
     return error
 
 
-def let_go(error: BaseException) -> None:
-    """Empty our own frames of a traceback: they would hold the tensors of a step for as long as somebody has the error.
+def clear_frames(error: BaseException) -> None:
+    """Clear the frames of bertgen in a traceback, which would hold the tensors of the step as long as the error lives.
 
-    Those of a function of a request stay as they are, for whoever looks for its mistake.
+    Frames of a user's function stay as they are, for debugging.
     """
     traceback = BaseException.__traceback__.__get__(error)  # type: ignore[attr-defined]  # a class may hide its own
     frame = None if traceback is None else traceback.tb_frame.f_back
-    while frame is not None and _emptied(frame):
+    while frame is not None and _clear(frame):
         frame = frame.f_back
     while traceback is not None:
         if traceback.tb_frame.f_globals.get("__name__", "").startswith("bertgen."):
-            _emptied(traceback.tb_frame)
+            _clear(traceback.tb_frame)
         traceback = traceback.tb_next
 
 
-def _emptied(frame: FrameType) -> bool:
-    """Whether a frame is not running any more, and empty now."""
+def _clear(frame: FrameType) -> bool:
+    """Clear a frame; False where it is still running."""
     try:
         frame.clear()
     except RuntimeError:
@@ -87,36 +90,36 @@ def _emptied(frame: FrameType) -> bool:
     return True
 
 
-def blamed(ticket: Ticket, function: Any) -> Any:
-    """A function that a request brought along, if it did; what it raises is that request's error."""
-    if function is None:
+def guarded(request: Request, callback: Any) -> Any:
+    """A callback of a request, whose exceptions become a RequestFailure; None stays None."""
+    if callback is None:
         return None
 
-    @functools.wraps(function)
+    @functools.wraps(callback)
     def call(*arguments: Any) -> Any:
-        ticket.calling = time.monotonic()
+        request.callback_started = time.monotonic()
         try:
-            return _read(function(*arguments))
+            return _plain_value(callback(*arguments))
         except BaseException as raised:
-            raise Failed.by(raised) from raised
+            raise RequestFailure.of_callback(raised) from raised
         finally:
-            ticket.calling = None
+            request.callback_started = None
 
     return call
 
 
-def _read(found: Any) -> Any:
-    """What a function returned without code of its own, which would run later, where others are."""
-    if isinstance(found, torch.Tensor) and type(found) is not torch.Tensor:
+def guarded_all(request: Request, callbacks: Any) -> Any:
+    """A list of callbacks, each guarded; anything else is returned as it is, for the caller's checks to reject."""
+    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
+        return callbacks
+    return [guarded(request, callback) for callback in callbacks]
+
+
+def _plain_value(value: Any) -> Any:
+    """What a callback returned, without user code that would run later, outside of the guard."""
+    if isinstance(value, torch.Tensor) and type(value) is not torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass():
-            found = found.as_subclass(torch.Tensor)
-        if type(found) is not torch.Tensor:
-            raise InputError(f"a function of the request returned a {type(found).__name__}, which is no plain tensor")
-    return [*found] if isinstance(found, Iterator) else found
-
-
-def all_blamed(ticket: Ticket, functions: Any) -> Any:
-    """A list of such functions."""
-    if not isinstance(functions, (list, tuple)) or not all(map(callable, functions)):
-        return functions  # whoever takes them says what is wrong
-    return [blamed(ticket, function) for function in functions]
+            value = value.as_subclass(torch.Tensor)
+        if type(value) is not torch.Tensor:
+            raise InputError(f"a function of the request returned a {type(value).__name__}, which is no plain tensor")
+    return [*value] if isinstance(value, Iterator) else value

@@ -1,4 +1,4 @@
-"""The decoder of the engine's rows."""
+"""The decoder of the running batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..layers.attention import AttentionContext
 from ..model import EncoderDecoderModel
 
 
-class Decoder:
-    """The running rows as `search.step` drives them."""
+class BatchDecoder:
+    """The model's decoder over the rows of a cache, as `decoding.step_searches` calls it."""
 
     def __init__(self, model: EncoderDecoderModel, cache: Cache):
         self.decoder, self.cache = model.decoder, cache

@@ -1,18 +1,16 @@
 """Engine: ids in, ids out, for any number of requests at once.
 
-Requests wait in the order they came in. One is let in when the cache has room for the most it can come to need; then
-its source is encoded, packed with others, and its rows join those that are being decoded. In each step every running
-row gets one token. A row that has ended leaves at once, and what waits takes its place.
+The scheduler decides which requests enter, leave and wait. The engine executes: it encodes the sources of entering
+requests, packed together, appends their rows to the running batch, decodes one token for every row, and returns the
+requests that are complete. Requests with equal options share one search, whatever their lengths; all searches share
+each call of the decoder.
 
-Requests with equal options share one search, whatever their lengths; requests of different options are decoded in one
-batch by searches of their own.
+Several threads may use an engine. Any waiting thread calls `step()`, which takes the lock and decodes one token for all
+requests. `submit` and `cancel` never wait for a step.
 
-An engine may be used from several threads. Whoever waits for results drives it: each call of `step` takes the lock and
-brings all requests one token further, whosever they are. Nobody waits for a step to submit or to cancel.
-
-What arrives during a step, be it from a function that a request brought along or from the garbage collector, which may
-close a stream at any place, waits for the end of the step. Answers are given when it is over and the lock is free. What
-one request raises is its own error: it leaves, and the others stay where they are.
+Calls that arrive during a step, from a request's callback or from the garbage collector (which may close a stream at
+any point), are deferred to the end of the step. `on_done` is called after the step, without the lock. An exception
+caused by one request becomes the error of that request: it leaves, and the others keep their rows.
 """
 
 from __future__ import annotations
@@ -22,31 +20,33 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .. import process_events
+from .. import decoding, process_events
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
+from ..model.prefill import cache_layers, check_prefill
 from ..packing import padded
-from .callback_errors import Failed, let_go
-from .decoder import Decoder
-from .request import Request, Ticket
-from .running_batch import Lanes
-from .search_group import Lane
+from .callback_errors import RequestFailure, clear_frames
+from .decoder import BatchDecoder
+from .request import Request, SearchKey
+from .running_batch import RunningBatch
+from .scheduler import Capacity, Scheduler
+from .search_group import SearchGroup
 from .statistics import EngineStatistics
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 1.0  # seconds that the end of the interpreter waits for a function of a request
-_inherited: list[Any] = []  # of engines that were copied into the child of a fork, and cannot be taken down there
+_EXIT_PATIENCE = 1.0  # seconds that the end of the interpreter waits for a callback
+_inherited: list[Any] = []  # state of engines copied into the child of a fork, where it cannot be destroyed
 
 
 class Engine:
@@ -55,53 +55,54 @@ class Engine:
     Args:
         model: in evaluation mode.
         config: limits.
+
+    Attributes:
+        lock: held during a step.
+        scheduler: the queue and the running set.
     """
 
     def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
         self.model = model
         self.config = (config or EngineConfig()).on(model.device.type)
-        self._begin()
+        self._reset()
         process_events.register(self)
 
-    def _begin(self) -> None:
-        self.lock = threading.RLock()  # of whoever drives
-        self._driver: int | None = None  # the thread that is in the middle of something
+    def _reset(self) -> None:
+        assert self.config.max_rows is not None
+        self.lock = threading.RLock()
+        self._stepping_thread: int | None = None
         self._deferred: list[Callable[[], None]] = []  # calls that arrived during a step, to be made at its end
-        self._exiting_thread: int | None = None  # the thread that ends the interpreter; no other drives then
-        self._door = threading.RLock()  # of who makes the cache
-        self._incoming: deque[list[Ticket]] = deque()
-        self._waiting: deque[Ticket] = deque()
-        self._running: dict[Ticket, Admission] = {}
-        self._answered: deque[Ticket] = deque()  # whose `on_done` is still to be called
-        self._lanes = Lanes(self.model)
-        self._keys: dict[tuple[int, ...], tuple[int, int]] = {}  # source in flight -> its key, requests that have it
-        self._serial = itertools.count()
-        self._rows = self.config.max_rows  # at most so many run; less once memory did not suffice
+        self._exiting_thread: int | None = None  # the thread that ends the interpreter; no other may step then
+        self._cache_lock = threading.RLock()
+        self._decoder: BatchDecoder | None = None  # with the cache, once there is one
+        self._batch = RunningBatch(self.model)
+        self.scheduler = Scheduler(self.config.max_rows, self.config.refill)
+        self._done: deque[Request] = deque()  # requests whose `on_done` is still to be called
         self._counts = EngineStatistics()
-        self._decoder: Decoder | None = None  # and the cache, once there is one
-        self._interrupt: BaseException | None = None
+        self._interrupt: BaseException | None = None  # to raise at the end of the step
 
     def after_fork(self) -> None:
-        """Begin anew in the child of a fork: what runs, runs in the parent."""
-        _inherited.append((self._decoder, self._lanes, self._running))
-        self._begin()
+        """Reset in the child of a fork: requests in flight stay with the parent."""
+        _inherited.append((self._decoder, self._batch, self.scheduler))
+        self._reset()
 
     def before_exit(self) -> None:
-        """Let no other thread go on, and answer what is not done by an error: the interpreter ends."""
+        """Stop all other threads from stepping, and fail what is not done: the interpreter ends."""
         self._exiting_thread = threading.get_ident()
-        while not self.lock.acquire(timeout=0.05):  # and it is kept
+        while not self.lock.acquire(timeout=0.05):  # and keep it
             now = time.monotonic()
-            if any(ticket.calling and now - ticket.calling > _PATIENCE for ticket in [*self._running]):
-                return  # a function that never returns holds up nobody, and it is not inside of torch
+            starts = [request.callback_started for request in [*self.scheduler.running]]
+            if any(start and now - start > _EXIT_PATIENCE for start in starts):
+                return  # the callback may never return, and no thread is inside of torch
         self.clear()
 
     def _new_cache(self) -> Cache:
         """The slots that the memory allows, for rows that each take at least one page."""
         assert self.config.max_rows is not None and self.config.cache_bytes is not None
         encoder, decoder = self.model.config.encoder, self.model.config.decoder
-        dtype, layers = self.model.dtype, len(self.model.decoder.body.encoder.layer)
-        slot = 2 * layers * decoder.hidden_size * dtype.itemsize
-        slots = min(max(self.config.cache_bytes // slot, 1), 2**30)
+        dtype, layers = self.model.dtype, cache_layers(self.model)
+        slot_bytes = 2 * layers * decoder.hidden_size * dtype.itemsize
+        slots = min(max(self.config.cache_bytes // slot_bytes, 1), 2**30)
         rows = self.config.max_rows
         return Cache(
             layers, decoder.num_attention_heads, decoder.head_dim, dtype, self.model.device,
@@ -112,176 +113,169 @@ class Engine:
 
     @property
     def cache(self) -> Cache:
-        """Keys and values; made when they are first asked for."""
-        with self._door:
+        """Keys and values of the running batch; made at the first access."""
+        with self._cache_lock:
             if self._decoder is None:
-                made = Decoder(self.model, self._new_cache())
-                self._decoder = self._decoder or made  # there is one if the garbage collector has called meanwhile
+                decoder = BatchDecoder(self.model, self._new_cache())
+                self._decoder = self._decoder or decoder  # the garbage collector may have called this meanwhile
             return self._decoder.cache
 
-    def submit(self, requests: Iterable[Request], on_done: Callable[[Ticket], Any]) -> list[Ticket]:
-        """Line up requests; all of them are there before the next step.
+    def submit(self, requests: Iterable[Request], on_done: Callable[[Request], Any]) -> list[Request]:
+        """Queue requests, all of them before the next step; returns them as a list.
 
         Args:
-            on_done: is called with each ticket that is done or has failed, by the thread that drives the engine; again
-                where an interrupt came meanwhile.
+            on_done: called with each request that is finished or has failed, by the thread that steps; a second time
+                where an interrupt arrived during the call.
 
         Raises:
-            CapacityError: one that could never run; then none is lined up. ConfigError: options that do not suit the
-                model, say ids outside its vocabulary. InputError: the same of the source; a seed or number of more
-                than 64 bits. UnsupportedError: a hook on the model, its decoder or the stack in that, which would not
-                be called. BackendError: the model is on a GPU, and this is the child of a fork.
+            CapacityError: a request that could never run; then none is queued. ConfigError: options that do not suit
+                the model, such as ids outside its vocabulary. InputError: the same for the source; a seed or number of
+                more than 64 bits; a request that was submitted before. UnsupportedError: a hook on the model, its
+                decoder or the stack in that, which would not be called. BackendError: the model is on a GPU, and this
+                is the child of a fork.
         """
         self.model.refuse_hooks()
-        self.model.decoder.body.encoder.check_sources()
+        check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
-        tickets = [Ticket(request, next(self._serial), on_done) for request in requests]
-        lane: Lane | None = None
-        for ticket in tickets:
-            request = ticket.request
-            self._check(ticket)
-            if lane is None or not lane.takes(request):  # tells of options that the model cannot take
-                lane = Lane(ticket, self.model)
+        requests = list(requests)
+        checked: SearchKey | None = None
+        for request in requests:
+            self._check(request)
+            if checked is None or not checked.matches(request.search_key):
+                SearchGroup(request, self.model)  # checks the options
+                checked = request.search_key
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
-            self.cache.allocator.check_capacity(request.rows, request.options.max_length - 1, len(request.ids))
-        self._incoming.append(tickets)
-        return tickets
+            self.cache.allocator.check_capacity(request.rows, request.positions, len(request.ids))
+        self.scheduler.submit(requests, on_done)
+        return requests
 
-    def _check(self, ticket: Ticket) -> None:
-        """Raise InputError for what would fail in the middle of a step, where others are."""
-        request, vocabulary = ticket.request, self.model.config.encoder.vocab_size
-        if not all(type(token) is int for token in ticket.source):
+    def _check(self, request: Request) -> None:
+        """Raise InputError for values that would fail inside a step, together with other requests."""
+        ids, vocabulary = request.ids, self.model.config.encoder.vocab_size
+        if not all(type(token) is int for token in ids):
             raise InputError("the ids of a source must be integers")
-        if not ticket.source or min(ticket.source) < 0 or max(ticket.source) >= vocabulary:
-            wrong = [token for token in ticket.source if not 0 <= token < vocabulary][:1]
-            raise InputError(f"a source must hold ids from 0 to {vocabulary - 1}, and at least one, got {wrong}")
+        if not ids or min(ids) < 0 or max(ids) >= vocabulary:
+            outside = [token for token in ids if not 0 <= token < vocabulary][:1]
+            raise InputError(f"a source must hold ids from 0 to {vocabulary - 1}, and at least one, got {outside}")
         for name in ("seed", "number"):
             value = getattr(request, name)
             if type(value) is not int or not -(2**63) <= value < 2**63:
                 raise InputError(f"{name} must be an integer of 64 bits, got {value!r}")
 
-    def cancel(self, tickets: Iterable[Ticket]) -> None:
-        """Forget requests, wherever they are, now or after the step that is being done; what is done stays so."""
-        for ticket in tickets:
-            ticket.cancelled = not ticket.done
-        self._run_or_defer(self._sort_out, blocking=False)
+    def cancel(self, requests: Iterable[Request]) -> None:
+        """Drop requests that are not done, now or after the current step."""
+        self.scheduler.cancel(requests)
+        self._run_or_defer(self._receive, blocking=False)
 
     def clear(self) -> None:
-        """Give the memory back, now or after the step that is being done; what is not done fails."""
+        """Free the memory, now or after the current step; requests that are not done fail."""
         self._run_or_defer(self._clear)
         if not self.stepping:
-            self._tell()
+            self._call_on_done()
 
     def _run_or_defer(self, call: Callable[[], None], blocking: bool = True) -> None:
-        """Make a call now, or at the end of the step that is under way."""
+        """Make a call under the lock, or at the end of the current step."""
         if self.stepping or not self.lock.acquire(blocking):
             return self._deferred.append(call)
         try:
-            self._driver = threading.get_ident()
+            self._stepping_thread = threading.get_ident()
             call()
             self._run_deferred()
         finally:
-            self._driver = None
+            self._stepping_thread = None
             self.lock.release()
 
     def _run_deferred(self) -> None:
-        """Make the calls that arrived during the step."""
         while self._deferred:
             self._deferred.pop(0)()
 
     @property
     def stepping(self) -> bool:
-        """Whether this thread is in the middle of a step, in a function of a request or in the garbage collector."""
-        return self._driver == threading.get_ident() and self.lock._is_owned()  # type: ignore[attr-defined]
+        """Whether this thread is inside a step: in a callback of a request or in the garbage collector."""
+        return self._stepping_thread == threading.get_ident() and self.lock._is_owned()  # type: ignore[attr-defined]
 
     @property
     def exiting(self) -> bool:
-        """Whether this thread ends the interpreter, so that no other drives."""
+        """Whether this thread ends the interpreter, so that no other steps."""
         return self._exiting_thread == threading.get_ident()
 
     def _clear(self) -> None:
         self._restart()
-        self._sort_out()
-        self._fail([*self._waiting], BackendError("the engine was cleared before this was done"))
+        self._receive()
+        self._fail_waiting([*self.scheduler.waiting], BackendError("the engine was cleared before this was done"))
 
-    def _sort_out(self) -> None:
-        """Line up what has come in, and forget what was cancelled."""
-        while self._incoming:
-            self._waiting.extend(self._incoming.popleft())
-        if any(ticket.cancelled for ticket in self._waiting):
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-        gone = {ticket for ticket in self._running if ticket.cancelled}
-        if gone:
+    def _receive(self) -> None:
+        """Queue submitted requests and drop cancelled ones."""
+        cancelled = self.scheduler.receive()
+        if cancelled:
             with torch.inference_mode():
-                self._lanes.drop(gone, self.cache)
-            for ticket in gone:
-                self._forget(ticket)
+                self._batch.remove(set(cancelled), self.cache)
+            for request in cancelled:
+                self.scheduler.leave(request)
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self._incoming or self._waiting or self._running or self._answered)
+        """Whether a call of `step` would do anything."""
+        return bool(self.scheduler.busy or self._done)
 
     @property
     def statistics(self) -> EngineStatistics:
-        """What it has done so far, and what it holds."""
+        """Totals since the engine was made, and the current load."""
         with self.lock:
             pages = self.cache.allocator.statistics()
-            waiting = len(self._waiting) + sum(map(len, [*self._incoming]))
             return replace(
-                self._counts, running=self.cache.rows, waiting=waiting, pages=pages.pages, pages_used=pages.pages_used,
-                cache_bytes=self.cache.bytes,
+                self._counts, running=self.cache.rows, waiting=self.scheduler.waiting_count, pages=pages.pages,
+                pages_used=pages.pages_used, cache_bytes=self.cache.bytes,
             )  # fmt: skip
 
     def step(self) -> None:
-        """One token for every running row, after letting in what waits.
+        """Admit waiting requests, then decode one token for every running row.
 
-        What goes wrong with one request is its ticket's error. When the memory does not suffice, what is running goes
-        back to wait, and half as many rows run from then on until the engine is idle.
+        An exception caused by one request becomes its error. When memory runs out, all running requests return to the
+        queue, and half as many rows run from then on until the engine is idle.
 
         Raises:
-            UnsupportedError: this thread is in the middle of a step already.
+            UnsupportedError: this thread is inside a step already.
         """
         if self.stepping:
             raise UnsupportedError(
                 "a function that is called in the middle of a step cannot wait for a Generator's next one: it may "
-                "submit, and look at the answer when it has returned"
+                "submit, and read the result after it has returned"
             )
         if self._exiting_thread is not None and self._exiting_thread != threading.get_ident():
             threading.Event().wait()  # the interpreter ends, and with it this thread
-        process_events.run(self._turn)
+        process_events.run(self._locked_step)
 
-    def _turn(self) -> None:
+    def _locked_step(self) -> None:
         interrupt: BaseException | None = None
         try:
             with self.lock:
                 try:
-                    self._driver = threading.get_ident()
+                    self._stepping_thread = threading.get_ident()
                     self._guarded_step()
                     self._run_deferred()
                     interrupt, self._interrupt = self._interrupt, None
                 finally:
-                    self._driver = None
+                    self._stepping_thread = None
         finally:
-            self._tell()
+            self._call_on_done()
         if interrupt is not None:
             raise interrupt
 
     def _guarded_step(self) -> None:
         try:
-            # The requests may be of other threads than this one, whose autocast is no matter of theirs.
+            # Requests may come from other threads than this one, so its autocast must not apply to them.
             with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
                 return self._step()
-        except RecursionError:  # this thread was deep down already: no request is to blame
+        except RecursionError:  # the stack of this thread was nearly used up: not an error of a request
             self._restart()
             raise
         except Exception as error:
-            if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # no request is to blame
-                running = self._restart()
-                return self._fail(running, error)
-        except BaseException:  # an interrupt may come between any two lines: begin again
+            if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # of no single request
+                return self._fail_waiting(self._restart(), error)
+        except BaseException:  # an interrupt may come between any two lines
             self._restart()
             raise
         # Here and not above: while an exception is handled its traceback keeps the tensors of the step alive.
@@ -289,165 +283,164 @@ class Engine:
 
     def _step(self) -> None:
         start = time.perf_counter()
-        self._sort_out()
+        self._receive()
         self._admit()
-        if not self._lanes:
+        batch, decoder = self._batch, self._decoder
+        if not batch.groups or decoder is None:
             return
-        began = time.perf_counter()
-        self._lanes.step(self._decoder)
+        cache = decoder.cache
+        admitted = time.perf_counter()
+        decoding.step_searches(decoder, batch.groups)
         self._counts.steps += 1
-        self._counts.row_steps += self.cache.rows
-        chosen = time.perf_counter()
-        self._lanes.tell()
-        self._expel(self._lanes.expel(self.cache))
-        self._collect()
-        now = time.perf_counter()
-        self._counts.admit += began - start
-        self._counts.decode += chosen - began
-        self._counts.select += now - chosen
+        self._counts.row_steps += cache.rows
+        decoded = time.perf_counter()
+        batch.report_tokens()
+        self._fail_removed(batch.remove_failed(cache))
+        for request in batch.remove_finished(cache):
+            self._finish(request)
+        self._fail_removed(batch.remove_failed(cache))
+        end = time.perf_counter()
+        self._counts.admit += admitted - start
+        self._counts.decode += decoded - admitted
+        self._counts.select += end - decoded
 
-    # -- in
+    # -- entering
 
     def _admit(self) -> None:
-        """Let in what waits, first come first served, as far as rows and the cache go."""
-        free = self._rows - self.cache.rows
-        if not self._waiting or (self._running and free < self.config.refill * self._rows):
+        """Encode the sources of the requests that the scheduler lets in, and append their rows to the batch."""
+        if not self.scheduler.waiting or not self.scheduler.may_admit(self.cache.rows):
             return
-        entering: dict[Ticket, Admission] = {}
-        while self._waiting:
-            ticket = self._waiting[0]
-            request, source = ticket.request, ticket.source
-            if request.rows > free and self._running:
-                break
-            key, users = self._keys.get(source, (ticket.serial, 0))
-            admission = self.cache.admit(request.rows, request.options.max_length - 1, key, len(source))
-            if admission is None:
-                break
-            self._keys[source] = key, users + 1
-            self._waiting.popleft()
-            self._running[ticket] = entering[ticket] = admission
-            free -= request.rows
-        if not entering:
+        admissions = self._admissions(self.scheduler.admit(self.cache.rows, self._capacity()))
+        if not admissions:
             return
         start = time.perf_counter()
         try:
-            self._encode(entering)
-        except Exception as error:  # nothing of those that run is touched
-            failed = Failed.of_request(error)
-            for admission in entering.values():
+            self._prefill(admissions)
+        except Exception as error:  # the rows that run are not touched
+            failure = RequestFailure.of_step(error)
+            for admission in admissions.values():
                 self.cache.allocator.release(admission.request)
-            return self._expel(dict.fromkeys(entering, failed))
-        spent = time.perf_counter() - start
-        self._counts.encode += spent
-        self._counts.admit -= spent
-        self._expel(self._lanes.join(entering, self.cache))
+            return self._fail_removed(dict.fromkeys(admissions, failure))
+        seconds = time.perf_counter() - start
+        self._counts.encode += seconds
+        self._counts.admit -= seconds
+        self._fail_removed(self._batch.join(admissions, self.cache))
 
-    def _encode(self, entering: dict[Ticket, Admission]) -> None:
-        """Write the keys and values of new sources into the cache, the longest first, as many together as may be."""
-        new = [(ticket.source, admission) for ticket, admission in entering.items() if admission.new_source]
-        new.sort(key=lambda pair: len(pair[0]), reverse=True)
-        self._counts.shared += len(entering) - len(new)
-        while new:
-            tokens = itertools.accumulate(len(ids) for ids, _ in new)
+    def _capacity(self) -> Capacity:
+        """What the cache can still reserve."""
+        used, limits = self.cache.allocator.statistics(), self.cache.allocator.limits
+        return Capacity(
+            rows=used.rows - used.rows_used, pages=used.pages - used.pages_used - used.pages_reserved, page=limits.page,
+            source_pages=used.source_pages - used.source_pages_used, source_page=limits.source_page,
+        )  # fmt: skip
+
+    def _admissions(self, entering: list[Request]) -> dict[Request, Admission]:
+        """Reserve rows and pages for entering requests; those without adjacent free rows return to the queue."""
+        admissions: dict[Request, Admission] = {}
+        for request in entering:
+            admission = self.cache.admit(request.rows, request.positions, request.source_key, len(request.ids))
+            if admission is None:
+                self.scheduler.put_back(entering[len(admissions) :])
+                break
+            admissions[request] = admission
+        return admissions
+
+    def _prefill(self, admissions: Mapping[Request, Admission]) -> None:
+        """Write the keys and values of new sources into the cache, the longest first, in batches of `encode_tokens`."""
+        sources = [(list(request.ids), admission) for request, admission in admissions.items() if admission.new_source]
+        sources.sort(key=lambda source: len(source[0]), reverse=True)
+        self._counts.shared += len(admissions) - len(sources)
+        while sources:
+            tokens = itertools.accumulate(len(ids) for ids, _ in sources)
             count = max(1, sum(total <= self.config.encode_tokens for total in tokens))
-            some, new = new[:count], new[count:]
-            sources = [list(ids) for ids, _ in some]
-            _, states = self.model.encoded(*padded(sources, 0, self.model.device))
-            self.cache.begin_sources([admission for _, admission in some])
-            self.model.decoder.body.encoder.write_sources(self.cache, states)
-            self._counts.encoded += sum(map(len, sources))
+            batch, sources = sources[:count], sources[count:]
+            ids, mask = padded([ids for ids, _ in batch], 0, self.model.device)
+            self.model.prefill(ids, mask, self.cache, [admission for _, admission in batch])
+            self._counts.encoded += sum(len(ids) for ids, _ in batch)
 
-    # -- out
+    # -- leaving
 
-    def _expel(self, failures: Mapping[Ticket, Failed]) -> None:
-        """Answer what has failed; its rows are gone already."""
-        for ticket, failed in failures.items():
-            self._forget(ticket)
-            ticket.called = failed.called
-            self._interrupt = self._interrupt or failed.interrupt
-            let_go(failed.error)
-            self._finish(ticket, failed.error)
-
-    def _collect(self) -> None:
-        """Answer what has ended."""
-        for ticket, outputs, scores in self._lanes.collect(self.cache):
-            self._forget(ticket)
-            ticket.outputs, ticket.scores = outputs, scores
-            self._counts.tokens += sum(map(len, outputs))
-            self._finish(ticket)
-        self._expel(self._lanes.expel(self.cache))
-        if not (self._incoming or self._waiting or self._running):
-            self._rows = self.config.max_rows
-
-    def _finish(self, ticket: Ticket, error: Exception | None = None) -> None:
-        """A ticket has its answer, which is given to who waits for it when the step is over."""
-        if not ticket.cancelled:
+    def _finish(self, request: Request) -> None:
+        """A request whose rows were removed is complete."""
+        assert request.outputs is not None
+        if not request.cancelled:
+            request.finish()
+            self._done.append(request)
             self._counts.requests += 1
-            ticket.error = error
-            self._answered.append(ticket)
+        self._counts.tokens += sum(map(len, request.outputs))
+        self.scheduler.leave(request)
 
-    def _tell(self) -> None:
-        """Give the answers that there are to those who wait for them; the lock is free."""
-        while self._answered:
+    def _fail_removed(self, failures: Mapping[Request, RequestFailure]) -> None:
+        """Requests whose rows were removed have failed."""
+        for request, failure in failures.items():
+            self._interrupt = self._interrupt or failure.interrupt
+            clear_frames(failure.error)
+            self._fail(request, failure.error, failure.by_callback)
+            self.scheduler.leave(request)
+
+    def _fail_waiting(self, requests: Iterable[Request], error: Exception) -> None:
+        """Waiting requests fail."""
+        requests = list(requests)
+        self.scheduler.remove(requests)
+        for request in requests:
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception, by_callback: bool = False) -> None:
+        if not request.cancelled:
+            request.fail(error, by_callback)
+            self._done.append(request)
+            self._counts.requests += 1
+
+    def _call_on_done(self) -> None:
+        """Call `on_done` of the requests that are done; the lock is free."""
+        while self._done:
             try:
-                ticket = self._answered.popleft()
+                request = self._done.popleft()
             except IndexError:  # another thread was faster
                 return
+            on_done, request.on_done = request.on_done, None  # so that a closure does not form a cycle with the request
+            assert on_done is not None
             try:
-                ticket.on_done(ticket)
+                on_done(request)
             except Exception:
-                logger.exception("what was to be told of an answer raised")
+                logger.exception("on_done of a request raised an exception")
             except BaseException:
-                if threading.current_thread() is not threading.main_thread():  # nobody is there to be told
-                    logger.exception("what was to be told of an answer raised")
+                if threading.current_thread() is not threading.main_thread():  # no caller would get it
+                    logger.exception("on_done of a request raised an exception")
                     continue
-                ticket.on_done(ticket)  # an interrupt may have come before it knew
+                on_done(request)  # the interrupt may have come before the call had an effect
                 raise
 
-    def _forget(self, ticket: Ticket) -> None:
-        """A ticket runs no more; its cache is released already."""
-        del self._running[ticket]
-        key, users = self._keys.pop(ticket.source)
-        if users > 1:
-            self._keys[ticket.source] = key, users - 1
+    # -- after errors
 
-    # -- when something goes wrong
+    def _restart(self) -> list[Request]:
+        """Requeue everything and drop the cache; keyed RNG reproduces the samples. Returns what was running."""
+        requests = self.scheduler.requeue()
+        self._drop_batch()
+        return requests
 
-    def _restart(self) -> list[Ticket]:
-        """What is running, which goes back to wait and begins anew: by its keys it draws what it drew."""
-        tickets = sorted(self._running, key=lambda ticket: ticket.serial)
-        self._waiting.extendleft(reversed(tickets))
-        self._running.clear()
-        self._keys.clear()
-        self._lanes.clear()
+    def _drop_batch(self) -> None:
+        self._batch.clear()
         self._decoder = None
-        return tickets
 
     def _back_off(self) -> None:
-        """Memory did not suffice: half as many rows from now on."""
+        """Memory ran out: requeue everything and run half as many rows. A request that ran alone fails."""
         self._counts.restarts += 1
-        running = self._restart()
-        self._rows = max(1, min(self._rows, sum(ticket.request.rows for ticket in running)) // 2)
+        running = self.scheduler.back_off()
+        self._drop_batch()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if not running:
-            problem = (
+            message = (
                 f"out of memory on {self.model.device} for the cache itself: cache_bytes {self.config.cache_bytes} for "
                 "outputs, and as much for sources"
             )
-            self._fail([*self._waiting], BackendError(problem))
+            self._fail_waiting(self.scheduler.waiting, BackendError(message))
         elif len(running) == 1:
-            request, options = running[0].request, running[0].request.options
-            problem = (
+            request, options = running[0], running[0].options
+            message = (
                 f"out of memory on {self.model.device} with request {request.number} alone: "
                 f"{len(request.ids)} tokens, num_beams {options.num_beams}, max_length {options.max_length}"
             )
-            self._rows = self.config.max_rows  # the others are not to blame
-            self._fail(running, BackendError(problem))
-
-    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
-        """Waiting requests are answered by an error."""
-        failed = set(tickets)
-        self._waiting = deque(ticket for ticket in self._waiting if ticket not in failed)
-        for ticket in tickets:
-            self._finish(ticket, error)
+            self.scheduler.row_limit = self.scheduler.max_rows  # the other requests may fit
+            self._fail_waiting(running, BackendError(message))

@@ -1,30 +1,59 @@
-"""What the engine is asked: a request, and the ticket it is given for it."""
+"""A request: what to generate from, how, how far it has come, and its result. One object from submit to output."""
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import GenerationConfig
-from ..decoding.logits_processors import AllowedTokens, Processor
-from ..decoding.stopping_criteria import Criterion
+
+if TYPE_CHECKING:  # the scheduler and its tests run without torch
+    from ..decoding.logits_processors import AllowedTokens, LogitsProcessor
+    from ..decoding.stopping_criteria import StoppingCriterion
 
 
-@dataclass(frozen=True, eq=False)
+class RequestState(enum.Enum):
+    """Where a request is on its way through the engine."""
+
+    NEW = enum.auto()
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+    FAILED = enum.auto()
+    CANCELLED = enum.auto()
+
+
+@dataclass(eq=False)
 class Request:
-    """What to generate from, and how.
+    """Source ids with their options, and what became of them. It is submitted once.
 
     Attributes:
-        ids: of the source, at least one.
+        ids: of the source, at least one; kept as a tuple.
         options: settled.
-        seed, number: what the draws depend on, besides the step: a request that has both again draws the same.
+        seed, number: key of the random numbers, together with the step. Equal keys reproduce equal samples.
         scored: add up the log-probabilities of greedy and sampled outputs too.
+        truncated: the ids are the beginning of a longer source.
         tokenizer: for `stop_strings`.
-        logits_processor, stopping_criteria, prefix_allowed_tokens_fn: as of `model.generate`; they see this request
-            only, and its `number` where they are told of a source.
-        on_tokens: is called with the newest token of each of its rows, after every step, unless there are beams.
+        logits_processor, stopping_criteria, prefix_allowed_tokens_fn: as of `model.generate`. They see this request
+            only; its `number` is the index of the source.
+        on_tokens: called with the newest token of each row after every step, unless there are beams.
+
+        state: written by the thread that steps.
+        cancelled: set by any thread; the scheduler drops the request at the next opportunity.
+        outputs: tokens of each output after the start token, best first; None before it is finished.
+        scores: log-probability / length ** length_penalty of each output; None where it was not requested.
+        error: why it failed.
+        callback_failed: one of its own functions raised the error.
+        callback_started: `time.monotonic()` at the start of its function that runs now; None where none does.
+        on_done: called once with the request when it is finished or has failed, not when it was cancelled.
+        serial: position in the order of arrival.
+        source_key: requests with equal keys share the encoded source.
+        group: number of its search group.
+        ended_rows: tokens and score of each row that has ended while other rows of the request go on.
+        reported_length: tokens for which `on_tokens` was called, with the start token.
     """
 
     ids: Sequence[int]
@@ -32,66 +61,98 @@ class Request:
     seed: int = 0
     number: int = 0
     scored: bool = False
+    truncated: bool = False
     tokenizer: Any = None
-    logits_processor: Sequence[Processor] | None = None
-    stopping_criteria: Sequence[Criterion] | None = None
+    logits_processor: Sequence[LogitsProcessor] | None = None
+    stopping_criteria: Sequence[StoppingCriterion] | None = None
     prefix_allowed_tokens_fn: AllowedTokens | None = None
     on_tokens: Callable[[list[int]], Any] | None = None
 
+    state: RequestState = field(default=RequestState.NEW, init=False)
+    cancelled: bool = field(default=False, init=False)
+    outputs: list[list[int]] | None = field(default=None, init=False)
+    scores: list[float | None] | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+    callback_failed: bool = field(default=False, init=False)
+    callback_started: float | None = field(default=None, init=False)
+    on_done: Callable[[Request], Any] | None = field(default=None, init=False)
+    serial: int = field(default=-1, init=False)
+    source_key: int = field(default=-1, init=False)
+    group: int = field(default=-1, init=False)
+    ended_rows: dict[int, tuple[list[int], float | None]] = field(default_factory=dict, init=False)
+    reported_length: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = tuple(self.ids)  # the caller may change the list later
+
     @property
     def rows(self) -> int:
-        """Sequences it decodes."""
+        """Sequences that it decodes."""
         return max(self.options.num_beams, self.options.num_return_sequences)
 
+    @property
+    def positions(self) -> int:
+        """Cache positions of each row, in the worst case. The last token of an output is not fed to the decoder."""
+        return self.options.max_length - 1
+
     @functools.cached_property
-    def shared_options(self) -> dict[str, Any]:
-        """What must be equal for a search in common: how long an output may be is each source's own."""
+    def search_key(self) -> SearchKey:
+        """Decides which requests can share a search group."""
+        return SearchKey(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has outputs or an error."""
+        return self.state is RequestState.FINISHED or self.state is RequestState.FAILED
+
+    def restart(self) -> None:
+        """Go back to the queue: what was generated so far is dropped, and generated again."""
+        self.state = RequestState.WAITING
+        self.outputs = self.scores = None
+        self.ended_rows = {}
+
+    def finish(self) -> None:
+        """The outputs are complete."""
+        self.state = RequestState.FINISHED
+
+    def fail(self, error: Exception, by_callback: bool = False) -> None:
+        """There will be no outputs."""
+        self.state, self.error, self.callback_failed = RequestState.FAILED, error, by_callback
+
+    def cancel(self) -> None:
+        """It was dropped by the scheduler."""
+        self.state, self.on_done = RequestState.CANCELLED, None
+
+
+class SearchKey:
+    """Options that requests of one search group have in common. It outlives the request that it was made from."""
+
+    def __init__(self, request: Request):
+        self.options, self.scored, self.tokenizer = request.options, request.scored, request.tokenizer
+        self.is_exclusive = _needs_own_search(request)
+
+    def matches(self, other: SearchKey) -> bool:
+        """Whether a request of each key can be in one search group."""
+        if self.is_exclusive or other.is_exclusive or self.scored != other.scored:
+            return False
+        if self.options is not other.options and self._shared_options != other._shared_options:
+            return False
+        return self.options.stop_strings is None or self.tokenizer is other.tokenizer
+
+    @functools.cached_property
+    def _shared_options(self) -> dict[str, Any]:
+        """Options that must be equal. Each request has its own longest output."""
         values = self.options.to_dict()
-        if self.options.forced_eos_token_id is None:  # a processor would know the length
+        if self.options.forced_eos_token_id is None:  # its processor depends on the length
             del values["max_length"]
             values.pop("max_new_tokens", None)
         return values
 
-    @property
-    def alone(self) -> bool:
-        """Whether something of it looks at one request only, so that it needs a search of its own."""
-        options = self.options
-        # A function may be an object that has a length, or a truth, of its own.
-        calls = self.logits_processor or self.stopping_criteria or self.prefix_allowed_tokens_fn is not None
-        source = options.encoder_repetition_penalty != 1.0 or options.encoder_no_repeat_ngram_size > 0
-        return bool(calls or source or options.max_time is not None)
 
-
-@dataclass(eq=False)
-class Ticket:
-    """A request in the engine.
-
-    Attributes:
-        outputs: tokens of each output behind the start token, best first; None until it is done.
-        scores: log-probability / length ** length_penalty of each; None where it was not asked for.
-        error: why it failed.
-        called: a function that the request brought along raised it.
-        cancelled: it is to be forgotten.
-        calling: since when (`time.monotonic`) a function of the request runs; None where none does.
-        on_done: is called with the ticket when it is done or has failed; not when it was cancelled.
-    """
-
-    request: Request
-    serial: int
-    on_done: Callable[[Ticket], Any]
-    outputs: list[list[int]] | None = None
-    scores: list[float | None] | None = None
-    error: Exception | None = None
-    called: bool = False
-    cancelled: bool = False
-    calling: float | None = None
-    told: int = 0  # steps that on_tokens knows of
-    source: tuple[int, ...] = field(init=False)  # the ids, whatever becomes of the list they came in
-
-    def __post_init__(self) -> None:
-        self.source = tuple(self.request.ids)
-
-    @property
-    def done(self) -> bool:
-        """Whether there is an answer."""
-        return self.outputs is not None or self.error is not None
+def _needs_own_search(request: Request) -> bool:
+    """Whether a processor or criterion of the request must see this request only."""
+    options = request.options
+    # `is not None`: a callable object may define its own length or truth value.
+    callbacks = request.logits_processor or request.stopping_criteria or request.prefix_allowed_tokens_fn is not None
+    reads_source = options.encoder_repetition_penalty != 1.0 or options.encoder_no_repeat_ngram_size > 0
+    return bool(callbacks or reads_source or options.max_time is not None)

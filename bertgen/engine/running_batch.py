@@ -1,4 +1,4 @@
-"""All lanes, and their rows in the cache."""
+"""The running batch: all search groups, and their rows in the cache."""
 
 from __future__ import annotations
 
@@ -7,96 +7,97 @@ from itertools import count, islice
 
 import torch
 
-from .. import decoding
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..model import EncoderDecoderModel
-from .callback_errors import Failed
-from .request import Ticket
-from .search_group import Answer, Lane
+from .callback_errors import RequestFailure
+from .request import Request
+from .search_group import SearchGroup
 
 
-class Lanes:
-    """The lanes that run. Their rows lie in the cache one lane behind the other."""
+class RunningBatch:
+    """The search groups that are decoded together. The rows of each group are adjacent in the cache.
+
+    Attributes:
+        groups: in the order of their rows.
+    """
 
     def __init__(self, model: EncoderDecoderModel):
         self.model = model
-        self._lanes: list[Lane] = []
+        self.groups: list[SearchGroup] = []
 
     def __len__(self) -> int:
-        return len(self._lanes)
+        return len(self.groups)
 
     def clear(self) -> None:
-        """Forget all of them."""
-        self._lanes = []
+        """Drop all groups."""
+        self.groups = []
 
-    def join(self, entering: Mapping[Ticket, Admission], cache: Cache) -> dict[Ticket, Failed]:
-        """Requests begin to run, each in a lane that takes it or in one of its own; returns those that cannot.
+    def join(self, admissions: Mapping[Request, Admission], cache: Cache) -> dict[Request, RequestFailure]:
+        """Append requests to their groups, and open new groups; returns the requests that cannot run.
 
-        In the cache their rows come behind all others, and then into the order of the lanes.
+        The cache appends rows at the end; they are then sorted into the order of the groups.
         """
-        by_lane: dict[Lane, list[Ticket]] = {}
-        failures: dict[Ticket, Failed] = {}
-        for ticket in entering:
-            lane = next((lane for lane in self._lanes if lane.takes(ticket.request)), None)
-            if lane is None:
+        by_number = {group.number: group for group in self.groups}
+        joining: dict[SearchGroup, list[Request]] = {}
+        failures: dict[Request, RequestFailure] = {}
+        for request, admission in admissions.items():
+            group = by_number.get(request.group)
+            if group is None:
                 try:
-                    lane = Lane(ticket, self.model)
+                    group = SearchGroup(request, self.model)
                 except Exception as error:
-                    failures[ticket] = Failed.of_request(error)
-                    cache.allocator.release(entering[ticket].request)
+                    failures[request] = RequestFailure.of_step(error)
+                    cache.allocator.release(admission.request)
                     continue
-                self._lanes.append(lane)
-            by_lane.setdefault(lane, []).append(ticket)
+                by_number[request.group] = group
+                self.groups.append(group)
+            joining.setdefault(group, []).append(request)
         old, new = iter(range(cache.rows)), count(cache.rows)
         order: list[int] = []
-        for lane in self._lanes:
-            order += islice(old, lane.rows)
-            if tickets := by_lane.get(lane):
-                lane.join(tickets)
-                cache.join([entering[ticket] for ticket in tickets])
-                order += islice(new, sum(ticket.request.rows for ticket in tickets))
+        for group in self.groups:
+            order += islice(old, group.rows)
+            if requests := joining.get(group):
+                group.join(requests)
+                cache.join([admissions[request] for request in requests])
+                order += islice(new, sum(request.rows for request in requests))
         if order != [*range(len(order))]:
             cache.select(torch.tensor(order, dtype=torch.int64, device="cpu"))
         return failures
 
-    def step(self, decoder: decoding.Decoder) -> None:
-        """One token for every row."""
-        decoding.step(decoder, self._lanes)
+    def report_tokens(self) -> None:
+        """Call `on_tokens` of the requests with their newest tokens."""
+        for group in self.groups:
+            group.report_tokens()
 
-    def tell(self) -> None:
-        """Give the newest tokens to those who want them."""
-        for lane in self._lanes:
-            lane.tell()
-
-    def expel(self, cache: Cache) -> dict[Ticket, Failed]:
-        """Take out what has failed."""
-        failures = {ticket: failed for lane in self._lanes for ticket, failed in lane.failures.items()}
+    def remove_failed(self, cache: Cache) -> dict[Request, RequestFailure]:
+        """Remove the requests that have failed, and return them."""
+        failures = {request: failure for group in self.groups for request, failure in group.failures.items()}
         if failures:
-            self.drop(failures, cache)
-            for lane in self._lanes:
-                lane.failures = {}
+            self.remove(failures, cache)
+            for group in self.groups:
+                group.failures = {}
         return failures
 
-    def collect(self, cache: Cache) -> list[Answer]:
-        """Take out what has ended."""
-        ended = [lane.ended() for lane in self._lanes]
-        answers = [answer for lane, places in zip(self._lanes, ended) for answer in lane.take(places)]
-        self._leave([places[:0] if lane.failures else places for lane, places in zip(self._lanes, ended)], cache)
-        return answers
+    def remove_finished(self, cache: Cache) -> list[Request]:
+        """Remove the rows that have ended, and return the requests that are complete, with their outputs."""
+        ended = [group.ended_units() for group in self.groups]
+        completed = [request for group, places in zip(self.groups, ended) for request in group.complete(places)]
+        self._remove([places[:0] if group.failures else places for group, places in zip(self.groups, ended)], cache)
+        return completed
 
-    def drop(self, tickets: Collection[Ticket], cache: Cache) -> None:
-        """Requests leave without an answer."""
-        self._leave([lane.places(tickets) for lane in self._lanes], cache)
+    def remove(self, requests: Collection[Request], cache: Cache) -> None:
+        """Remove requests and their rows, whatever their state."""
+        self._remove([group.units_of(requests) for group in self.groups], cache)
 
-    def _leave(self, places: Sequence[torch.Tensor], cache: Cache) -> None:
-        """Those at some places of each lane leave, and so do their rows in the cache."""
+    def _remove(self, places: Sequence[torch.Tensor], cache: Cache) -> None:
+        """Remove the units at these places of each group, and their rows from the cache."""
         if not any(map(len, places)):
             return
-        stay, first = [], 0
-        for lane, leaving in zip(self._lanes, places):
-            rows = lane.rows
-            stay.append(lane.search.leave(leaving) + first)
+        kept, first = [], 0
+        for group, leaving in zip(self.groups, places):
+            rows = group.rows
+            kept.append(group.search.leave(leaving) + first)
             first += rows
-        cache.select(torch.cat(stay))
-        self._lanes = [lane for lane in self._lanes if lane.rows]
+        cache.select(torch.cat(kept))
+        self.groups = [group for group in self.groups if group.rows]

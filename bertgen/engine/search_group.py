@@ -1,10 +1,9 @@
-"""A lane: requests that share a search."""
+"""A search group: requests of equal options that share one search."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -12,49 +11,48 @@ from .. import decoding
 from ..decoding import logits_processors, stopping_criteria
 from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
-from .callback_errors import Failed, all_blamed, blamed
-from .request import Request, Ticket
-
-Answer = tuple[Ticket, list[list[int]], list[float | None]]  # a ticket that is done, its outputs and their scores
+from .callback_errors import RequestFailure, guarded, guarded_all
+from .request import Request
 
 
-class Lane:
-    """Requests that share a search, which the first of them opens.
+class SearchGroup:
+    """Requests that share a search. It is made from the options of its first request, which then has to `join`.
 
-    Whatever fails in it is the matter of its requests: it takes part in the step to its end, as rows that nobody
-    advances, so that the other lanes stay where they are, and then its requests are taken out.
+    When a request of the group fails inside a step, its rows stay until the end of the step and do not advance, so that
+    the rows of other groups keep their places; then `RunningBatch.remove_failed` removes the request.
 
     Attributes:
-        failures: of its tickets, since they were last taken out.
+        number: as the scheduler counts groups.
+        failures: requests that failed since the last removal.
     """
 
-    def __init__(self, ticket: Ticket, model: EncoderDecoderModel):
-        request, options = ticket.request, ticket.request.options
+    def __init__(self, request: Request, model: EncoderDecoderModel):
+        options = request.options
         if options.decoder_start_token_id is None:
             raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
         vocabulary = model.config.decoder.vocab_size
         logits_processors.check_ids("decoder_start_token_id", [options.decoder_start_token_id], vocabulary)
         start = torch.tensor([[options.decoder_start_token_id]], dtype=torch.int64, device=model.device)
-        allowed = blamed(ticket, request.prefix_allowed_tokens_fn)
-        number = request.number
-        rules = logits_processors.build(
+        is_exclusive, number = request.search_key.is_exclusive, request.number
+        source = torch.tensor([request.ids], dtype=torch.int64, device=model.device) if is_exclusive else None
+        allowed = guarded(request, request.prefix_allowed_tokens_fn)
+        processors = logits_processors.build_logits_processors(
             options, vocabulary, start,
-            source_ids=torch.tensor([request.ids], dtype=torch.int64, device=model.device) if request.alone else None,
+            source_ids=source,
             allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
-            custom=all_blamed(ticket, request.logits_processor),
+            custom=guarded_all(request, request.logits_processor),
         )  # fmt: skip
-        criteria = stopping_criteria.build(options, request.tokenizer, all_blamed(ticket, request.stopping_criteria))
-        if (
-            stopping_criteria.overruled(options, 1, request.stopping_criteria) is not options
-        ):  # the request is planned already
+        criteria = stopping_criteria.build_stopping_criteria(
+            options, request.tokenizer, guarded_all(request, request.stopping_criteria)
+        )
+        # The scheduler has admitted the request with its own limits.
+        if stopping_criteria.with_custom_limits(options, 1, request.stopping_criteria) is not options:
             raise UnsupportedError("MaxLengthCriteria and EosTokenCriteria here are max_length= and eos_token_id=")
         kind = decoding.BeamSearch if options.num_beams > 1 else decoding.Sampling
-        self.search: decoding.Search = kind(options, rules, criteria, decoding.KeyedDraws(), request.scored)
-        self.request, self.start = request, start
-        self.failures: dict[Ticket, Failed] = {}
-        self.keeps_rows = rules.by_row or criteria.by_row
-        # Of a ticket with several rows those that have ended; no more of it once the ticket is forgotten.
-        self._parts: WeakKeyDictionary[Ticket, dict[int, tuple[list[int], float | None]]] = WeakKeyDictionary()
+        self.search: decoding.Search = kind(options, processors, criteria, decoding.KeyedRng(), request.scored)
+        self.number, self.start = request.group, start
+        self.failures: dict[Request, RequestFailure] = {}
+        self.keeps_rows = processors.by_row or criteria.by_row
 
     @property
     def rows(self) -> int:
@@ -62,101 +60,95 @@ class Lane:
         return len(self.search.owners) * self.search.width
 
     @property
-    def tickets(self) -> list[Ticket]:
-        """Of each owner in the search: that is a ticket, or one of its rows."""
-        return [_ticket(owner) for owner in self.search.owners]
+    def requests(self) -> list[Request]:
+        """The request of each unit of the search; one with several return sequences has several units."""
+        return [_request_of(owner) for owner in self.search.owners]
 
     @property
     def tokens(self) -> torch.Tensor:
-        """As a search's."""
+        """As `Search.tokens`."""
         return self.search.tokens
 
     @property
     def parents(self) -> torch.Tensor | None:
-        """As a search's; a lane that has failed leaves its rows as they are."""
+        """As `Search.parents`; None after a failure, which leaves the rows in place."""
         return None if self.failures else self.search.parents
 
     def advance(self, logits: torch.Tensor) -> bool:
-        """As a search's, but what it raises is the failure of its requests."""
+        """As `Search.advance`, but an exception is the failure of the group's requests."""
         try:
-            # A function that keeps what it is given keeps this, and not the scores of all requests.
+            # A callback that keeps its argument keeps this copy, and not the scores of all requests.
             return self.search.advance(logits.clone() if self.keeps_rows else logits)
         except BaseException as error:
             self._fail(error)
             return False
 
     def _fail(self, error: BaseException) -> None:
-        self.failures = dict.fromkeys(self.tickets, Failed.of_request(error))
+        self.failures = dict.fromkeys(self.requests, RequestFailure.of_step(error))
 
-    def takes(self, request: Request) -> bool:
-        """Whether the request can share this search."""
-        mine = self.request
-        if mine.alone or request.alone or mine.scored != request.scored:
-            return False
-        same = mine.options is request.options or mine.shared_options == request.shared_options
-        return same and (mine.options.stop_strings is None or mine.tokenizer is request.tokenizer)
-
-    def join(self, tickets: Sequence[Ticket]) -> None:
-        """Requests join, behind those that are here."""
-        asked = [ticket.request for ticket in tickets]
-        keys = [[request.seed, request.number, request.options.max_length] for request in asked]
+    def join(self, requests: Sequence[Request]) -> None:
+        """Append requests to the search."""
+        keys = [[request.seed, request.number, request.options.max_length] for request in requests]
         self.search.join(
-            self.start.expand(len(tickets), 1),
-            tickets,
+            self.start.expand(len(requests), 1),
+            requests,
             *torch.tensor(keys, dtype=torch.int64, device=self.start.device).unbind(1),
         )
 
-    def tell(self) -> None:
-        """Give the newest tokens to those who want them."""
-        tickets = self.tickets
-        if self.search.width > 1 or all(ticket.request.on_tokens is None for ticket in tickets):
+    def report_tokens(self) -> None:
+        """Call `on_tokens` of the requests that have one with the newest token of each of their rows."""
+        requests = self.requests
+        if self.search.width > 1 or all(request.on_tokens is None for request in requests):
             return
-        newest: dict[Ticket, list[int]] = {}
-        for ticket, token in zip(tickets, self.search.tokens[:, -1].tolist()):
-            newest.setdefault(ticket, []).append(token)
-        steps = dict(zip(tickets, self.search.lengths.tolist()))  # those of all rows of a ticket are equal
-        for ticket, tokens in newest.items():
-            if ticket.request.on_tokens is not None and steps[ticket] > ticket.told:  # not twice after a restart
-                ticket.told = steps[ticket]
+        newest: dict[Request, list[int]] = {}
+        for request, token in zip(requests, self.search.tokens[:, -1].tolist()):
+            newest.setdefault(request, []).append(token)
+        lengths = dict(zip(requests, self.search.lengths.tolist()))  # equal for all rows of a request
+        for request, tokens in newest.items():
+            # Not a second time for steps that are repeated after a restart.
+            if request.on_tokens is not None and lengths[request] > request.reported_length:
+                request.reported_length = lengths[request]
                 try:
-                    blamed(ticket, ticket.request.on_tokens)(tokens)
-                except Failed as failed:
-                    self.failures[ticket] = failed
+                    guarded(request, request.on_tokens)(tokens)
+                except RequestFailure as failure:
+                    self.failures[request] = failure
 
-    def places(self, tickets: Collection[Ticket]) -> torch.Tensor:
-        """int64, the places of the owners that belong to some tickets, on the host."""
-        places = [i for i, ticket in enumerate(self.tickets) if ticket in tickets]
+    def units_of(self, requests: Collection[Request]) -> torch.Tensor:
+        """int64 on the host: places of the units that belong to these requests."""
+        places = [i for i, request in enumerate(self.requests) if request in requests]
         return torch.tensor(places, dtype=torch.int64, device="cpu")
 
-    def ended(self) -> torch.Tensor:
-        """int64, the places of the owners that can leave with an answer, on the host."""
+    def ended_units(self) -> torch.Tensor:
+        """int64 on the host: places of the units that have ended and can leave."""
         ended = self.search.ended()
         if self.keeps_rows and len(ended) < len(self.search.owners):
             return ended[:0]
         return ended
 
-    def take(self, places: torch.Tensor) -> list[Answer]:
-        """The answers that those who ended at these places complete."""
-        answers: list[Answer] = []
+    def complete(self, places: torch.Tensor) -> list[Request]:
+        """Write the results of ended units into their requests; returns the requests whose outputs are all there."""
         try:
-            taken = self.search.take(places)
+            results = self.search.results(places)
         except BaseException as error:
             self._fail(error)
             return []
-        for place, (outputs, scores) in zip(places.tolist(), taken):
+        completed: list[Request] = []
+        for place, (outputs, scores) in zip(places.tolist(), results):
             owner = self.search.owners[place]
             if not isinstance(owner, tuple):
-                answers.append((owner, outputs, scores))
+                owner.outputs, owner.scores = outputs, scores
+                completed.append(owner)
                 continue
-            ticket, row = owner
-            parts = self._parts.setdefault(ticket, {})
-            parts[row] = outputs[0], scores[0]
-            if len(parts) == ticket.request.options.num_return_sequences:
-                found = [parts[i] for i in sorted(self._parts.pop(ticket))]
-                answers.append((ticket, [tokens for tokens, _ in found], [score for _, score in found]))
-        return answers
+            request, row = owner
+            request.ended_rows[row] = outputs[0], scores[0]
+            if len(request.ended_rows) == request.options.num_return_sequences:
+                rows = [request.ended_rows[i] for i in sorted(request.ended_rows)]
+                request.outputs, request.scores = [tokens for tokens, _ in rows], [score for _, score in rows]
+                request.ended_rows = {}
+                completed.append(request)
+        return completed
 
 
-def _ticket(owner: Any) -> Ticket:
-    """The ticket of an owner: itself, or (ticket, which row)."""
+def _request_of(owner: Any) -> Request:
+    """The request of a unit's owner, which is the request or (request, number of the return sequence)."""
     return owner[0] if isinstance(owner, tuple) else owner

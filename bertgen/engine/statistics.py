@@ -1,4 +1,4 @@
-"""What an engine has done."""
+"""Statistics of an engine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass
 class EngineStatistics:
-    """What an engine has done, in seconds and counts; what it holds now.
+    """Totals of an engine, and its current load.
 
     Attributes:
-        encode, decode, select, admit: seconds in the encoder, in the decoder with the choice of tokens, in taking note
-            of what has ended, and in letting requests in.
-        steps: of all running rows. row_steps: tokens that were computed.
-        requests, tokens: done, and their output tokens.
-        encoded: source tokens that were encoded. shared: requests that used the source of another one.
-        restarts: times that memory did not suffice and what was running began again.
+        encode, decode, select, admit: seconds in the encoder, in the decoder and the choice of tokens, in the removal
+            of what has ended, and in the admission of requests.
+        steps: each decodes one token for all running rows. row_steps: tokens that were decoded.
+        requests, tokens: requests that are done, and their output tokens.
+        encoded: source tokens that were encoded. shared: requests that used the encoded source of another one.
+        restarts: times that memory ran out and the running requests were requeued.
         running, waiting: rows that are decoded now, requests that wait.
         pages, pages_used: of the cache.
         cache_bytes: memory of keys and values.
@@ -40,5 +40,5 @@ class EngineStatistics:
 
     @property
     def tokens_per_second(self) -> float:
-        """Output tokens of what is done, per second of work."""
+        """Output tokens of finished requests, per second of work."""
         return self.tokens / max(self.encode + self.decode + self.select + self.admit, 1e-9)

@@ -1,4 +1,4 @@
-"""Work in the background."""
+"""The background worker: a thread that steps an engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .. import process_events
 from ..engine import Engine
 from ..errors import BackendError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-class Worker:
-    """A thread that drives an engine while there is anything to do; it begins at the first `wake`.
+class BackgroundWorker:
+    """A thread that steps an engine while it has requests. The first `wake` starts the thread.
 
     Args:
-        owner: the thread ends with it.
+        owner: the thread ends after the owner was garbage collected.
     """
 
     def __init__(self, engine: Engine, owner: Any):
@@ -27,8 +27,8 @@ class Worker:
         process_events.register(self)
 
     def after_fork(self) -> None:
-        """Begin anew in the child of a fork, which has not the thread."""
-        self._lock = threading.RLock()  # the garbage collector may call a `__del__` that submits
+        """Reset in the child of a fork, where the thread does not exist."""
+        self._lock = threading.RLock()  # reentrant: the garbage collector may call a `__del__` that submits
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         owner = self._owner()
@@ -36,19 +36,23 @@ class Worker:
             weakref.finalize(owner, self._wake.set).atexit = False
 
     def before_exit(self) -> None:
-        """The engine lets no thread go on."""
+        """Nothing to do: the engine stops its threads."""
 
     @property
     def is_this_thread(self) -> bool:
-        """Whether it is the thread that asks."""
+        """Whether the current thread is the worker's."""
         return self._thread is threading.current_thread()
 
     def wake(self) -> None:
-        """There is something to do; BackendError where no thread can be begun any more."""
+        """Start to step the engine.
+
+        Raises:
+            BackendError: no thread can be started any more.
+        """
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(
-                    target=_work, args=(self.engine, self._wake, self._owner), name="bertgen", daemon=True
+                    target=_step_while_busy, args=(self.engine, self._wake, self._owner), name="bertgen", daemon=True
                 )
                 try:
                     thread.start()
@@ -58,16 +62,16 @@ class Worker:
         self._wake.set()
 
 
-def _work(engine: Engine, wake: threading.Event, owner: weakref.ref[Any]) -> None:
-    """Drive the engine while there is anything to do, and the owner is there."""
+def _step_while_busy(engine: Engine, wake: threading.Event, owner: weakref.ref[Any]) -> None:
+    """Body of the thread."""
     while True:
         wake.wait()
         wake.clear()
         while engine.busy and owner() is not None:
             try:
                 engine.step()
-            except BaseException:  # whoever waits is told, and the next text finds a worker
-                _log.exception("a step failed")
+            except BaseException:  # all requests fail, and the thread stays for the next ones
+                logger.exception("a step failed")
                 engine.clear()
         if owner() is None:
             return

@@ -1,6 +1,7 @@
 """Text in, text out: `Generator`.
 
-Texts become ids, go through the engine, longest first, and come back as texts under the index they came with.
+Each text is encoded into a `Request`. The engine runs the requests, longest source first, and each becomes the `Output`
+of its text's index.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,37 +18,30 @@ import torch
 from ..arguments import older
 from ..config import EngineConfig
 from ..config.base import check_callable, check_flag, check_integer
-from ..engine import Engine, EngineStatistics, Request, Ticket
-from ..errors import BackendError, BertgenError, CallbackError, ConfigError, InputError, quoted
+from ..engine import Engine, EngineStatistics, Request
+from ..errors import BackendError, ConfigError, InputError, quoted
 from ..hub import local_directory, split_hub_options
 from ..model import EncoderDecoderModel
-from ..model.pretrained import resolve_device, resolve_dtype
+from ..model.devices import resolve_device
+from ..model.dtypes import resolve_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
-from ..tokenizer.special_tokens import Encoded, encode_sources, source_frame
-from .answer import Answer
-from .background_worker import Worker
-from .call_options import Call, checked_call, checked_truncation
-from .output import Output
-from .pickles import Origin, from_model, reduced
-from .progress import shown
+from ..tokenizer.special_tokens import Encoded, source_special_tokens
+from .background_worker import BackgroundWorker
+from .call_options import CallOptions, checked_truncation
+from .output import Output, output_of
+from .output_future import OutputFuture
+from .pickles import Origin, from_model, reduce_generator
+from .progress import progress_callback
 from .scorer import Likelihood, Scorer
+from .text_encoder import TextEncoder
 from .texts import LOOKAHEAD, checked_texts, in_windows
 
-# Arguments of `EncoderDecoderModel.from_pretrained` that a Generator which loads one takes as well.
+# Arguments of `EncoderDecoderModel.from_pretrained` that a Generator takes as well where it loads the model.
 LOADING = frozenset(
     "config device_map use_safetensors variant state_dict key_mapping ignore_mismatched_sizes quantization_config "
     "load_in_4bit load_in_8bit generation_config fold_embeddings".split()
 )
-MAX_INDEX = 2**62  # of a text: an index is drawn with, and counted on from
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A text that was encoded."""
-
-    index: int
-    ids: list[int]
-    truncated: bool
+MAX_INDEX = 2**62  # of the first text: an index is part of the key of random numbers, which has 64 bits
 
 
 class Generator:
@@ -61,12 +53,12 @@ class Generator:
         device: "cpu", "cuda", "cuda:1" or a CUDA index; None leaves a model where it is and loads one to the CPU.
         dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
             takes the checkpoint's wherever it runs.
-        max_input_length: longest text in tokens; by default what the encoder has positions for.
+        max_input_length: longest text in tokens; by default the encoder's number of positions.
         truncation: cut longer texts instead of refusing them.
-        add_special_tokens: put the tokenizer's special tokens around a text; None does where the encoder is a BERT or
-            RoBERTa, and not where it is a bert-generation encoder (its models were trained without).
-        engine: limits of what runs at a time (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`,
-            `encode_tokens`, `refill`. Where the memory does not suffice for them, fewer rows run.
+        add_special_tokens: put the tokenizer's special tokens around a text. None does so for a BERT or RoBERTa
+            encoder, and not for a bert-generation encoder, whose models were trained without them.
+        engine: limits of the engine (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`, `encode_tokens`,
+            `refill`. When memory runs out, fewer rows run.
         loading: arguments of `EncoderDecoderModel.from_pretrained` (`LOADING`, and those of the hub), for a model that
             is loaded.
 
@@ -74,12 +66,12 @@ class Generator:
         CheckpointError, ConfigError, BackendError: as `EncoderDecoderModel.from_pretrained`.
         ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits.
 
-    A Generator may be used from several threads, and as a context manager, whose end frees the memory of the engine.
-    It can be pickled and copied, without what is in flight: one that was loaded as the place it was loaded from and a
-    digest of its weights, by which another process loads it again (CheckpointError if there are others now), one whose
-    model was given or changed since as that model.
-    What goes wrong with one text, or in a function that was given with it, is that text's error; the others go on. Such
-    a function may `submit`, `close` and cancel, but not wait for another answer of this Generator.
+    A Generator may be used from several threads, and as a context manager that frees the memory of the engine at its
+    end. It can be pickled and copied, without requests in flight. A Generator that loaded its model is pickled as the
+    path and a digest of the weights; another process loads the model again (CheckpointError if its weights differ). A
+    Generator whose model was passed as an object, or changed since, is pickled with the model.
+    An exception that one text or one of its callbacks causes is the error of that text; other texts are not affected. A
+    callback may `submit`, `close` and cancel, but not wait for another result of this Generator.
     """
 
     def __init__(
@@ -149,23 +141,23 @@ class Generator:
             encode_tokens=encode_tokens,
             refill=refill,
         )
-        given = {name: value for name, value in limits.items() if value is not None}
-        if engine is not None and given:
-            raise ConfigError(f"engine, or {', '.join(given)}: not both")
+        limits = {name: value for name, value in limits.items() if value is not None}
+        if engine is not None and limits:
+            raise ConfigError(f"engine, or {', '.join(limits)}: not both")
         if engine is not None and not isinstance(engine, EngineConfig):
             raise ConfigError(f"engine must be an EngineConfig, got {quoted(engine)}")
-        self.engine = Engine(self.model, engine or EngineConfig(**given))
+        self.engine = Engine(self.model, engine or EngineConfig(**limits))
         self.encode_tokens = self.engine.config.encode_tokens
-        self._worker = Worker(self.engine, self)
+        self._worker = BackgroundWorker(self.engine, self)
         self.truncation = bool(checked_truncation(truncation))
-        self.frame = source_frame(config, tokenizer) if add_special_tokens is None else ([], [])
+        self.special_tokens = source_special_tokens(config, tokenizer) if add_special_tokens is None else ([], [])
         if add_special_tokens is not None and check_flag(add_special_tokens, "add_special_tokens"):
-            self.frame = tokenizer.frame(pair=False)[::2]
-        if sum(map(len, self.frame)) >= self.max_input_length:
+            self.special_tokens = tokenizer.frame(pair=False)[::2]
+        if sum(map(len, self.special_tokens)) >= self.max_input_length:
             raise ConfigError(f"max_input_length {max_input_length} leaves no room between the special tokens")
         self.options: dict[str, Any] = dict(
             max_input_length=max_input_length, truncation=self.truncation, add_special_tokens=add_special_tokens,
-            engine=engine or EngineConfig(**given),
+            engine=engine or EngineConfig(**limits),
         )  # fmt: skip
 
     def generate(
@@ -182,33 +174,32 @@ class Generator:
     ) -> list[Output]:
         """Generate for all texts; the outputs come in the order of the texts.
 
-        A text without tokens (nothing, or only spaces) is answered by an empty output, without asking the model.
-        A draw depends on the seed, the index of the text and the step, and on nothing else: not on what other texts
-        there are, nor on limits.
+        A text without tokens (empty, or only spaces) gives an empty output without a call of the model. A sample
+        depends on the seed, the index of the text and the step only, not on other texts or on limits.
 
         Args:
             texts: all are checked before the first is generated.
-            seed: of sampling; None draws one from torch's default generator.
+            seed: of sampling; None takes one from torch's default generator.
             scores: score greedy and sampled outputs too.
             truncation: as the constructor's, for this call.
-            clean_up_tokenization_spaces: take spaces before punctuation out; None as the tokenizer is set.
-            max_batch_size: as many texts at a time, and no more before all of them are done.
-            progress: True shows a bar on stderr; a function is called with how many texts are done, of how many.
-            options: `generation_config` or options of `GenerationConfig`, over the model's own; and `logits_processor`,
-                `stopping_criteria`, `prefix_allowed_tokens_fn` as of `model.generate`, which see one text at a time
-                (and its index, where they are told of a source). Where nothing sets a maximum length, outputs end with
-                the decoder's positions. `max_time` counts for each text from when its turn has come.
+            clean_up_tokenization_spaces: remove spaces before punctuation; None as the tokenizer is set.
+            max_batch_size: texts at a time; all of them are done before the next ones begin.
+            progress: True shows a bar on stderr; a function is called with the number of texts done, and of all.
+            options: `generation_config` or options of `GenerationConfig`, which override the model's own; and
+                `logits_processor`, `stopping_criteria`, `prefix_allowed_tokens_fn` as of `model.generate`. These see
+                one text at a time; the index of a source is the text's index. Without a maximum length, outputs end at
+                the decoder's last position. `max_time` of each text begins when the text begins to run.
 
         Raises:
-            InputError: a text is no str, no valid Unicode or too long: its index, the value and the limit.
+            InputError: a text is not a str, not valid Unicode or too long: its index, the value and the limit.
             CapacityError: a text with its beams needs more rows or cache than there are.
-            ConfigError, UnsupportedError: bad options; called from a function of another text.
+            ConfigError, UnsupportedError: bad options; a call from a callback of another text.
             BackendError: a single text does not fit into memory.
-            CallbackError: a function that was given raised no Exception but SystemExit or the like. Exceptions are
-                raised as they are.
+            CallbackError: a callback raised SystemExit or another exception that is not an `Exception`. An `Exception`
+                is raised as it is.
         """
         texts = list(checked_texts(texts))
-        call = checked_call(
+        call = CallOptions.checked(
             self.model,
             options,
             seed=seed,
@@ -217,12 +208,12 @@ class Generator:
             clean_up=clean_up_tokenization_spaces,
             max_batch_size=max_batch_size,
         )
-        answers: dict[int, Output] = {}
-        with shown(progress, len(texts)) as show:
-            for index, output in self._answers([texts], call):
-                answers[index] = output
-                show(len(answers), len(texts))
-        return [answers[index] for index in range(len(answers))]
+        outputs: dict[int, Output] = {}
+        with progress_callback(progress, len(texts)) as report:
+            for index, output in self._outputs([texts], call):
+                outputs[index] = output
+                report(len(outputs), len(texts))
+        return [outputs[index] for index in range(len(outputs))]
 
     def stream(
         self,
@@ -241,15 +232,15 @@ class Generator:
         """Generate for the texts of any iterable, however long; yields (index, output) as each is done.
 
         Arguments and errors as `generate`, and:
-            return_errors: answer a text that cannot be used, that does not fit into memory by itself, or whose
-                functions fail, by an empty output with its `error`, instead of raising.
-            lookahead: texts to read before the first answer; the longest are begun first, and all of them are answered
-                before the next is read.
+            return_errors: yield an empty output with its `error`, instead of raising, for a text that cannot be used,
+                that does not fit into memory alone, or whose callback fails.
+            lookahead: texts to read before the first output. The longest begin first, and all of them are done before
+                the next text is read.
             first: index of the first text.
         """
         texts, lookahead = checked_texts(texts), check_integer(1, lookahead, "lookahead")
         first = check_integer(0, first, "first", MAX_INDEX)
-        call = checked_call(
+        call = CallOptions.checked(
             self.model,
             options,
             seed=seed,
@@ -259,7 +250,7 @@ class Generator:
             max_batch_size=max_batch_size,
             return_errors=return_errors,
         )
-        return self._answers(in_windows(texts, lookahead), call, first)
+        return self._outputs(in_windows(texts, lookahead), call, first)
 
     def submit(
         self,
@@ -272,70 +263,71 @@ class Generator:
         on_tokens: Callable[[list[int]], Any] | None = None,
         **options: Any,
     ) -> Future[Output]:
-        """Generate for one text in the background, together with whatever else is in the engine.
+        """Generate for one text in the background, together with other requests of the engine.
 
-        Arguments and errors as `generate`; what concerns the text itself is raised here. And:
-            on_tokens: is called with the newest token of each output as it is chosen, by the thread that works; not
-                with beams, which change their past. What it raises is the future's error.
+        Arguments and errors as `generate`; errors of the text itself are raised here. And:
+            on_tokens: called with the newest token of each output after every step, by the thread that steps. Not with
+                beams, which change their past. An exception that it raises becomes the future's error.
 
         Returns:
-            A future of the output (index 0). `cancel()` takes the text out of the engine as long as it is not done. At
-            the end of the interpreter what is not done gets a BackendError. What `add_done_callback` was given is
-            called by the thread that works: as long as it runs, futures wait, and so it may ask one for its `result`,
-            but not wait for several (`concurrent.futures.wait`, `as_completed`).
+            A future of the output (index 0). `cancel()` removes the text from the engine while it is not done. At the
+            end of the interpreter, texts that are not done get a BackendError. Functions passed to `add_done_callback`
+            are called by the thread that steps; other futures wait meanwhile. Such a function may call `result` of one
+            future, but not wait for several (`concurrent.futures.wait`, `as_completed`).
         """
-        call = checked_call(
+        call = CallOptions.checked(
             self.model, options, seed=seed, scores=scores, truncation=truncation, clean_up=clean_up_tokenization_spaces
         )
         check_callable(on_tokens, "on_tokens")
-        beams = call.settled.num_beams
+        beams = call.generation.num_beams
         if on_tokens is not None and beams > 1:
             raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
-        future = Answer(self._worker)
-        (found,) = self._encode([text], 0, call)
-        if isinstance(found, Output):
-            future.set_result(found)
+        future = OutputFuture(self._worker)
+        (request,) = self._encode([text], 0, call)
+        if isinstance(request, Output):
+            future.set_result(request)
             return future
+        request.on_tokens = on_tokens
 
-        def answer(ticket: Ticket) -> None:
+        def set_result(request: Request) -> None:
             if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
                 return
             try:
-                output = self._output(ticket, found, call)
+                output = output_of(request, self.tokenizer, call.clean_up, call.return_errors)
             except Exception as error:
                 future.set_exception(error)
             else:
                 future.set_result(output)
 
-        tickets = self.engine.submit([self._request(found, call, on_tokens)], answer)
-        engine = self.engine  # the future outlives the Generator
-        future.add_done_callback(lambda future: engine.cancel(tickets) if future.cancelled() else None)
+        engine = self.engine  # the future may outlive the Generator
+        requests = engine.submit([request], set_result)
+        future.add_done_callback(lambda future: engine.cancel(requests) if future.cancelled() else None)
         try:
             self._worker.wake()
         except BackendError:
-            engine.cancel(tickets)
+            engine.cancel(requests)
             raise
         return future
 
     def warm_up(self) -> None:
-        """Take the memory, choose and compile the kernels now and not at the first text."""
-        call = checked_call(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
-        list(self._generated([_Source(0, [0] * 2, False)], call))
+        """Allocate memory, and choose and compile kernels now instead of at the first text."""
+        call = CallOptions.checked(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
+        list(self._run([self._request(0, Encoded([0] * 2), call)], call))
 
     @property
     def statistics(self) -> EngineStatistics:
-        """What the engine has done so far, and what it holds."""
+        """Totals of the engine, and its current load."""
         return self.engine.statistics
 
     def close(self) -> None:
-        """Drop what is not done and free the memory of the engine; a later call takes it again."""
+        """Drop requests that are not done and free the memory of the engine; a later call allocates it again."""
         self.engine.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reduced(self)
+        return reduce_generator(self)
 
     def __copy__(self) -> Generator:
-        """Another one with the same model; nothing in flight is shared."""
+        """A Generator with the same model and an engine without requests."""
         other = from_model(type(self), self.model, self.tokenizer, self.options)
         other.origin = self.origin
         return other
@@ -363,22 +355,22 @@ class Generator:
 
         Args:
             sources: texts, as for `generate`; a source that occurs more than once is encoded once.
-            targets: a text gets the end token behind it, as in training; ids, such as `Output.token_ids`, stay as
+            targets: a text is followed by the end token, as in training; ids, such as `Output.token_ids`, are used as
                 they are.
             length_penalty: of `Likelihood.score`; None takes the model's, as `generate` does.
             truncation: of sources, as the constructor's, for this call. Targets are never cut.
 
         Raises:
-            InputError: not as many targets as sources; a source without tokens; a text or ids that cannot be used or
-                are too long: the index, the value and the limit.
+            InputError: another number of targets than of sources; a source without tokens; a text or ids that cannot be
+                used or are too long: the index, the value and the limit.
             ConfigError: bad options. BackendError: a single pair does not fit into memory.
         """
         sources, targets = list(checked_texts(sources, "sources")), list(checked_texts(targets, "targets"))
         if len(sources) != len(targets):
             raise InputError(f"{len(sources)} sources and {len(targets)} targets: each source needs one")
-        scorer = Scorer(self, length_penalty, checked_truncation(truncation), return_errors=False)
-        found = dict(scorer.answers([list(zip(sources, targets, strict=True))]))
-        return [found[index] for index in range(len(found))]
+        scorer = self._scorer(length_penalty, truncation, return_errors=False)
+        likelihoods = dict(scorer.likelihoods([list(zip(sources, targets, strict=True))]))
+        return [likelihoods[index] for index in range(len(likelihoods))]
 
     def stream_scores(
         self,
@@ -392,108 +384,80 @@ class Generator:
         """Score the pairs (source, target) of any iterable, however long; yields (index, likelihood) by batches.
 
         Arguments and errors as `score`, and:
-            return_errors: answer a pair that cannot be used by a Likelihood with its `error`, instead of raising.
-            lookahead: pairs to read before the first answer; all of them are answered before the next is read.
+            return_errors: yield a Likelihood with its `error`, instead of raising, for a pair that cannot be used.
+            lookahead: pairs to read before the first result; all of them are done before the next pair is read.
         """
         pairs, lookahead = checked_texts(pairs, "pairs"), check_integer(1, lookahead, "lookahead")
-        return_errors = check_flag(return_errors, "return_errors")
-        scorer = Scorer(self, length_penalty, checked_truncation(truncation), return_errors)
-        return scorer.answers(in_windows(pairs, lookahead))
+        scorer = self._scorer(length_penalty, truncation, check_flag(return_errors, "return_errors"))
+        return scorer.likelihoods(in_windows(pairs, lookahead))
 
     def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
-        """Texts as the encoder reads them, special tokens included; what is wrong with one stands in its `problem`."""
-        return encode_sources(
-            list(checked_texts(texts)),
-            self.tokenizer,
-            self.frame,
-            limit=self.max_input_length,
-            vocabulary=self.model.config.encoder.vocab_size,
-            truncation=self.truncation if truncation is None else bool(checked_truncation(truncation)),
+        """Texts as the encoder reads them, with special tokens; `reason` of each says why it cannot be used."""
+        return self._text_encoder.sources(list(checked_texts(texts)), checked_truncation(truncation))
+
+    @property
+    def _text_encoder(self) -> TextEncoder:
+        return TextEncoder(self.model, self.tokenizer, self.special_tokens, self.max_input_length, self.truncation)
+
+    def _scorer(self, length_penalty: float | None, truncation: bool | None, return_errors: bool) -> Scorer:
+        return Scorer(
+            self.model,
+            self._text_encoder,
+            encode_tokens=self.encode_tokens,
+            length_penalty=length_penalty,
+            truncation=checked_truncation(truncation),
+            return_errors=return_errors,
         )
 
-    def _answers(self, windows: Iterable[list[str]], call: Call, first: int = 0) -> Iterator[tuple[int, Output]]:
-        for window in windows:
-            sources = []
-            for found in self._encode(window, first, call):
-                if isinstance(found, Output):
-                    yield found.index, found
+    def _outputs(self, windows: Iterable[list[str]], call: CallOptions, first: int = 0) -> Iterator[tuple[int, Output]]:
+        """(index, output) of the texts of each window as they are done; `first` is the index of the first text."""
+        for texts in windows:
+            requests = []
+            for encoded in self._encode(texts, first, call):
+                if isinstance(encoded, Output):
+                    yield encoded.index, encoded
                 else:
-                    sources.append(found)
-            sources.sort(key=lambda source: len(source.ids), reverse=True)
-            size = call.max_batch_size or len(sources) or 1
-            for start in range(0, len(sources), size):
-                yield from self._generated(sources[start : start + size], call)
-            first += len(window)
+                    requests.append(encoded)
+            requests.sort(key=lambda request: len(request.ids), reverse=True)
+            size = call.max_batch_size or len(requests) or 1
+            for start in range(0, len(requests), size):
+                yield from self._run(requests[start : start + size], call)
+            first += len(texts)
 
-    def _encode(self, texts: list[str], first: int, call: Call) -> list[_Source | Output]:
-        """Encode texts, the first of which has the index `first`; what needs no model is answered here."""
-        rows = self.encode_sources(texts, call.truncation)
-        found: list[_Source | Output] = []
-        for index, row in enumerate(rows, first):
-            if row.problem is not None:
+    def _encode(self, texts: list[str], first: int, call: CallOptions) -> list[Request | Output]:
+        """The request of each text; the output of a text without tokens, or of one with an error."""
+        encoded: list[Request | Output] = []
+        for index, source in enumerate(self._text_encoder.sources(texts, call.truncation), first):
+            if source.reason is not None:
                 if not call.return_errors:
-                    raise InputError(f"text {index}: {row.problem}")
-                found.append(Output(index, "", error=InputError(row.problem)))
+                    raise InputError(f"text {index}: {source.reason}")
+                encoded.append(Output(index, "", error=InputError(source.reason)))
             else:
-                found.append(_Source(index, row.ids, row.truncated) if row.ids else Output(index, ""))
-        return found
+                encoded.append(self._request(index, source, call) if source.ids else Output(index, ""))
+        return encoded
 
-    def _generated(self, sources: list[_Source], call: Call) -> Iterator[tuple[int, Output]]:
-        """Outputs of sources, as they are done; drives the engine meanwhile."""
-        finished: deque[Ticket] = deque()
-        process = os.getpid()
-        tickets = self.engine.submit([self._request(source, call) for source in sources], finished.append)
-        waiting = dict(zip(tickets, sources, strict=True))
-        try:
-            while waiting:
-                if os.getpid() != process:
-                    raise BackendError(f"begun by process {process}, of which this is a fork: it cannot go on here")
-                if not finished:
-                    self.engine.step()
-                while finished:
-                    ticket = finished.popleft()
-                    source = waiting.pop(ticket, None)
-                    if source is not None:  # told twice, as an interrupt came to another thread meanwhile
-                        yield source.index, self._output(ticket, source, call)
-        finally:
-            self.engine.cancel(waiting)
-
-    def _request(self, source: _Source, call: Call, on_tokens: Callable[[list[int]], Any] | None = None) -> Request:
+    def _request(self, index: int, source: Encoded, call: CallOptions) -> Request:
         return Request(
-            source.ids, call.settled, seed=call.seed, number=source.index, scored=call.scores,
-            tokenizer=self.tokenizer, on_tokens=on_tokens, **call.called,
+            source.ids, call.generation, seed=call.seed, number=index, scored=call.scores, truncated=source.truncated,
+            tokenizer=self.tokenizer, **call.callbacks,
         )  # fmt: skip
 
-    def _output(self, ticket: Ticket, source: _Source, call: Call) -> Output:
-        """What a ticket holds, as texts."""
-        if ticket.error is not None:
-            error = ticket.error
-            if call.return_errors and ticket.called and not isinstance(error, BertgenError):
-                error = CallbackError(f"a function of the request raised {error!r}")
-                error.__cause__ = ticket.error
-            if call.return_errors and isinstance(error, BertgenError):
-                return Output(source.index, "", truncated=source.truncated, error=error)
-            raise error
-        rows, scores = ticket.outputs or [], ticket.scores or []
-        texts = self._texts(rows, call.clean_up)
-        best, *others = (
-            Output(source.index, text, tuple(row), score, truncated=source.truncated)
-            for text, row, score in zip(texts, rows, scores, strict=True)
-        )
-        return replace(best, alternatives=tuple(others), input_tokens=len(source.ids))
-
-    def _texts(self, rows: list[list[int]], clean_up: bool | None) -> list[str]:
-        """The texts of ids, of which those without a piece spell nothing: a model may have more than its tokenizer."""
-        decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up)
+    def _run(self, requests: list[Request], call: CallOptions) -> Iterator[tuple[int, Output]]:
+        """(index, output) of requests as they are done; steps the engine meanwhile."""
+        done: deque[Request] = deque()
+        process = os.getpid()
+        unfinished = dict.fromkeys(self.engine.submit(requests, done.append))
         try:
-            return decode(rows)
-        except InputError:
-            strange = {token for row in rows for token in row if not self._spells(token)}
-            return decode([[token for token in row if token not in strange] for row in rows])
-
-    def _spells(self, token: int) -> bool:
-        try:
-            self.tokenizer.decode([token])
-        except InputError:
-            return False
-        return True
+            while unfinished:
+                if os.getpid() != process:
+                    raise BackendError(f"begun by process {process}, of which this is a fork: it cannot go on here")
+                if not done:
+                    self.engine.step()
+                while done:
+                    request = done.popleft()
+                    if request in unfinished:  # an interrupt in another thread may report a request twice
+                        del unfinished[request]
+                        output = output_of(request, self.tokenizer, call.clean_up, call.return_errors)
+                        yield request.number, output
+        finally:
+            self.engine.cancel(unfinished)

@@ -1,10 +1,13 @@
-"""What was generated for one text."""
+"""The output of a text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from ..errors import BertgenError
+from ..engine import Request
+from ..errors import BertgenError, CallbackError, InputError
+from ..tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -12,17 +15,17 @@ class Output:
     """What was generated for one text.
 
     Attributes:
-        index: which of the given texts it answers.
+        index: of the text in the call.
         text: the generated text, without special tokens.
         token_ids: as generated: no start token, no padding; the end token comes last unless the length ran out.
         score: log-probability / length ** length_penalty, length and probability including the end token. Beams have
             it always, as transformers' `sequences_scores`; greedy and sampled outputs where `scores=True`, and then
-            the probability is the model's own, whatever the penalties and limits they were chosen under.
-        alternatives: under `num_return_sequences` the other outputs, best first under beams; fewer where what the call
-            forbids leaves fewer. Where beams may say nothing at all, the output is empty and its score -inf.
-        truncated: the text was longer than the limit and its end was not read.
-        error: why there is no output, where `stream(return_errors=True)` met such a text.
-        input_tokens: of the text, special tokens included, as the model read them.
+            the probability is the model's own, before penalties and limits.
+        alternatives: the other outputs of `num_return_sequences`, best first under beams; fewer where constraints leave
+            fewer. Where constraints forbid every output of a beam search, the output is empty and its score -inf.
+        truncated: the text was longer than the limit, and its end was cut off.
+        error: why there is no output, in `stream(return_errors=True)`.
+        input_tokens: tokens of the text that the model read, special tokens included.
     """
 
     index: int
@@ -33,3 +36,49 @@ class Output:
     truncated: bool = False
     error: BertgenError | None = None
     input_tokens: int = 0
+
+
+def output_of(request: Request, tokenizer: Tokenizer, clean_up: bool | None, return_errors: bool) -> Output:
+    """The output of a request that is done.
+
+    Args:
+        clean_up: remove spaces before punctuation; None as the tokenizer is set.
+        return_errors: put a BertgenError, or an exception of a callback, into the output instead of raising it.
+
+    Raises:
+        the request's error.
+    """
+    index = request.number
+    if request.error is not None:
+        error = request.error
+        if return_errors and request.callback_failed and not isinstance(error, BertgenError):
+            error = CallbackError(f"a function of the request raised {error!r}")
+            error.__cause__ = request.error
+        if return_errors and isinstance(error, BertgenError):
+            return Output(index, "", truncated=request.truncated, error=error)
+        raise error
+    rows, scores = request.outputs or [], request.scores or []
+    texts = _texts_of(rows, tokenizer, clean_up)
+    best, *others = (
+        Output(index, text, tuple(row), score, truncated=request.truncated)
+        for text, row, score in zip(texts, rows, scores, strict=True)
+    )
+    return replace(best, alternatives=tuple(others), input_tokens=len(request.ids))
+
+
+def _texts_of(rows: list[list[int]], tokenizer: Tokenizer, clean_up: bool | None) -> list[str]:
+    """The texts of ids. Ids without a piece are skipped: a model may have more of them than its tokenizer."""
+    decode = partial(tokenizer.batch_decode, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up)
+    try:
+        return decode(rows)
+    except InputError:
+        unknown = {token for row in rows for token in row if not _has_piece(tokenizer, token)}
+        return decode([[token for token in row if token not in unknown] for row in rows])
+
+
+def _has_piece(tokenizer: Tokenizer, token: int) -> bool:
+    try:
+        tokenizer.decode([token])
+    except InputError:
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""A `Generator` as bytes: where its model came from while it is still that model, else the model itself.
+"""A `Generator` as bytes: the path that its model was loaded from while the model is unchanged, else the model itself.
 
-Another process loads the files again, which is faster than sending weights, and the bytes are the same in every run, so
-that a cache which hashes them, as that of `datasets.map`, finds its entries. What is in flight stays where it is.
+Another process loads the files again, which is faster than sending weights. The bytes are the same in every run, so a
+cache that hashes them, such as that of `datasets.map`, finds its entries. Requests in flight are not included.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from ..errors import CheckpointError
 from ..hub import local_directory
 from ..layers.inspection import is_plain
 from ..model import EncoderDecoderModel
-from ..model.pretrained import weights_digest
+from ..model.digest import weights_digest
 from ..tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model was loaded from, and what it was when it had been.
+    """Where a model was loaded from, and a fingerprint of it after loading.
 
     Attributes:
         path: directory, or hub id.
         options: of the Generator: `dtype`, and those of the hub.
-        seen: what `_look` saw then.
+        seen: the fingerprint. The names of the class and of its attributes are part of the bytes.
     """
 
     path: str
@@ -34,16 +34,16 @@ class Origin:
 
     @classmethod
     def of(cls, model: EncoderDecoderModel, path: Any, **options: Any) -> Origin:
-        """The origin of a model that was loaded just now; other processes may run in another directory."""
+        """The origin of a model that was just loaded; a directory becomes absolute, for other processes."""
         directory = local_directory(path)
-        return cls(str(path) if directory is None else str(directory.resolve()), options, _look(model))
+        return cls(str(path) if directory is None else str(directory.resolve()), options, _fingerprint(model))
 
-    def holds(self, model: EncoderDecoderModel) -> bool:
-        """Whether the model is still what was loaded: a look at every parameter's version, at none of its values."""
-        return _look(model) == self.seen
+    def matches(self, model: EncoderDecoderModel) -> bool:
+        """Whether the model is unchanged. Versions of the parameters are compared, not their values."""
+        return _fingerprint(model) == self.seen
 
 
-def _look(model: EncoderDecoderModel) -> tuple[Any, ...]:
+def _fingerprint(model: EncoderDecoderModel) -> tuple[Any, ...]:
     modules = tuple((id(module), is_plain(module)) for module in model.modules())
     tensors = [*model.parameters(), *model.buffers()]
     versions = tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
@@ -53,7 +53,7 @@ def _look(model: EncoderDecoderModel) -> tuple[Any, ...]:
 def from_origin(
     cls: Any, origin: Origin, digest: str, generation: dict[str, Any], tokenizer: Tokenizer, options: dict[str, Any]
 ) -> Any:
-    """A Generator loaded again; CheckpointError where the place has other weights now."""
+    """A Generator that loads its model again; CheckpointError where the path has other weights now."""
     generator = cls(origin.path, tokenizer, **origin.options, **options)
     if weights_digest(generator.model) != digest:
         raise CheckpointError(f"{origin.path} holds other weights than those of the Generator that was pickled")
@@ -66,11 +66,11 @@ def from_model(cls: Any, model: EncoderDecoderModel, tokenizer: Tokenizer, optio
     return cls(model, tokenizer, **options)
 
 
-def reduced(generator: Any) -> tuple[Any, ...]:
-    """What `pickle` makes a Generator anew from."""
+def reduce_generator(generator: Any) -> tuple[Any, ...]:
+    """The function and arguments from which `pickle` makes the Generator again."""
     cls, model, tokenizer = type(generator), generator.model, generator.tokenizer
     options, origin = generator.options, generator.origin
-    if origin is None or not origin.holds(model):
+    if origin is None or not origin.matches(model):
         return from_model, (cls, model, tokenizer, options)
     options = {**options, "device": str(model.device)}
     generation = model.generation_config.to_dict()

@@ -1,4 +1,4 @@
-"""How far a call has come."""
+"""Progress of a call."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from ..config.base import check_callable, check_flag
 
 
 @contextlib.contextmanager
-def shown(progress: bool | Callable[[int, int], Any] | None, total: int) -> Iterator[Callable[[int, int], Any]]:
-    """What is called with how much is done; ConfigError where `progress` is neither a bool nor a function."""
+def progress_callback(
+    progress: bool | Callable[[int, int], Any] | None, total: int
+) -> Iterator[Callable[[int, int], Any]]:
+    """Yields the progress callback, a function of (done, total): the user's, that of a bar on stderr, or an empty one.
+
+    Raises:
+        ConfigError: `progress` is neither a bool nor a function.
+    """
     if callable(progress):
         yield check_callable(progress, "progress")
         return

@@ -1,4 +1,4 @@
-"""How likely a model finds given targets: log-probabilities by one pass over sources and targets, no search.
+"""The scorer: log-probabilities that a model gives to targets, by one pass over sources and targets, without a search.
 
 Pairs are sorted by source, so that targets of one source share its encoding, and cut into batches by tokens.
 """
@@ -7,38 +7,37 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .. import process_events
 from ..config import GenerationConfig
-from ..decoding.sampling import per_length
+from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
 from ..memory import attempt
 from ..model import EncoderDecoderModel
 from ..packing import padded
-from ..tokenizer import Tokenizer
-from ..tokenizer.special_tokens import Encoded, encode_targets, end_of_target
+from .text_encoder import TextEncoder
 
-HELD_LOGITS = 1 << 26  # logits in float32 that are held at a time: 256 MiB
+HELD_LOGITS = 1 << 26  # float32 logits in memory at a time: 256 MiB
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model thinks of one target.
+    """Log-probabilities of one target.
 
     Attributes:
-        index: which of the given pairs it answers.
+        index: of the pair in the call.
         token_ids: of the target as it was scored, with the end token of a text.
         log_probs: log-probability of each token, given the source and the tokens before.
         total: their sum: the log-probability of the target.
         score: total / length ** length_penalty, as `Output.score`.
-        truncated: the source was longer than the limit and its end was not read.
-        error: why the pair could not be used, where `stream_scores(return_errors=True)` met such a one.
+        truncated: the source was longer than the limit, and its end was cut off.
+        error: why the pair could not be used, in `stream_scores(return_errors=True)`.
     """
 
     index: int
@@ -50,20 +49,9 @@ class Likelihood:
     error: InputError | None = None
 
 
-class Owner(Protocol):
-    """What scoring needs of a Generator."""
-
-    model: EncoderDecoderModel
-    tokenizer: Tokenizer
-    encode_tokens: int
-
-    def encode_sources(self, texts: Sequence[str], truncation: bool | None = None) -> list[Encoded]:
-        """Texts as the encoder reads them."""
-
-
 @dataclass(frozen=True)
 class _Pair:
-    """A pair that was encoded."""
+    """An encoded pair."""
 
     index: int
     source: list[int]
@@ -72,73 +60,89 @@ class _Pair:
 
 
 class Scorer:
-    """Scores pairs with the model of a Generator; arguments as those of `Generator.stream_scores`."""
+    """Scores pairs of sources and targets.
 
-    def __init__(self, owner: Owner, length_penalty: float | None, truncation: bool | None, return_errors: bool):
-        self.owner, self.return_errors = owner, return_errors
-        self.truncation = truncation
-        given = {} if length_penalty is None else {"length_penalty": length_penalty}
-        options = GenerationConfig.of_call(given, None, owner.model.generation_config)
+    Args:
+        model: in evaluation mode.
+        text_encoder: of the model.
+        encode_tokens: tokens of a batch.
+        length_penalty: of `Likelihood.score`; None takes the model's.
+        truncation: cut long sources; None as the text encoder is set.
+        return_errors: yield a Likelihood with its error for a pair that cannot be used, instead of raising.
+
+    Raises:
+        ConfigError: bad options, or the model has no start or no end token.
+    """
+
+    def __init__(
+        self,
+        model: EncoderDecoderModel,
+        text_encoder: TextEncoder,
+        *,
+        encode_tokens: int,
+        length_penalty: float | None = None,
+        truncation: bool | None = None,
+        return_errors: bool = False,
+    ):
+        self.model, self.text_encoder, self.encode_tokens = model, text_encoder, encode_tokens
+        self.truncation, self.return_errors = truncation, return_errors
+        options = {} if length_penalty is None else {"length_penalty": length_penalty}
+        config = GenerationConfig.of_call(options, None, model.generation_config)
         default = GenerationConfig.DEFAULTS["length_penalty"]
-        self.length_penalty = default if options.length_penalty is None else options.length_penalty
-        start = options.decoder_start_token_id
-        self.start = options.bos_token_id if start is None else start
+        self.length_penalty = default if config.length_penalty is None else config.length_penalty
+        start = config.decoder_start_token_id
+        self.start = config.bos_token_id if start is None else start
         if self.start is None:
             raise ConfigError("a target needs the model's decoder_start_token_id or bos_token_id")
-        self.end = end_of_target(owner.model.config, owner.tokenizer, options)
+        self.end = text_encoder.target_end(config)
 
-    def answers(self, windows: Iterable[list[tuple[Any, Any]]]) -> Iterator[tuple[int, Likelihood]]:
-        """Likelihoods of the pairs (source, target) of each window, under their index."""
+    def likelihoods(self, windows: Iterable[list[tuple[Any, Any]]]) -> Iterator[tuple[int, Likelihood]]:
+        """(index, likelihood) of the pairs (source, target) of each window, in the order of the batches."""
         first = 0
         for window in windows:
             pairs = []
-            for found in self._encode(window, first):
-                if isinstance(found, Likelihood):
-                    yield found.index, found
+            for encoded in self._encode(window, first):
+                if isinstance(encoded, Likelihood):
+                    yield encoded.index, encoded
                 else:
-                    pairs.append(found)
+                    pairs.append(encoded)
             yield from self._batches(pairs)
             first += len(window)
 
     def _encode(self, window: list[tuple[Any, Any]], first: int) -> list[_Pair | Likelihood]:
-        owner, config = self.owner, self.owner.model.config
-        both = [pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, "") for pair in window]
-        sources = owner.encode_sources([source for source, _ in both], self.truncation)
-        targets = encode_targets(
-            [target for _, target in both],
-            owner.tokenizer,
-            self.end,
-            limit=config.decoder.max_tokens,
-            vocabulary=config.decoder.vocab_size,
-        )
-        found: list[_Pair | Likelihood] = []
+        """The encoded pairs; the likelihood of a pair with an error."""
+        columns = [pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, "") for pair in window]
+        sources = self.text_encoder.sources([source for source, _ in columns], self.truncation)
+        targets = self.text_encoder.targets([target for _, target in columns], self.end)
+        pairs: list[_Pair | Likelihood] = []
         for index, (pair, source, target) in enumerate(zip(window, sources, targets, strict=True), first):
-            problem = None
+            reason = None
             if not isinstance(pair, tuple) or len(pair) != 2:
-                problem = f"must be a tuple of source and target, got {type(pair).__name__}"
-            elif source.problem is not None:
-                problem = f"source: {source.problem}"
+                reason = f"must be a tuple of source and target, got {type(pair).__name__}"
+            elif source.reason is not None:
+                reason = f"source: {source.reason}"
             elif not source.ids:
-                problem = "source: no tokens"
-            elif target.problem is not None:
-                problem = f"target: {target.problem}"
-            if problem is None:
-                found.append(_Pair(index, source.ids, target.ids, source.truncated))
+                reason = "source: no tokens"
+            elif target.reason is not None:
+                reason = f"target: {target.reason}"
+            if reason is None:
+                pairs.append(_Pair(index, source.ids, target.ids, source.truncated))
             elif self.return_errors:
-                found.append(Likelihood(index, error=InputError(problem)))
+                pairs.append(Likelihood(index, error=InputError(reason)))
             else:
-                raise InputError(f"pair {index}: {problem}")
-        return found
+                raise InputError(f"pair {index}: {reason}")
+        return pairs
 
     def _batches(self, pairs: list[_Pair]) -> Iterator[tuple[int, Likelihood]]:
         """Score the pairs, longest source first; a batch that does not fit into memory is halved."""
         pairs = sorted(pairs, key=lambda pair: (len(pair.source), pair.source, len(pair.target)), reverse=True)
-        model, limit, start = self.owner.model, self.owner.encode_tokens, 0
+        model, limit, start = self.model, self.encode_tokens, 0
         while start < len(pairs):
             batch, cost = _first_batch(pairs, start, limit)
-            found = process_events.run(functools.partial(attempt, functools.partial(self._score, batch), model.device))
-            if found is not None:
-                yield from ((likelihood.index, likelihood) for likelihood in found)
+            score = functools.partial(attempt, functools.partial(self._score, batch), model.device)
+            likelihoods = process_events.run(score)
+            if likelihoods is not None:
+                yield from ((likelihood.index, likelihood) for likelihood in likelihoods)
                 start += len(batch)
             elif len(batch) > 1:
                 limit = cost // 2
@@ -155,7 +159,7 @@ class Scorer:
                 sources.append(pair.source)
                 shares.append(0)
             shares[-1] += 1
-        rows = log_probs(self.owner.model, sources, [pair.target for pair in batch], shares, self.start)
+        rows = log_probs(self.model, sources, [pair.target for pair in batch], shares, self.start)
         return [
             Likelihood(
                 pair.index,
@@ -170,28 +174,30 @@ class Scorer:
 
 
 def _first_batch(pairs: list[_Pair], start: int, limit: int) -> tuple[list[_Pair], int]:
-    """The longest run of pairs from `start` on that costs at most `limit` tokens, but at least one, and its cost.
+    """The longest run of pairs from `start` on that costs at most `limit` tokens, but at least one pair, and its cost.
 
-    The tokens are those of the batch if it were padded: attention works by rows, in the decoder by rows of targets in
-    one place and by all targets of a source in the other.
+    The cost is the number of tokens of the padded batch: self-attention of the decoder works on rows of targets,
+    cross-attention on all targets of a source together; the larger of both counts.
     """
-    sources = longest = asked = most = cost = 0
+    sources = longest_target = targets_of_source = longest_targets = cost = 0
     for end in range(start, len(pairs)):
         pair = pairs[end]
-        new = end == start or pair.source != pairs[end - 1].source
-        sources += new
-        asked = len(pair.target) + (0 if new else asked)
-        longest, most = max(longest, len(pair.target)), max(most, asked)
-        dearer = sources * len(pairs[start].source) + max((end - start + 1) * longest, sources * most)
-        if end > start and dearer > limit:
+        is_new = end == start or pair.source != pairs[end - 1].source
+        sources += is_new
+        targets_of_source = len(pair.target) + (0 if is_new else targets_of_source)
+        longest_target = max(longest_target, len(pair.target))
+        longest_targets = max(longest_targets, targets_of_source)
+        targets_cost = max((end - start + 1) * longest_target, sources * longest_targets)
+        new_cost = sources * len(pairs[start].source) + targets_cost
+        if end > start and new_cost > limit:
             return pairs[start:end], cost
-        cost = dearer
+        cost = new_cost
     return pairs[start:], cost
 
 
 def normalized(log_probs: list[float], length_penalty: float) -> float:
     """The sum / length ** length_penalty: the score of a beam."""
-    return per_length(math.fsum(log_probs), len(log_probs), length_penalty)
+    return length_normalized(math.fsum(log_probs), len(log_probs), length_penalty)
 
 
 @torch.no_grad()
@@ -203,18 +209,19 @@ def log_probs(
     Args:
         model: in evaluation mode.
         sources: ids as the model reads them, each encoded once.
-        targets: ids, the end token among them, behind the start token `start`; those of a source are adjacent.
-        shares: how many targets each source has.
+        targets: ids, with the end token and without the start token; those of one source are adjacent.
+        shares: number of targets of each source.
+        start: the start token.
     """
     device = model.device
-    ids, real = padded(targets, 0, device)
-    inputs = ids.roll(1, 1)
+    labels, mask = padded(targets, 0, device)
+    inputs = labels.roll(1, 1)
     inputs[:, 0] = start
-    hidden, rows = model.target_states(*padded(sources, 0, device), inputs, real, shares)
+    hidden, rows = model.target_states(*padded(sources, 0, device), inputs, mask, shares)
     step = max(1, HELD_LOGITS // model.config.decoder.vocab_size)
     parts = [
-        -F.cross_entropy(model.decoder.head(states).float(), labels, reduction="none")
-        for states, labels in zip(hidden.split(step), rows.pack(ids).split(step), strict=True)
+        -F.cross_entropy(model.decoder.head(states).float(), packed_labels, reduction="none")
+        for states, packed_labels in zip(hidden.split(step), rows.pack(labels).split(step), strict=True)
     ]
-    found = iter(torch.cat(parts).tolist())
-    return [[next(found) for _ in target] for target in targets]
+    values = iter(torch.cat(parts).tolist())
+    return [[next(values) for _ in target] for target in targets]

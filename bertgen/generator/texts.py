@@ -1,4 +1,4 @@
-"""Texts as they come in: any iterable, read piece by piece."""
+"""Texts of a call: any iterable, read in windows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import Any
 
 from ..errors import InputError, quoted
 
-LOOKAHEAD = 4096  # texts that `stream` reads before it answers the first
-LOOKAHEAD_CHARACTERS = 1 << 24  # and no more than this much of them
+LOOKAHEAD = 4096  # texts that `stream` reads before its first output
+LOOKAHEAD_CHARACTERS = 1 << 24  # and the most characters of them
 
 
 def checked_texts(texts: Any, name: str = "texts") -> Any:
-    """The texts, an iterable of them; InputError for one text, or what is none."""
+    """The argument, if it is an iterable of texts.
+
+    Raises:
+        InputError: a single text, a mapping, or not iterable.
+    """
     try:
         iter(texts)
-        many = not isinstance(texts, (str, bytes, Mapping))
+        is_list = not isinstance(texts, (str, bytes, Mapping))
     except TypeError:
-        many = False
-    if not many:
+        is_list = False
+    if not is_list:
         raise InputError(f"{name} must be a list of texts, or another iterable of them, got {quoted(texts)}")
     return texts
 

@@ -13,7 +13,7 @@ import torch
 from .. import __version__, ops
 from ..config import GenerationConfig
 from ..generator import Generator
-from ..model.pretrained import weights_digest
+from ..model.digest import weights_digest
 from ..ops import extension
 from ..tokenizer import Tokenizer
 from .line_formats import LineFormat
@@ -45,7 +45,7 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
         "window": window,
         **dataclasses.asdict(generator.engine.config),
         "max_input_length": generator.max_input_length,
-        "special tokens": generator.frame,
+        "special tokens": generator.special_tokens,
         "weights": weights_digest(model),
         "tokenizer": tokenizer_digest(generator.tokenizer),
         "dtype": str(model.dtype),

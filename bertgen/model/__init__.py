@@ -1,4 +1,4 @@
-"""The models."""
+"""Models: encoders, decoders and encoder-decoders, with loading, saving and generation."""
 
 from .bert import BertLMHeadModel as BertLMHeadModel
 from .bert import BertModel as BertModel

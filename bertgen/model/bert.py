@@ -1,4 +1,4 @@
-"""BertModel and BertLMHeadModel: halves that are BERT, with token types, a pooler and BERT's own head."""
+"""BertModel and BertLMHeadModel: BERT encoders and decoders, with token types, a pooler and BERT's head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BertModel(BertGenerationEncoder):
 
     Args:
         config: shape and options.
-        add_pooling_layer: have the pooler, which no decoder has.
+        add_pooling_layer: with the pooler; decoders have none.
     """
 
     config_class: ClassVar[type[BertConfig]] = BertConfig

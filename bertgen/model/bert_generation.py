@@ -1,6 +1,6 @@
 """BertGenerationEncoder and BertGenerationDecoder: a stack on packed tokens, and the stack with a language-model head.
 
-The other kinds of halves are subclasses: they differ in names, token types, positions and heads only.
+The other kinds of encoders and decoders are subclasses. They differ in names, token types, positions and heads only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class BertGenerationEncoder(PretrainedModel):
-    """A BERT stack without token types; the encoder, and as `decoder.bert` the body of the decoder.
+    """A BERT stack without token types: the encoder, and as `decoder.bert` the body of the decoder.
 
     Args:
         config: shape and options; with `is_decoder` the stack is causal, with `add_cross_attention` too it attends
@@ -62,7 +62,8 @@ class BertGenerationEncoder(PretrainedModel):
     """
 
     config_class: ClassVar[type[BertGenerationConfig]] = BertGenerationConfig
-    owner: Sequence[Any] = ()  # a model that has more with this vocabulary; in a list, so that it is no part of this
+    # The model whose vocabulary has to be resized with this one. In a list, so that it is no submodule.
+    owner: Sequence[Any] = ()
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -87,15 +88,15 @@ class BertGenerationEncoder(PretrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Give the vocabulary another size; tokens that stay keep their embeddings.
+        """Change the size of the vocabulary; remaining tokens keep their embeddings.
+
+        The head of a decoder is resized too, with new biases of 0, and so is the other half of a model whose halves
+        share their weights (`tie_encoder_decoder`).
 
         Args:
             new_num_tokens: the new size; None keeps it.
-            pad_to_multiple_of: the size goes up to a multiple of this.
-            mean_resizing: new embeddings are the mean of the old ones, else drawn from N(0, initializer_range).
-
-        The head of a decoder goes along, its new rows likewise and its new biases 0; so does the other half of a model
-        whose halves share their weights (`tie_encoder_decoder`).
+            pad_to_multiple_of: round the size up to a multiple.
+            mean_resizing: new embeddings are the mean of the old ones, else sampled from N(0, initializer_range).
 
         Returns:
             The new table.
@@ -103,7 +104,7 @@ class BertGenerationEncoder(PretrainedModel):
         return _resized(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def resize(self, rows: int, std: float | None) -> None:
-        """Give the table so many rows, the new ones the mean of the old, or drawn from N(0, std)."""
+        """Resize the table to `rows`; new rows are the mean of the old ones (std None), or sampled from N(0, std)."""
         self.set_input_embeddings(resized_embedding(self.get_input_embeddings(), rows, std))
         self.config.vocab_size = rows
 
@@ -147,8 +148,8 @@ class BertGenerationEncoder(PretrainedModel):
                 [B, 1 or heads, L, past + L], bool or added to the scores: then it is the whole mask.
             position_ids: int64 [B, L] or [1, L]; 0 .. L - 1 (after the past) by default.
             encoder_hidden_states: [B, S, encoder hidden], encoder_attention_mask: [B, S].
-            past_key_values: the cache an earlier call returned; use_cache: return one (decoders do by default).
-            token_type_ids: int64 [B, L]; all 0 where the model has none.
+            past_key_values: the cache of an earlier call; use_cache: return one (decoders do by default).
+            token_type_ids: int64 [B, L]; must be 0 for a model without token types.
             output_hidden_states, output_attentions: return the states, the attention weights of all layers.
             return_dict: False returns a tuple.
 
@@ -176,10 +177,10 @@ class BertGenerationEncoder(PretrainedModel):
         output_attentions: bool | None,
         keep_padding: bool = False,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """What `forward` does; `keep_padding` computes states of padding too, as far as its keys are hidden."""
+        """As `forward`. With `keep_padding` states are computed at padding too, where the mask hides its keys only."""
         config = self.config
-        given = check_tokens(input_ids, inputs_embeds, config)
-        rows, length, device = given.shape[0], given.shape[1], given.device
+        inputs = check_tokens(input_ids, inputs_embeds, config)
+        rows, length, device = inputs.shape[0], inputs.shape[1], inputs.device
         check_tensors(
             device, attention_mask=attention_mask, position_ids=position_ids, token_type_ids=token_type_ids,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
@@ -253,7 +254,7 @@ class BertGenerationEncoder(PretrainedModel):
         )
 
     def new_cache(self, rows: int, columns: int, device: torch.device, source: Packing | None) -> Cache:
-        """A cache whose rows begin with so many columns, padding among them, and attend to `source` if there is one."""
+        """An empty cache for `rows` prefixes of `columns` tokens (with padding), which attend to `source` if given."""
         config = self.config
         return Cache.of_batch(
             len(self.encoder.layer), config.num_attention_heads, config.head_dim, self.dtype, device,
@@ -261,7 +262,7 @@ class BertGenerationEncoder(PretrainedModel):
         )  # fmt: skip
 
     def _recomputes(self) -> bool:
-        """Whether layers will run twice, once on the way back: they must not write a cache then."""
+        """Whether the backward pass will run the layers again; they must not write to a cache then."""
         return self.encoder.recompute is not None and self.training and torch.is_grad_enabled()
 
 
@@ -269,13 +270,13 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
     """A BertGeneration stack with a language-model head, causal with `config.is_decoder`."""
 
     config_class: ClassVar[type[BertGenerationConfig]] = BertGenerationConfig
-    # What this kind calls its parts: attribute names are the checkpoint's names.
+    # Names of the parts in this kind of model; they are those of checkpoints.
     body_class: ClassVar[type[BertGenerationEncoder]] = BertGenerationEncoder
     body_name: ClassVar[str] = "bert"
     head_class: ClassVar[type[nn.Module]] = LMHead
     head_name: ClassVar[str] = "lm_head"
     head_path: ClassVar[str] = "lm_head"
-    owner: Sequence[Any] = ()  # as of its body
+    owner: Sequence[Any] = ()  # as of the encoder
 
     def __init__(self, config: BertGenerationConfig):
         super().__init__()
@@ -292,7 +293,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
     @property
     def body(self) -> BertGenerationEncoder:
-        """The stack, whatever its name in this kind."""
+        """The stack, under its name in this kind of model."""
         return getattr(self, self.body_name)
 
     @property
@@ -307,7 +308,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:
-            if not isinstance(self.head.decoder, Int4Linear):  # rounded, it is a weight of its own
+            if not isinstance(self.head.decoder, Int4Linear):  # a quantized head has its own weight
                 self.head.decoder.weight = self.body.get_input_embeddings().weight
             self.head.decoder.bias = self.head.bias
 
@@ -319,7 +320,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return self.complete_ties(state)
 
     def complete_ties(self, state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
-        """Fill in weights that a checkpoint leaves to their twins; untie twins that it holds with different values."""
+        """Add tied weights that a checkpoint does not have; untie those that it has with different values."""
         head, state = f"{prefix}{self.head_path}.", dict(state)
         pairs = [(head + "decoder.bias", head + "bias")]
         if self.config.tie_word_embeddings and head + "decoder.packed" not in state:
@@ -334,14 +335,14 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return state
 
     def derived_names(self, prefix: str = "") -> set[str]:
-        """Names of weights that ties restore on loading."""
+        """Names of tied weights, which are not saved: loading restores them."""
         linear, head = self.head.decoder, f"{prefix}{self.head_path}.decoder."
         if not self.config.tie_word_embeddings or self._is_untied():
             return set()
         return {head + "weight", head + "bias"} if linear.bias is self.head.bias else {head + "weight"}
 
     def _is_untied(self) -> bool:
-        """Whether the head is no longer tied, whatever the configuration says: one of the two has been replaced."""
+        """Whether the head has another weight than the embeddings although the configuration ties them."""
         linear = self.head.decoder
         return not isinstance(linear, Int4Linear) and linear.weight is not self.get_input_embeddings().weight
 
@@ -349,7 +350,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return {k: t for k, t in self.state_dict().items() if k not in self.derived_names()}, {}
 
     def saved_config(self) -> dict[str, Any]:
-        """As `PretrainedModel.saved_config`: a head that is no longer tied is not."""
+        """As `PretrainedModel.saved_config`, with `tie_word_embeddings` as the weights are."""
         values = self.body.saved_config()
         check_rows(self.head.decoder.out_features, self.config.vocab_size, f"{self.head_path}.decoder")
         return {**values, "tie_word_embeddings": self.config.tie_word_embeddings and not self._is_untied()}
@@ -375,14 +376,14 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return _resized(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def resize(self, rows: int, std: float | None) -> None:
-        """As the body's, with the head."""
+        """As `BertGenerationEncoder.resize`, with the head."""
         head = resized_linear(self.head.decoder, rows, std)
         self.body.resize(rows, std)
-        # Of a head that is not tied, beside its own bias and not used.
-        dead = None if self.config.tie_word_embeddings else self.head.bias
+        # An untied head has a second bias, which is not used.
+        unused = None if self.config.tie_word_embeddings else self.head.bias
         self.set_output_embeddings(head)
-        if dead is not None:
-            self.head.bias = nn.Parameter(dead.detach().new_zeros(rows))
+        if unused is not None:
+            self.head.bias = nn.Parameter(unused.detach().new_zeros(rows))
         self.tie_weights()
 
     def forward(
@@ -406,14 +407,14 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         """Logits of the next token at every position, and with `labels` [B, L] the loss.
 
         Arguments as `BertGenerationEncoder.forward`, and:
-            labels: int64 [B, L], -100 where there is none; position i is judged by label i + 1.
-            logits_to_keep: only the last so many positions, or those of an index tensor; 0 keeps all.
-            num_items_in_batch: divides the summed loss in place of the number of labels.
+            labels: int64 [B, L], -100 where there is none; label i + 1 is the target of position i.
+            logits_to_keep: number of last positions to compute, or an index tensor of positions; 0 is all.
+            num_items_in_batch: the summed loss is divided by it, instead of by the number of labels.
         """
         check_tensors(None, input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels)
         first, items = input_ids if inputs_embeds is None else inputs_embeds, check_items(num_items_in_batch)
         kept = check_kept(logits_to_keep, 0 if first is None or first.dim() < 2 else first.shape[1])
-        given: dict[str, Any] = dict(
+        arguments: dict[str, Any] = dict(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values, use_cache=False if labels is not None else use_cache,
@@ -421,9 +422,9 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             output_attentions=output_attentions,
         )  # fmt: skip
         if is_plain(self.body):
-            states = self.body.run(**given, keep_padding=True)
+            states = self.body.run(**arguments, keep_padding=True)
         else:
-            states = self.body(**given, return_dict=True)
+            states = self.body(**arguments, return_dict=True)
         logits = self.head(states.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
@@ -441,12 +442,12 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
         return output if either(return_dict, self.config.return_dict) else output.to_tuple()
 
     def step(self, tokens: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """One more token of each row of a cache: one graph to torch.compile, whatever the rows' lengths.
+        """Decode one token of each row of a cache; torch.compile makes one graph for rows of any lengths.
 
         The caller allocates its slots: the call is made within `cache.step(1)`.
 
         Args:
-            tokens: int64 [R], the newest token of each running row; nothing is checked.
+            tokens: int64 [R], the newest token of each running row; not checked.
             context: of those rows, `AttentionContext.of_step(cache)`.
 
         Returns:
@@ -458,7 +459,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
 
 
 def _resized(half: Any, size: int | None, multiple: int | None, mean_resizing: bool) -> nn.Embedding:
-    """`resize_token_embeddings` of a half, or of the pair that shares its weights; returns the half's table."""
+    """`resize_token_embeddings` of an encoder or decoder, and of the other half that shares its weights."""
     mean_resizing = check_flag(mean_resizing, "mean_resizing")
     if half.owner:
         half.owner[0].resize_token_embeddings(size, multiple, mean_resizing)
@@ -469,10 +470,10 @@ def _resized(half: Any, size: int | None, multiple: int | None, mean_resizing: b
 
 
 def is_bare(decoder: BertGenerationDecoder) -> bool:
-    """Whether nobody sees that a decoder and the stack in it are not called, but their layers and the head."""
+    """Whether the layers and head can be called in place of the decoder and its stack: these have no hooks."""
     return is_plain(decoder) and is_plain(decoder.body)
 
 
 def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:
-    """A stack's names without the name its model gives it."""
+    """Names of a stack without the prefix of its model."""
     return renamed(state, lambda name: name.removeprefix("bert.").removeprefix("roberta."))

@@ -1,19 +1,21 @@
 """EncoderDecoderModel: an encoder and a decoder with cross-attention, of any kinds.
 
-Attribute names are the checkpoint's names. A padded batch is packed at the door of `forward`; inside, everything is
-[tokens, hidden]; on the way out dropped positions are zeros.
+Attribute names are those of checkpoints. `forward` packs a padded batch, computes on [tokens, hidden], and returns
+zeros at padding.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..arguments import IGNORED, REFUSED
+from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, InputError, UnsupportedError
@@ -63,8 +65,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     """An encoder and a decoder with cross-attention: text in, text out (Rothe et al. 2020, arXiv 1907.12461).
 
     Args:
-        config: both halves; or
-        encoder, decoder: models that exist already (a config is made from theirs).
+        config: of both halves.
+        encoder, decoder: existing models; without `config` it is made from theirs.
     """
 
     config_class = EncoderDecoderConfig
@@ -81,7 +83,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                 raise ConfigError("EncoderDecoderModel needs a config, or an encoder and a decoder")
             config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
         config = self.config_class.of_argument(config)
-        # What halves that exist are is what they were made with.
+        # The configurations of existing models win over those in `config`.
         if encoder is not None:
             config.encoder = encoder.config
         if decoder is not None:
@@ -91,7 +93,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         width, cross = config.encoder.hidden_size, config.decoder.cross_attention_hidden_size
         if cross is not None and not cross == width == config.decoder.hidden_size:
             raise ConfigError(
-                f"cross_attention_hidden_size {cross} says that there is no projection between the halves, but their "
+                f"cross_attention_hidden_size {cross} means that there is no projection between the halves, but their "
                 f"hidden sizes are {width} and {config.decoder.hidden_size}"
             )
         self.config = config
@@ -105,7 +107,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             self.initialize(config.decoder.initializer_range, [self.enc_to_dec_proj])
         self.generation_config = GenerationConfig.from_model_config(config)
         self.tie_weights()
-        if config.extra.get("gradient_checkpointing"):  # as older versions of transformers wrote it
+        if config.extra.get("gradient_checkpointing"):  # in files of older versions of transformers
             self.gradient_checkpointing_enable()
 
     @property
@@ -119,7 +121,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             shared = dict(self.decoder.body.named_parameters())
             for path, module in self.encoder.named_modules():
                 for name, own in list(module.named_parameters(recurse=False)):
-                    if path.startswith("pooler."):  # no decoder has one
+                    if path.startswith("pooler."):  # decoders have no pooler
                         continue
                     other = shared.get(f"{path}.{name}")
                     if other is None or other.shape != own.shape:
@@ -132,19 +134,21 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
         state = self.decoder.complete_ties(super()._mapped(state, own), "decoder.")
         if self.config.tie_encoder_decoder and (differing := self._differing(state)):
-            logger.warning("%s and its twin in the decoder differ in the checkpoint: they are not shared", differing)
+            logger.warning(
+                "%s and its tied weight in the decoder differ in the checkpoint: they are not shared", differing
+            )
             self.config.tie_encoder_decoder = False
-        if self.config.tie_encoder_decoder:  # either half may be the one that was written
+        if self.config.tie_encoder_decoder:  # the file may have the weights of either half
             for name in own - set(state):
-                other = self._twin(name)
+                other = self._tied_name(name)
                 if other in state:
                     state[name] = state[other]
         return state
 
     def _differing(self, state: dict[str, torch.Tensor]) -> str | None:
-        """The first of the encoder's tensors for which the decoder has another."""
+        """The name of the first tensor of the encoder that differs from that of the decoder."""
         for name, own in state.items():
-            other = state.get(self._twin(name)) if name.startswith("encoder.") else None
+            other = state.get(self._tied_name(name)) if name.startswith("encoder.") else None
             if other is None or other.data_ptr() == own.data_ptr():
                 continue
             if other.dtype != own.dtype or not torch.equal(other, own):
@@ -152,12 +156,12 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         return None
 
     def _is_shared(self) -> bool:
-        """Whether the halves share their weights as the configuration says, and none has been replaced."""
+        """Whether all weights of the encoder are those of the decoder."""
         shared = dict(self.decoder.body.named_parameters())
         own = ((n, p) for n, p in self.encoder.named_parameters() if not n.startswith("pooler."))
         return all(shared.get(name) is parameter for name, parameter in own)
 
-    def _twin(self, name: str) -> str:
+    def _tied_name(self, name: str) -> str:
         """The name of the same weight in the other half."""
         body = f"decoder.{self.decoder.body_name}."
         if name.startswith(body):
@@ -170,12 +174,14 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         if not deduplicate or not self.config.tie_encoder_decoder or not self._is_shared():
             return state, {}
         aliases = {
-            name: self._twin(name) for name in state if name.startswith("encoder.") and self._twin(name) in state
+            name: self._tied_name(name)
+            for name in state
+            if name.startswith("encoder.") and self._tied_name(name) in state
         }
         return {k: t for k, t in state.items() if k not in aliases}, aliases
 
     def saved_config(self) -> dict[str, Any]:
-        """As `PretrainedModel.saved_config`: halves that no longer share their weights do not."""
+        """As `PretrainedModel.saved_config`, with `tie_encoder_decoder` as the weights are."""
         return {
             **super().saved_config(),
             "encoder": self.encoder.saved_config(),
@@ -204,10 +210,10 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As that of a half, for halves that share their weights; refused for others, as in transformers.
+        """As `BertGenerationEncoder.resize_token_embeddings`, for halves that share their weights.
 
         Raises:
-            UnsupportedError: the halves have a vocabulary each.
+            UnsupportedError: the halves do not share their weights, as in transformers.
         """
         if not self.config.tie_encoder_decoder:
             raise UnsupportedError("resize one half: model.encoder or model.decoder.resize_token_embeddings")
@@ -219,7 +225,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         return self.get_input_embeddings()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """[B, T] labels -> decoder inputs: the start token, then the labels but the last; -100 becomes padding."""
+        """Labels int64 [B, T] -> decoder inputs: the start token, then all labels but the last, padding for -100."""
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         for name, value in (("decoder_start_token_id", start), ("pad_token_id", pad)):
             if value is None:
@@ -253,14 +259,16 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
         Args:
             input_ids: int64 [B, S]; attention_mask: [B, S], 0 at padding.
-            decoder_input_ids: int64 [B, T]; made from `labels` where absent. decoder_attention_mask: [B, T].
-            encoder_outputs: what the encoder returned, or a tuple whose first item is [B, S, hidden]; saves encoding.
-            labels: int64 [B, T], -100 where there is none. Logit i is judged by label i: no shift. Behind the last
-                label of a row nothing is computed where `decoder_input_ids` came from the labels: zeros.
-            num_items_in_batch: divides the summed loss in place of the number of labels (gradient accumulation).
-            decoder_inputs_embeds: [B, T, hidden] in place of decoder_input_ids.
+            decoder_input_ids: int64 [B, T]; by default made from `labels`. decoder_attention_mask: [B, T].
+            encoder_outputs: return value of the encoder, or a tuple whose first item is [B, S, hidden]; the encoder
+                is not called then.
+            labels: int64 [B, T], -100 where there is none. Label i is the target of logit i, without a shift. Without
+                `decoder_input_ids` the logits after the last label of a row are not computed: they are zeros.
+            num_items_in_batch: the summed loss is divided by it, instead of by the number of labels (gradient
+                accumulation).
+            decoder_inputs_embeds: [B, T, hidden], in place of decoder_input_ids.
             past_key_values, use_cache, position_ids, token_type_ids, output_hidden_states, output_attentions,
-                return_dict: as in the halves; those of the decoder begin with decoder_.
+                return_dict: as of the encoder; those of the decoder begin with decoder_.
 
         Raises:
             InputError: shapes, dtypes, ids or positions outside the model's limits.
@@ -281,13 +289,13 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             encoder_outputs = check_encoded(encoder_outputs, self.config.encoder.hidden_size)
         states = encoder_outputs.last_hidden_state
 
-        made = labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None
-        if made and not is_bare(self.decoder):
+        from_labels = labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None
+        if from_labels and not is_bare(self.decoder):
             decoder_input_ids, use_cache = self.prepare_decoder_input_ids_from_labels(labels), False
             if decoder_attention_mask is None:
                 decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
         try:
-            if made and is_bare(self.decoder):
+            if from_labels and is_bare(self.decoder):
                 decoded = self._teacher_forced_output(
                     labels, pack_source(self.bridged(states), attention_mask, states.shape[0]), decoder_attention_mask,
                     decoder_position_ids, decoder_token_type_ids, output_hidden_states, output_attentions,
@@ -305,7 +313,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                 if labels is not None:
                     check_labels(labels, decoded.logits.shape)
                     decoded.loss = cross_entropy(decoded.logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
-        except InputError as error:  # its arguments have other names there
+        except InputError as error:  # the decoder's arguments have other names here
             raise InputError(f"decoder: {error}") from None
         output = Seq2SeqLMOutput(
             loss=decoded.loss,
@@ -325,17 +333,17 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, vocab] of the positions of `labels` [B, T] that hold a label, and those labels int64 [N].
 
-        What `forward` computes its loss from, without the padded [B, T, vocab] tensor: for training loops.
+        For training loops: as `forward`, without the padded [B, T, vocab] tensor.
         """
         if not (is_plain(self) and is_bare(self.decoder)):
             logits = self(input_ids=input_ids, attention_mask=attention_mask, labels=labels, return_dict=True).logits
-            held = labels != -100
-            return logits[held], labels[held]
+            has_label = labels != -100
+            return logits[has_label], labels[has_label]
         tokens, states = self.encoded(input_ids, attention_mask)
         logits, rows = self._teacher_forced(labels, (states, tokens))
         targets = rows.pack(labels)
-        held = targets != -100
-        return (logits, targets) if bool(held.all()) else (logits[held], targets[held])
+        has_label = targets != -100
+        return (logits, targets) if bool(has_label.all()) else (logits[has_label], targets[has_label])
 
     def target_states(
         self,
@@ -345,28 +353,28 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         read: torch.Tensor,
         shares: list[int] | None = None,
     ) -> tuple[torch.Tensor, Packing]:
-        """Packed states [N, hidden] of the decoder, before its head, at the positions that are `read`, and their rows.
+        """Packed states [N, hidden] of the decoder, before its head, at the positions in `read`, and their rows.
 
         Args:
             input_ids: int64 [S, L]; attention_mask: [S, L].
-            decoder_input_ids: int64 [B, T]; every token is attended to, whatever its id.
+            decoder_input_ids: int64 [B, T]; pad ids are no padding.
             read: bool [B, T], True and then False in each row.
-            shares: how many rows, one behind the other, each source has; None where each has one.
+            shares: number of adjacent rows of each source; None for one each.
         """
         self.refuse_hooks()
         tokens, states = self.encoded(input_ids, attention_mask)
         return self._decoded(decoder_input_ids, read, (states, tokens), shares=shares)
 
     def refuse_hooks(self) -> None:
-        """Raise UnsupportedError where a hook, or a forward of its own, is on a module whose layers alone are called.
+        """Raise UnsupportedError for a hook or a patched forward on the model, its decoder or the decoder's stack.
 
-        These modules are the model, its decoder and the stack in the decoder.
+        Callers of this method call the layers of these modules and not the modules.
         """
         for module in (self, self.decoder, self.decoder.body):
             if not is_plain(module):
                 raise UnsupportedError(
-                    f"something is hung on the {type(module).__name__} (a hook, or a forward of its own), which is not "
-                    "called here, only its layers are; model.generate and the model's forward call it"
+                    f"the {type(module).__name__} has a hook or a patched forward, which is not called here: only its "
+                    "layers are; model.generate and the model's forward call it"
                 )
 
     def bridged(self, states: torch.Tensor) -> torch.Tensor:
@@ -383,7 +391,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         positions: torch.Tensor | None = None,
         types: torch.Tensor | None = None,
     ) -> tuple[Packing, torch.Tensor]:
-        """Packed, bridged encoder states [T, hidden] of a padded batch, and where its tokens are."""
+        """The packing of a padded batch, and its packed states [T, hidden] as cross-attention reads them."""
         config = self.config.encoder
         rows, length = check_tokens(ids, None, config).shape
         tokens = Packing.of_mask(check_mask(mask, rows, length, "attention_mask"), rows, length, ids.device)
@@ -400,6 +408,28 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         )  # fmt: skip
         return tokens, self.bridged(states)
 
+    def prefill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache,
+        admissions: Sequence[Admission],
+    ) -> None:
+        """Encode sources, packed, and write the decoder's cross-attention keys and values of each into a cache.
+
+        Args:
+            input_ids: int64 [S, L], padded; attention_mask: [S, L], 0 at padding.
+            cache: with the decoder's number of layers; each gets keys and values [tokens, heads, head_dim].
+            admissions: S of them, as `Cache.admit` returned them, one for each row of `input_ids`, in its order and
+                with its number of tokens.
+
+        Raises:
+            UnsupportedError: a layer whose cross-attention is hidden in another module.
+        """
+        _, states = self.encoded(input_ids, attention_mask)
+        cache.begin_sources(admissions)
+        self.decoder.body.encoder.write_sources(cache, states)
+
     def _teacher_forced(
         self,
         labels: torch.Tensor,
@@ -410,7 +440,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         layers: list[torch.Tensor] | None = None,
         attentions: Attentions | None = None,
     ) -> tuple[torch.Tensor, Packing]:
-        """Logits [T, vocab] of the decoder fed with `labels`, without the positions behind each row's last label."""
+        """Logits [T, vocab] of the decoder for `labels`, without the positions after each row's last label."""
         config = self.config.decoder
         check_labels(labels, (source[1].shape[0], *labels.shape[-1:], config.vocab_size))
         ids = self.prepare_decoder_input_ids_from_labels(labels)
@@ -418,8 +448,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             mask = ids != self.config.pad_token_id
         else:
             mask = check_mask(mask, ids.shape[0], ids.shape[1], "decoder_attention_mask").bool()
-        # A graph has one shape wherever labels end: in one the positions behind them are computed too.
-        read = None if _is_graph() else _before_the_end(labels)
+        # The shapes of a graph cannot depend on where labels end, so a graph computes the positions after them too.
+        read = None if _is_graph() else _until_last_label(labels)
         hidden, rows = self._decoded(ids, read, source, mask, positions, types, layers, attentions)
         return self.decoder.head(hidden), rows
 
@@ -435,12 +465,12 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         attentions: Attentions | None = None,
         shares: list[int] | None = None,
     ) -> tuple[torch.Tensor, Packing]:
-        """Packed states [T, hidden] of the decoder fed with ids [B, L], at the positions that are `read`.
+        """Packed states [T, hidden] of the decoder with input ids [B, L], at the positions in `read`.
 
         Args:
             read: bool [B, L], True and then False in each row; None reads all.
-            mask: bool [B, L], False hides a position that is read from those behind it; None hides none.
-            shares: how many rows, one behind the other, each source has; None where each has one.
+            mask: bool [B, L], False hides a position in `read` from later ones; None hides none.
+            shares: number of adjacent rows of each source; None for one each.
             positions, types, layers, attentions: as in `_teacher_forced`.
         """
         config, shape = self.config.decoder, (ids.shape[0], ids.shape[1])
@@ -477,7 +507,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
 
         def padded(x: torch.Tensor) -> torch.Tensor:
             x = rows.unpack(x)
-            return x * _before_the_end(labels)[..., None] if _is_graph() else x
+            return x * _until_last_label(labels)[..., None] if _is_graph() else x
 
         return CausalLMOutputWithCrossAttentions(
             loss=cross_entropy(logits, rows.pack(labels), items),
@@ -494,33 +524,35 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         decoder_pretrained_model_name_or_path: str | os.PathLike | None = None,
         **options: Any,
     ) -> EncoderDecoderModel:
-        """Join two checkpoints: a warm start. What the decoder's file lacks (cross-attention) is initialised.
+        """Join two checkpoints (warm start). Weights that the decoder's file lacks (cross-attention) are initialised.
 
         Args:
             encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path: directories or hub ids.
-            options: encoder_<name> and decoder_<name> go to the halves' `from_pretrained` (encoder_model and
-                decoder_model are models to use in place of loading). What is an argument of `from_pretrained` and no
-                option of a configuration (dtype, device_map, ..) goes to both without a prefix. Other names are options
-                of the `EncoderDecoderConfig`, and `decoder_start_token_id` is such a one.
+            options: encoder_<name> and decoder_<name> are arguments of the `from_pretrained` of the halves
+                (encoder_model and decoder_model are models to use instead). Arguments of `from_pretrained` that are no
+                options of a configuration (dtype, device_map, ..) go to both. Other names are options of the
+                `EncoderDecoderConfig`, `decoder_start_token_id` among them.
 
         Raises:
             ConfigError: neither a path nor a model for a half; options for a half that is a model; an unknown option.
             CheckpointError: as `from_pretrained`.
         """
-        own = {f for f in EncoderDecoderConfig.__dataclass_fields__ if f not in ("encoder", "decoder", "extra")}
+        config_options = {
+            f for f in EncoderDecoderConfig.__dataclass_fields__ if f not in ("encoder", "decoder", "extra")
+        }
         halves: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {}}
         joint: dict[str, Any] = {}
         both: dict[str, Any] = {}
         for name, value in options.items():
             half, _, option = name.partition("_")
-            if half in halves and name not in own:
+            if half in halves and name not in config_options:
                 halves[half][option] = value
             else:
                 (both if name in _OF_BOTH else joint)[name] = value
-        for name, given in halves.items():
-            if given.get("model") is not None and len(given) > 1:
-                rest = ", ".join(f"{name}_{option}" for option in given if option != "model")
-                raise ConfigError(f"{name}_model is there already, and {rest} would change nothing")
+        for name, half_options in halves.items():
+            if half_options.get("model") is not None and len(half_options) > 1:
+                rest = ", ".join(f"{name}_{option}" for option in half_options if option != "model")
+                raise ConfigError(f"{rest} has no effect on {name}_model, which is not loaded")
         causal = {"is_decoder": True, "add_cross_attention": True}
         encoder = _half_model("encoder", encoder_pretrained_model_name_or_path, ENCODERS, both | halves["encoder"])
         decoder = _half_model(
@@ -530,7 +562,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         return cls(config, encoder, decoder).eval()
 
 
-# Arguments of `from_pretrained` that halves take from a call for both.
+# Arguments of `from_encoder_decoder_pretrained` without a prefix that go to both halves.
 _OF_BOTH = frozenset(
     "dtype torch_dtype device device_map revision cache_dir token use_auth_token local_files_only force_download "
     "subfolder use_safetensors variant key_mapping ignore_mismatched_sizes fold_embeddings quantization_config "
@@ -539,17 +571,17 @@ _OF_BOTH = frozenset(
 
 
 def _is_graph() -> bool:
-    """Whether what runs is recorded, for labels that end elsewhere too."""
+    """Whether a graph is recorded, which must work for labels that end elsewhere too."""
     return torch.compiler.is_compiling() or is_traced()
 
 
-def _before_the_end(labels: torch.Tensor) -> torch.Tensor:
+def _until_last_label(labels: torch.Tensor) -> torch.Tensor:
     """bool [B, T], the positions of each row up to its last label."""
     return (labels != -100).flip(1).cumsum(1).flip(1) > 0
 
 
 def _half_model(name: str, path: str | os.PathLike | None, classes: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The half that `options` hold as "model", or one loaded from `path` by the class of its kind."""
+    """The model `options["model"]`, or one loaded from `path` by the class of its kind."""
     model = options.pop("model", None)
     if model is not None:
         return model

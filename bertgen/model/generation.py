@@ -10,16 +10,15 @@ import torch
 from .. import decoding
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..config.base import check_callable, check_callables, check_flag
-from ..decoding import logits_processors
-from ..decoding.stopping_criteria import Criterion, overruled
-from ..decoding.stopping_criteria import build as build_criteria
+from ..decoding.logits_processors import AllowedTokens, LogitsProcessor, build_logits_processors
+from ..decoding.stopping_criteria import StoppingCriterion, build_stopping_criteria, with_custom_limits
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from ..kernels.plain import is_traced
 from ..layers.inspection import is_plain
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
-from .generation_inputs import decoder_prompt, pair_prompt
-from .generation_steps import Calls, Reruns, Steps
-from .generation_warnings import warn_of_no_end
+from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
+from .generation_inputs import GenerationInputs, decoder_only_inputs, encoder_decoder_inputs
+from .generation_warnings import warn_without_end_token
 from .inputs import check_ids, check_tensors
 
 
@@ -35,9 +34,9 @@ class GenerationMixin:
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        logits_processor: Sequence[logits_processors.Processor] | None = None,
-        stopping_criteria: Sequence[Criterion] | None = None,
-        prefix_allowed_tokens_fn: logits_processors.AllowedTokens | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         *,
         streamer: Any = None,
         tokenizer: Any = None,
@@ -47,40 +46,41 @@ class GenerationMixin:
         """Generate with greedy search, sampling or beam search; tokens and scores are those of transformers.
 
         Args:
-            inputs (or input_ids): int64 [B, S]; for a decoder on its own the prompt, best padded on the left. One
-                bos token where nothing is given.
-            generation_config: options for this call; the model's own fill in what it leaves open.
+            inputs (or input_ids): int64 [B, S]; for a decoder on its own the prompt, best padded on the left. Without
+                inputs, one bos token.
+            generation_config: options for this call; the model's own are used for those that it does not set.
             logits_processor: functions (tokens so far int64 [R, L], scores float32 [R, V]) -> scores, called after the
                 processors of the options and before those of sampling.
             stopping_criteria: functions (tokens so far, scores of all steps or None) -> bool [R], or one bool.
-            prefix_allowed_tokens_fn: function (source, its tokens so far int64 [L]) -> ids one of which comes next.
-            streamer: gets the tokens as they are chosen, see `bertgen.TextStreamer`; not with beams.
+            prefix_allowed_tokens_fn: function (source, its tokens so far int64 [L]) -> ids allowed as the next token.
+            streamer: receives the tokens as they are chosen, see `bertgen.TextStreamer`; not with beams.
             tokenizer: for `stop_strings`.
-            generator: source of randomness for sampling; torch's default one otherwise.
+            generator: random numbers for sampling; None is torch's default generator.
             options: those of `GenerationConfig`, and inputs of the model:
-                attention_mask: [B, S]. Where absent, pad ids of the input count as padding (`infer_attention_mask`).
+                attention_mask: [B, S]. Without it, pad ids of the input count as padding (`infer_attention_mask`).
                 position_ids, token_type_ids: int64 [B, S]. inputs_embeds: [B, S, hidden], in place of ids.
-                past_key_values: the cache an earlier call returned; it goes on from there. The ids are those of the
-                    whole sequence so far.
+                past_key_values: the cache of an earlier call, to continue from. The ids are those of the whole
+                    sequence so far.
               Of an encoder-decoder:
-                encoder_outputs: what the encoder returned; saves encoding.
-                decoder_input_ids: int64 [B, P] to begin with. The start token goes in front unless some row has it.
+                encoder_outputs: return value of the encoder, which then is not called.
+                decoder_input_ids: int64 [B, P], first tokens of the outputs. The start token is put before them
+                    unless a row begins with it.
                 decoder_attention_mask, decoder_position_ids: [B, P].
               Of a decoder on its own:
                 encoder_hidden_states: [B, S, hidden], encoder_attention_mask: [B, S], if it has cross-attention.
 
         Returns:
             int64 [B * num_return_sequences, L], start token or prompt first; with `return_dict_in_generate` a
-            GenerateEncoderDecoderOutput or GenerateDecoderOnlyOutput. Where beams find fewer outputs of a source than
-            that, as what a call forbids leaves fewer, its last rows are empty: nothing but padding behind the start,
-            with the score -inf.
+            GenerateEncoderDecoderOutput or GenerateDecoderOnlyOutput. Where a beam search finds fewer outputs of a
+            source, because constraints leave fewer, the last rows of the source are empty: padding after the start
+            token, with the score -inf.
 
         Raises:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
         """
         if is_traced():
-            raise UnsupportedError("a trace has no ends that depend on tokens: generate cannot be traced, forward can")
+            raise UnsupportedError("generate cannot be traced, because its length depends on tokens; forward can")
         logits_processor = check_callables(logits_processor, "logits_processor")
         stopping_criteria = check_callables(stopping_criteria, "stopping_criteria")
         check_callable(prefix_allowed_tokens_fn, "prefix_allowed_tokens_fn")
@@ -88,57 +88,66 @@ class GenerationMixin:
             raise ConfigError(f"streamer must have the methods put and end, got {quoted(streamer)}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ConfigError(f"generator must be a torch.Generator, got {quoted(generator)}")
-        prepare: Any = pair_prompt if isinstance(self.config, EncoderDecoderConfig) else decoder_prompt
+        prepare: Any = encoder_decoder_inputs if isinstance(self.config, EncoderDecoderConfig) else decoder_only_inputs
         # The keywords of `prepare` are the inputs of the model, all others are options.
-        given = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
+        model_inputs = {name: options.pop(name) for name in prepare.__kwdefaults__ if name in options}
         if inputs is not None:
-            if given.get("input_ids") is not None:
-                raise InputError("inputs and input_ids are two names of one argument; give one of them")
-            given["input_ids"] = inputs
-        levels = GenerationConfig.of_call(options, generation_config, self.generation_config)
-        prompt, settled = prepare(self, levels, **given)
+            if model_inputs.get("input_ids") is not None:
+                raise InputError("inputs and input_ids are two names of one argument; pass one of them")
+            model_inputs["input_ids"] = inputs
+        merged = GenerationConfig.of_call(options, generation_config, self.generation_config)
+        prepared, resolved = prepare(self, merged, **model_inputs)
         if stopping_criteria is None:
-            warn_of_no_end(self, settled, options)
-        if streamer is not None and settled.num_beams > 1:
-            raise ConfigError(f"a streamer cannot be used with num_beams {settled.num_beams}: beams change their past")
-        decoder: Any = self.decoder if prompt.joint else self
-        rules = logits_processors.build(
-            settled, decoder.config.vocab_size, prompt.prefix, prefix_mask=prompt.mask, source_ids=prompt.source_ids,
-            allowed=prefix_allowed_tokens_fn, custom=logits_processor,
+            warn_without_end_token(self, resolved, options)
+        if streamer is not None and resolved.num_beams > 1:
+            raise ConfigError(
+                f"a streamer cannot be used with num_beams {resolved.num_beams}: beams change earlier tokens"
+            )
+        decoder: Any = self.decoder if prepared.is_encoder_decoder else self
+        processors = build_logits_processors(
+            resolved, decoder.config.vocab_size, prepared.prefix, prefix_mask=prepared.mask,
+            source_ids=prepared.source_ids, allowed=prefix_allowed_tokens_fn, custom=logits_processor,
         )  # fmt: skip
-        criteria = build_criteria(settled, tokenizer, stopping_criteria)
-        ends = overruled(settled, prompt.prefix.shape[1], stopping_criteria)
-        searching = decoding.begin(prompt.prefix, ends, rules, criteria, generator)
-        # What somebody looks at has the shapes it has without a cache; tokens are the same either way.
-        looked_at = settled.return_dict_in_generate and (settled.output_attentions or settled.output_hidden_states)
-        anew = not decoder.config.is_decoder or (looked_at and not settled.use_cache and prompt.cache is None)
-        if all(map(is_plain, (self, decoder, decoder.body))):
-            steps = (Reruns if anew else Steps)(decoder, prompt, settled)
-        elif not anew:
-            steps = Calls(self, prompt, settled)
-        else:
-            raise UnsupportedError(
-                f"something is hung on the {type(self).__name__}, its decoder or the stack in that (a hook, a forward "
-                "of its own): generate does not call it where it has no cache (is_decoder=False, use_cache=False)"
-            )
-        found = decoding.decode(steps, searching, streamer)
-        if not settled.return_dict_in_generate:
-            return found.sequences
-        cache = steps.cache if settled.use_cache else None
-        if not prompt.joint:
+        criteria = build_stopping_criteria(resolved, tokenizer, stopping_criteria)
+        limited = with_custom_limits(resolved, prepared.prefix.shape[1], stopping_criteria)
+        search = decoding.new_search(prepared.prefix, limited, processors, criteria, generator)
+        stepper = self._stepper(decoder, prepared, resolved)
+        output = decoding.run_search(stepper, search, streamer)
+        if not resolved.return_dict_in_generate:
+            return output.sequences
+        cache = stepper.cache if resolved.use_cache else None
+        if not prepared.is_encoder_decoder:
             return GenerateDecoderOnlyOutput(
-                **vars(found), attentions=steps.attentions, hidden_states=steps.states, past_key_values=cache
+                **vars(output), attentions=stepper.attentions, hidden_states=stepper.states, past_key_values=cache
             )
-        encoded = prompt.encoded
+        encoded = prepared.encoder_output
         return GenerateEncoderDecoderOutput(
-            **vars(found),
-            encoder_attentions=encoded.attentions if encoded and settled.output_attentions else None,
-            encoder_hidden_states=encoded.hidden_states if encoded and settled.output_hidden_states else None,
-            decoder_attentions=steps.attentions,
-            cross_attentions=steps.cross_attentions,
-            decoder_hidden_states=steps.states,
+            **vars(output),
+            encoder_attentions=encoded.attentions if encoded and resolved.output_attentions else None,
+            encoder_hidden_states=encoded.hidden_states if encoded and resolved.output_hidden_states else None,
+            decoder_attentions=stepper.attentions,
+            cross_attentions=stepper.cross_attentions,
+            decoder_hidden_states=stepper.states,
             past_key_values=cache,
         )
+
+    def _stepper(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig) -> CachedDecoder:
+        """The decoder of the decode loop for these inputs and resolved options.
+
+        Raises:
+            UnsupportedError: hooks that would not be called.
+        """
+        # Without `use_cache` the returned states have the shapes that they have without a cache; tokens are the same.
+        returns_states = options.return_dict_in_generate and (options.output_attentions or options.output_hidden_states)
+        uncached = not decoder.config.is_decoder or (returns_states and not options.use_cache and inputs.cache is None)
+        if all(map(is_plain, (self, decoder, decoder.body))):
+            return (UncachedDecoder if uncached else CachedDecoder)(decoder, inputs, options)
+        if uncached:
+            raise UnsupportedError(
+                f"the {type(self).__name__}, its decoder or the decoder's stack has a hook or a patched forward, which "
+                "generate does not call where it has no cache (is_decoder=False, use_cache=False)"
+            )
+        return ForwardDecoder(self, inputs, options)
 
     def compute_transition_scores(
         self,
@@ -147,11 +156,11 @@ class GenerationMixin:
         beam_indices: torch.Tensor | None = None,
         normalize_logits: bool = False,
     ) -> torch.Tensor:
-        """The score of each token that was generated, float32 [N, steps]; 0 behind the end of a beam's output.
+        """The score of each generated token, float32 [N, steps]; 0 after the end of a beam's output.
 
         Args:
             sequences: int64 [N, L]; scores: per step [R, vocab]; beam_indices: [N, steps], as `generate` returned them.
-            normalize_logits: make log-probabilities of the scores first.
+            normalize_logits: turn the scores into log-probabilities first.
         """
         if not isinstance(scores, (tuple, list)) or not scores:
             raise InputError(f"scores must be a tuple of tensors, one per step, got {quoted(scores)}")
@@ -182,5 +191,5 @@ class GenerationMixin:
         steps = int((beam_indices >= 0).sum(1).max())
         rows = beam_indices[:, :steps].long()
         tokens = sequences[:, sequences.shape[1] - steps :]
-        found = table[torch.arange(steps, device=rows.device), rows.clamp(min=0), tokens]
-        return found.masked_fill(rows < 0, 0.0)
+        token_scores = table[torch.arange(steps, device=rows.device), rows.clamp(min=0), tokens]
+        return token_scores.masked_fill(rows < 0, 0.0)

@@ -1,4 +1,4 @@
-"""What a call of `generate` begins with: its inputs, checked, and the encoder's states of them."""
+"""Inputs of a `generate` call: checked, with the states of the encoder and the resolved options."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from .inputs import (
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a call generates from, B rows of it.
+class GenerationInputs:
+    """Inputs of a `generate` call for B sources.
 
     Attributes:
-        prefix: int64 [B, P], what the outputs begin with.
-        joint: for an encoder-decoder.
-        embeds: [B, E, hidden], fed in place of the prefix.
-        mask: bool [B, P or E], False at padding; None where all is real.
-        positions, types: int64 [B, P or E]; None where the decoder counts by itself, has no types.
-        cache: what an earlier call left.
+        prefix: int64 [B, P], the first tokens of the outputs.
+        is_encoder_decoder: whether the model has an encoder.
+        embeds: [B, E, hidden], input of the decoder in place of the prefix.
+        mask: bool [B, P or E], False at padding; None without padding.
+        positions, types: int64 [B, P or E]; None for the decoder's default positions, and without token types.
+        cache: of an earlier call.
         source: packed encoder states and their rows; None without, or where the cache has their keys and values.
-        source_ids: int64 [B, S], the ids that the processors of the input look at.
-        encoded: what the encoder returned.
+        source_ids: int64 [B, S], the input ids for logits processors.
+        encoder_output: return value of the encoder.
     """
 
     prefix: torch.Tensor
-    joint: bool
+    is_encoder_decoder: bool
     embeds: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     positions: torch.Tensor | None = None
@@ -53,12 +53,12 @@ class Prompt:
     cache: Cache | None = None
     source: tuple[torch.Tensor, Packing] | None = None
     source_ids: torch.Tensor | None = None
-    encoded: BaseModelOutputWithPastAndCrossAttentions | None = None
+    encoder_output: BaseModelOutputWithPastAndCrossAttentions | None = None
 
 
-def pair_prompt(
+def encoder_decoder_inputs(
     model: Any,
-    levels: GenerationConfig,
+    options: GenerationConfig,
     *,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
@@ -70,10 +70,15 @@ def pair_prompt(
     decoder_attention_mask: torch.Tensor | None = None,
     decoder_position_ids: torch.Tensor | None = None,
     past_key_values: Cache | None = None,
-) -> tuple[Prompt, GenerationConfig]:
-    """The prompt and the settled options of an encoder-decoder; the encoder has run."""
+) -> tuple[GenerationInputs, GenerationConfig]:
+    """Run the encoder; returns the inputs and the resolved options of an encoder-decoder.
+
+    Args:
+        options: the merged options of the call (`GenerationConfig.of_call`).
+        others: as in `GenerationMixin.generate`.
+    """
     config = model.config.decoder
-    start = levels.bos_token_id if levels.decoder_start_token_id is None else levels.decoder_start_token_id
+    start = options.bos_token_id if options.decoder_start_token_id is None else options.decoder_start_token_id
     if start is None:
         raise ConfigError("generation needs decoder_start_token_id or bos_token_id")
     check_tensors(
@@ -88,15 +93,15 @@ def pair_prompt(
         encoder_outputs = check_encoded(encoder_outputs, model.config.encoder.hidden_size)
         states = encoder_outputs.last_hidden_state
     if input_ids is None and inputs_embeds is None and states is None and not cached:
-        input_ids = _bos(levels, 1 if decoder_input_ids is None else len(decoder_input_ids), model.device)
+        input_ids = _bos_ids(options, 1 if decoder_input_ids is None else len(decoder_input_ids), model.device)
     if states is None and not cached:
         check_tokens(input_ids, inputs_embeds, model.config.encoder)
-    given = [x for x in (input_ids, inputs_embeds, states, decoder_input_ids) if x is not None]
-    if not given:
+    inputs = [x for x in (input_ids, inputs_embeds, states, decoder_input_ids) if x is not None]
+    if not inputs:
         raise InputError("past_key_values need decoder_input_ids: the whole sequence so far")
-    rows, device = given[0].shape[0], given[0].device
+    rows, device = inputs[0].shape[0], inputs[0].device
     if attention_mask is None and input_ids is not None:
-        attention_mask = inferred_mask(input_ids, levels)
+        attention_mask = infer_attention_mask(input_ids, options)
 
     prefix = torch.full((rows, 1), start, dtype=torch.int64, device=device)
     check_ids(prefix, config.vocab_size, "decoder_start_token_id")
@@ -110,34 +115,34 @@ def pair_prompt(
         else:
             prefix = decoder_input_ids.long()
     length = prefix.shape[1]
-    mask = _partial(check_mask(mask, rows, length, "decoder_attention_mask"))
-    settled = decoding.settle(levels, length)
+    mask = _bool_mask(check_mask(mask, rows, length, "decoder_attention_mask"))
+    resolved = decoding.resolve_generation_config(options, length)
     last, limit = length - 1, config.max_tokens
     if decoder_position_ids is not None:
         decoder_position_ids = positions_of(decoder_position_ids, prefix, rows, length, 0, config, device)
         last, limit = int(decoder_position_ids[:, -1].max()), config.max_position_embeddings
-    _check_room(settled, length, last, limit)
-    _check_cache(past_key_values, settled, rows, length)
+    _check_positions(resolved, length, last, limit)
+    _check_cache_rows(past_key_values, resolved, rows, length)
 
     source = None
     if encoder_outputs is None and not cached:
         encoder_outputs = model.encoder(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             token_type_ids=token_type_ids, inputs_embeds=inputs_embeds, return_dict=True,
-            output_attentions=settled.output_attentions, output_hidden_states=settled.output_hidden_states,
+            output_attentions=resolved.output_attentions, output_hidden_states=resolved.output_hidden_states,
         )  # fmt: skip
     if not cached:
         source = pack_source(model.bridged(encoder_outputs.last_hidden_state), attention_mask, rows)
-    prompt = Prompt(
+    generation_inputs = GenerationInputs(
         prefix, True, mask=mask, positions=decoder_position_ids, cache=past_key_values, source=source,
-        source_ids=input_ids, encoded=encoder_outputs,
+        source_ids=input_ids, encoder_output=encoder_outputs,
     )  # fmt: skip
-    return prompt, settled
+    return generation_inputs, resolved
 
 
-def decoder_prompt(
+def decoder_only_inputs(
     model: Any,
-    levels: GenerationConfig,
+    options: GenerationConfig,
     *,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
@@ -147,8 +152,8 @@ def decoder_prompt(
     encoder_hidden_states: torch.Tensor | None = None,
     encoder_attention_mask: torch.Tensor | None = None,
     past_key_values: Cache | None = None,
-) -> tuple[Prompt, GenerationConfig]:
-    """The prompt and the settled options of a decoder on its own."""
+) -> tuple[GenerationInputs, GenerationConfig]:
+    """The inputs and the resolved options of a decoder on its own; arguments as `encoder_decoder_inputs`."""
     config = model.config
     check_tensors(
         None, attention_mask=attention_mask, position_ids=position_ids, encoder_attention_mask=encoder_attention_mask
@@ -157,32 +162,32 @@ def decoder_prompt(
         check_states(encoder_hidden_states, config.hidden_size, "encoder_hidden_states")
     check_cache(past_key_values, config, len(model.body.encoder.layer))
     if input_ids is None and inputs_embeds is None:
-        input_ids = _bos(levels, 1 if encoder_hidden_states is None else len(encoder_hidden_states), model.device)
+        input_ids = _bos_ids(options, 1 if encoder_hidden_states is None else len(encoder_hidden_states), model.device)
     if input_ids is not None:
         check_tokens(input_ids, None, config)
-    given = input_ids
+    tokens = input_ids
     if inputs_embeds is not None:
-        given = check_tokens(None, inputs_embeds, config)
-        if input_ids is not None and input_ids.shape != given.shape[:2]:
+        tokens = check_tokens(None, inputs_embeds, config)
+        if input_ids is not None and input_ids.shape != tokens.shape[:2]:
             raise InputError(
-                f"input_ids {tuple(input_ids.shape)} and inputs_embeds {tuple(given.shape)} are of different lengths"
+                f"input_ids {tuple(input_ids.shape)} and inputs_embeds {tuple(tokens.shape)} are of different lengths"
             )
-    (rows, length), device = given.shape[:2], given.device
+    (rows, length), device = tokens.shape[:2], tokens.device
     if attention_mask is None and input_ids is not None:
-        attention_mask = inferred_mask(input_ids, levels)
-    mask = _partial(check_mask(attention_mask, rows, length, "attention_mask"))
+        attention_mask = infer_attention_mask(input_ids, options)
+    mask = _bool_mask(check_mask(attention_mask, rows, length, "attention_mask"))
     if mask is not None and rows > 1 and not bool(mask[:, -1].all()):
         warnings.warn(
-            "the prompt is padded on the right: outputs go on behind the padding. Pad on the left (padding_side)",
+            "the prompt is padded on the right: outputs continue after the padding. Pad on the left (padding_side)",
             UserWarning,
             stacklevel=4,
         )
     prefix = torch.empty((rows, 0), dtype=torch.int64, device=device) if input_ids is None else input_ids.long()
     embedded = 0 if input_ids is not None else length
     limit = config.max_tokens if position_ids is None else config.max_position_embeddings
-    settled = decoding.settle(levels, length - embedded, embedded, limit)
+    resolved = decoding.resolve_generation_config(options, length - embedded, embedded, limit)
     if inputs_embeds is not None and config.is_decoder:
-        settled.use_cache = True  # as transformers: without a cache, it would have embeddings of the prompt only
+        resolved.use_cache = True  # as transformers, which has no embeddings for the generated tokens
     if position_ids is not None:
         position_ids = positions_of(position_ids, input_ids, rows, length, 0, config, device)
     elif mask is not None:
@@ -190,38 +195,38 @@ def decoder_prompt(
     last, limit = length - 1, config.max_tokens
     if position_ids is not None:
         last, limit = int(position_ids[:, -1].max()), config.max_position_embeddings
-    _check_room(settled, length - embedded, last, limit)
+    _check_positions(resolved, length - embedded, last, limit)
     for name, value in (("past_key_values", past_key_values), ("encoder_hidden_states", encoder_hidden_states)):
         if value is not None and not config.is_decoder:
             raise InputError(f"{name} need a causal decoder (config.is_decoder=True)")
-    _check_cache(past_key_values, settled, rows, length)
+    _check_cache_rows(past_key_values, resolved, rows, length)
     source = None
     if encoder_hidden_states is not None and not (past_key_values is not None and past_key_values.has_cross):
         source = pack_source(encoder_hidden_states, encoder_attention_mask, rows)
-    prompt = Prompt(
+    generation_inputs = GenerationInputs(
         prefix, False, inputs_embeds, mask, position_ids, check_types(token_type_ids, (rows, length), config),
         past_key_values, source, source_ids=input_ids if inputs_embeds is None else None,
     )  # fmt: skip
-    return prompt, settled
+    return generation_inputs, resolved
 
 
-def _bos(levels: GenerationConfig, rows: int, device: torch.device) -> torch.Tensor:
-    """What is generated from where a call names no input."""
-    if levels.bos_token_id is None:
+def _bos_ids(options: GenerationConfig, rows: int, device: torch.device) -> torch.Tensor:
+    """The input of a call without inputs: int64 [rows, 1]."""
+    if options.bos_token_id is None:
         raise InputError("generate needs input_ids: there is no bos_token_id to begin with")
-    return torch.full((rows, 1), levels.bos_token_id, dtype=torch.int64, device=device)
+    return torch.full((rows, 1), options.bos_token_id, dtype=torch.int64, device=device)
 
 
-def inferred_mask(ids: torch.Tensor, levels: GenerationConfig) -> torch.Tensor | None:
-    """Pad ids of the input are padding, unless they end outputs too."""
-    pad = levels.pad_token_id
-    if levels.infer_attention_mask is False or pad is None or pad in levels.end_tokens:
+def infer_attention_mask(ids: torch.Tensor, options: GenerationConfig) -> torch.Tensor | None:
+    """bool [B, S], False at pad ids of the input; None where the pad id ends outputs too, or masks are not inferred."""
+    pad = options.pad_token_id
+    if options.infer_attention_mask is False or pad is None or pad in options.end_tokens:
         return None
     return ids != pad
 
 
-def _partial(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A mask as bool; None where it hides nothing."""
+def _bool_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask as bool; None if it is True everywhere."""
     return None if mask is None or bool(mask.all()) else mask.bool()
 
 
@@ -231,19 +236,20 @@ def _check_prefix(ids: torch.Tensor, rows: int, vocabulary: int) -> None:
     check_ids(ids, vocabulary, "decoder_input_ids")
 
 
-def _check_room(settled: GenerationConfig, prefix: int, last: int, limit: int) -> None:
-    """The last token that is fed has a position: `last` is that of the prefix's last token."""
-    needed = last + settled.max_length - prefix
+def _check_positions(resolved: GenerationConfig, prefix: int, last: int, limit: int) -> None:
+    """Raise InputError where the last input token would have no position; `last`: that of the last prefix token."""
+    needed = last + resolved.max_length - prefix
     if needed > limit:
-        raise InputError(f"max_length {settled.max_length} needs {needed} decoder positions, the model has {limit}")
+        raise InputError(f"max_length {resolved.max_length} needs {needed} decoder positions, the model has {limit}")
 
 
-def _check_cache(cache: Cache | None, settled: GenerationConfig, rows: int, length: int) -> None:
+def _check_cache_rows(cache: Cache | None, resolved: GenerationConfig, rows: int, length: int) -> None:
+    """Raise InputError where a cache does not fit the options and the input [rows, length]."""
     if cache is None:
         return
-    width = max(settled.num_beams, settled.num_return_sequences)
+    width = max(resolved.num_beams, resolved.num_return_sequences)
     if width > 1:
-        raise InputError(f"past_key_values go on with one output per row, not with {width} (num_beams, n-best)")
+        raise InputError(f"past_key_values allow one output per row, got {width} (num_beams, num_return_sequences)")
     if cache.rows != rows:
         raise InputError(f"past_key_values hold {cache.rows} rows, the input has {rows}")
     if cache.length >= length:

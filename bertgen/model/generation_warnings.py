@@ -1,4 +1,4 @@
-"""What ends an output."""
+"""Warnings of `generate`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from ..config import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
-_told: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose users have been told
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()  # models with a warning in the log
 
 
-def warn_of_no_end(model: Any, settled: GenerationConfig, asked: Container[str]) -> None:
-    """Log once per model that its outputs run to the limit, as it has no end token, unless that is what was asked for.
+def warn_without_end_token(model: Any, options: GenerationConfig, call_options: Container[str]) -> None:
+    """Log once per model that its outputs run to the maximum length because it has no end token.
 
     Args:
-        asked: names of what the call itself gave.
+        options: resolved.
+        call_options: names of the options of the call itself; no warning where they choose how outputs end.
     """
-    if settled.end_tokens or model in _told or any(name in asked for name in ("eos_token_id", "stopping_criteria")):
+    if options.end_tokens or model in _warned:
         return
-    if settled.stop_strings is None and settled.max_time is None:
-        _told.add(model)
+    if any(name in call_options for name in ("eos_token_id", "stopping_criteria")):
+        return
+    if options.stop_strings is None and options.max_time is None:
+        _warned.add(model)
         logger.warning(
             "this %s has no end token (eos_token_id): its outputs run to max_length, here %s tokens. If it was trained "
-            "with one, model.config.eos_token_id = ... names it",
+            "with one, set model.config.eos_token_id",
             type(model).__name__,
-            settled.max_length,
+            options.max_length,
         )

@@ -1,6 +1,6 @@
-"""What the models accept: checks of ids, masks, labels and positions before anything is computed.
+"""Inputs of the models: checks of ids, masks, labels and positions.
 
-Ids are checked on the host by one reduction per tensor; under torch.compile and in a trace they are not.
+Ids are checked on the host by one reduction per tensor, but not under torch.compile or in a trace.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ..outputs import BaseModelOutputWithPastAndCrossAttentions
 from ..packing import Packing
 
 
-def either(given: bool | None, default: bool) -> bool:
-    """The option of a call, or that of the configuration where the call has none."""
-    if given is None:
+def either(option: bool | None, default: bool) -> bool:
+    """The option of a call, or its default from the configuration where it is None."""
+    if option is None:
         return default
     try:
-        return check_flag(given, "")
+        return check_flag(option, "")
     except ConfigError:
         names = "output_hidden_states, output_attentions, use_cache and return_dict"
-        raise ConfigError(f"{names} are True, False or None, got {quoted(given)}") from None
+        raise ConfigError(f"{names} are True, False or None, got {quoted(option)}") from None
 
 
-def check_tensors(device: torch.device | None, **given: Any) -> None:
-    """What is given must be dense tensors with values, each on the device (None: any); InputError with the name."""
-    for name, value in given.items():
+def check_tensors(device: torch.device | None, **tensors: Any) -> None:
+    """Raise InputError for values that are no dense tensors with values, or on another device (None: any)."""
+    for name, value in tensors.items():
         if value is None:
             continue
         if not isinstance(value, torch.Tensor):
@@ -44,7 +44,7 @@ def check_tensors(device: torch.device | None, **given: Any) -> None:
 
 
 def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:
-    """The one of ids [B, L] and embeds [B, L, hidden] that is given, checked."""
+    """The one of ids [B, L] and embeds [B, L, hidden] that is not None; InputError for a bad one, both or none."""
     if (ids is None) == (embeds is None):
         raise InputError("You must specify exactly one of input_ids or inputs_embeds")
     check_tensors(None, input_ids=ids, inputs_embeds=embeds)
@@ -57,7 +57,7 @@ def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: 
 
 
 def check_states(states: Any, hidden: int, name: str) -> torch.Tensor:
-    """The states, if they are floats [batch, length, hidden]."""
+    """The states; InputError if they are no floats [batch, length, hidden]."""
     check_tensors(None, **{name: states})
     if states.dim() != 3 or states.shape[-1] != hidden or 0 in states.shape:
         raise InputError(f"{name} must be [batch, length, {hidden}] without a 0, got shape {tuple(states.shape)}")
@@ -66,9 +66,9 @@ def check_states(states: Any, hidden: int, name: str) -> torch.Tensor:
     return states
 
 
-def check_columns(weight: torch.Tensor, columns: int, **given: Any) -> None:
-    """What modules take: floats [.., columns] that a weight of this dtype can be computed with."""
-    for name, x in given.items():
+def check_columns(weight: torch.Tensor, columns: int, **tensors: Any) -> None:
+    """Raise InputError for tensors that are no floats [.., columns] of the dtype of the weight."""
+    for name, x in tensors.items():
         if not isinstance(x, torch.Tensor):
             raise InputError(f"{name} must be a tensor, got {quoted(x)}")
         check_tensors(None, **{name: x})
@@ -79,7 +79,7 @@ def check_columns(weight: torch.Tensor, columns: int, **given: Any) -> None:
 
 
 def check_encoded(encoder_outputs: Any, hidden: int) -> Any:
-    """What an encoder returned, or a tuple that begins with its states [batch, length, hidden], with names."""
+    """The output of an encoder, from itself or a tuple that begins with its states [batch, length, hidden]."""
     if isinstance(encoder_outputs, (tuple, list)):
         encoder_outputs = BaseModelOutputWithPastAndCrossAttentions(*encoder_outputs[:1])
     states = getattr(encoder_outputs, "last_hidden_state", None)
@@ -93,7 +93,7 @@ def check_encoded(encoder_outputs: Any, hidden: int) -> Any:
 
 
 def check_cache(cache: Any, config: BertGenerationConfig, layers: int) -> Cache | None:
-    """The cache, if it is one that a decoder of this shape and with so many layers returned."""
+    """The cache; InputError if it is not of a decoder of this shape with so many layers."""
     if cache is None:
         return None
     if not isinstance(cache, Cache):
@@ -108,7 +108,7 @@ def check_cache(cache: Any, config: BertGenerationConfig, layers: int) -> Cache 
 
 
 def check_kept(logits_to_keep: Any, length: int) -> slice | torch.Tensor:
-    """The positions of [batch, length] that `logits_to_keep` names: the last so many (0: all), or those of a tensor."""
+    """Index of the positions in `logits_to_keep`: a number of last ones (0 for all), or a tensor of positions."""
     if not isinstance(logits_to_keep, torch.Tensor):
         kept = check_integer(0, logits_to_keep, "logits_to_keep")
         return slice(-kept if kept else None, None)
@@ -126,19 +126,19 @@ def check_kept(logits_to_keep: Any, length: int) -> slice | torch.Tensor:
 
 
 def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
-    """Integer ids from 0 to vocabulary - 1, or InputError with the offending one."""
+    """Raise InputError for ids that are no integers from 0 to vocabulary - 1, with the offending one."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{name} must be int64 or int32, got {ids.dtype}")
     if torch.compiler.is_compiling() or is_traced() or not ids.numel():
         return
     least, most = (int(x) for x in ids.aminmax())
     if least < 0 or most >= vocabulary:
-        wrong = most if most >= vocabulary else least
-        raise InputError(f"{name} holds {wrong}; ids go from 0 to {vocabulary - 1} (vocabulary of {vocabulary})")
+        outside = most if most >= vocabulary else least
+        raise InputError(f"{name} holds {outside}; ids go from 0 to {vocabulary - 1} (vocabulary of {vocabulary})")
 
 
 def check_labels(labels: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """labels [B, T] against the shape (B, T, vocab) of their logits."""
+    """Raise InputError for labels that do not fit the shape (B, T, vocab) of their logits."""
     check_tensors(None, labels=labels)
     if labels.dim() != 2 or tuple(labels.shape) != tuple(shape[:2]) or 0 in labels.shape:
         raise InputError(f"labels have shape {tuple(labels.shape)}, expected {tuple(shape[:2])}")
@@ -146,7 +146,7 @@ def check_labels(labels: torch.Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_items(items: Any) -> Any:
-    """num_items_in_batch, if it is a number above 0, or a tensor of one, or None."""
+    """`num_items_in_batch`: a number above 0, a tensor of one number, or None; ConfigError for anything else."""
     if isinstance(items, torch.Tensor) and items.numel() == 1 and not items.is_complex():
         check_tensors(None, num_items_in_batch=items)
         return items
@@ -154,7 +154,7 @@ def check_items(items: Any) -> Any:
 
 
 def check_mask(mask: torch.Tensor | None, rows: int, length: int, name: str) -> torch.Tensor | None:
-    """The mask, if it is [rows, length]."""
+    """The mask; InputError if it is not [rows, length]."""
     check_tensors(None, **{name: mask})
     if mask is not None and tuple(mask.shape) != (rows, length):
         raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {(rows, length)}")
@@ -162,7 +162,7 @@ def check_mask(mask: torch.Tensor | None, rows: int, length: int, name: str) -> 
 
 
 def check_dense_mask(mask: torch.Tensor, shape: tuple[int, int, int, int], name: str) -> torch.Tensor:
-    """The mask, if it is bool or floating and broadcasts to shape (rows, heads, queries, keys)."""
+    """The mask; InputError if it is not bool or floating, or does not broadcast to (rows, heads, queries, keys)."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise InputError(f"{name} of 4 dimensions must be bool or floating (added to the scores), got {mask.dtype}")
     if any(size not in (1, most) for size, most in zip(mask.shape, shape, strict=True)):
@@ -173,7 +173,7 @@ def check_dense_mask(mask: torch.Tensor, shape: tuple[int, int, int, int], name:
 def check_types(
     types: torch.Tensor | None, shape: tuple[int, int], config: BertGenerationConfig
 ) -> torch.Tensor | None:
-    """Token types [B, L]; None where there are none, as in bert-generation, where all of them must be 0."""
+    """Token types [B, L]; None for a model without token types (bert-generation), where all must be 0."""
     if types is None:
         return None
     check_tensors(None, token_type_ids=types)
@@ -185,7 +185,7 @@ def check_types(
 
 
 def positions_of(
-    given: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
     ids: torch.Tensor | None,
     rows: int,
     length: int,
@@ -193,19 +193,23 @@ def positions_of(
     config: BertGenerationConfig,
     device: torch.device,
 ) -> torch.Tensor:
-    """Row of the position table for each token, int64 [rows, length]; InputError where the table ends before.
+    """Row of the position table for each token, int64 [rows, length].
 
     Args:
-        given: positions of the caller's, [rows, length] or [1, length]; by default they count on from `past`.
-        ids: int64 [rows, length]; in a roberta half padding does not count. None where embeddings were given.
+        position_ids: of the caller, [rows, length] or [1, length]; None counts from `past`.
+        ids: int64 [rows, length]; RoBERTa models do not count padding. None with embeddings as input.
+
+    Raises:
+        InputError: positions outside the table.
     """
     limit, first = config.max_position_embeddings, config.first_position
-    if given is not None:
-        check_tensors(None, position_ids=given)
-        if given.dim() != 2 or given.shape[1] != length or given.shape[0] not in (1, rows):
-            raise InputError(f"position_ids have shape {tuple(given.shape)}, expected {(rows, length)}")
-        check_ids(given, limit, "position_ids")
-        return given.expand(rows, length)
+    if position_ids is not None:
+        check_tensors(None, position_ids=position_ids)
+        shape = tuple(position_ids.shape)
+        if len(shape) != 2 or shape[1] != length or shape[0] not in (1, rows):
+            raise InputError(f"position_ids have shape {shape}, expected {(rows, length)}")
+        check_ids(position_ids, limit, "position_ids")
+        return position_ids.expand(rows, length)
     if past + length > config.max_tokens:
         raise InputError(f"{past + length} tokens, but the model has {config.max_tokens} positions")
     if first and ids is not None:
@@ -215,7 +219,7 @@ def positions_of(
 
 
 def next_positions(ids: torch.Tensor, lengths: torch.Tensor, config: BertGenerationConfig) -> torch.Tensor:
-    """Row of the position table for one more token, ids int64 [R], behind lengths [R] others each: int64 [R]."""
+    """Row of the position table for the next token, ids int64 [R], after lengths [R] others: int64 [R]."""
     first = config.first_position
     if not first:
         return lengths.long()
@@ -233,9 +237,9 @@ def pack_source(states: torch.Tensor, mask: torch.Tensor | None, rows: int) -> t
 
 
 def key_limits(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A mask [B, L] of keys as lengths [B] where it is ones then zeros, else as a bool mask; (None, None) if full.
+    """A mask [B, L] of keys as lengths [B] if it is ones then zeros, else as a bool mask; (None, None) if all ones.
 
-    Under torch.compile and in a trace nobody can look: it stays a mask.
+    Under torch.compile and in a trace its values are not read: it stays a mask.
     """
     if mask is None:
         return None, None

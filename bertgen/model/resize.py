@@ -1,4 +1,4 @@
-"""Growing and shrinking the tables of a vocabulary."""
+"""Resizing of embedding tables and heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..layers.meta_init import outlined
 
 
 def size_of(rows: int | None, now: int, multiple: int | None) -> int:
-    """Rows that a table of `now` rows gets: `rows` (None: as many as it has), up to the next multiple."""
+    """New number of rows of a table of `now` rows: `rows` (None keeps it), rounded up to a multiple."""
     try:
         rows = now if rows is None else check_integer(1, rows, "new_num_tokens")
         if multiple is not None:
@@ -24,7 +24,7 @@ def size_of(rows: int | None, now: int, multiple: int | None) -> int:
 
 
 def check_rows(rows: int, expected: int, name: str) -> None:
-    """ConfigError where a table has not as many rows as the configuration says: its file could not be loaded."""
+    """Raise ConfigError for a table that has not the size of the configuration: its file could not be loaded."""
     if rows != expected:
         raise ConfigError(
             f"{name} has {rows} rows, config.vocab_size is {expected}; resize_token_embeddings changes both"
@@ -32,13 +32,13 @@ def check_rows(rows: int, expected: int, name: str) -> None:
 
 
 def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.Embedding:
-    """A table of `rows` rows with the first rows of another.
+    """A new table of `rows` rows, the first ones copied from `table`.
 
     Args:
-        table: [V, hidden]; stays as it is.
+        table: [V, hidden]; not changed.
         rows: of the new table.
-        std: standard deviation of the new rows around 0; None makes each the mean of the old ones (Hewitt 2021), which
-            leaves the probabilities of the old tokens nearly as they were.
+        std: new rows are sampled from N(0, std); None sets them to the mean of the old ones (Hewitt 2021), which hardly
+            changes the probabilities of the old tokens.
     """
     padding = table.padding_idx if table.padding_idx is not None and table.padding_idx < rows else None
     with outlined():
@@ -48,7 +48,7 @@ def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.E
 
 
 def resized_linear(layer: nn.Linear, rows: int, std: float | None) -> nn.Linear:
-    """The same for a head; its bias gets zeros."""
+    """As `resized_embedding`, for a head; new biases are 0."""
     if isinstance(layer, Int4Linear):
         raise UnsupportedError(
             "the output layer is in 4 bits; dequantize() the model, resize it, and quantize it again"

@@ -1,4 +1,4 @@
-"""RobertaModel and RobertaForCausalLM: halves that are RoBERTa, whose positions count from behind the padding id."""
+"""RobertaModel and RobertaForCausalLM: RoBERTa encoders and decoders. Positions start after the padding id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AutoTokenizer: the class of tokenizer that a checkpoint asks for."""
+"""AutoTokenizer: loads the class of tokenizer that a checkpoint names."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .roberta import RobertaTokenizer
 
 
 class AutoTokenizer:
-    """Finds the tokenizer class a checkpoint asks for."""
+    """Loads the class of tokenizer that a checkpoint names."""
 
-    # What bertgen has, by the class name that configuration files hold (with or without "Fast" behind it).
+    # Class name in configuration files (without "Fast" at its end) -> class.
     CLASSES: ClassVar[dict[str, type[Tokenizer]]] = {
-        one.__name__: one for one in (BertGenerationTokenizer, BertTokenizer, RobertaTokenizer)
+        kind.__name__: kind for kind in (BertGenerationTokenizer, BertTokenizer, RobertaTokenizer)
     }
-    # The class name where the files hold none, by the model type of the encoder.
+    # Model type of the encoder -> class name, for files without one.
     CLASS_OF_MODEL: ClassVar = {
         "bert-generation": "BertGenerationTokenizer",
         "bert": "BertTokenizer",
         "roberta": "RobertaTokenizer",
     }
-    # What transformers 5 and 4 write for a tokenizer that is nothing but its tokenizer.json.
+    # Class names of transformers 5 and 4 for a tokenizer with a tokenizer.json only.
     NO_CLASS: ClassVar = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
     @classmethod
@@ -38,11 +38,11 @@ class AutoTokenizer:
     def from_pretrained(cls, path_or_id: str | os.PathLike, **options: Any) -> Tokenizer:
         """Load the tokenizer of a directory or hub id; options as `Tokenizer.from_pretrained`, or the model's `config`.
 
-        `tokenizer_config.json` names the class, else `config.json`, else the model type of the encoder does. Where that
-        class finds no vocabulary but just one other class does, it is the other class.
+        The class is named by `tokenizer_config.json`, else by `config.json`, else by the model type of the encoder. If
+        there is no vocabulary for this class but for one other class, the other class is loaded.
 
         Raises:
-            UnsupportedError: the checkpoint's tokenizer is of a class that bertgen does not have (its name).
+            UnsupportedError: bertgen does not have the class (its name).
             CheckpointError, ConfigError: as `Tokenizer.from_pretrained`.
         """
         path, config = as_path(path_or_id), options.pop("config", None)
@@ -52,12 +52,12 @@ class AutoTokenizer:
         name = cls._name(path_or_id, hub, config)
         if name in cls.NO_CLASS:
             return cls._from_pipeline(path_or_id, hub, options)
-        if (found := cls.CLASSES.get(name.removesuffix("Fast"))) is None:
+        if (kind := cls.CLASSES.get(name.removesuffix("Fast"))) is None:
             raise UnsupportedError(f"{path_or_id} has a tokenizer {name}; bertgen has {', '.join(cls.CLASSES)}")
-        if not found.has_vocabulary(path_or_id, hub):
+        if not kind.has_vocabulary(path_or_id, hub):
             others = [other for other in cls.CLASSES.values() if other.has_vocabulary(path_or_id, hub)]
-            found = others[0] if len(others) == 1 else found
-        return found.from_pretrained(path_or_id, **options)
+            kind = others[0] if len(others) == 1 else kind
+        return kind.from_pretrained(path_or_id, **options)
 
     @classmethod
     def _of_file(cls, path: Path) -> type[Tokenizer]:
@@ -66,9 +66,10 @@ class AutoTokenizer:
         return BertTokenizer if path.suffix == ".txt" else BertGenerationTokenizer
 
     @classmethod
-    def _name(cls, path_or_id: str | os.PathLike, hub: dict[str, Any], given: Any) -> str:
+    def _name(cls, path_or_id: str | os.PathLike, hub: dict[str, Any], model_config: Any) -> str:
+        """Name of the class of tokenizer."""
         saved = read_optional(path_or_id, CONFIG_FILE, hub)
-        config = read_optional(path_or_id, "config.json", hub) if given is None else given.to_dict()
+        config = read_optional(path_or_id, "config.json", hub) if model_config is None else model_config.to_dict()
         half = config.get("encoder")
         model_type = (half if isinstance(half, dict) else config).get("model_type", "bert-generation")
         of_model = cls.CLASS_OF_MODEL.get(str(model_type), f"for models of type {model_type!r}")
@@ -78,16 +79,16 @@ class AutoTokenizer:
     def _from_pipeline(
         cls, path_or_id: str | os.PathLike, hub: dict[str, Any], options: dict[str, Any]
     ) -> FastTokenizer:
-        """Load a tokenizer.json that says all by itself, if one of the classes does exactly what it says."""
+        """Load a tokenizer.json without a class name, if one of the classes does exactly the same."""
         path = resolve_file(path_or_id, TOKENIZER_FILE, **hub)
-        kind = model_in(path)
-        for found in (BertTokenizer, RobertaTokenizer):
-            if kind == found.MODEL:
+        description = model_in(path)
+        for kind in (BertTokenizer, RobertaTokenizer):
+            if description == kind.MODEL:
                 parts = parts_of(path)
-                own = {"model_input_names": Tokenizer.MODEL_INPUT_NAMES, **found.options_in(parts)}
-                mine = found.from_pretrained(path_or_id, **{**own, **hub}).parts()
-                differing = [name for name in mine if mine[name] != parts[name]]
+                defaults = {"model_input_names": Tokenizer.MODEL_INPUT_NAMES, **kind.options_in(parts)}
+                own_parts = kind.from_pretrained(path_or_id, **{**defaults, **hub}).parts()
+                differing = [name for name in own_parts if own_parts[name] != parts[name]]
                 if not differing:
-                    return found.from_pretrained(path_or_id, **{**own, **options})
-                kind = f"{kind} model with another {', '.join(differing)} than {found.__name__}'s"
-        raise UnsupportedError(f"{path} holds a {kind}; bertgen has {', '.join(cls.CLASSES)}")
+                    return kind.from_pretrained(path_or_id, **{**defaults, **options})
+                description = f"{description} model with another {', '.join(differing)} than {kind.__name__}'s"
+        raise UnsupportedError(f"{path} holds a {description}; bertgen has {', '.join(cls.CLASSES)}")

@@ -1,7 +1,6 @@
-"""What every tokenizer does: calls with pairs, truncation and padding, decoding, loading and saving.
+"""Tokenizer: base of the tokenizers.
 
-A class of tokenizer adds what differs: its vocabulary, how text becomes ids and ids text, and the special tokens that
-stand around a text.
+A class of tokenizer adds its vocabulary, how text becomes ids and ids text, and the special tokens around a text.
 """
 
 from __future__ import annotations
@@ -19,23 +18,16 @@ from ..config import write_json
 from ..config.base import check_flag
 from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from ..hub import as_path, split_hub_options
-from .alignment import Alignment, Part, aligned
+from .alignment import Alignment, TokenizedText, align_rows
+from .columns import ReturnedColumns, build_columns, collate, listed_columns
 from .encoding import (
-    PADDINGS,
-    SIDES,
     TENSORS,
-    TRUNCATIONS,
     BatchEncoding,
-    Plan,
     as_encoding,
     checked_choice,
     checked_positive,
-    cleaned_up,
-    pairs_of,
     tensor_kind,
     to_lists,
-    truncated,
-    words_of,
 )
 from .files import (
     ADDED_TOKENS_FILE,
@@ -46,47 +38,53 @@ from .files import (
     saved_options,
     target_file,
 )
+from .lengths import (
+    NO_LIMIT,
+    SIDES,
+    TRUNCATIONS,
+    Frame,
+    LengthOptions,
+    pad_columns,
+    resolve_lengths,
+    truncate_pair,
+    truncate_rows,
+)
+from .spaces import clean_up_spaces
+from .texts import texts_and_pairs, words_and_pairs
 from .tokens import AddedToken
 from .vocabulary import SPECIAL_NAMES, Vocabulary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Arguments of transformers' `from_pretrained` for tokenizers that change nothing: there is one implementation of each.
+# Arguments of transformers' `from_pretrained` for tokenizers that have no effect: each class has one implementation.
 IGNORED_ARGUMENTS = frozenset("use_fast from_slow backend tokenizer_type verbose name_or_path".split())
-NO_LIMIT = int(1e30)  # what transformers writes as model_max_length where there is none
-
-
-LONGEST_PADDED = 1 << 24  # tokens of a row; more is a number gone wrong, and would only exhaust the memory
-
-
-_LIMITED = int(1e20)
 
 
 class Tokenizer(Vocabulary):
     """Base of the tokenizers, with the options that all of them have.
 
     Args:
-        special: name -> token of `SPECIAL_NAMES`; None, or not there, means there is none.
+        special: name -> token of `SPECIAL_NAMES`; None or a missing name for no such token.
         extra_special_tokens: more tokens that `skip_special_tokens` drops.
-        model_max_length: tokens that truncation and padding to "max_length" go to where no `max_length` is given.
+        model_max_length: length in tokens for truncation and padding to "max_length" without `max_length`.
         padding_side, truncation_side: "right" or "left".
-        clean_up_tokenization_spaces: take spaces before punctuation out of decoded English text.
-        split_special_tokens: treat special tokens inside a text as any other text.
-        model_input_names: what a call returns by default.
+        clean_up_tokenization_spaces: remove spaces before punctuation from decoded English text.
+        split_special_tokens: treat special tokens inside a text like any other text.
+        model_input_names: columns that a call returns by default.
 
     Raises:
         ConfigError: an option is unknown or has a bad value.
     """
 
-    # Where the vocabulary can be, in order of preference: option of the constructor -> name of the file.
+    # Files of the vocabulary, in order of preference: option of the constructor -> name of the file.
     VOCABULARY_FILES: ClassVar[tuple[dict[str, str], ...]]
     MODEL_INPUT_NAMES: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
-    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # a call with one text, that is; in a list it is padded everywhere
+    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # whether a call with one empty text pads it; a list is always padded
     SPECIAL_TOKENS_ATTRIBUTES: ClassVar[list[str]] = list(SPECIAL_NAMES)
-    name_or_path: str = ""  # where the tokenizer was loaded from
-    is_fast: ClassVar[bool] = False  # whether transformers' one is by the tokenizers library
-    CLEANS_UP: ClassVar[bool] = True  # False: clean_up_tokenization_spaces does nothing
+    name_or_path: str = ""  # source of the tokenizer
+    is_fast: ClassVar[bool] = False  # whether the class of transformers uses the tokenizers library
+    CLEANS_UP: ClassVar[bool] = True  # whether clean_up_tokenization_spaces has an effect
 
     def __init__(
         self,
@@ -125,22 +123,22 @@ class Tokenizer(Vocabulary):
 
     @property
     def vocab_files_names(self) -> dict[str, str]:
-        """Option of the constructor -> name of the file, for each that can hold a vocabulary."""
+        """Option of the constructor -> name of the file, for each file of a vocabulary."""
         return {option: name for names in self.VOCABULARY_FILES for option, name in names.items()}
 
     @staticmethod
     def clean_up_tokenization(text: str) -> str:
-        """Take the spaces before English punctuation and contractions out of a text."""
-        return cleaned_up(text)
+        """Remove the spaces before English punctuation and contractions."""
+        return clean_up_spaces(text)
 
     @property
     def max_len_single_sentence(self) -> int:
-        """`model_max_length` without the special tokens around a text."""
+        """`model_max_length` minus the special tokens of a text."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=False)
 
     @property
     def max_len_sentences_pair(self) -> int:
-        """The same around two."""
+        """`model_max_length` minus the special tokens of a pair."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     @property
@@ -149,14 +147,14 @@ class Tokenizer(Vocabulary):
         return 0
 
     def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
-        """Ids of the special tokens before a text, between the two of a pair (empty for one), and behind."""
+        """Ids of the special tokens before a text, between the two of a pair (else empty), and after."""
         raise NotImplementedError
 
-    def _type_of_second(self, add_special_tokens: bool) -> int:
+    def _second_type_id(self, add_special_tokens: bool) -> int:
         """`token_type_ids` of the second text of a pair."""
         raise NotImplementedError
 
-    def _truncated(
+    def _truncate_pair(
         self, index: int, row: list[int], second: list[int] | None, limit: int, strategy: str
     ) -> tuple[list[int], list[int] | None]:
         """Shorten the text of this index, and its second one, to `limit` tokens together."""
@@ -167,11 +165,11 @@ class Tokenizer(Vocabulary):
         raise NotImplementedError
 
     def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
-        """The same for texts that are lists of words."""
+        """As `_encode_rows`, for texts that are lists of words."""
         raise NotImplementedError
 
-    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
-        """The same with tokens, characters and words; `split` says that texts are lists of words."""
+    def _align_texts(self, texts: list[Any], split: bool) -> list[TokenizedText]:
+        """Ids of texts with their tokens, characters and words; with `split` texts are lists of words."""
         raise NotImplementedError
 
     def _decode_rows(self, rows: Sequence[Any], skip_special_tokens: bool) -> list[str]:
@@ -186,28 +184,28 @@ class Tokenizer(Vocabulary):
         raise NotImplementedError
 
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the vocabulary alone into a directory and return the paths."""
+        """Write the vocabulary only into a directory; returns the paths."""
         raise NotImplementedError
 
     def _save_files(self, save_directory: str | os.PathLike, filename_prefix: str | None) -> list[str]:
-        """Write what `from_pretrained` needs beside the options; return the paths."""
+        """Write the files that `from_pretrained` needs besides the options; returns the paths."""
         raise NotImplementedError
 
-    def _own_options(self) -> dict[str, Any]:
-        """Options of the constructor that only this class has, as the file of options holds them."""
+    def _class_options(self) -> dict[str, Any]:
+        """Options of the constructor that only this class has, as in tokenizer_config.json."""
         raise NotImplementedError
 
     # -- text to ids --------------------------------------------------------------------------------------------------
 
     def encode_batch(self, texts: Iterable[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Ids of each text: the fast path, without padding, truncation or masks.
+        """Ids of each text, without padding, truncation or masks. The fastest method.
 
         Args:
             texts: any number of str.
-            add_special_tokens: put the special tokens of the class around each text, if it has any.
+            add_special_tokens: add the special tokens of the class to each text.
 
         Raises:
-            InputError: a text is no string or no Unicode (its index and what is wrong).
+            InputError: a text is no str or no valid Unicode (its index and the reason).
         """
         try:
             listed = None if isinstance(texts, (str, bytes, Mapping)) else list(texts)
@@ -221,33 +219,33 @@ class Tokenizer(Vocabulary):
                 raise InputError(f"text {index} must be a str, got {type(text).__name__}")
         try:
             rows = self._encode_rows(listed)
-        except Exception as error:  # tokenizers raises nothing more precise
-            self._blame(listed, error)
-        before, _, behind = self.frame(False) if add_special_tokens else ([], [], [])
-        return [[*before, *row, *behind] for row in rows] if before or behind else rows
+        except Exception as error:  # the tokenizers library raises no subclass
+            self._raise_encoding_error(listed, error)
+        before, _, after = self.frame(False) if add_special_tokens else ([], [], [])
+        return [[*before, *row, *after] for row in rows] if before or after else rows
 
-    def _blame(self, texts: list[str], error: Exception, name: str | None = None) -> NoReturn:
-        """Raise the error that names the text which could not be encoded."""
+    def _raise_encoding_error(self, texts: list[str], error: Exception, name: str | None = None) -> NoReturn:
+        """Raise the error for texts that could not be encoded; it names the text that is no valid Unicode."""
         for index, text in enumerate(texts):
             try:
                 text.encode()
-            except UnicodeEncodeError as bad:
-                what = f"lone surrogate U+{ord(text[bad.start]):04X} at position {bad.start}"
-                raise InputError(f"{name or f'text {index}'} is no valid Unicode: {what}") from None
+            except UnicodeEncodeError as invalid:
+                reason = f"lone surrogate U+{ord(text[invalid.start]):04X} at position {invalid.start}"
+                raise InputError(f"{name or f'text {index}'} is no valid Unicode: {reason}") from None
         raise CheckpointError(f"{self} cannot encode: {error}") from error
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """Cut a text into tokens; what the vocabulary lacks comes as it is, or as the unknown token.
+        """Split a text into tokens; text that is not in the vocabulary stays as it is, or becomes the unknown token.
 
         Args:
-            pair: a second text, whose tokens come after those of the first.
-            add_special_tokens: put the special tokens of the class around them.
+            pair: a second text; its tokens follow those of the first.
+            add_special_tokens: add the special tokens of the class.
         """
         tokens = [self._tokens_of(text, "text"), [] if pair is None else self._tokens_of(pair, "pair")]
         if not check_flag(add_special_tokens, "add_special_tokens"):
             return [token for part in tokens for token in part]
-        before, middle, behind = map(self.convert_ids_to_tokens, self.frame(pair is not None))
-        return [*before, *tokens[0], *middle, *tokens[1], *behind]
+        before, between, after = map(self.convert_ids_to_tokens, self.frame(pair is not None))
+        return [*before, *tokens[0], *between, *tokens[1], *after]
 
     def _tokens_of(self, text: str, name: str) -> list[str]:
         if not isinstance(text, str):
@@ -255,16 +253,16 @@ class Tokenizer(Vocabulary):
         try:
             return self._tokenize(text)
         except Exception as error:
-            self._blame([text], error, name)
+            self._raise_encoding_error([text], error, name)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens stand around a text, or around two."""
+        """Number of special tokens of a text, or of a pair."""
         return sum(map(len, self.frame(pair)))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Ids of a text, or of two, with the special tokens around them."""
+        """Ids of a text or a pair with the special tokens."""
         start, middle, end = self.frame(token_ids_1 is not None)
         return [*start, *token_ids_0, *middle, *(token_ids_1 or ()), *end]
 
@@ -275,7 +273,7 @@ class Tokenizer(Vocabulary):
         start, middle, end = self.frame(token_ids_1 is not None)
         if token_ids_1 is None:
             return [0] * (len(start) + len(token_ids_0) + len(end))
-        kind = self._type_of_second(True)
+        kind = self._second_type_id(True)
         return [0] * (len(start) + len(token_ids_0) + len(middle)) + [kind] * (len(token_ids_1) + len(end))
 
     def get_special_tokens_mask(
@@ -284,11 +282,11 @@ class Tokenizer(Vocabulary):
         """1 for each special token, 0 for the others.
 
         Args:
-            token_ids_0, token_ids_1: a text or two, around which special tokens are to come.
-            already_has_special_tokens: `token_ids_0` is a whole row, in which every special token counts.
+            token_ids_0, token_ids_1: a text or a pair without special tokens.
+            already_has_special_tokens: `token_ids_0` is a row with special tokens.
 
         Raises:
-            InputError: a whole row and a second text.
+            InputError: a row with special tokens and a second text.
         """
         if already_has_special_tokens:
             if token_ids_1 is not None:
@@ -307,15 +305,16 @@ class Tokenizer(Vocabulary):
         truncation_strategy: str = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int] | None, list[int]]:
-        """Ids and second ids without so many of their tokens, and those removed, with `stride` of the others before.
+        """Ids and second ids without `num_tokens_to_remove` of their tokens, and the removed ones.
 
-        Those removed are not returned where both are cut ("longest_first").
+        `stride` kept tokens are returned with the removed ones. No removed ids are returned where both texts are cut
+        ("longest_first").
         """
         strategy = checked_choice("truncation_strategy", truncation_strategy, TRUNCATIONS)
         if num_tokens_to_remove <= 0 or strategy == "do_not_truncate":
             return ids, pair_ids, []
         limit = len(ids) + len(pair_ids or ()) - num_tokens_to_remove
-        row, second = truncated(ids, pair_ids, limit, strategy, self.truncation_side)
+        row, second = truncate_pair(ids, pair_ids, limit, strategy, self.truncation_side)
         cut = ids if strategy == "only_first" or pair_ids is None else pair_ids
         if pair_ids is not None and strategy == "longest_first":
             return row, second, []
@@ -338,10 +337,10 @@ class Tokenizer(Vocabulary):
         return_special_tokens_mask: bool = False,
         return_length: bool = False,
     ) -> BatchEncoding:
-        """What a call returns for one text (and its second), of their ids; arguments as for a call."""
-        plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
-        columns = self._assembled(
-            [list(ids)], [None if pair_ids is None else list(pair_ids)], plan, add_special_tokens, padding_side,
+        """As a call with one text (and a second one), from their ids."""
+        lengths = self._resolve_lengths(padding, truncation, max_length, pad_to_multiple_of)
+        columns = self._build_columns(
+            [list(ids)], [None if pair_ids is None else list(pair_ids)], lengths, add_special_tokens, padding_side,
             return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length,
         )  # fmt: skip
         return as_encoding(columns, return_tensors, return_tensors is None)
@@ -385,23 +384,23 @@ class Tokenizer(Vocabulary):
 
         Args:
             text: a str, or a list of str or of pairs of str.
-            text_pair: second text or texts, behind the first.
+            text_pair: second text or texts.
             text_target, text_pair_target: text or texts whose ids become `labels`.
-            is_split_into_words: a text is a list of words, and a pair of such a tuple; words are encoded one by one.
-            add_special_tokens: put the special tokens of the class around each text or pair, if it has any.
+            is_split_into_words: a text is a list of words, a pair a tuple of two lists; words are encoded one by one.
+            add_special_tokens: add the special tokens of the class to each text or pair.
             padding: True or "longest", "max_length", or False.
-            truncation: True or "longest_first", "only_first", "only_second", or False; None truncates where only
-                `max_length` is given.
-            max_length: limit in tokens; `model_max_length` where it is None.
-            pad_to_multiple_of: padded lengths become multiples of it.
-            padding_side: "right" or "left"; the tokenizer's where it is None.
-            return_tensors: "pt" or "np" (int64, [texts, length]); lists where it is None.
-            return_token_type_ids, return_attention_mask: more keys; by default `model_input_names`.
-            return_special_tokens_mask: 1 for what stands around the texts.
-            return_offsets_mapping: `offset_mapping`, the characters of each token, (first, behind the last), (0, 0)
-                for special tokens. In bert-generation's the space before a word belongs to it.
+            truncation: True or "longest_first", "only_first", "only_second", or False; None truncates where
+                `max_length` is given without `padding`.
+            max_length: limit in tokens; None is `model_max_length`.
+            pad_to_multiple_of: padded lengths are multiples of it.
+            padding_side: "right" or "left"; None is the tokenizer's.
+            return_tensors: "pt" or "np" (int64, [texts, length]); None returns lists.
+            return_token_type_ids, return_attention_mask: more keys; by default those of `model_input_names`.
+            return_special_tokens_mask: 1 for special tokens.
+            return_offsets_mapping: `offset_mapping`, the characters of each token as (start, end), (0, 0) for special
+                tokens. With bert-generation the space before a word belongs to the word.
             return_length: `length`, tokens of each row.
-            verbose: changes nothing.
+            verbose: no effect.
 
         Raises:
             InputError: a text is of another type (its index), the batch is empty, or rows of different lengths cannot
@@ -412,7 +411,7 @@ class Tokenizer(Vocabulary):
             if name not in ("return_overflowing_tokens", "stride"):
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}")
             if value:
-                raise UnsupportedError(f"{name}={value!r}: what truncation cuts off is not returned")
+                raise UnsupportedError(f"{name}={value!r}: truncated tokens are not returned")
         if text is None:
             text, text_target, text_pair, text_pair_target = text_target, None, text_pair_target, None
         add_special_tokens = check_flag(add_special_tokens, "add_special_tokens")
@@ -421,35 +420,35 @@ class Tokenizer(Vocabulary):
         return_offsets_mapping = check_flag(return_offsets_mapping, "return_offsets_mapping")
         return_length = check_flag(return_length, "return_length")
         checked_choice("return_tensors", return_tensors, (*TENSORS, None))
-        plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
+        lengths = self._resolve_lengths(padding, truncation, max_length, pad_to_multiple_of)
         if is_split_into_words:
-            firsts, seconds, single = words_of(text, text_pair)
-            encoded = self._encode_words
+            firsts, seconds, single = words_and_pairs(text, text_pair)
+            encode = self._encode_words
         else:
             single = isinstance(text, str)
-            firsts, seconds = pairs_of(text, text_pair)
-            encoded = partial(self.encode_batch, add_special_tokens=False)
-        rows = encoded(firsts)
-        pairs = iter(encoded([one for one in seconds if one is not None]))
-        second_rows = [None if second is None else next(pairs) for second in seconds]
+            firsts, seconds = texts_and_pairs(text, text_pair)
+            encode = partial(self.encode_batch, add_special_tokens=False)
+        rows = encode(firsts)
+        encoded_seconds = iter(encode([second for second in seconds if second is not None]))
+        second_rows = [None if second is None else next(encoded_seconds) for second in seconds]
         is_one_empty = single and rows == [[]] and second_rows == [None]
-        columns = self._assembled(
-            rows, second_rows, plan, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
+        columns = self._build_columns(
+            rows, second_rows, lengths, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
             return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not is_one_empty,
         )  # fmt: skip
         widths = list(map(len, columns["input_ids"]))
         align = partial(
-            self._aligned, firsts, seconds, plan, add_special_tokens, is_split_into_words, widths, padding_side
+            self._align, firsts, seconds, lengths, add_special_tokens, is_split_into_words, widths, padding_side
         )
         if return_offsets_mapping:
             columns["offset_mapping"] = [row.offsets for row in align()]
         if return_length and self.is_fast and single and return_tensors is None:
-            columns["length"] = [columns["length"]]  # as transformers, which keeps the list there
+            columns["length"] = [columns["length"]]  # as transformers, which returns a list here
         encoding = as_encoding(columns, return_tensors, single and return_tensors is None)
         encoding._align, encoding.is_fast = align, self.is_fast
         if text_target is not None:
             if not is_split_into_words:
-                pairs_of(text_target, text_pair_target, "text_target")
+                texts_and_pairs(text_target, text_pair_target, "text_target")
             encoding["labels"] = self.encode(
                 text_target,
                 text_pair_target,
@@ -464,11 +463,11 @@ class Tokenizer(Vocabulary):
             )
         return encoding
 
-    def _assembled(
+    def _build_columns(
         self,
         rows: list[list[int]],
         second_rows: list[list[int] | None],
-        plan: Plan,
+        lengths: LengthOptions,
         add_special_tokens: bool,
         padding_side: str | None,
         return_token_type_ids: bool | None,
@@ -477,89 +476,52 @@ class Tokenizer(Vocabulary):
         return_length: bool,
         pads: bool = True,
     ) -> dict[str, list[Any]]:
-        """Columns of a call's result: the rows cut, with their special tokens, and padded."""
+        """Columns of a call's result: rows truncated, with special tokens, and padded."""
         frames = self._frames(add_special_tokens)
-        self._cut(rows, second_rows, plan, frames)
-        heads, tails = [], []
-        for row, second in zip(rows, second_rows, strict=True):
-            start, middle, end = frames[second is not None]
-            heads.append([*start, *row, *middle])
-            tails.append(end if second is None else [*second, *end])
-        columns: dict[str, list[Any]] = {"input_ids": [head + tail for head, tail in zip(heads, tails, strict=True)]}
-        if self._returns("token_type_ids", return_token_type_ids):
-            kinds = [0 if second is None else self._type_of_second(add_special_tokens) for second in second_rows]
-            both = zip(heads, tails, kinds, strict=True)
-            columns["token_type_ids"] = [[0] * len(head) + [kind] * len(tail) for head, tail, kind in both]
-        if self._returns("attention_mask", return_attention_mask):
-            columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
-        if return_special_tokens_mask:
-            masks = columns["special_tokens_mask"] = []
-            for row, second in zip(rows, second_rows, strict=True):
-                start, middle, end = ([1] * len(part) for part in frames[second is not None])
-                masks.append([*start, *([0] * len(row)), *middle, *([0] * len(second or ())), *end])
-        lengths = list(map(len, columns["input_ids"]))
+        truncate_rows(rows, second_rows, lengths, frames, self._truncate_pair)
+        returned = ReturnedColumns(
+            self._returns("token_type_ids", return_token_type_ids),
+            self._returns("attention_mask", return_attention_mask),
+            return_special_tokens_mask,
+        )
+        columns = build_columns(rows, second_rows, frames, self._second_type_id(add_special_tokens), returned)
+        unpadded = list(map(len, columns["input_ids"]))
         if pads:
-            self._pad_columns(columns, plan, padding_side)
-        if return_length:  # as transformers: with padding where the tokenizers library has done it, or for one text
-            before = not self.is_fast and len(lengths) > 1
-            columns["length"] = lengths if before else list(map(len, columns["input_ids"]))
+            self._pad_columns(columns, lengths, padding_side)
+        if return_length:  # as transformers: with padding by the tokenizers library, and for one text
+            without_padding = not self.is_fast and len(unpadded) > 1
+            columns["length"] = unpadded if without_padding else list(map(len, columns["input_ids"]))
         return columns
 
-    def _frames(self, add_special_tokens: bool) -> dict[bool, tuple[list[int], list[int], list[int]]]:
+    def _frames(self, add_special_tokens: bool) -> dict[bool, Frame]:
+        """Special tokens of a single row (False) and of a pair (True)."""
         return {pair: self.frame(pair) if add_special_tokens else ([], [], []) for pair in (False, True)}
 
-    def _cut(
-        self,
-        rows: list[list[int]],
-        second_rows: list[list[int] | None],
-        plan: Plan,
-        frames: dict[bool, tuple[list[int], list[int], list[int]]],
-    ) -> None:
-        """Truncate rows, in place."""
-        if plan.limit is not None and plan.truncation != "do_not_truncate":
-            rooms = {pair: plan.limit - sum(map(len, frame)) for pair, frame in frames.items()}
-            for index, row in enumerate(rows):
-                second = second_rows[index]
-                room = rooms[second is not None]
-                if len(row) + len(second or ()) > room:
-                    if room < 0:
-                        # Unlike the tokenizers library, which then leaves the row as long as it is.
-                        raise ConfigError(
-                            f"max_length {plan.limit} is less than the {plan.limit - room} special tokens"
-                        )
-                    rows[index], second_rows[index] = self._truncated(index, row, second, room, plan.truncation)
-
-    def _aligned(
+    def _align(
         self,
         firsts: list[Any],
         seconds: list[Any],
-        plan: Plan,
+        lengths: LengthOptions,
         add_special_tokens: bool,
         split: bool,
         widths: list[int],
         padding_side: str | None,
     ) -> list[Alignment]:
-        """Where the tokens of a call's rows come from; `widths`: of the rows, with padding."""
-        parts = self._parts(firsts, split)
-        pairs = iter(self._parts([one for one in seconds if one is not None], split))
-        second_parts = [None if one is None else next(pairs) for one in seconds]
-        kept = [list(range(len(part.ids))) for part in parts]
-        second_kept = [None if part is None else list(range(len(part.ids))) for part in second_parts]
+        """Alignment of each row of a call with its text; `widths`: of the rows, with padding."""
+        texts = self._align_texts(firsts, split)
+        pairs = iter(self._align_texts([second for second in seconds if second is not None], split))
+        second_texts = [None if second is None else next(pairs) for second in seconds]
+        kept = [list(range(len(text.ids))) for text in texts]
+        second_kept = [None if text is None else list(range(len(text.ids))) for text in second_texts]
         frames = self._frames(add_special_tokens)
-        self._cut(kept, second_kept, plan, frames)
+        truncate_rows(kept, second_kept, lengths, frames, self._truncate_pair)
         special = {
-            pair: [Part(ids, self.convert_ids_to_tokens(ids), [], None) for ids in frame]
+            pair: [TokenizedText(ids, self.convert_ids_to_tokens(ids), [], None) for ids in frame]
             for pair, frame in frames.items()
         }
         side = self.padding_side if padding_side is None else padding_side
         padding = (0, "") if self.pad_token is None else (self.pad_token_id, self.pad_token)
-        found = []
-        for part, second, one, two, width in zip(parts, second_parts, kept, second_kept, widths, strict=True):
-            if second is None or two is None:
-                found.append(aligned([part], [one], special[False], width, side, padding))
-            else:
-                found.append(aligned([part, second], [one, two], special[True], width, side, padding))
-        return found
+        return align_rows(texts, second_texts, kept, second_kept, special, widths, side, padding)
 
     def pad(
         self,
@@ -571,86 +533,44 @@ class Tokenizer(Vocabulary):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchEncoding:
-        """Pad ids that were encoded before: one encoding, a batch of them, or a list of encodings (a collator's input).
+        """Pad encoded rows: one encoding, a batch, or a list of encodings (the input of a collator).
 
-        Arguments as for a call. Tensors and arrays come back as such. Keys other than `input_ids`, `attention_mask`,
+        Arguments as for a call. Tensors and arrays are returned as such. Keys other than `input_ids`, `attention_mask`,
         `token_type_ids` and `special_tokens_mask` stay as they are.
 
         Raises:
             InputError: there are no `input_ids`, or keys differ between the encodings.
             ConfigError: an option has a bad value.
         """
-        if isinstance(encoded_inputs, (list, tuple)):
-            keys = list(encoded_inputs[0]) if encoded_inputs and isinstance(encoded_inputs[0], Mapping) else []
-            for index, one in enumerate(encoded_inputs):
-                if not isinstance(one, Mapping) or not one.keys() >= set(keys):
-                    raise InputError(f"encoding {index} must have the keys {', '.join(keys)}")
-            encoded_inputs = {key: [one[key] for one in encoded_inputs] for key in keys}
-        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
-            raise InputError(
-                f"encoded_inputs must be an encoding, or a list of them, with input_ids, got {quoted(encoded_inputs)}"
-            )
-        plan = self._plan(padding, False, max_length, pad_to_multiple_of)
+        encoding = collate(encoded_inputs)
+        lengths = self._resolve_lengths(padding, False, max_length, pad_to_multiple_of)
         checked_choice("return_tensors", return_tensors, (*TENSORS, None))
-        return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
-        columns = {key: to_lists(value) for key, value in encoded_inputs.items()}
-        if not columns["input_ids"]:
-            return BatchEncoding(encoded_inputs, **({"attention_mask": []} if return_attention_mask else {}))
-        single = not isinstance(columns["input_ids"][0], (list, tuple))
-        if single:
-            columns = {key: [value] for key, value in columns.items()}
-        count = len(columns["input_ids"])
-        for key, rows in columns.items():
-            if len(rows) != count:
-                raise InputError(f"{key} has {len(rows)} rows, input_ids {count}")
-            columns[key] = [list(row) if isinstance(row, tuple) else row for row in rows]
+        return_tensors = return_tensors or tensor_kind(encoding["input_ids"])
+        if not to_lists(encoding["input_ids"]):
+            return BatchEncoding(encoding, **({"attention_mask": []} if return_attention_mask else {}))
+        columns, single = listed_columns(encoding)
         if self._returns("attention_mask", return_attention_mask) and "attention_mask" not in columns:
             columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
-        self._pad_columns(columns, plan, padding_side)
+        self._pad_columns(columns, lengths, padding_side)
         if single:
             columns = {key: rows[0] for key, rows in columns.items()}
         return as_encoding(columns, return_tensors, False)
 
-    def _returns(self, name: str, asked: bool | None) -> bool:
-        return name in self.model_input_names if asked is None else check_flag(asked, f"return_{name}")
+    def _returns(self, name: str, argument: bool | None) -> bool:
+        """Whether a call returns a column, by its argument or `model_input_names`."""
+        return name in self.model_input_names if argument is None else check_flag(argument, f"return_{name}")
 
-    def _plan(self, padding: Any, truncation: Any, max_length: Any, multiple: Any) -> Plan:
-        """Check the options that decide on lengths and resolve their defaults."""
-        if truncation is None:
-            truncation = max_length is not None and padding is False
-        if isinstance(truncation, bool):
-            truncation = "longest_first" if truncation else "do_not_truncate"
-        if isinstance(padding, bool):
-            padding = "longest" if padding else "do_not_pad"
-        truncation = checked_choice("truncation", truncation, TRUNCATIONS)
-        padding = checked_choice("padding", padding, PADDINGS)
-        limit = None if max_length is None else checked_positive("max_length", max_length)
-        if limit is None and self.model_max_length < _LIMITED:
-            limit = self.model_max_length
-        if multiple is not None:
-            multiple = checked_positive("pad_to_multiple_of", multiple, LONGEST_PADDED)
-        if padding != "do_not_pad" and self.pad_token is None:
-            raise ConfigError("padding needs a pad_token; this tokenizer has none")
-        if limit is None and truncation != "do_not_truncate":
+    def _resolve_lengths(self, padding: Any, truncation: Any, max_length: Any, multiple: Any) -> LengthOptions:
+        lengths = resolve_lengths(
+            padding, truncation, max_length, multiple,
+            model_max_length=self.model_max_length, has_pad_token=self.pad_token is not None,
+        )  # fmt: skip
+        if lengths.lacks_limit:
             warnings.warn("truncation without max_length: this tokenizer has no model_max_length", stacklevel=3)
-        if limit and multiple and limit % multiple and truncation != "do_not_truncate" and padding != "do_not_pad":
-            raise ConfigError(f"max_length {limit} is not a multiple of pad_to_multiple_of {multiple}")
-        return Plan(padding, truncation, limit, multiple)
+        return lengths
 
-    def _pad_columns(self, columns: dict[str, list[list[int]]], plan: Plan, side: str | None) -> None:
-        side = checked_choice("padding_side", self.padding_side if side is None else side, SIDES)
-        rows = columns["input_ids"]
-        length = max(map(len, rows)) if plan.padding == "longest" else plan.limit
-        if plan.padding == "do_not_pad" or length is None:
-            return
-        length += -length % (plan.multiple or 1)
-        if length > LONGEST_PADDED:
-            raise ConfigError(f"max_length {length} to pad to is more than {LONGEST_PADDED} tokens")
-        values = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
-        missing = [length - len(row) for row in rows]
-        for key in columns.keys() & values.keys():
-            value, both = values[key], zip(columns[key], missing, strict=True)
-            columns[key] = [row + [value] * n if side == "right" else [value] * n + row for row, n in both]
+    def _pad_columns(self, columns: dict[str, list[Any]], lengths: LengthOptions, side: str | None) -> None:
+        pad_columns(columns, lengths, self.padding_side if side is None else side, self.pad_token_id)
 
     # -- ids to text --------------------------------------------------------------------------------------------------
 
@@ -661,8 +581,8 @@ class Tokenizer(Vocabulary):
 
         Args:
             sequences: lists of ids, or a tensor or array [rows, length].
-            skip_special_tokens: leave the special tokens out.
-            clean_up_tokenization_spaces: take spaces before punctuation out; the tokenizer's setting where it is None.
+            skip_special_tokens: omit the special tokens.
+            clean_up_tokenization_spaces: remove spaces before punctuation; None is the setting of the tokenizer.
 
         Raises:
             InputError: an id is no integer or outside the vocabulary (the id and the limit).
@@ -676,7 +596,7 @@ class Tokenizer(Vocabulary):
         if clean_up_tokenization_spaces is not None:
             clean = check_flag(clean_up_tokenization_spaces, "clean_up_tokenization_spaces")
         decoded = self._decode_rows(rows, check_flag(skip_special_tokens, "skip_special_tokens"))
-        return [cleaned_up(text) for text in decoded] if clean and self.CLEANS_UP else decoded
+        return [clean_up_spaces(text) for text in decoded] if clean and self.CLEANS_UP else decoded
 
     decode_batch = batch_decode
 
@@ -693,7 +613,7 @@ class Tokenizer(Vocabulary):
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write everything `from_pretrained` needs, here and in transformers; return the paths.
+        """Write the files that `from_pretrained` needs, here and in transformers; returns the paths.
 
         Raises:
             CheckpointError: `save_directory` is a file.
@@ -705,7 +625,7 @@ class Tokenizer(Vocabulary):
         saved = self._save_files(save_directory, filename_prefix)
         config: dict[str, Any] = {
             **self._special,
-            **self._own_options(),
+            **self._class_options(),
             "added_tokens_decoder": {str(i): token.as_dict() for i, token in self.added_tokens_decoder.items()},
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             "model_input_names": self.model_input_names,
@@ -724,35 +644,35 @@ class Tokenizer(Vocabulary):
     @classmethod
     @by_its_place
     def from_pretrained(cls, path_or_id: str | os.PathLike, **overrides: Any) -> Self:
-        """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the bare files of a vocabulary.
+        """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the files of a vocabulary alone.
 
         Args:
-            path_or_id: a directory, a hub id, or the path of a vocabulary that is one file.
-            overrides: options of the constructor, which win over the saved ones, and those of the download (revision,
+            path_or_id: a directory, a hub id, or the path of a vocabulary in one file.
+            overrides: options of the constructor, in place of the saved ones, and those of the download (revision,
                 cache_dir, token, local_files_only, force_download, subfolder; `bertgen.hub.resolve_file`). Arguments of
-                transformers that change nothing here are accepted.
+                transformers without an effect here are accepted.
 
         Raises:
-            CheckpointError: a file is missing or corrupt (which one, and what was looked for).
+            CheckpointError: a file is missing or corrupt (its name).
             ConfigError: one of `overrides` is unknown or has a bad value.
         """
         overrides, hub = split_hub_options({k: v for k, v in overrides.items() if k not in IGNORED_ARGUMENTS})
         if as_path(path_or_id).is_file():
             path = as_path(path_or_id)
-            tokenizer = cls(**{cls._option_of_file(path): path, **overrides})
+            tokenizer = cls(**{cls._option_for_file(path): path, **overrides})
             tokenizer.name_or_path = str(path_or_id)
             return tokenizer
         vocabulary: dict[str, Any] = dict(find_vocabulary(path_or_id, cls.VOCABULARY_FILES, hub))
-        known = {name for one in (cls, Tokenizer) for name in inspect.signature(one).parameters}
+        known = {name for kind in (cls, Tokenizer) for name in inspect.signature(kind).parameters}
         saved = saved_options(path_or_id, known, hub)
         try:
             options = saved | overrides
-            behind = {} if "added_tokens_decoder" in saved else read_optional(path_or_id, ADDED_TOKENS_FILE, hub)
-            if behind and "added_tokens_decoder" not in overrides:
+            ids = {} if "added_tokens_decoder" in saved else read_optional(path_or_id, ADDED_TOKENS_FILE, hub)
+            if ids and "added_tokens_decoder" not in overrides:
                 special = {AddedToken.of(options[name]).content for name in SPECIAL_NAMES if options.get(name)}
                 special.update(AddedToken.of(token).content for token in options.get("extra_special_tokens") or ())
-                named = {index: AddedToken.of(content, content in special) for content, index in behind.items()}
-                options["added_tokens_decoder"] = named | cls._added_tokens_in(vocabulary)
+                added = {index: AddedToken.of(content, content in special) for content, index in ids.items()}
+                options["added_tokens_decoder"] = added | cls._added_tokens_in(vocabulary)
             tokenizer = cls(**vocabulary, **options)
             tokenizer.name_or_path = str(path_or_id)
             return tokenizer
@@ -761,18 +681,18 @@ class Tokenizer(Vocabulary):
             raise kind(f"{path_or_id}: {error}") from error
 
     @classmethod
-    def _option_of_file(cls, path: Path) -> str:
-        """Name of the constructor's option that takes a vocabulary of one file."""
+    def _option_for_file(cls, path: Path) -> str:
+        """Option of the constructor for a vocabulary in one file."""
         return "vocab_file"
 
     @classmethod
     def _added_tokens_in(cls, vocabulary: dict[str, Any]) -> dict[int, AddedToken]:
-        """Added tokens that the vocabulary's own file holds."""
+        """Added tokens in the file of the vocabulary."""
         return {}
 
     @classmethod
     def has_vocabulary(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> bool:
-        """Whether a directory or repository holds a vocabulary of this class; `hub`: options of the download."""
+        """Whether a directory or repository has a vocabulary of this class; `hub`: options of the download."""
         return has_one_of(path_or_id, cls.VOCABULARY_FILES, hub)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""BertTokenizer: words of a fixed list and pieces of them (WordPiece), `[CLS] text [SEP]`."""
+"""BertTokenizer: WordPiece, `[CLS] text [SEP]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UnsupportedError
 from .fast import TOKENIZER_FILE, FastTokenizer
 from .tokens import AddedToken
 
-# A vocabulary of which a larger part than this has upper-case letters was made for text with upper-case letters.
+# A vocabulary with a larger share of tokens with upper-case letters is for cased text.
 _CASED = 0.05
 
 
@@ -22,21 +22,21 @@ class BertTokenizer(FastTokenizer):
 
     Args:
         vocab: a `vocab.txt` with one token a line, or a table of token -> id.
-        do_lower_case: make texts lower-case; accents go as well, unless `strip_accents` says otherwise. None is True,
-            with a warning where the vocabulary has words with upper-case letters, which such texts never reach.
+        do_lower_case: make texts lower-case, and remove accents unless `strip_accents` is False. None is True, with a
+            warning if the vocabulary is for cased text.
         unk_token, sep_token, pad_token, cls_token, mask_token, bos_token, eos_token: special tokens. Those that are not
-            in the vocabulary get ids behind it. None means there is none.
-        tokenize_chinese_chars: make each Chinese character a word.
-        strip_accents: take accents off letters; None does what `do_lower_case` does.
-        vocab_file: `vocab` by its old name.
-        tokenizer_file: a `tokenizer.json`, instead of `vocab`: its vocabulary and its added tokens.
-        added_tokens_decoder: id -> token, as saved files hold it.
+            in the vocabulary get ids after it. None for no such token.
+        tokenize_chinese_chars: treat each Chinese character as a word.
+        strip_accents: remove accents from letters; None is the value of `do_lower_case`.
+        vocab_file: older name of `vocab`.
+        tokenizer_file: a `tokenizer.json` in place of `vocab`; its vocabulary and added tokens are read.
+        added_tokens_decoder: id -> token, as in saved files.
         never_split, do_basic_tokenize: options of older versions, of which only the defaults are supported.
         options: those of `bertgen.tokenizer.base.Tokenizer`.
 
     Raises:
         CheckpointError: a file is missing or corrupt.
-        ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
+        ConfigError: there are none or several vocabularies, or an option is unknown or has a bad value.
     """
 
     MODEL: ClassVar = "WordPiece"
@@ -72,21 +72,21 @@ class BertTokenizer(FastTokenizer):
         self.do_lower_case = do_lower_case is None or do_lower_case
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self.strip_accents = strip_accents
-        # In transformers' order, which is the order of the ids of those that are not in the vocabulary.
+        # In the order of transformers, in which tokens that are not in the vocabulary get ids.
         special = dict(bos_token=bos_token, eos_token=eos_token, unk_token=unk_token, sep_token=sep_token)
         special |= dict(pad_token=pad_token, cls_token=cls_token, mask_token=mask_token)
         vocab = vocab if vocab_file is None else vocab_file
         super().__init__(special, (vocab,), tokenizer_file, added_tokens_decoder, **options)
         if do_lower_case is None and self._cased() > _CASED:
             warnings.warn(
-                "this vocabulary has words with upper-case letters and accents, but do_lower_case is not given and by "
-                "default True, which takes both out of every text: do_lower_case=False is probably right here",
+                "this vocabulary has words with upper-case letters and accents, but do_lower_case is not given: its "
+                "default True removes both from every text. do_lower_case=False is probably right here",
                 stacklevel=2,
             )
 
     @classmethod
     def options_in(cls, parts: dict[str, Any]) -> dict[str, Any]:
-        """Options that a normalizer of a tokenizer.json corresponds to."""
+        """Options that correspond to the normalizer of a tokenizer.json."""
         names = dict(
             do_lower_case="lowercase", tokenize_chinese_chars="handle_chinese_chars", strip_accents="strip_accents"
         )
@@ -109,7 +109,7 @@ class BertTokenizer(FastTokenizer):
         return library
 
     def _cased(self) -> float:
-        """Part of the vocabulary that has upper-case letters, tokens like [MASK] aside."""
+        """TokenizedText of the vocabulary that has upper-case letters, tokens like [MASK] aside."""
         words = [token for token in self._token_of.values() if not token.startswith("[")]
         return sum(token != token.lower() for token in words) / max(len(words), 1)
 
@@ -118,7 +118,7 @@ class BertTokenizer(FastTokenizer):
         cls, sep = ([] if index is None else [index] for index in (self.cls_token_id, self.sep_token_id))
         return cls, sep if pair else [], sep
 
-    def _type_of_second(self, add_special_tokens: bool) -> int:
+    def _second_type_id(self, add_special_tokens: bool) -> int:
         return 1
 
     def _post_processor(self) -> Any:
@@ -130,6 +130,6 @@ class BertTokenizer(FastTokenizer):
             special_tokens=[(token, self._id_of(token)) for token in tokens if token is not None],
         )
 
-    def _own_options(self) -> dict[str, Any]:
+    def _class_options(self) -> dict[str, Any]:
         names = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")
         return {name: getattr(self, name) for name in names}

@@ -1,7 +1,7 @@
 """BertGenerationTokenizer: sentencepiece through its batch calls, with the names and results of transformers.
 
-`encode_batch` and `batch_decode` are the fast paths; everything else is built on them. Where results of transformers 5
-are mended and not copied a comment says so: "Unlike transformers".
+`encode_batch` and `batch_decode` are the fast paths; the other methods call them. Comments that begin with "Unlike
+transformers" mark results of transformers 5 that are corrected here.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import sentencepiece
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from ..hub import checked_file
-from .alignment import Part
+from .alignment import TokenizedText
 from .base import Tokenizer
-from .encoding import truncated
 from .files import ADDED_TOKENS_FILE, target_file, write_file
+from .lengths import truncate_pair
 from .tokens import AddedToken, read_added_tokens
 
 _SP_OPTIONS = frozenset("enable_sampling nbest_size alpha add_bos add_eos reverse emit_unk_piece num_threads".split())
 
 
-# Under this many texts sentencepiece's batch call costs more than it saves, and so does another thread for less text:
-# it starts its threads anew in every call.
+# sentencepiece starts its threads in every batch call. A smaller batch, or a thread for less text, costs more time than
+# it saves.
 _SMALL_BATCH = 64
 
 
@@ -37,17 +37,17 @@ _CHARACTERS_PER_THREAD = 16384
 
 
 class BertGenerationTokenizer(Tokenizer):
-    """Sentencepiece tokenizer of the BertGeneration models. Adds no special tokens to a text, ever.
+    """Sentencepiece tokenizer of the BertGeneration models. Adds no special tokens to a text.
 
-    A special or added token that stands in a text becomes its id; the text between such tokens is encoded piecewise.
+    A special or added token in a text becomes its id; the text between such tokens is encoded piece by piece.
 
     Args:
         vocab_file: a sentencepiece model (`spiece.model`).
         bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token: special tokens. Those that are no
-            sentencepiece pieces get ids behind the last piece. None means there is none.
+            sentencepiece pieces get ids after the last piece. None for no such token.
         sp_model_kwargs: `enable_sampling`, `nbest_size`, `alpha` (subword regularisation, Kudo 2018), `num_threads`
             and other encoding options of sentencepiece's processor.
-        added_tokens_decoder: id -> token, as saved files hold it.
+        added_tokens_decoder: id -> token, as in saved files.
         options: those of `Tokenizer`.
 
     Raises:
@@ -95,9 +95,9 @@ class BertGenerationTokenizer(Tokenizer):
         try:
             self._sp = sentencepiece.SentencePieceProcessor(**self.sp_model_kwargs)
             self._sp.LoadFromSerializedProto(self._model_proto)
-            # All of them now: a corrupt model may hold pieces that are no Unicode.
+            # All at once, because a corrupt model may hold pieces that are no Unicode.
             self._pieces = [self._sp.id_to_piece(index) for index in range(self._sp.get_piece_size())]
-        except Exception as error:  # sentencepiece raises RuntimeError, or what its binding makes of bad bytes
+        except Exception as error:  # RuntimeError, or an error of the binding for invalid bytes
             raise CheckpointError(f"{self.vocab_file} is no usable sentencepiece model: {error}") from error
         try:
             self._sp.encode(["a"])
@@ -108,7 +108,7 @@ class BertGenerationTokenizer(Tokenizer):
 
     @property
     def sp_model(self) -> sentencepiece.SentencePieceProcessor:
-        """The library's object."""
+        """The object of the library."""
         return self._sp
 
     @property
@@ -141,10 +141,10 @@ class BertGenerationTokenizer(Tokenizer):
     def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
         size = len(self)
         known_special = set(self.all_special_tokens)
-        for given in tokens:
-            if isinstance(given, str) and (given == "" or given in self._ids):
+        for value in tokens:
+            if isinstance(value, str) and (value == "" or value in self._ids):
                 continue
-            token = AddedToken.of(given, special=special or given in known_special)
+            token = AddedToken.of(value, special=special or value in known_special)
             if special:
                 token = replace(token, special=True)
             # Unlike transformers 5, which gives an added token that becomes special a second id.
@@ -161,7 +161,7 @@ class BertGenerationTokenizer(Tokenizer):
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        """Finds the leftmost longest special or added token; None where there is none."""
+        """Matches the leftmost longest special or added token; None without such tokens."""
         if not self._ids:
             return None
         # Unlike transformers' trie, which leaves a text unsplit where one added token begins inside a near miss of
@@ -173,16 +173,16 @@ class BertGenerationTokenizer(Tokenizer):
     def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
         return [], [], []
 
-    def _type_of_second(self, add_special_tokens: bool) -> int:
+    def _second_type_id(self, add_special_tokens: bool) -> int:
         return int(add_special_tokens)  # as transformers
 
-    def _truncated(
+    def _truncate_pair(
         self, index: int, row: list[int], second: list[int] | None, limit: int, strategy: str
     ) -> tuple[list[int], list[int] | None]:
-        return truncated(row, second, limit, strategy, self.truncation_side)
+        return truncate_pair(row, second, limit, strategy, self.truncation_side)
 
     def _encode_rows(self, texts: list[str]) -> list[list[int]]:
-        # One search over all texts: hardly any corpus holds a special token.
+        # One search over all texts, because few corpora have special tokens.
         everything = "\n".join(texts)
         if self.split_special_tokens or self._pattern is None or self._pattern.search(everything) is None:
             return self._encode_segments(texts)
@@ -196,15 +196,15 @@ class BertGenerationTokenizer(Tokenizer):
         return rows
 
     def _encode_segments(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts as they are, special tokens in them included."""
+        """Encode texts without looking for special tokens in them."""
         if self.sp_model_kwargs.get("enable_sampling"):
             return [self.convert_tokens_to_ids(pieces) for pieces in self._encode(texts, str)]
         rows = self._encode(texts, int)
-        # Characters that the model does not know come as one piece with its normalised text, which transformers looks
-        # up again: it may name an added token (full-width forms become ASCII).
+        # Unknown characters become one piece with their normalized text. transformers looks this text up again: it may
+        # be an added token (full-width forms become ASCII).
         unknown = self._sp.unk_id()
-        holes = [index for index, row in enumerate(rows) if unknown in row]
-        for index, pieces in zip(holes, self._encode([texts[index] for index in holes], str), strict=True):
+        affected = [index for index, row in enumerate(rows) if unknown in row]
+        for index, pieces in zip(affected, self._encode([texts[index] for index in affected], str), strict=True):
             rows[index] = self.convert_tokens_to_ids(pieces)
         return rows
 
@@ -212,29 +212,29 @@ class BertGenerationTokenizer(Tokenizer):
         rows = iter(self.encode_batch([word for words in texts for word in words], add_special_tokens=False))
         return [[index for _ in words for index in next(rows)] for words in texts]
 
-    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
+    def _align_texts(self, texts: list[Any], split: bool) -> list[TokenizedText]:
         if self.sp_model_kwargs.get("enable_sampling"):
-            raise UnsupportedError("enable_sampling draws tokens anew in each call: where they come from is not known")
+            raise UnsupportedError("enable_sampling: tokens are sampled in each call, so there is no alignment")
         if split:
-            return [_in_words([self._part(word) for word in words]) for words in texts]
-        return [self._part(text) for text in texts]
+            return [_join_words([self._align_text(word) for word in words]) for words in texts]
+        return [self._align_text(text) for text in texts]
 
-    def _part(self, text: str) -> Part:
-        """The tokens of one text; a space before a word is part of its token."""
-        part, end = Part([], [], [], None), 0
+    def _align_text(self, text: str) -> TokenizedText:
+        """The tokens of one text; the space before a word belongs to its token."""
+        aligned, end = TokenizedText([], [], [], None), 0
         for piece in self._split(text):
-            start = text.index(piece, end)  # between pieces there is white space only
+            start = text.index(piece, end)  # white space between pieces is dropped
             end = start + len(piece)
             if piece in self._ids and not self.split_special_tokens:
-                part.ids.append(self._ids[piece])
-                part.tokens.append(piece)
-                part.offsets.append((start, end))
+                aligned.ids.append(self._ids[piece])
+                aligned.tokens.append(piece)
+                aligned.offsets.append((start, end))
                 continue
-            found = self._sp.encode(piece, out_type="offset_mapping")
-            part.ids.extend(self._encode_segments([piece])[0])
-            part.tokens.extend(found["pieces"])
-            part.offsets.extend((start + a, start + b) for a, b in found["offsets"])
-        return part
+            mapping = self._sp.encode(piece, out_type="offset_mapping")
+            aligned.ids.extend(self._encode_segments([piece])[0])
+            aligned.tokens.extend(mapping["pieces"])
+            aligned.offsets.extend((start + a, start + b) for a, b in mapping["offsets"])
+        return aligned
 
     def _encode(self, texts: list[str], kind: type) -> list[list[Any]]:
         if len(texts) < _SMALL_BATCH:
@@ -243,7 +243,7 @@ class BertGenerationTokenizer(Tokenizer):
         return self._sp.encode(texts, out_type=kind, num_threads=self.sp_model_kwargs.get("num_threads", threads))
 
     def _split(self, text: str) -> list[str]:
-        """Cut a text at its special and added tokens; no part is empty."""
+        """Split a text at its special and added tokens, without empty parts."""
         if self.split_special_tokens or self._pattern is None:
             return [text]
         parts = [part for part in self._pattern.split(text) if part]
@@ -276,9 +276,9 @@ class BertGenerationTokenizer(Tokenizer):
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        """Text of each id; joined and stripped these are the decoded text."""
+        """Id -> text; the decoded text is these joined and stripped."""
         texts = {index: token.replace("▁", " ") for index, token in self._token_of.items()}
-        # Unlike transformers, which writes "<0xE4>": a byte piece stands for its byte until all bytes are there.
+        # Unlike transformers, which writes "<0xE4>": a byte piece is its byte until the whole text is decoded.
         for index in self._byte_ids:
             texts[index] = bytes.fromhex(self._pieces[index][3:5]).decode("utf-8", "surrogateescape")
         return texts
@@ -307,12 +307,12 @@ class BertGenerationTokenizer(Tokenizer):
             ids = self._checked_ids(ids)
             text = "".join(map(texts.__getitem__, ids))
         if self._spaced_ids and not self._spaced_ids.isdisjoint(ids):
-            # Unlike transformers 5, which glues an ordinary added token to the word before it. Encoding drops the space
-            # between them, and a piece brings its own.
+            # Unlike transformers 5, which writes an ordinary added token without a space after the word before it.
+            # Encoding drops this space; a piece has its own.
             text = ""
             for index in ids:
-                glued = index in self._spaced_ids and not texts[index].startswith(" ") and not text.endswith(" ")
-                text += " " + texts[index] if glued else texts[index]
+                lacks_space = index in self._spaced_ids and not texts[index].startswith(" ") and not text.endswith(" ")
+                text += " " + texts[index] if lacks_space else texts[index]
         if self._byte_ids and not text.isascii():
             text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return text.strip()
@@ -321,7 +321,7 @@ class BertGenerationTokenizer(Tokenizer):
         """Join tokens to a text."""
         if not self._byte_ids:
             return "".join(tokens).replace("▁", " ").strip()
-        # Unlike transformers, which writes "<0xE4>": the text is the one that their ids have.
+        # Unlike transformers, which writes "<0xE4>": the same text as that of the ids.
         texts = [self._text_of_byte.get(token) or token.replace("▁", " ") for token in tokens]
         return "".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
@@ -332,19 +332,19 @@ class BertGenerationTokenizer(Tokenizer):
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the sentencepiece model into a directory and return its path (in a tuple, as transformers)."""
+        """Write the sentencepiece model into a directory; returns its path in a tuple, as transformers."""
         return (write_file(target_file(save_directory, filename_prefix, "spiece.model"), self._model_proto),)
 
     def _save_files(self, save_directory: str | os.PathLike, filename_prefix: str | None) -> list[str]:
         saved = list(self.save_vocabulary(save_directory, filename_prefix))
-        behind = {token.content: i for i, token in self.added_tokens_decoder.items() if i >= self.vocab_size}
-        if behind:
+        added = {token.content: i for i, token in self.added_tokens_decoder.items() if i >= self.vocab_size}
+        if added:
             path = target_file(save_directory, filename_prefix, ADDED_TOKENS_FILE)
-            write_json(path, behind)
+            write_json(path, added)
             saved.append(str(path))
         return saved
 
-    def _own_options(self) -> dict[str, Any]:
+    def _class_options(self) -> dict[str, Any]:
         return {"sp_model_kwargs": self.sp_model_kwargs}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -355,9 +355,9 @@ class BertGenerationTokenizer(Tokenizer):
         self._load_sentencepiece()
 
 
-def _in_words(words: list[Part]) -> Part:
-    """One text of its words."""
-    return Part(
+def _join_words(words: list[TokenizedText]) -> TokenizedText:
+    """One text from its words."""
+    return TokenizedText(
         [index for word in words for index in word.ids],
         [token for word in words for token in word.tokens],
         [offsets for word in words for offsets in word.offsets],

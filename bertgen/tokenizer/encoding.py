@@ -1,36 +1,27 @@
-"""What a tokenizer returns, and how rows of ids become it: pairs, truncation, padding, tensors."""
+"""BatchEncoding: the return value of a tokenizer call, as lists, arrays or tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from .alignment import Alignment, CharSpan, TokenSpan
-
-TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-
-
-PADDINGS = ("longest", "max_length", "do_not_pad")
-
-
-SIDES = ("right", "left")
-
 
 TENSORS = ("pt", "np")
 
 
 class BatchEncoding(dict):
-    """What a tokenizer returns: `input_ids`, `attention_mask` and so on, as keys and as attributes.
+    """Return value of a tokenizer call: `input_ids`, `attention_mask` and so on, as keys and as attributes.
 
-    What a call of a tokenizer returned also knows where its tokens come from; the methods for that take the row first,
-    which may be left out for the first one.
+    The methods for the alignment of tokens and text take the index of the row first, which may be omitted for the first
+    row. They need an encoding that a call of a tokenizer returned.
     """
 
-    _align: Callable[[], list[Alignment]] | None = None  # makes the alignments, on first use
-    is_fast: bool = False  # as the tokenizer's
+    _align: Callable[[], list[Alignment]] | None = None  # computes the alignments, on first use
+    is_fast: bool = False  # of the tokenizer
 
     @property
     def data(self) -> dict[str, Any]:
@@ -39,15 +30,13 @@ class BatchEncoding(dict):
 
     @cached_property
     def encodings(self) -> list[Alignment]:
-        """Where the tokens come from, one `Alignment` a row.
+        """The `Alignment` of each row.
 
         Raises:
-            UnsupportedError: this is no encoding that a call of a tokenizer returned.
+            UnsupportedError: no tokenizer call returned this encoding.
         """
         if self._align is None:
-            raise UnsupportedError(
-                "only what a call of a tokenizer returned, unchanged, knows where its tokens come from"
-            )
+            raise UnsupportedError("only an encoding that a tokenizer call returned has alignments")
         return self._align()
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -55,7 +44,7 @@ class BatchEncoding(dict):
         return self.encodings[batch_index].tokens
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Which text of a pair each token of a row is of, 0 or 1; None for special tokens and padding."""
+        """Text of a pair, 0 or 1, of each token of a row; None for special tokens and padding."""
         return self.encodings[batch_index].sequence_ids
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
@@ -68,31 +57,31 @@ class BatchEncoding(dict):
         return self.encodings[0].n_sequences
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """Which text a token is of."""
+        """Text of a pair, 0 or 1, of a token; None for special tokens and padding."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.sequence_ids[token]
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """Which word a token is of."""
+        """Index of the word of a token; None for special tokens and padding."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.word_ids[token]
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """Which characters a token is of."""
+        """Characters of a token; None for special tokens and padding."""
         row, token = self._place(batch_or_token_index, token_index)
         return None if row.sequence_ids[token] is None else CharSpan(*row.offsets[token])
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
-        """The tokens of a word."""
+        """Tokens of a word; None where there are none."""
         row, word = self._place(batch_or_word_index, word_index)
         return row.word_to_tokens(word, sequence_index)
 
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> CharSpan:
-        """The characters of a word; InputError where there is no such word."""
+        """Characters of a word; InputError where there is no such word."""
         row, word = self._place(batch_or_word_index, word_index)
         span = row.word_to_tokens(word, sequence_index)
         if span is None:
@@ -102,14 +91,14 @@ class BatchEncoding(dict):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that a character is in; None where it is in none."""
+        """Index of the token of a character; None where no token has it."""
         row, char = self._place(batch_or_char_index, char_index)
         return row.char_to_token(char, sequence_index)
 
     def char_to_word(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The word that a character is in."""
+        """Index of the word of a character; None where no token has it."""
         row, char = self._place(batch_or_char_index, char_index)
         token = row.char_to_token(char, sequence_index)
         return None if token is None else row.word_ids[token]
@@ -118,7 +107,7 @@ class BatchEncoding(dict):
         return (self.encodings[0], first) if second is None else (self.encodings[first], second)
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
-        """Make tensors ("pt") or arrays ("np") of the values, in place, and return the encoding."""
+        """Turn the values into tensors ("pt") or arrays ("np"), in place; returns the encoding."""
         if tensor_type is not None:
             columns = {key: [to_lists(v)] if prepend_batch_axis else to_lists(v) for key, v in self.items()}
             self.update(as_encoding(columns, tensor_type, False))
@@ -139,20 +128,11 @@ class BatchEncoding(dict):
             raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}") from None
 
     def to(self, device: Any, non_blocking: bool = False) -> BatchEncoding:
-        """Move the tensors to `device`, in place, and return the encoding; a dtype is refused, as ids are integers."""
+        """Move the tensors to `device`, in place; returns the encoding. InputError for a dtype: ids are integers."""
         if hasattr(device, "is_floating_point"):
-            raise InputError(f"an encoding moves to a device, got the dtype {device}: ids are integers and stay such")
+            raise InputError(f"device must be a device, got the dtype {device}: ids are integers")
         self.update((k, v.to(device, non_blocking=non_blocking)) for k, v in self.items() if hasattr(v, "to"))
         return self
-
-
-class Plan(NamedTuple):
-    """How long rows may be and become: checked options of one call."""
-
-    padding: str
-    truncation: str
-    limit: int | None
-    multiple: int | None
 
 
 def checked_positive(name: str, value: Any, most: int | None = None) -> int:
@@ -174,91 +154,14 @@ def checked_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> An
     raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
 
 
-def pairs_of(text: Any, text_pair: Any, name: str = "text") -> tuple[list[Any], list[Any]]:
-    """Texts and their second texts (None where there is none) of a call's arguments; `name` is that of the first."""
-    if isinstance(text, str):
-        if text_pair is not None and not isinstance(text_pair, str):
-            raise InputError(f"text is one str, so text_pair must be one too, got {type(text_pair).__name__}")
-        return [text], [text_pair or None]  # as transformers: an empty second text is none
-    if not isinstance(text, (list, tuple)):
-        raise InputError(f"{name} must be a str or a list of str, got {type(text).__name__}")
-    if not text:
-        raise InputError("the batch holds no text")
-    if text_pair is not None:
-        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
-            raise InputError(f"text is a list of {len(text)}, so text_pair must be one of that length")
-        for index, second in enumerate(text_pair):
-            if not isinstance(second, str):
-                raise InputError(f"text_pair {index} must be a str, got {type(second).__name__}")
-        return list(text), list(text_pair)
-    firsts, seconds = [], []
-    for index, item in enumerate(text):
-        if isinstance(item, (list, tuple)):
-            if len(item) not in (1, 2) or not all(isinstance(one, str) for one in item):
-                raise InputError(f"{name} {index} must be a str or a pair of str, got {quoted(item)}")
-            firsts.append(item[0])
-            seconds.append(item[1] if len(item) == 2 else None)
-        else:
-            firsts.append(item)
-            seconds.append(None)
-    return firsts, seconds
-
-
-def words_of(text: Any, text_pair: Any) -> tuple[list[Any], list[Any], bool]:
-    """Texts and second texts of a call whose texts are lists of words; and whether it is one text."""
-    if not isinstance(text, (list, tuple)) or not text:
-        raise InputError("is_split_into_words=True: text must be a list of words, or a list of such lists")
-    single = isinstance(text[0], str)
-    given = [text] if single else list(text)
-    seconds = [None] * len(given) if text_pair is None else [text_pair] if single else list(text_pair)
-    if len(seconds) != len(given):
-        raise InputError(f"text is a list of {len(given)}, so text_pair must be one of that length")
-    firsts = []
-    for index, one in enumerate(given):
-        if isinstance(one, tuple) and len(one) == 2 and not isinstance(one[0], str) and seconds[index] is None:
-            one, seconds[index] = one
-        firsts.append(one)
-    for what, texts in (("text", firsts), ("text_pair", seconds)):
-        for index, words in enumerate(texts):
-            if words is not None and (
-                not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words)
-            ):
-                raise InputError(f"{what} {index} must be a list of words, got {words!r}")
-    return [list(one) for one in firsts], [None if one is None else list(one) for one in seconds], single
-
-
-def truncated(
-    row: list[int], second: list[int] | None, limit: int, strategy: str, side: str, odd_to_longer: bool = False
-) -> tuple[list[int], list[int] | None]:
-    """Shorten a row and its second row (if any) to `limit` tokens together.
-
-    Where both are cut to an odd limit the first keeps one token more, or with `odd_to_longer` the one that was longer,
-    the second where they were equal.
-    """
-
-    def keep(ids: list[int], drop: int) -> list[int]:
-        return ids[: max(len(ids) - drop, 0)] if side == "right" else ids[drop:]
-
-    excess = len(row) + len(second or ()) - limit
-    if strategy == "only_first" or (strategy == "longest_first" and second is None):
-        return keep(row, excess), second
-    if second is None or strategy == "only_second":
-        return row, second and keep(second, excess)
-    # First level the two, then take from both in turn.
-    level = min(abs(len(row) - len(second)), excess)
-    half = (excess - level + (odd_to_longer and len(row) <= len(second))) // 2
-    drop = level + half if len(row) > len(second) else half
-    return keep(row, drop), keep(second, excess - drop)
-
-
 def tensor_kind(value: Any) -> str | None:
-    """Return "pt" or "np" for tensors and arrays, or lists of them; None for anything else."""
+    """The `return_tensors` for tensors ("pt") and arrays ("np"), or lists of them; None for anything else."""
     one = value[0] if isinstance(value, (list, tuple)) and value else value
     return {"torch": "pt", "numpy": "np"}.get(type(one).__module__.split(".")[0])
 
 
 def to_lists(value: Any) -> Any:
-    """Turn tensors and arrays, or a list of them, into lists of numbers."""
+    """Tensors and arrays, or a list of them, as lists of numbers; other values as they are."""
     if hasattr(value, "tolist") and not isinstance(value, type):
         try:
             return value.tolist()
@@ -270,7 +173,16 @@ def to_lists(value: Any) -> Any:
 
 
 def as_encoding(columns: dict[str, Any], return_tensors: str | None, unwrap: bool) -> BatchEncoding:
-    """Turn padded rows into what the caller asked for."""
+    """The result of a call.
+
+    Args:
+        columns: name -> rows.
+        return_tensors: "pt", "np" or None for lists.
+        unwrap: return the first row only.
+
+    Raises:
+        InputError: rows of different lengths in a tensor.
+    """
     if unwrap:
         return BatchEncoding({key: rows[0] for key, rows in columns.items()})
     if return_tensors is None:
@@ -293,10 +205,3 @@ def as_encoding(columns: dict[str, Any], return_tensors: str | None, unwrap: boo
 
         tensors = {key: torch.from_numpy(array) for key, array in tensors.items()}
     return BatchEncoding(tensors)
-
-
-def cleaned_up(text: str) -> str:
-    """Take the spaces before English punctuation and contractions out."""
-    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(spaced, spaced.strip())
-    return text

@@ -1,4 +1,4 @@
-"""What BertTokenizer and RobertaTokenizer share: text, ids and added tokens go through the tokenizers library."""
+"""FastTokenizer: base of BertTokenizer and RobertaTokenizer, on the tokenizers library."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ import tokenizers
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
 from ..hub import checked_file, resolve_file
-from .alignment import Part
+from .alignment import TokenizedText
 from .base import Tokenizer
-from .encoding import truncated
 from .files import target_file, write_file
+from .lengths import truncate_pair
 from .tokens import AddedToken, read_added_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class FastTokenizer(Tokenizer):
-    """A tokenizer whose work the tokenizers library does, with the results of transformers 5.
+    """A tokenizer on the tokenizers library, with the results of transformers 5.
 
-    The special tokens around a text, truncation and padding are `Tokenizer`'s and not the library's: no call changes
-    the tokenizer, so threads may share one.
+    `Tokenizer` adds special tokens, truncates and pads, not the library: calls do not change the library's object, so
+    threads may share a tokenizer.
 
     Args:
-        special, options: as `Tokenizer`'s; the tokens may have flags.
-        vocabulary: the arguments of `_read_vocabulary`, each None where there is a `tokenizer_file` instead.
-        tokenizer_file: a `tokenizer.json`, or None. Its vocabulary and its added tokens are read; how text is
-            normalized and cut is up to the class and its options, as in transformers.
-        added_tokens_decoder: id -> token, as saved files hold it; None takes the added tokens of `tokenizer_file`.
+        special, options: as of `Tokenizer`; the tokens may have flags.
+        vocabulary: the arguments of `_read_vocabulary`, each None with a `tokenizer_file`.
+        tokenizer_file: a `tokenizer.json`, or None. Its vocabulary and added tokens are read. The class and its options
+            normalize and split text, as in transformers.
+        added_tokens_decoder: id -> token, as in saved files; None takes the added tokens of `tokenizer_file`.
 
     Raises:
         CheckpointError: a file is missing or corrupt.
-        ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
+        ConfigError: there are none or several vocabularies, or an option is unknown or has a bad value.
     """
 
     is_fast: ClassVar[bool] = True
     MODEL: ClassVar[str]  # the type of the model in a tokenizer.json
-    NEEDS: ClassVar[str]  # the options that a vocabulary is
+    NEEDS: ClassVar[str]  # the options for a vocabulary
 
     def __init__(
         self,
@@ -56,16 +56,16 @@ class FastTokenizer(Tokenizer):
         **options: Any,
     ):
         saved = {} if tokenizer_file is None else _read(tokenizer_file)
-        if isinstance(padding := saved.get("padding"), dict):  # that of the last call before transformers saved it
+        if isinstance(padding := saved.get("padding"), dict):  # of the last call before transformers saved the file
             options.setdefault("padding_side", str(padding.get("direction")).lower())
         super().__init__(special, **options)
-        given = [one for one in (tokenizer_file, *vocabulary) if one is not None]
-        for one in given:
-            if isinstance(one, (str, os.PathLike)) and os.path.exists(one):
-                checked_file(Path(one))
-        if given != [tokenizer_file] and given != list(vocabulary):
+        sources = [source for source in (tokenizer_file, *vocabulary) if source is not None]
+        for source in sources:
+            if isinstance(source, (str, os.PathLike)) and os.path.exists(source):
+                checked_file(Path(source))
+        if sources != [tokenizer_file] and sources != list(vocabulary):
             raise ConfigError(
-                f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(given)}"
+                f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(sources)}"
             )
         try:
             model = self._read_vocabulary(*vocabulary) if tokenizer_file is None else saved["model"]
@@ -73,40 +73,40 @@ class FastTokenizer(Tokenizer):
                 raise ValueError(f"a {model['type']} model is not {self.MODEL}")
             self._library = self._make(model)
             added = _added_in(saved)
-        except Exception as error:  # the library's own type, and whatever wrong JSON leads to
-            kind = CheckpointError if any(isinstance(one, (str, os.PathLike)) for one in given) else ConfigError
-            source = " and ".join(f"{one!s:.200}" for one in given)
-            raise kind(f"{source} cannot be a vocabulary of {type(self).__name__}: {error!r}") from error
+        except Exception as error:  # the library's own type, and any other that wrong JSON leads to
+            kind = CheckpointError if any(isinstance(one, (str, os.PathLike)) for one in sources) else ConfigError
+            names = " and ".join(f"{source!s:.200}" for source in sources)
+            raise kind(f"{names} cannot be a vocabulary of {type(self).__name__}: {error!r}") from error
         if added_tokens_decoder is not None:
             added = read_added_tokens(added_tokens_decoder)
-        first = {token.content: token for _, token in sorted(added.items())}
-        for one in (*special.values(), *(options.get("extra_special_tokens") or ())):
-            if one is not None:
-                token = AddedToken.of(one, special=True)
-                first[token.content] = replace(first.get(token.content, token), special=True)
-        self._add(list(first.values()), special=False)
+        tokens = {token.content: token for _, token in sorted(added.items())}
+        for value in (*special.values(), *(options.get("extra_special_tokens") or ())):
+            if value is not None:
+                token = AddedToken.of(value, special=True)
+                tokens[token.content] = replace(tokens.get(token.content, token), special=True)
+        self._add(list(tokens.values()), special=False)
         for index, token in added.items():
-            if (found := self._library.token_to_id(token.content)) != index:
-                # Unlike transformers, which goes on with the other id.
+            if (actual := self._library.token_to_id(token.content)) != index:
+                # Unlike transformers, which uses the other id.
                 raise ConfigError(
-                    f"added_tokens_decoder gives {token.content!r} the id {index}, but it must be {found}"
+                    f"added_tokens_decoder gives {token.content!r} the id {index}, but it must be {actual}"
                 )
 
     @classmethod
     def options_in(cls, parts: dict[str, Any]) -> dict[str, Any]:
-        """Options of the class that `parts` of a tokenizer.json correspond to, where they do to any."""
+        """Options of the class that correspond to `parts` of a tokenizer.json."""
         raise NotImplementedError
 
     def _read_vocabulary(self, *vocabulary: Any) -> dict[str, Any]:
-        """Read files or tables into what a tokenizer.json has as its `model`."""
+        """The `model` of a tokenizer.json, from files or tables."""
         raise NotImplementedError
 
     def _make(self, model: dict[str, Any]) -> tokenizers.Tokenizer:
-        """Build the library's tokenizer: how text is normalized, cut and put together again."""
+        """The library's tokenizer, which normalizes, splits and decodes."""
         raise NotImplementedError
 
     def _post_processor(self) -> Any:
-        """What puts the special tokens around a text, for the programs that read a saved tokenizer.json."""
+        """The library's post-processor, which adds special tokens, for other programs that read a tokenizer.json."""
         raise NotImplementedError
 
     # -- vocabulary ---------------------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ class FastTokenizer(Tokenizer):
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Id -> token of the added and the special tokens, by id."""
-        found = self._library.get_added_tokens_decoder()
-        return {index: AddedToken.of(found[index]) for index in sorted(found)}
+        added = self._library.get_added_tokens_decoder()
+        return {index: AddedToken.of(added[index]) for index in sorted(added)}
 
     @cached_property
     def _token_of(self) -> dict[int, str]:
@@ -137,9 +137,9 @@ class FastTokenizer(Tokenizer):
         return self._ids.get(token)
 
     def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
-        given = [AddedToken.of(token, special=special) for token in tokens]
-        sure = [replace(token, special=token.special or special) for token in given]
-        self._library.add_tokens([tokenizers.AddedToken(**token.as_dict()) for token in sure])
+        added = [AddedToken.of(token, special=special) for token in tokens]
+        added = [replace(token, special=token.special or special) for token in added]
+        self._library.add_tokens([tokenizers.AddedToken(**token.as_dict()) for token in added])
 
     # -- text to ids --------------------------------------------------------------------------------------------------
 
@@ -152,13 +152,15 @@ class FastTokenizer(Tokenizer):
         batch = self._library.encode_batch_fast(texts, is_pretokenized=True, add_special_tokens=False)
         return [row.ids for row in batch]
 
-    def _parts(self, texts: list[Any], split: bool) -> list[Part]:
+    def _align_texts(self, texts: list[Any], split: bool) -> list[TokenizedText]:
         self._set_splitting()
         batch = self._library.encode_batch(texts, is_pretokenized=split, add_special_tokens=False)
-        return [Part(row.ids, row.tokens, self._offsets(row.tokens, row.offsets), row.word_ids) for row in batch]
+        return [
+            TokenizedText(row.ids, row.tokens, self._offsets(row.tokens, row.offsets), row.word_ids) for row in batch
+        ]
 
     def _offsets(self, tokens: list[str], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Characters of tokens, as transformers gives them."""
+        """The offsets that transformers returns, from those of the library."""
         return offsets
 
     def _tokenize(self, text: str) -> list[str]:
@@ -169,7 +171,7 @@ class FastTokenizer(Tokenizer):
         if self._library.encode_special_tokens != self.split_special_tokens:
             self._library.encode_special_tokens = self.split_special_tokens
 
-    def _truncated(
+    def _truncate_pair(
         self, index: int, row: list[int], second: list[int] | None, limit: int, strategy: str
     ) -> tuple[list[int], list[int] | None]:
         if limit == 0:
@@ -178,9 +180,9 @@ class FastTokenizer(Tokenizer):
         if strategy != "longest_first":
             length = len((row if strategy == "only_first" else second) or ())
             if length <= excess:
-                what = f"text {index} has {excess} tokens too many, and the one to be cut has {length}"
-                raise InputError(f"{what}; use truncation='longest_first' instead of {strategy!r}")
-        return truncated(row, second, limit, strategy, self.truncation_side, odd_to_longer=True)
+                reason = f"text {index} has {excess} tokens too many, and the one to be cut has {length}"
+                raise InputError(f"{reason}; use truncation='longest_first' instead of {strategy!r}")
+        return truncate_pair(row, second, limit, strategy, self.truncation_side, odd_to_longer=True)
 
     # -- ids to text --------------------------------------------------------------------------------------------------
 
@@ -188,9 +190,9 @@ class FastTokenizer(Tokenizer):
         try:
             if self._token_of.keys() >= set(chain.from_iterable(rows)):
                 return self._library.decode_batch(rows, skip_special_tokens)
-        except TypeError:  # no integers, or none in the eyes of the library
+        except TypeError:  # ids that are no integers, or no integers to the library
             pass
-        # Unlike transformers, which leaves ids out that have no token.
+        # Unlike transformers, which omits ids without a token.
         return self._library.decode_batch([self._checked_ids(row) for row in rows], skip_special_tokens)
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
@@ -200,7 +202,7 @@ class FastTokenizer(Tokenizer):
     # -- files --------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _option_of_file(cls, path: Path) -> str:
+    def _option_for_file(cls, path: Path) -> str:
         return "tokenizer_file" if path.suffix == ".json" else "vocab_file"
 
     @classmethod
@@ -209,12 +211,12 @@ class FastTokenizer(Tokenizer):
 
     @classmethod
     def has_vocabulary(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> bool:
-        """Whether a directory or repository holds a vocabulary of this class, be it a tokenizer.json of its kind."""
+        """Whether a directory or repository has a vocabulary of this class, or a tokenizer.json with its model."""
         path = resolve_file(path_or_id, TOKENIZER_FILE, required=False, **hub)
         return super().has_vocabulary(path_or_id, hub) if path is None else model_in(path) == cls.MODEL
 
     def parts(self) -> dict[str, Any]:
-        """What `parts_of` gives for the tokenizer.json of this tokenizer."""
+        """The result of `parts_of` for the tokenizer.json of this tokenizer."""
         self._library.post_processor = self._post_processor()
         return _parts(self._library)
 
@@ -242,13 +244,13 @@ def _added_in(saved: dict[str, Any]) -> dict[int, AddedToken]:
 
 
 def model_in(path: Path) -> str | None:
-    """Type of the model in a tokenizer.json; None where it does not say."""
+    """Type of the model in a tokenizer.json; None where the file has none."""
     model = _read(path).get("model")
     return model.get("type") if isinstance(model, dict) else None
 
 
 def parts_of(path: Path) -> dict[str, Any]:
-    """How a tokenizer.json treats text: its normalizer and so on, without the vocabulary."""
+    """The normalizer, pre-tokenizer, post-processor, decoder and model options of a tokenizer.json."""
     try:
         return _parts(tokenizers.Tokenizer.from_file(str(path)))
     except Exception as error:

@@ -18,25 +18,25 @@ _SPACE = "\u0120"  # a space, in the alphabet of bytes
 class RobertaTokenizer(FastTokenizer):
     """Byte-level BPE tokenizer of the RoBERTa models: `<s> a </s>`, and `<s> a </s></s> b </s>` for a pair.
 
-    A word is encoded together with the space before it, so the first word of a text differs from the same one later.
+    A word is encoded with the space before it, so the first word of a text differs from the same word later.
 
     Args:
         vocab: a `vocab.json`, or a table of token -> id.
         merges: a `merges.txt`, or a list of pairs of tokens, most frequent first.
         errors: only "replace": bytes of decoded text that are no UTF-8 become U+FFFD.
         bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token: special tokens. Those that are not
-            in the vocabulary get ids behind it. None means there is none.
+            in the vocabulary get ids after it. None for no such token.
         add_prefix_space: put a space before the first word.
-        trim_offsets: the space before a word is none of its characters (`return_offsets_mapping`).
-        vocab_file, merges_file: `vocab` and `merges` by their old names.
-        tokenizer_file: a `tokenizer.json`, instead of `vocab` and `merges`: its vocabulary and its added tokens.
-        added_tokens_decoder: id -> token, as saved files hold it.
-        options: those of `bertgen.tokenizer.base.Tokenizer`; `clean_up_tokenization_spaces` does nothing, as in
-            transformers, since the spaces of a text are in its tokens.
+        trim_offsets: the offsets of a word do not include the space before it (`return_offsets_mapping`).
+        vocab_file, merges_file: older names of `vocab` and `merges`.
+        tokenizer_file: a `tokenizer.json` in place of `vocab` and `merges`; its vocabulary and added tokens are read.
+        added_tokens_decoder: id -> token, as in saved files.
+        options: those of `bertgen.tokenizer.base.Tokenizer`; `clean_up_tokenization_spaces` has no effect, as
+            in transformers, because tokens have the spaces of the text.
 
     Raises:
         CheckpointError: a file is missing or corrupt.
-        ConfigError: there is not one vocabulary, or an option is unknown or has a bad value.
+        ConfigError: there are none or several vocabularies, or an option is unknown or has a bad value.
     """
 
     MODEL: ClassVar = "BPE"
@@ -72,7 +72,7 @@ class RobertaTokenizer(FastTokenizer):
             raise UnsupportedError(f"errors={errors!r} is not supported, only 'replace'")
         self.add_prefix_space = add_prefix_space
         self.trim_offsets = trim_offsets
-        # In transformers' order, which is the order of the ids of those that are not in the vocabulary.
+        # In the order of transformers, in which tokens that are not in the vocabulary get ids.
         special = dict(bos_token=bos_token, eos_token=eos_token, unk_token=unk_token, sep_token=sep_token)
         special |= dict(pad_token=pad_token, cls_token=cls_token, mask_token=mask_token)
         vocab = vocab if vocab_file is None else vocab_file
@@ -81,7 +81,7 @@ class RobertaTokenizer(FastTokenizer):
 
     @classmethod
     def options_in(cls, parts: dict[str, Any]) -> dict[str, Any]:
-        """Options that a post-processor of a tokenizer.json corresponds to."""
+        """Options that correspond to the post-processor of a tokenizer.json."""
         post_processor = parts["post_processor"] or {}
         return {name: post_processor[name] for name in ("add_prefix_space", "trim_offsets") if name in post_processor}
 
@@ -102,30 +102,30 @@ class RobertaTokenizer(FastTokenizer):
     def _offsets(self, tokens: list[str], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if not self.trim_offsets:
             return offsets
-        # As the tokenizers library: the spaces of a token are not of its characters, but one that was put before the
-        # first has none in the text.
-        found = []
+        # As the tokenizers library: offsets do not include the spaces of a token. A space that was added before the
+        # first word is not in the text.
+        trimmed = []
         for i, (token, (start, end)) in enumerate(zip(tokens, offsets, strict=True)):
             leading = len(token) - len(token.lstrip(f"{_SPACE} "))
             trailing = len(token) - len(token.rstrip(f"{_SPACE} "))
             if leading and self.add_prefix_space and (i == 0 or start == 0):
                 leading -= 1
             start = min(start + leading, end)
-            found.append((start, max(end - trailing, start) if trailing and end >= trailing else end))
-        return found
+            trimmed.append((start, max(end - trailing, start) if trailing and end >= trailing else end))
+        return trimmed
 
     def frame(self, pair: bool) -> tuple[list[int], list[int], list[int]]:
         cls, sep = ([] if index is None else [index] for index in (self.cls_token_id, self.sep_token_id))
         return cls, [*sep, *sep] if pair else [], sep
 
-    def _type_of_second(self, add_special_tokens: bool) -> int:
+    def _second_type_id(self, add_special_tokens: bool) -> int:
         return 0
 
     def _post_processor(self) -> Any:
         if self.sep_token is None or self.cls_token is None:
-            return None  # the library knows none for one token
+            return None  # the library needs both tokens
         sep, cls = (self.sep_token, self.sep_token_id), (self.cls_token, self.cls_token_id)
         return processors.RobertaProcessing(sep, cls, self.trim_offsets, self.add_prefix_space)
 
-    def _own_options(self) -> dict[str, Any]:
+    def _class_options(self) -> dict[str, Any]:
         return {"add_prefix_space": self.add_prefix_space, "trim_offsets": self.trim_offsets}

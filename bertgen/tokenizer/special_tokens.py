@@ -1,4 +1,4 @@
-"""Texts as ids, with the special tokens that stand around those of a model, which depend on how it was trained."""
+"""Encode texts with the special tokens that a model was trained with."""
 
 from __future__ import annotations
 
@@ -9,40 +9,50 @@ from ..config import BertConfig, EncoderDecoderConfig, GenerationConfig
 from ..errors import ConfigError
 from .base import Tokenizer
 
-TEXT_CHARACTERS = 1 << 24  # of the longest text that is encoded: its tokens take a hundred times the memory
+MAX_TEXT_CHARACTERS = 1 << 24  # the longest text that is encoded: its tokens take about a hundred times the memory
 
 
 class Encoded(NamedTuple):
-    """A text as ids, and whether its end was cut off; or what is wrong with it."""
+    """The ids of one text.
+
+    Attributes:
+        ids: with special tokens.
+        truncated: whether the end of the text was cut off.
+        reason: why the text cannot be used; None where it can.
+    """
 
     ids: list[int]
     truncated: bool = False
-    problem: str | None = None
+    reason: str | None = None
 
 
-def source_frame(config: EncoderDecoderConfig, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids before and behind a source.
+def source_special_tokens(config: EncoderDecoderConfig, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids before and after a source.
 
-    A BERT or RoBERTa encoder reads [CLS] text [SEP], as in its pre-training; a bert-generation encoder reads the bare
-    text, whichever tokenizer cut it (Rothe et al. 2020; the published models of that kind were trained so).
+    A BERT or RoBERTa encoder reads [CLS] text [SEP], as in its pre-training. A bert-generation encoder reads the bare
+    text, with any tokenizer: the published models were trained so (Rothe et al. 2020).
     """
     if not isinstance(config.encoder, BertConfig):
         return [], []
-    before, _, behind = tokenizer.frame(pair=False)
-    return before, behind
+    before, _, after = tokenizer.frame(pair=False)
+    return before, after
 
 
-def end_of_target(
+def target_end_token(
     config: EncoderDecoderConfig | None, tokenizer: Tokenizer, options: GenerationConfig | None = None
 ) -> int:
-    """Id that ends a target: what the model stops at, else the tokenizer's end token; ConfigError without one.
+    """Id that ends a target: the first end token of the model, else the tokenizer's eos or sep token.
 
     Args:
-        options: how the model generates; they come before its configuration.
+        config: of the model.
+        options: how the model generates; takes precedence over `config`.
+
+    Raises:
+        ConfigError: neither the model nor the tokenizer has such a token.
     """
-    halves = (options, config, None if config is None else config.decoder)
-    own = (None if half is None else half.eos_token_id for half in halves)
-    for end in (*own, tokenizer.eos_token_id, tokenizer.sep_token_id):
+    levels = (options, config, None if config is None else config.decoder)
+    of_model = (None if level is None else level.eos_token_id for level in levels)
+    for end in (*of_model, tokenizer.eos_token_id, tokenizer.sep_token_id):
         if end is not None:
             return end[0] if isinstance(end, list) else end
     raise ConfigError("neither the model nor its tokenizer has a token that ends a text (eos_token or sep_token)")
@@ -51,73 +61,75 @@ def end_of_target(
 def encode_sources(
     texts: Sequence[Any],
     tokenizer: Tokenizer,
-    frame: tuple[list[int], list[int]],
+    special_tokens: tuple[list[int], list[int]],
     *,
     limit: int,
     vocabulary: int,
     truncation: bool,
 ) -> list[Encoded]:
-    """Encode what is to be read; a text without tokens has no ids, not even those of the frame.
+    """Encode the inputs of the encoder. A text without tokens has no ids, not even special ones.
 
     Args:
-        texts: anything that is no text is a problem.
-        frame: ids before and behind each.
-        limit: longest one in tokens, its frame included; truncation: cut longer ones.
-        vocabulary: of the encoder.
+        texts: anything that is not a usable text gets a reason.
+        special_tokens: ids before and after each text.
+        limit: the most tokens of a source, special tokens included.
+        vocabulary: number of ids of the encoder.
+        truncation: cut longer texts instead of giving a reason.
     """
-    before, behind = frame
-    room = limit - len(before) - len(behind)
-    found = []
-    for row, problem in _rows(texts, tokenizer, vocabulary):
-        cut = len(row) > room
-        if problem is None and cut and not truncation:
-            problem = f"{len(row)} tokens, the limit is {room} (truncation cuts longer texts)"
-        found.append(Encoded([*before, *row[:room], *behind] if row else [], cut, problem))
-    return found
+    before, after = special_tokens
+    room = limit - len(before) - len(after)
+    encoded = []
+    for ids, reason in _encode_texts(texts, tokenizer, vocabulary):
+        too_long = len(ids) > room
+        if reason is None and too_long and not truncation:
+            reason = f"{len(ids)} tokens, the limit is {room} (truncation cuts longer texts)"
+        encoded.append(Encoded([*before, *ids[:room], *after] if ids else [], too_long, reason))
+    return encoded
 
 
 def encode_targets(
     texts: Sequence[Any], tokenizer: Tokenizer, end: int, *, limit: int, vocabulary: int
 ) -> list[Encoded]:
-    """Encode what is to be written: a text with the end token behind it, ids as they are.
+    """Encode the outputs of the decoder: a text is followed by the end token, a list of ids is used as it is.
 
     Args:
-        texts: texts, or the ids of one; anything else is a problem, as are no ids at all.
+        texts: texts, or lists of ids; anything else gets a reason, and so does an empty list.
         end: the end token.
-        limit: longest one in tokens, the end token included.
-        vocabulary: of the decoder.
+        limit: the most tokens of a target, the end token included.
+        vocabulary: number of ids of the decoder.
     """
-    given = [text for text in texts if not _is_ids(text)]
-    rows = iter(_rows(given, tokenizer, vocabulary))
-    found = []
+    of_texts = iter(_encode_texts([text for text in texts if not _is_ids(text)], tokenizer, vocabulary))
+    encoded = []
     for text in texts:
-        ids, problem = (list(text), _wrong_ids(text, vocabulary)) if _is_ids(text) else next(rows)
-        if not _is_ids(text):
+        if _is_ids(text):
+            ids, reason = list(text), why_not_ids(text, vocabulary)
+        else:
+            ids, reason = next(of_texts)
             ids = [*ids, end]
-        if problem is None and len(ids) > limit:
-            problem = f"{len(ids)} tokens, the limit is {limit}"
-        found.append(Encoded(ids, False, problem))
-    return found
+        if reason is None and len(ids) > limit:
+            reason = f"{len(ids)} tokens, the limit is {limit}"
+        encoded.append(Encoded(ids, False, reason))
+    return encoded
 
 
-def _rows(texts: Sequence[Any], tokenizer: Tokenizer, vocabulary: int) -> list[tuple[list[int], str | None]]:
-    """The ids of each text, without special tokens, and what is wrong with it."""
-    problems = [_problem(text) for text in texts]
-    known = [text if problem is None else "" for text, problem in zip(texts, problems, strict=True)]
-    rows = tokenizer.encode_batch(known, add_special_tokens=False)
+def _encode_texts(texts: Sequence[Any], tokenizer: Tokenizer, vocabulary: int) -> list[tuple[list[int], str | None]]:
+    """The ids of each text, without special tokens, and the reason why it cannot be used."""
+    reasons = [why_not_text(text) for text in texts]
+    usable = [text if reason is None else "" for text, reason in zip(texts, reasons, strict=True)]
+    rows = tokenizer.encode_batch(usable, add_special_tokens=False)
     if len(tokenizer) > vocabulary:  # added tokens without a row in the embedding
         for i, row in enumerate(rows):
             if row and max(row) >= vocabulary:
-                problems[i] = f"the tokenizer gives id {max(row)}, the model has a vocabulary of {vocabulary}"
-    return list(zip(rows, problems, strict=True))
+                reasons[i] = f"the tokenizer gives id {max(row)}, the model has a vocabulary of {vocabulary}"
+    return list(zip(rows, reasons, strict=True))
 
 
-def _problem(text: Any) -> str | None:
-    """What is wrong with a text as such; None where it can be encoded."""
+def why_not_text(text: Any) -> str | None:
+    """Why a text cannot be encoded; None where it can."""
     if not isinstance(text, str):
         return f"must be a str, got {type(text).__name__}"
-    if len(text) > TEXT_CHARACTERS:
-        return f"{len(text)} characters, the limit of a text is {TEXT_CHARACTERS}"
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return f"{len(text)} characters, the limit of a text is {MAX_TEXT_CHARACTERS}"
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -129,7 +141,8 @@ def _is_ids(text: Any) -> bool:
     return isinstance(text, Sequence) and not isinstance(text, (str, bytes))
 
 
-def _wrong_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
+def why_not_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
+    """Why a list of ids cannot be a target; None where it can."""
     if not ids:
         return "no tokens: a target has at least one"
     for token in ids:

@@ -1,4 +1,4 @@
-"""Tokens that were added to a vocabulary: strings that are one token wherever they stand."""
+"""AddedToken: a string that is one token at any place of a text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..errors import ConfigError, quoted
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A string that is one token wherever it stands in a text.
+    """A string that is one token at any place of a text.
 
     Args:
         content: the string.
-        single_word: only where a space or an end of the text is on either side.
-        lstrip, rstrip: white space on that side belongs to the token.
-        normalized: sought in the text after the tokenizer normalized it, so that upper case may not matter; None means
-            unless `special`. Changes nothing for sentencepiece.
+        single_word: only between spaces or ends of the text.
+        lstrip, rstrip: the token includes the white space on that side.
+        normalized: matched after the text was normalized, for example to lower case; None is `not special`. No effect
+            with sentencepiece.
         special: `skip_special_tokens` drops it.
     """
 
@@ -38,7 +38,7 @@ class AddedToken:
 
     @classmethod
     def of(cls, value: Any, special: bool = False) -> AddedToken:
-        """Read a string, a dict of a JSON file or a token object of transformers; ConfigError for anything else."""
+        """From a string, a dict of a JSON file or a token of transformers; ConfigError for anything else."""
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
@@ -51,12 +51,12 @@ class AddedToken:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as the files of transformers hold them."""
+        """The fields, as in the files of transformers."""
         return asdict(self) | {"normalized": not self.special if self.normalized is None else self.normalized}
 
 
 def read_added_tokens(saved: Mapping[Any, Any]) -> dict[int, AddedToken]:
-    """Id -> token of a saved `added_tokens_decoder`; ConfigError where it is none."""
+    """Id -> token of a saved `added_tokens_decoder`; ConfigError for anything else."""
     try:
         added = {int(index): AddedToken.of(token) for index, token in saved.items()}
     except (AttributeError, TypeError, ValueError) as error:

@@ -1,9 +1,9 @@
-"""The tokens of a tokenizer: ids and strings, special tokens by name, tokens that were added."""
+"""The tokens of a tokenizer: ids and strings, special tokens by name, added tokens."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,46 +15,68 @@ from .tokens import AddedToken
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class _SpecialToken:
-    """Attribute `<name>_token` or `<name>_token_id`; None where the tokenizer has no such token."""
+class _SpecialTokenAttribute:
+    """Attribute `<name>_token` or `<name>_token_id` of a tokenizer; None where it has no such token.
+
+    Args:
+        get: function (tokenizer, "<name>_token") -> value.
+        set: function (tokenizer, "<name>_token", value).
+    """
+
+    def __init__(self, get: Callable[[Any, str], Any], set: Callable[[Any, str, Any], None]):
+        self.get, self.set = get, set
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.token = name.removesuffix("_id")
-        self.is_id = name.endswith("_id")
+        self.name = name.removesuffix("_id")
 
-    def __get__(self, tokenizer: Vocabulary | None, owner: type) -> Any:
-        if tokenizer is None:
-            return self
-        token = tokenizer._special[self.token]
-        return tokenizer.convert_tokens_to_ids(token) if self.is_id and token is not None else token
+    def __get__(self, tokenizer: Any, owner: type) -> Any:
+        return self if tokenizer is None else self.get(tokenizer, self.name)
 
-    def __set__(self, tokenizer: Vocabulary, value: Any) -> None:
-        if value is not None and self.is_id:
-            value = tokenizer.convert_ids_to_tokens(value)
-        if value is not None and tokenizer._id_of(AddedToken.of(value).content) is None:
-            # Unlike transformers, where such a token silently gets the id of the unknown token.
-            raise InputError(f"{self.token} {value!r} is not in the vocabulary; add_special_tokens adds it")
-        tokenizer._set_special(self.token, value)
+    def __set__(self, tokenizer: Any, value: Any) -> None:
+        self.set(tokenizer, self.name, value)
 
 
 class Vocabulary:
     """Base of the tokenizers: their tokens.
 
     Args:
-        special: name -> token of `SPECIAL_NAMES`; None, or not there, means there is none.
+        special: name -> token of `SPECIAL_NAMES`; None or a missing name for no such token.
         extra_special_tokens: special tokens without a name.
 
     Raises:
-        ConfigError: a token is none.
+        ConfigError: a token of another type.
     """
 
-    bos_token, bos_token_id = _SpecialToken(), _SpecialToken()
-    eos_token, eos_token_id = _SpecialToken(), _SpecialToken()
-    unk_token, unk_token_id = _SpecialToken(), _SpecialToken()
-    sep_token, sep_token_id = _SpecialToken(), _SpecialToken()
-    pad_token, pad_token_id = _SpecialToken(), _SpecialToken()
-    cls_token, cls_token_id = _SpecialToken(), _SpecialToken()
-    mask_token, mask_token_id = _SpecialToken(), _SpecialToken()
+    def _get_named_token(self, name: str) -> str | None:
+        return self._special[name]
+
+    def _set_named_token(self, name: str, value: Any) -> None:
+        if value is not None and self._id_of(AddedToken.of(value).content) is None:
+            # Unlike transformers, where such a token silently gets the id of the unknown token.
+            raise InputError(f"{name} {value!r} is not in the vocabulary; add_special_tokens adds it")
+        self._set_special(name, value)
+
+    def _get_named_id(self, name: str) -> int | None:
+        token = self._special[name]
+        return None if token is None else self.convert_tokens_to_ids(token)
+
+    def _set_named_id(self, name: str, index: Any) -> None:
+        self._set_named_token(name, None if index is None else self.convert_ids_to_tokens(index))
+
+    bos_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    bos_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    eos_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    eos_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    unk_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    unk_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    sep_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    sep_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    pad_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    pad_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    cls_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    cls_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
+    mask_token = _SpecialTokenAttribute(_get_named_token, _set_named_token)
+    mask_token_id = _SpecialTokenAttribute(_get_named_id, _set_named_id)
 
     def __init__(
         self,
@@ -66,7 +88,7 @@ class Vocabulary:
             name: None if token is None else AddedToken.of(token).content for name, token in tokens.items()
         }
         if extra_special_tokens is not None and not isinstance(extra_special_tokens, (list, tuple)):
-            if not isinstance(extra_special_tokens, Mapping) or extra_special_tokens:  # {} is written for none
+            if not isinstance(extra_special_tokens, Mapping) or extra_special_tokens:  # transformers writes {} for none
                 kinds = quoted(extra_special_tokens)
                 raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {kinds}")
         self._extra = [AddedToken.of(token).content for token in extra_special_tokens or ()]
@@ -88,7 +110,7 @@ class Vocabulary:
 
     @cached_property
     def _token_of(self) -> dict[int, str]:
-        """Id -> token, added tokens included. A cached property is made anew after tokens were added."""
+        """Id -> token, with added tokens. Cached properties are computed again after tokens were added."""
         raise NotImplementedError
 
     def _id_of(self, token: str) -> int | None:
@@ -99,13 +121,13 @@ class Vocabulary:
         return None if self.unk_token is None else self._id_of(self.unk_token)
 
     def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
-        """Make strings single tokens, each with the id it has or the next free one."""
+        """Make strings single tokens, each with its present id or the next free one."""
         raise NotImplementedError
 
-    # -- what does not ------------------------------------------------------------------------------------------------
+    # -- the same in all classes ---------------------------------------------------------------------------------------
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
+        """Token -> id, with added tokens."""
         added = {token.content: index for index, token in self.added_tokens_decoder.items()}
         return {token: index for index, token in self._token_of.items()} | added
 
@@ -116,7 +138,7 @@ class Vocabulary:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Name -> token of the special tokens that there are."""
+        """Name -> token of the special tokens that are set."""
         return {name: token for name, token in self._special.items() if token is not None}
 
     @property
@@ -130,7 +152,7 @@ class Vocabulary:
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without a name. Setting them, or their ids, adds what is no token yet."""
+        """Special tokens without a name. Setting them, or their ids, adds those that are no tokens yet."""
         return list(self._extra)
 
     @extra_special_tokens.setter
@@ -149,13 +171,13 @@ class Vocabulary:
     def extra_special_tokens_ids(self, ids: Sequence[int]) -> None:
         self.extra_special_tokens = self.convert_ids_to_tokens(list(ids))
 
-    # Their names in transformers 4.
+    # The names in transformers 4.
     additional_special_tokens = extra_special_tokens
     additional_special_tokens_ids = extra_special_tokens_ids
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The special tokens, extra ones last, each once."""
+        """The special tokens without duplicates, extra ones last."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
 
     @property
@@ -166,18 +188,18 @@ class Vocabulary:
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Make strings single tokens; return how many got a new id (the model's embedding must have rows for them).
+        """Make strings single tokens; returns the number of new ids, for which the model's embedding needs rows.
 
-        Ids are given from `len(self)` on; a string that is in the vocabulary keeps its id, and is not counted.
+        New ids start at `len(self)`. A string that is in the vocabulary keeps its id and is not counted.
         """
         if isinstance(new_tokens, (str, AddedToken)) or not isinstance(new_tokens, Sequence):
             new_tokens = [new_tokens]
         special_tokens = check_flag(special_tokens, "special_tokens")
         for token in new_tokens:
-            AddedToken.of(token)  # or ConfigError, before any is added
+            AddedToken.of(token)  # raises ConfigError before a token is added
         before = len(self)
         self._add(new_tokens, special_tokens)
-        self._forget_tables()
+        self._clear_tables()
         return len(self) - before
 
     def add_special_tokens(
@@ -185,7 +207,7 @@ class Vocabulary:
         special_tokens_dict: Mapping[str, str | AddedToken | Sequence[str | AddedToken]],
         replace_extra_special_tokens: bool = True,
     ) -> int:
-        """Set special tokens by name ("pad_token", "extra_special_tokens", ...); return how many got a new id."""
+        """Set special tokens by name ("pad_token", "extra_special_tokens", ...); returns the number of new ids."""
         if not isinstance(special_tokens_dict, Mapping):
             raise ConfigError(f"special_tokens_dict must be a dict of name -> token, got {quoted(special_tokens_dict)}")
         before = len(self)
@@ -208,20 +230,20 @@ class Vocabulary:
         self._special[name] = None if token is None else token.content
         self.add_tokens([] if token is None else [token], special_tokens=True)
 
-    def _tables(self) -> list[str]:
-        """Names of what was made on first use: it is made again after tokens were added, and never copied."""
+    def _cached_tables(self) -> list[str]:
+        """Names of the computed cached properties, which are not pickled."""
         return [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]
 
-    def _forget_tables(self) -> None:
-        for name in self._tables():
+    def _clear_tables(self) -> None:
+        for name in self._cached_tables():
             del self.__dict__[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        tables = self._tables()
+        tables = self._cached_tables()
         return {name: value for name, value in self.__dict__.items() if name not in tables}
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token, or a list of ids; a token that is not in the vocabulary has the id of the unknown token."""
+        """Id of a token, or ids of a list; a token that is not in the vocabulary gets the id of the unknown token."""
         if isinstance(tokens, str):
             index = self._id_of(tokens)
             return self._unknown_id if index is None else index
@@ -230,12 +252,13 @@ class Vocabulary:
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def _checked_ids(self, ids: Any) -> list[int]:
+        """Ids as ints; InputError for one that is no integer or not in the vocabulary."""
         checked = []
-        for position, given in enumerate(ids if isinstance(ids, Iterable) else [ids]):
+        for position, value in enumerate(ids if isinstance(ids, Iterable) else [ids]):
             try:
-                index = operator.index(given)
+                index = operator.index(value)
             except TypeError:
-                raise InputError(f"id {quoted(given)} at position {position} is no integer") from None
+                raise InputError(f"id {quoted(value)} at position {position} is no integer") from None
             if index not in self._token_of:
                 raise InputError(
                     f"id {quoted(index)} at position {position} is outside the vocabulary of {len(self)} tokens"
@@ -244,7 +267,7 @@ class Vocabulary:
         return checked
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or a list of tokens."""
+        """Token of an id, or tokens of a list."""
         ids = to_lists(ids)
         if not isinstance(ids, (list, tuple)):
             return self._token_of[self._checked_ids([ids])[0]]

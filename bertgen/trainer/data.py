@@ -16,7 +16,7 @@ from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
 from ..files.text_input import check_name, decoded, open_input, read_lines
 from ..tokenizer import Tokenizer
-from ..tokenizer.special_tokens import end_of_target, source_frame
+from ..tokenizer.special_tokens import source_special_tokens, target_end_token
 
 IGNORED = -100
 
@@ -167,8 +167,8 @@ class Corpus:
         config: EncoderDecoderConfig | None = None,
         name: str = "pairs",
     ) -> None:
-        before, behind = ([], []) if config is None else source_frame(config, tokenizer)
-        end = end_of_target(config, tokenizer)
+        before, behind = ([], []) if config is None else source_special_tokens(config, tokenizer)
+        end = target_end_token(config, tokenizer)
         sources, targets = (tokenizer.encode_batch(side, add_special_tokens=False) for side in zip(*pairs, strict=True))
         for number, sides in enumerate(zip(sources, targets, strict=True), start=1):
             if not all(sides):

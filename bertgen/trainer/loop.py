@@ -16,7 +16,7 @@ import torch
 
 from ..errors import BertgenError, ConfigError
 from ..files.text_input import reported
-from ..model.pretrained import resolve_device
+from ..model.devices import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, read_pairs, shares

@@ -13,7 +13,7 @@ from ..hub import resolve_file
 from ..layers.meta_init import outlined
 from ..model import EncoderDecoderModel
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
-from ..tokenizer.special_tokens import end_of_target
+from ..tokenizer.special_tokens import target_end_token
 from . import state
 from .data import train_vocabulary
 from .options import TrainingConfig
@@ -83,7 +83,7 @@ def settle_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
         ConfigError: nobody names a token to begin or to end with.
     """
     config, options = model.config, model.generation_config
-    end = end_of_target(config, tokenizer, options)
+    end = target_end_token(config, tokenizer, options)
     starts = (
         options.decoder_start_token_id, config.decoder_start_token_id, options.bos_token_id,
         tokenizer.bos_token_id, tokenizer.cls_token_id,

@@ -13,7 +13,7 @@ from transformers.generation import logits_process as oracle
 
 from bertgen import ConfigError, GenerationConfig, InputError
 from bertgen.decoding import logits_processors as ours
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 
 VOCABULARY = 40
 END = [1, 7]
@@ -53,7 +53,7 @@ def pairs(r: random.Random, seed: int, length: int):
             oracle.SequenceBiasLogitsProcessor(BIASES),
         ),
         "bad_words_ids": (
-            ours.build(settled(bad_words_ids=[[3], [4, 5], [1], [2, 2]]), VOCABULARY, source[:, :1]),
+            ours.build_logits_processors(settled(bad_words_ids=[[3], [4, 5], [1], [2, 2]]), VOCABULARY, source[:, :1]),
             oracle.NoBadWordsLogitsProcessor([[3], [4, 5], [1], [2, 2]], END),
         ),
         "encoder_repetition": (
@@ -88,7 +88,7 @@ def pairs(r: random.Random, seed: int, length: int):
         ),
         "remove_invalid": (ours.remove_invalid, oracle.InfNanRemoveLogitsProcessor()),
         "decay": (
-            partial(ours.decay, tokens=end, start=start + 1, factor=factor),
+            partial(ours.exponential_decay, tokens=end, start=start + 1, factor=factor),
             oracle.ExponentialDecayLengthPenalty((start, factor), end, 1),
         ),
         "suppress": (partial(ours.suppress, tokens=ids(3, 9)), oracle.SuppressTokensLogitsProcessor([3, 9])),
@@ -101,7 +101,7 @@ def pairs(r: random.Random, seed: int, length: int):
 
 def settled(**options) -> GenerationConfig:
     base = GenerationConfig(bos_token_id=2, eos_token_id=END, pad_token_id=0, top_k=0, max_length=20)
-    return settle(GenerationConfig(**options).over(base))
+    return resolve_generation_config(GenerationConfig(**options).over(base))
 
 
 def agree(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -190,8 +190,8 @@ PREFIX = torch.full((3, 1), 2)
 
 
 def test_no_option_no_processor():
-    assert not ours.build(settled(), VOCABULARY, PREFIX)
-    assert not ours.build(settled(min_length=1, bad_words_ids=[[1]]), VOCABULARY, PREFIX)
+    assert not ours.build_logits_processors(settled(), VOCABULARY, PREFIX)
+    assert not ours.build_logits_processors(settled(min_length=1, bad_words_ids=[[1]]), VOCABULARY, PREFIX)
 
 
 def test_all_options_come_in_transformers_order():
@@ -204,7 +204,9 @@ def test_all_options_come_in_transformers_order():
         remove_invalid_values=True, exponential_decay_length_penalty=(2, 1.1), suppress_tokens=[12],
         begin_suppress_tokens=[13], do_sample=True, temperature=0.7, top_p=0.9, renormalize_logits=True,
     )  # fmt: skip
-    chain = ours.build(options, VOCABULARY, PREFIX, source_ids=source, allowed=allowed, custom=[first, second])
+    chain = ours.build_logits_processors(
+        options, VOCABULARY, PREFIX, source_ids=source, allowed=allowed, custom=[first, second]
+    )
     end = torch.tensor(END)
     expected_chain = [
         oracle.SequenceBiasLogitsProcessor({(3,): 1.5, (4, 5): 2.0}),
@@ -235,11 +237,13 @@ def test_all_options_come_in_transformers_order():
 
 
 def test_the_first_token_that_may_be_suppressed_is_the_one_behind_a_forced_one():
-    chain = ours.build(settled(forced_bos_token_id=5, begin_suppress_tokens=[9]), VOCABULARY, PREFIX)
+    chain = ours.build_logits_processors(settled(forced_bos_token_id=5, begin_suppress_tokens=[9]), VOCABULARY, PREFIX)
     scores = torch.zeros(3, VOCABULARY)
-    none = ours.build(settled(forced_bos_token_id=5, begin_suppress_tokens=[9]), VOCABULARY, PREFIX[:, :0])
+    none = ours.build_logits_processors(
+        settled(forced_bos_token_id=5, begin_suppress_tokens=[9]), VOCABULARY, PREFIX[:, :0]
+    )
     assert not none(PREFIX[:, :0], scores)[:, 9].isneginf().any() and none(PREFIX, scores).isfinite().sum() == 3
-    none = ours.build(settled(begin_suppress_tokens=[9]), VOCABULARY, PREFIX[:, :0])
+    none = ours.build_logits_processors(settled(begin_suppress_tokens=[9]), VOCABULARY, PREFIX[:, :0])
     assert none(PREFIX[:, :0], scores)[:, 9].isneginf().all()
     assert chain(PREFIX, scores).isfinite().sum() == 3
     assert chain(PREFIX.repeat(1, 2), scores)[:, 9].isneginf().all()
@@ -250,7 +254,13 @@ def test_the_first_token_that_may_be_suppressed_is_the_one_behind_a_forced_one()
 def test_beams_that_sample_keep_a_token_that_goes_on(end, keep):
     base = GenerationConfig(bos_token_id=2, max_length=9, num_beams=2, do_sample=True, top_k=1, eos_token_id=end)
     _, history, scores = case(2)
-    assert ours.build(settle(base), VOCABULARY, PREFIX)(history, scores).isfinite().sum(1).tolist() == [keep] * 6
+    assert (
+        ours.build_logits_processors(resolve_generation_config(base), VOCABULARY, PREFIX)(history, scores)
+        .isfinite()
+        .sum(1)
+        .tolist()
+        == [keep] * 6
+    )
 
 
 def test_what_forces_all_rows_to_stay():
@@ -265,7 +275,7 @@ def test_what_forces_all_rows_to_stay():
         ({}, dict(allowed=lambda source, tokens: [1]), True),
         ({}, dict(custom=list(keep)), True),
     ):
-        assert ours.build(settled(**options), VOCABULARY, PREFIX, **more).by_row is expected, options
+        assert ours.build_logits_processors(settled(**options), VOCABULARY, PREFIX, **more).by_row is expected, options
 
 
 BAD = {
@@ -282,20 +292,20 @@ BAD = {
 def test_ids_outside_the_vocabulary_are_named(name):
     options, message = BAD[name]
     with pytest.raises(ConfigError, match=message):
-        ours.build(settled(**options), VOCABULARY, PREFIX)
+        ours.build_logits_processors(settled(**options), VOCABULARY, PREFIX)
 
 
 def test_what_cannot_work_is_refused():
     source = encoder_ids(1)
     source[0, 0] = 99
     with pytest.raises(ConfigError, match="no_repeat_ngram_size.*input holds 99.*vocabulary of 40"):
-        ours.build(settled(encoder_no_repeat_ngram_size=2), VOCABULARY, PREFIX, source_ids=source)
-    no_end = settle(GenerationConfig(bos_token_id=2, exponential_decay_length_penalty=(1, 2.0)))
+        ours.build_logits_processors(settled(encoder_no_repeat_ngram_size=2), VOCABULARY, PREFIX, source_ids=source)
+    no_end = resolve_generation_config(GenerationConfig(bos_token_id=2, exponential_decay_length_penalty=(1, 2.0)))
     with pytest.raises(ConfigError, match="exponential_decay_length_penalty needs eos_token_id"):
-        ours.build(no_end, VOCABULARY, PREFIX)
+        ours.build_logits_processors(no_end, VOCABULARY, PREFIX)
     for custom in (print, [3], "no"):
         with pytest.raises(ConfigError, match="logits_processor must be a list of callables"):
-            ours.build(settled(), VOCABULARY, PREFIX, custom=custom)
+            ours.build_logits_processors(settled(), VOCABULARY, PREFIX, custom=custom)
     for named in ([], [40]):
         with pytest.raises(InputError, match=r"prefix_allowed_tokens_fn\(0, \[2\]\) is.*0 to 39"):
             ours.allow(PREFIX, torch.zeros(3, VOCABULARY), allowed=lambda s, t, n=named: n, beams=1)
@@ -304,7 +314,7 @@ def test_what_cannot_work_is_refused():
 def test_options_of_the_input_warn_where_there_are_no_ids():
     for name, value in (("encoder_repetition_penalty", 1.5), ("encoder_no_repeat_ngram_size", 2)):
         with pytest.warns(UserWarning, match=f"{name} needs input_ids"):
-            assert not ours.build(settled(**{name: value}), VOCABULARY, PREFIX)
+            assert not ours.build_logits_processors(settled(**{name: value}), VOCABULARY, PREFIX)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours.build(settled(), VOCABULARY, PREFIX)
+        ours.build_logits_processors(settled(), VOCABULARY, PREFIX)

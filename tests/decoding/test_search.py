@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bertgen import GenerationConfig
-from bertgen.decoding import begin, decode, settle
+from bertgen.decoding import new_search, resolve_generation_config, run_search
 
 VOCABULARY, START, END = 12, 2, 1
 
@@ -41,10 +41,10 @@ class Table:
 
 def searched(seed: int, sources: int, prefix: list[int] | None = None, **options):
     base = GenerationConfig(bos_token_id=START, eos_token_id=END, pad_token_id=0, return_dict_in_generate=True)
-    settled = settle(GenerationConfig(**options).over(base), len(prefix or [START]))
+    settled = resolve_generation_config(GenerationConfig(**options).over(base), len(prefix or [START]))
     table = Table(seed, sources, max(settled.num_beams, settled.num_return_sequences))
     start = torch.tensor([prefix or [START]] * sources)
-    return decode(table, begin(start, settled)), table
+    return run_search(table, new_search(start, settled)), table
 
 
 def restated(table: Table, source: int, options: dict) -> list[tuple[float, list[int]]]:
@@ -155,6 +155,6 @@ def test_a_search_ends_with_its_length():
     """A row that found no end is as long as allowed, whichever search."""
     for options in (dict(), dict(num_beams=3), dict(do_sample=True), dict(do_sample=True, num_beams=2)):
         base = GenerationConfig(bos_token_id=START, pad_token_id=0, max_length=6, **options)
-        settled = settle(base)
-        output = decode(Table(1, 2, settled.num_beams), begin(torch.full((2, 1), START), settled))
+        settled = resolve_generation_config(base)
+        output = run_search(Table(1, 2, settled.num_beams), new_search(torch.full((2, 1), START), settled))
         assert output.sequences.shape == (2, 6)

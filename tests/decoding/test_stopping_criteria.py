@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
 import transformers
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from bertgen import BertGenerationTokenizer, EncoderDecoderModel, GenerationConfig, InputError
-from bertgen.decoding import settle
-from bertgen.decoding.stopping_criteria import Criteria, StopStrings, build
+from bertgen.decoding import resolve_generation_config
+from bertgen.decoding.stopping_criteria import StoppingCriteriaList, StopStrings, build_stopping_criteria
 from tests.support.checkpoints import FIRST
 from tests.support.searches import both
 
@@ -121,7 +122,7 @@ CRITERIA = {
 @pytest.mark.parametrize("options", [dict(), dict(num_beams=3, num_return_sequences=2), dict(do_sample=True)])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_stop_what_they_stop_in_transformers(models, sources, name, options, end):
-    criteria = StoppingCriteriaList([CRITERIA[name]])
+    criteria = transformers.StoppingCriteriaList([CRITERIA[name]])
     if end is None and options.get("num_beams"):
         return  # behind the end of a beam transformers writes -1 where there is no end token
     given = dict(**sources, **options, max_new_tokens=12, stopping_criteria=criteria, eos_token_id=end, pad_token_id=0)
@@ -131,11 +132,14 @@ def test_criteria_stop_what_they_stop_in_transformers(models, sources, name, opt
 
 def test_several_criteria_stop_a_row_together():
     history = torch.tensor([[1, 2], [3, 4], [5, 6]])
-    criteria = Criteria([lambda h, s: h[:, 0] == 1, lambda h, s: h[:, 1] == 6, lambda h, s: False])
+    criteria = StoppingCriteriaList([lambda h, s: h[:, 0] == 1, lambda h, s: h[:, 1] == 6, lambda h, s: False])
     assert criteria(history, None).tolist() == [True, False, True]
-    assert Criteria([lambda h, s: True])(history, None).all() and not Criteria()(history, None).any()
+    assert (
+        StoppingCriteriaList([lambda h, s: True])(history, None).all()
+        and not StoppingCriteriaList()(history, None).any()
+    )
     with pytest.raises(InputError, match=r"shape \(3, 1\) for 3 rows"):
-        Criteria([lambda h, s: h[:, :1] == 1])(history, None)
+        StoppingCriteriaList([lambda h, s: h[:, :1] == 1])(history, None)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -156,6 +160,7 @@ def test_time_runs_out(models, sources, beams, monkeypatch):
 
 
 def test_nothing_to_stop_by():
-    options = settle(GenerationConfig(bos_token_id=2))
-    assert not build(options) and not build(options).by_row
-    assert build(options, custom=[print]).by_row and not build(options, custom=[]).by_row
+    options = resolve_generation_config(GenerationConfig(bos_token_id=2))
+    build = partial(build_stopping_criteria, options)
+    assert not build() and not build().by_row
+    assert build(custom=[print]).by_row and not build(custom=[]).by_row

@@ -1,15 +1,10 @@
-"""Generator and pipeline on a tiny trained model; the oracle is `model.generate`, one text at a time."""
+"""Generator on a tiny trained model; the oracle is `model.generate`, one text at a time."""
 
-import copy
 import dataclasses
-import itertools
-import random
-import threading
 import weakref
 
 import pytest
 import torch
-import transformers
 
 from bertgen import (
     BackendError,
@@ -20,34 +15,8 @@ from bertgen import (
     GenerationConfig,
     Generator,
     InputError,
-    UnsupportedError,
 )
-from bertgen.generator.texts import in_windows
-from tests.support.checkpoints import FIRST, MAX_LENGTH, POSITIONS, sentence, translation
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def texts():
-    r = random.Random(5)
-    return [sentence(r) for _ in range(40)]
-
-
-@pytest.fixture
-def batches(generator, monkeypatch):
-    """Shapes of the batches that are encoded, longest source counted."""
-    shapes, encoded = [], generator.model.encoded
-
-    def record(ids, mask):
-        shapes.append(tuple(ids.shape))
-        return encoded(ids, mask)
-
-    monkeypatch.setattr(generator.model, "encoded", record)
-    return shapes
+from tests.support.checkpoints import MAX_LENGTH, translation
 
 
 def alone(generator, text, **options):
@@ -90,12 +59,12 @@ def test_equals_generate_one_by_one(tiny_checkpoint, texts, options, limits):
 
 
 def test_the_model_knows_its_task(generator, texts):
-    """Else the equalities above would compare noise."""
+    """Otherwise the equalities above would compare noise."""
     right = [output.text == translation(text) for text, output in zip(texts, generator.generate(texts), strict=True)]
     assert sum(right) >= 38
 
 
-def test_answers_come_in_the_order_of_the_texts(generator, texts, batches):
+def test_outputs_have_the_order_of_the_texts(generator, texts, batches):
     outputs = generator.generate(texts, max_batch_size=3)
     assert [output.index for output in outputs] == list(range(len(texts)))
     assert [output.text for output in outputs] == [generator.generate([text])[0].text for text in texts]
@@ -135,111 +104,8 @@ def test_a_request_larger_than_the_engine_is_refused(generator):
     assert tiny.generate(["one"], max_new_tokens=16)[0].text == "eins"
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n \t"])
-def test_text_without_tokens_is_answered_without_the_model(generator, batches, text):
-    first, empty, last = generator.generate(["one", text, "two"], num_beams=2, num_return_sequences=2)
-    assert (empty.text, empty.token_ids, empty.score, empty.alternatives) == ("", (), None, ())
-    assert (first.text, last.text) == ("eins", "zwei") and batches == [(2, 1)]
-    assert generator.generate([text])[0].text == "" and len(batches) == 1
-
-
 def test_no_texts(generator):
     assert generator.generate([]) == [] and list(generator.stream([])) == []
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (None, "text 1: must be a str, got NoneType"),
-        (7, "text 1: must be a str, got int"),
-        (b"one", "text 1: must be a str, got bytes"),
-        (["one"], "text 1: must be a str, got list"),
-        ("one \ud800", r"text 1: no valid Unicode: lone surrogate U\+D800 at position 4"),
-        ("one " * 49, r"text 1: \d+ tokens, the limit is 48 "),
-    ],
-)
-def test_bad_text_is_named_before_anything_is_generated(generator, batches, text, message):
-    texts = ["one", text, "two"]
-    with pytest.raises(InputError, match=message):
-        generator.generate(texts)
-    with pytest.raises(InputError, match=message):
-        list(generator.stream(texts))
-    assert batches == []
-    with pytest.raises(InputError) as raised:
-        generator.generate(texts)
-    answers = dict(generator.stream(texts, return_errors=True))
-    assert (answers[0].text, answers[2].text) == ("eins", "zwei")
-    assert (answers[1].text, answers[1].index) == ("", 1)
-    assert f"text 1: {answers[1].error}" == str(raised.value)
-    assert answers[0].error is None
-
-
-@pytest.mark.parametrize("texts", ["one", b"one", 5, None])
-def test_texts_must_be_a_list(generator, texts):
-    for method in (generator.generate, generator.stream):
-        with pytest.raises(InputError, match="texts must be a list of texts, .* got"):
-            method(texts)
-
-
-def test_truncation(generator, tiny_checkpoint):
-    long = " ".join(itertools.islice(itertools.cycle(FIRST), 60))
-    ids = generator.tokenizer.encode_batch([long])[0]
-    short, cut = generator.generate(["one", long], truncation=True)
-    expected = generator.model.generate(torch.tensor([ids[:POSITIONS]]))[0, 1:].tolist()
-    assert (short.truncated, cut.truncated) == (False, True) and list(cut.token_ids) == expected
-    five = Generator(generator.model, generator.tokenizer, truncation=True, max_input_length=5)
-    assert five.generate([long])[0].token_ids == tuple(
-        generator.model.generate(torch.tensor([ids[:5]]))[0, 1:].tolist()
-    )
-    with pytest.raises(InputError, match=f"text 0: {len(ids)} tokens, the limit is 5 "):
-        five.generate([long], truncation=False)
-
-
-def test_longest_text_and_output_fit(generator):
-    """A source that takes all positions of the encoder, an output that takes all of the decoder."""
-    row = generator.tokenizer.encode_batch([" ".join(itertools.islice(itertools.cycle(FIRST), 60))])[0][:POSITIONS]
-    text = generator.tokenizer.decode(row)
-    while len(generator.tokenizer.encode_batch([text])[0]) > POSITIONS:  # what was cut may be encoded otherwise
-        text = text.rpartition(" ")[0]
-    assert generator.generate([text], max_new_tokens=POSITIONS, min_new_tokens=POSITIONS)[0].token_ids[-1] != 1
-    with pytest.raises(InputError, match="the model has 48"):
-        generator.generate(["one"], max_new_tokens=POSITIONS + 1)
-
-
-# stream
-
-
-def test_stream_reads_a_bounded_number_of_texts(generator):
-    """An infinite iterable is no obstacle, and nothing is read before the first answer is asked for."""
-    read = []
-
-    def endless():
-        for number in itertools.count():
-            read.append(number)
-            yield "one two"
-
-    answers = generator.stream(endless(), lookahead=10)
-    assert read == []
-    assert [index for index, _ in itertools.islice(answers, 10)] == list(range(10)) and len(read) == 10
-    assert next(answers)[0] == 10 and len(read) == 20
-
-
-def test_stream_bounds_characters_too(generator, monkeypatch):
-    monkeypatch.setattr("bertgen.generator.texts.LOOKAHEAD_CHARACTERS", 30)
-    windows = in_windows(iter(["x" * 20, "x" * 20, "", "x" * 70, "y"]), 3)
-    assert [[len(text) for text in window] for window in windows] == [[20, 20], [0, 70], [1]]
-    pairs = [("x" * 9, "y" * 9), ("x" * 9, "y" * 9), ("x" * 9, [1] * 99), ("x", "y")]
-    assert [len(window) for window in in_windows(iter(pairs), 3)] == [2, 2]
-
-
-def test_stream_checks_options_when_called(generator):
-    with pytest.raises(ConfigError, match="num_beans"):
-        generator.stream(["one"], num_beans=2)
-    with pytest.raises(ConfigError, match="lookahead must be an integer from 1 to 2147483647, got 0"):
-        generator.stream(["one"], lookahead=0)
-
-
-# sampling and scores
 
 
 def test_seed_makes_sampling_reproducible(generator, texts):
@@ -263,15 +129,15 @@ def test_sampling_without_seed_uses_torch(generator, texts):
     assert generator.generate(texts, **options) == first
 
 
-def test_texts_draw_different_numbers(generator):
-    """With one seed for all, equal texts do not get equal draws."""
+def test_equal_texts_get_different_samples(generator):
+    """The index is part of the key of the random numbers."""
     outputs = generator.generate(["white"] * 30, seed=1, do_sample=True, temperature=3.0)
     assert len({output.token_ids for output in outputs}) > 3
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_draw_depends_on_seed_and_index_alone(generator, texts, beams):
-    """Not on what other texts there are, nor on how many run at a time."""
+def test_a_sample_depends_on_seed_and_index_alone(generator, texts, beams):
+    """Not on the other texts, nor on the number of rows that run together."""
     options = dict(seed=5, do_sample=True, temperature=2.0, num_beams=beams, num_return_sequences=2)
     outputs = generator.generate(texts[:12], **options)
     few = Generator(generator.model, generator.tokenizer, max_rows=5, refill=0)
@@ -305,33 +171,9 @@ def test_greedy_score_is_that_of_beams(generator, texts):
     assert [a for a, _ in same] == pytest.approx([b for _, b in same], abs=1e-4)
 
 
-# lengths and options
-
-
-def test_length_ends_with_the_positions_where_nobody_sets_one(generator):
-    model = copy.copy(generator.model)
-    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=2)
-    free = Generator(model, generator.tokenizer)
-    endless = dict(min_length=POSITIONS)
-    assert len(free.generate(["one"], **endless)[0].token_ids) == POSITIONS - 1
-    assert len(free.generate(["one"], max_new_tokens=4, min_new_tokens=4)[0].token_ids) == 4
-    config = GenerationConfig(max_length=6, min_length=6)
-    assert len(free.generate(["one"], generation_config=config)[0].token_ids) == 5
-    with pytest.raises(ConfigError, match="min_length 48 is more than max_length 40"):
-        generator.generate(["one"], **endless)
-
-
-def test_token_ids_end_with_the_end_token_or_at_the_limit(generator):
-    whole = generator.generate(["one two three"])[0]
-    assert whole.token_ids.index(1) == len(whole.token_ids) - 1
-    assert generator.generate(["one two three"], max_new_tokens=2)[0].token_ids == whole.token_ids[:2]
-    second = whole.token_ids[1]
-    assert generator.generate(["one two three"], eos_token_id=[1, second])[0].token_ids == whole.token_ids[:2]
-
-
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_options_of_every_kind_reach_the_model(generator, texts, options):
-    """Stop strings need no tokenizer here, and what stops has neither an end token nor padding."""
+    """Stop strings need no tokenizer here, and stopped outputs have neither an end token nor padding."""
     options = options | dict(stop_strings=["ei", "rot"], encoder_no_repeat_ngram_size=4, suppress_tokens=[40])
     for text, output in zip(texts, generator.generate(texts, **options)):
         rows, _ = alone(generator, text, **options, tokenizer=generator.tokenizer)
@@ -343,53 +185,8 @@ def test_options_of_every_kind_reach_the_model(generator, texts, options):
             assert bool(stopped) != (one.token_ids[-1] == 1) or len(one.token_ids) == MAX_LENGTH - 1
 
 
-def test_what_a_configuration_asks_to_return_is_not_computed(tiny_checkpoint, texts, monkeypatch):
-    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
-    model.generation_config.output_scores = model.generation_config.output_attentions = True
-    model.generation_config.return_dict_in_generate = True
-    outputs = Generator(model, BertGenerationTokenizer.from_pretrained(tiny_checkpoint)).generate(texts[:3])
-    assert all(output.score is None and output.text for output in outputs)
-
-
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
-        ({"num_beans": 4}, ConfigError, "num_beans"),
-        ({"num_beams": 0}, ConfigError, "num_beams must be an integer from 1"),
-        ({"num_return_sequences": 2}, ConfigError, "greedy search has one output"),
-        ({"num_beams": 2, "num_return_sequences": 3}, ConfigError, "num_return_sequences 3 is more than num_beams 2"),
-        ({"return_dict_in_generate": True}, ConfigError, "return_dict_in_generate is for model.generate"),
-        ({"output_scores": True}, ConfigError, "scores=True"),
-        ({"output_attentions": False}, ConfigError, "output_attentions is for model.generate"),
-        ({"logits_processor": [3]}, ConfigError, "logits_processor must be a list of callables"),
-        ({"stopping_criteria": print}, ConfigError, "stopping_criteria must be a list of callables"),
-        ({"suppress_tokens": [10**6]}, ConfigError, "suppress_tokens holds 1000000"),
-        ({"streamer": None}, ConfigError, "streamer is for model.generate"),
-        ({"seed": 1.5}, ConfigError, "seed must be an integer from .*, got 1.5"),
-        ({"max_batch_size": 0}, ConfigError, "max_batch_size must be an integer from 1 to 2147483647, got 0"),
-        ({"num_beam_groups": 2}, ConfigError, "num_beams 1 cannot be shared among num_beam_groups 2"),
-        ({"penalty_alpha": 0.5}, UnsupportedError, "penalty_alpha=0.5"),
-    ],
-)
-def test_bad_options(generator, options, error, message):
-    with pytest.raises(error, match=message):
-        generator.generate(["one"], **options)
-
-
-def test_criteria_that_take_the_place_of_an_option_are_refused(generator):
-    """In `model.generate` they say how long an output is; here that was planned before they were looked at."""
-    for criterion in (transformers.MaxLengthCriteria(30), transformers.EosTokenCriteria([5])):
-        with pytest.raises(UnsupportedError, match="max_length= and eos_token_id="):
-            generator.generate(["one"], stopping_criteria=[criterion])
-    same = [transformers.MaxTimeCriteria(100.0)]
-    assert generator.generate(["one"], stopping_criteria=same) == generator.generate(["one"])
-
-
-# memory
-
-
 def limited(generator, monkeypatch, fits, error=torch.OutOfMemoryError, message="CUDA out of memory"):
-    """The decoder fails wherever more rows run than fit; returns how many ran in each attempt."""
+    """The decoder fails when more than `fits` rows run; returns the list of row counts."""
     head, sizes, held = type(generator.model.decoder.head).forward, [], []
 
     def forward(self, hidden):
@@ -406,7 +203,7 @@ def limited(generator, monkeypatch, fits, error=torch.OutOfMemoryError, message=
 
 
 def test_rows_that_do_not_fit_are_halved(generator, monkeypatch):
-    """Every text is answered as before, and the failed attempt's tensors are gone at the next."""
+    """Every output is as before, and the tensors of a failed attempt are freed before the next."""
     texts = ["one two three"] * 19 + ["two", ""] + ["three one"] * 19
     expected, before = generator.generate(texts), generator.statistics.restarts
     sizes = limited(generator, monkeypatch, 6)
@@ -433,8 +230,8 @@ def test_one_text_that_does_not_fit(generator, monkeypatch, error):
     assert generator.generate(["one"], num_beams=3)[0].text == "eins"
 
 
-def test_texts_that_do_not_fit_are_answered_by_their_errors(generator, monkeypatch):
-    """With `return_errors`; the others are answered as if these were not there."""
+def test_texts_that_do_not_fit_yield_their_errors(generator, monkeypatch):
+    """With `return_errors`; the outputs of the other texts do not change."""
     texts = ["one", "one two three four", "two", "three three three three", "three"]
     expected, encoded = generator.generate(texts), generator.model.encoded
 
@@ -456,7 +253,7 @@ def test_texts_that_do_not_fit_are_answered_by_their_errors(generator, monkeypat
 
 
 def test_stream_counts_from_first(generator, texts):
-    """Windows with the numbers of their texts draw as the whole does."""
+    """Windows with the indices of their texts give the samples of the whole."""
     options = dict(do_sample=True, temperature=3.0, seed=1)
     whole = dict(generator.stream(texts, lookahead=15, **options))
     parts = {}
@@ -468,13 +265,7 @@ def test_stream_counts_from_first(generator, texts):
         list(generator.stream(["one", "one " * 60], first=6))
 
 
-def test_outputs_know_the_tokens_of_their_texts(generator):
-    texts = ["one two three", "", "white " * 60]
-    found = generator.generate(texts, truncation=True, num_beams=2, num_return_sequences=2)
-    assert [output.input_tokens for output in found] == [3, 0, POSITIONS]
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory(generator, monkeypatch):
+def test_other_errors_are_not_taken_for_out_of_memory(generator, monkeypatch):
     limited(generator, monkeypatch, 0, RuntimeError, "a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         generator.generate(["one", "two"])
@@ -482,93 +273,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(generator, monkeypatch)
     assert [output.text for output in generator.generate(["one", "two"])] == ["eins", "zwei"]
 
 
-# in the background
-
-
-def test_submitted_texts_share_the_engine(generator, texts):
-    expected = generator.generate(texts)
-    futures = [generator.submit(text) for text in texts]
-    assert [future.result(60).text for future in futures] == [output.text for output in expected]
-    assert generator.submit("").result(1).text == ""
-    assert not generator.engine.busy
-    with pytest.raises(InputError, match="must be a str"):
-        generator.submit(3)
-
-
-def test_threads_get_their_own_answers(generator, texts):
-    expected = [output.text for output in generator.generate(texts)]
-    found = {}
-
-    def work(i):
-        found[i] = [output.text for output in generator.generate(texts[i:] + texts[:i])]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    futures = [generator.submit(text, num_beams=2) for text in texts[:5]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert found == {i: expected[i:] + expected[:i] for i in range(6)}
-    beams = generator.generate(texts[:5], num_beams=2)
-    assert [future.result(60).token_ids for future in futures] == [output.token_ids for output in beams]
-
-
-def test_tokens_as_they_are_chosen(generator):
-    got = []
-    output = generator.submit("one two three", on_tokens=got.append).result(60)
-    assert [token for (token,) in got] == list(output.token_ids)
-    with pytest.raises(ConfigError, match="on_tokens cannot be used with num_beams 2"):
-        generator.submit("one", num_beams=2, on_tokens=print)
-
-    def fail(tokens):
-        raise LookupError("not mine")
-
-    other = generator.submit("two")
-    with pytest.raises(LookupError, match="not mine"):
-        generator.submit("one", on_tokens=fail).result(60)
-    assert other.result(60).text == "zwei"
-
-
-def test_all_tokens_of_a_text_that_came_later(generator):
-    """Its search had got further than it when it joined, and had not when the other text had left."""
-    got, later = [], []
-    options = dict(min_new_tokens=12, max_new_tokens=12)
-
-    def follow(tokens):
-        if not later:
-            later.append(generator.submit("two", on_tokens=got.extend, **options))
-
-    generator.submit("one two three", on_tokens=follow, **options).result(60)
-    assert list(later[0].result(60).token_ids) == got
-
-
-def test_an_answer_may_cancel_what_ends_with_it(generator):
-    options = dict(min_new_tokens=6, max_new_tokens=6)
-    with generator.engine.lock:
-        first, second = (generator.submit(text, **options) for text in ("one", "two"))
-        longer = generator.submit("one two three", min_new_tokens=12, max_new_tokens=12)
-        first.add_done_callback(lambda _: second.cancel())
-    assert len(first.result(60).token_ids) == 6 and len(longer.result(60).token_ids) == 12
-    assert second.cancelled() and not generator.engine.busy and generator.statistics.pages_used == 0
-
-
-def test_a_cancelled_text_leaves(generator):
-    started, go = threading.Event(), threading.Event()
-
-    def wait(tokens):
-        started.set()
-        go.wait(60)
-
-    slow = generator.submit("one two three", on_tokens=wait, min_new_tokens=20, max_new_tokens=30)
-    assert started.wait(60)
-    waiting = generator.submit("two")
-    assert waiting.cancel()
-    go.set()
-    assert len(slow.result(60).token_ids) >= 20 and waiting.cancelled()
-    assert not generator.engine.busy and generator.statistics.pages_used == 0
-
-
-def test_a_stream_that_is_left_takes_its_texts_along(generator, texts):
+def test_closing_a_stream_cancels_its_requests(generator, texts):
     stream = generator.stream(texts, num_beams=2)
     next(stream)
     stream.close()
@@ -586,8 +291,8 @@ def test_the_end_of_the_context_frees_the_memory(tiny_checkpoint):
     assert generator.generate(["one"])[0].text == "eins", "a later call takes it again"
 
 
-def test_what_a_request_brings_along_sees_that_request(generator, texts):
-    """Custom rules see one text at a time, and the index of the text where they are told of a source."""
+def test_callbacks_see_their_request_only(generator, texts):
+    """Callbacks see one text at a time; `prefix_allowed_tokens_fn` gets the index of the text."""
     rows, told = set(), set()
 
     def look(history, scores):
@@ -607,17 +312,6 @@ def test_what_a_request_brings_along_sees_that_request(generator, texts):
     with pytest.raises(ZeroDivisionError, match="my own"):
         generator.generate(["one"], logits_processor=[fail])
     assert generator.generate(["one"])[0].text == "eins"
-
-
-def test_progress(generator, texts, capsys):
-    seen = []
-    generator.generate(texts[:4], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i, 4) for i in range(1, 5)]
-    generator.generate(texts[:2], progress=True)
-    assert capsys.readouterr().out == ""
-
-
-# construction
 
 
 def test_half_precision_weights_run_in_float32_on_a_cpu(tiny_checkpoint, tmp_path):

@@ -80,7 +80,7 @@ def test_a_model_that_was_changed_is_carried(generator, change):
 
 
 def test_a_change_that_leaves_no_trace_is_found_when_it_is_loaded(generator):
-    """`.data` passes the version counters by."""
+    """`.data` does not change the version counters."""
     generator.model.decoder.head.bias.data.add_(1.0)
     with pytest.raises(CheckpointError, match="holds other weights than those of the Generator that was pickled"):
         pickle.loads(pickle.dumps(generator))
@@ -108,7 +108,7 @@ def test_a_place_with_other_weights_is_refused(generator, tiny_checkpoint, tmp_p
 
 
 def test_the_bytes_are_those_of_every_run(tiny_checkpoint, generator):
-    """What hashes them finds again what it kept."""
+    """A cache that hashes them finds its entries again."""
     program = (
         "import hashlib, pickle, sys\nfrom bertgen import Generator\n"
         f"generator = Generator({str(tiny_checkpoint)!r}, max_input_length=20, truncation=True, max_rows=8)\n"
@@ -178,4 +178,4 @@ def test_a_pipeline_too(tiny_checkpoint):
 def test_limits_come_along_as_they_were_given(tiny_checkpoint):
     generator = Generator(tiny_checkpoint, engine=EngineConfig(max_rows=3, refill=0.5), add_special_tokens=False)
     other = pickle.loads(pickle.dumps(generator))
-    assert other.engine.config == generator.engine.config and other.frame == generator.frame
+    assert other.engine.config == generator.engine.config and other.special_tokens == generator.special_tokens

@@ -50,7 +50,7 @@ def largest(a, b):
 
 @pytest.fixture
 def encodings(generator, monkeypatch):
-    """How many sources and targets each batch had."""
+    """Numbers of sources and targets of each batch."""
     shapes, states = [], generator.model.target_states
 
     def record(ids, mask, inputs, read, shares):
@@ -150,7 +150,7 @@ def test_batches_keep_to_the_limit_and_change_nothing(generator, texts, encoding
 
 
 def test_cost_of_a_batch():
-    """What the batch takes padded, never above the limit and never with room for the next."""
+    """The tokens of the padded batch: at most the limit, without room for the next pair."""
     r = random.Random(3)
     for _ in range(300):
         pairs = [scorer._Pair(0, [r.randrange(3)] * r.randint(1, 4), [7] * r.randint(1, 9), False) for _ in range(12)]

@@ -7,7 +7,7 @@ import torch
 from bertgen.kernels.process import process_reference, process_triton
 
 from bertgen.config import GenerationConfig
-from bertgen.decoding.logits_processors import build
+from bertgen.decoding.logits_processors import build_logits_processors
 
 SCORES = torch.zeros(4, 9)
 
@@ -37,7 +37,7 @@ def test_process_is_the_processors_of_a_call():
                 "suppress_tokens": banned.tolist() or None,
             }
         )
-        expected = build(config, vocabulary, history[:, :1])(history, scores)
+        expected = build_logits_processors(config, vocabulary, history[:, :1])(history, scores)
         tokens = torch.full((rows, length + 3), 2**40)
         tokens[:, :length] = history
         got = scores.clone()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bertgen import EncoderDecoderConfig, EncoderDecoderModel, GenerationConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 
 NEW = 32
@@ -143,7 +143,7 @@ def test_generating_after_a_change_is_generating_with_a_fresh_model(model, chang
 
 def answer(engine):
     """The log-probability of what an engine chooses."""
-    options = settle(GenerationConfig(decoder_start_token_id=2, pad_token_id=0, max_new_tokens=NEW))
+    options = resolve_generation_config(GenerationConfig(decoder_start_token_id=2, pad_token_id=0, max_new_tokens=NEW))
     done = []
     engine.submit([Request([5, 6, 7], options, scored=True)], done.append)
     while not done:

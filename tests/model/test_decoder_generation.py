@@ -236,7 +236,10 @@ def test_what_does_not_fit_is_named(causal, bidirectional, is_causal):
     _, model = causal if is_causal else bidirectional
     ids = torch.tensor([[5, 6, 7]])
     for given, message in (
-        (dict(input_ids=torch.full((1, POSITIONS), 5)), f"max_length {POSITIONS} leaves no room behind {POSITIONS}"),
+        (
+            dict(input_ids=torch.full((1, POSITIONS), 5)),
+            f"max_length {POSITIONS} leaves no room after the first {POSITIONS}",
+        ),
         (dict(input_ids=ids, max_new_tokens=POSITIONS), f"needs {POSITIONS + 2} decoder positions.* has {POSITIONS}"),
         (dict(input_ids=torch.tensor([[99]])), "input_ids holds 99"),
         (dict(input_ids=ids, attention_mask=torch.ones(1, 2)), r"attention_mask has shape \(1, 2\), expected \(1, 3\)"),

@@ -20,7 +20,7 @@ from bertgen import (
     ops,
 )
 from bertgen.cache.cache import Cache
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.outputs import BaseModelOutputWithPastAndCrossAttentions
 from tests.support.searches import assert_same, both, found_by_both, random_search
 
@@ -266,15 +266,21 @@ def test_none_switches_an_option_off(models):
             assert torch.equal(*both(oracle, model, 3, inputs=ids, **options)), options
         endless = dict(eos_token_id=None, guidance_scale=None)
         assert model.generate(ids, max_length=None, **endless).shape[1] == 30
-        assert settle(GenerationConfig.of_call(dict(top_k=None), None, model.generation_config)).top_k == 0
+        assert (
+            resolve_generation_config(GenerationConfig.of_call(dict(top_k=None), None, model.generation_config)).top_k
+            == 0
+        )
     finally:
         model.generation_config, oracle.generation_config = kept
 
 
 def test_the_default_length_is_twenty_new_tokens():
     special = GenerationConfig(bos_token_id=2)
-    assert settle(special).max_length == 21
-    assert settle(GenerationConfig(max_new_tokens=5).over(GenerationConfig(max_length=50))).max_length == 6
+    assert resolve_generation_config(special).max_length == 21
+    assert (
+        resolve_generation_config(GenerationConfig(max_new_tokens=5).over(GenerationConfig(max_length=50))).max_length
+        == 6
+    )
 
 
 def test_cross_keys_are_computed_once_and_never_copied_per_beam(models, monkeypatch):
@@ -317,9 +323,13 @@ BAD_OPTIONS = {
     "odd groups": (
         dict(num_beams=4, num_beam_groups=3),
         ConfigError,
-        "num_beams 4 cannot be shared .*num_beam_groups 3",
+        "num_beams 4 must be a multiple of num_beam_groups 3",
     ),
-    "groups without beams": (dict(num_beam_groups=2), ConfigError, "num_beams 1 cannot be shared .*_groups 2"),
+    "groups without beams": (
+        dict(num_beam_groups=2),
+        ConfigError,
+        "num_beams 1 must be a multiple of num_beam_groups 2",
+    ),
     "groups that sample": (
         dict(num_beams=4, num_beam_groups=2, do_sample=True),
         ConfigError,
@@ -402,7 +412,7 @@ def test_bad_inputs_are_named(models):
         (dict(input_ids=ids, decoder_attention_mask=torch.ones(1, 3)), r"decoder_attention_mask.*\(1, 3\).*\(1, 1\)"),
         (
             dict(input_ids=ids, decoder_input_ids=torch.full((1, 9), 2), max_length=9, max_new_tokens=None),
-            "max_length 9 leaves no room behind 9 tokens",
+            "max_length 9 leaves no room after the first 9 tokens",
         ),
         (
             dict(input_ids=ids, decoder_position_ids=torch.tensor([[46]])),
@@ -533,8 +543,8 @@ def test_a_cache_that_does_not_fit_is_refused(models):
     first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, eos_token_id=None)
     cache, whole = first.past_key_values, first.sequences
     for given, message in (
-        (dict(num_beams=2, decoder_input_ids=whole), "one output per row, not with 2"),
-        (dict(do_sample=True, num_return_sequences=3, decoder_input_ids=whole), "one output per row, not with 3"),
+        (dict(num_beams=2, decoder_input_ids=whole), "one output per row, got 2"),
+        (dict(do_sample=True, num_return_sequences=3, decoder_input_ids=whole), "one output per row, got 3"),
         (dict(decoder_input_ids=whole[:, -1:]), "hold 4 tokens a row, the input has 2: it must be the whole sequence"),
         (dict(input_ids=ids[:1], decoder_input_ids=whole[:1]), "hold 2 rows, the input has 1"),
         (dict(input_ids=None), "need decoder_input_ids"),
@@ -618,4 +628,4 @@ def test_options_of_old_model_configurations_are_kept():
     values = dict(encoder=half, decoder=dict(half, is_decoder=True, add_cross_attention=True), **old)
     found = GenerationConfig.from_model_config(EncoderDecoderConfig.from_dict(values))
     assert {name: getattr(found, name) for name in old} == old
-    assert settle(found).num_beams == 4
+    assert resolve_generation_config(found).num_beams == 4

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 import bertgen
 from bertgen import GenerationConfig
-from bertgen.decoding import settle
+from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from bertgen.layers.linear import Int4Linear
 from tests.model.test_parameters_stay import IDS, MASK, own, theirs
@@ -134,7 +134,9 @@ def test_the_engine_multiplies_so_too():
         if isinstance(module, nn.Linear):
             module.weight = nn.Parameter(Rounded.of(module.weight.detach()), requires_grad=False)
             plain.get_submodule(path).weight = nn.Parameter(module.weight.dequantize())
-    options = settle(GenerationConfig(decoder_start_token_id=2, pad_token_id=0, max_new_tokens=6, num_beams=2))
+    options = resolve_generation_config(
+        GenerationConfig(decoder_start_token_id=2, pad_token_id=0, max_new_tokens=6, num_beams=2)
+    )
     found = []
     for one in (model, plain):
         engine, done = Engine(one), []

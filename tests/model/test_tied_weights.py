@@ -203,7 +203,7 @@ def test_halves_that_differ_in_a_tied_checkpoint_are_both_loaded(tmp_path, caplo
     caplog.set_level(logging.WARNING, "bertgen")
     ours = EncoderDecoderModel.from_pretrained(tmp_path)
     assert abs(loss(ours) - loss(theirs)) <= 2e-5 and not ours.config.tie_encoder_decoder
-    assert "encoder.encoder.layer.1.output.dense.weight and its twin in the decoder differ" in caplog.text
+    assert "encoder.encoder.layer.1.output.dense.weight and its tied weight in the decoder differ" in caplog.text
     ours.save_pretrained(tmp_path / "again")
     assert loss(EncoderDecoderModel.from_pretrained(tmp_path / "again")) == loss(ours)
 

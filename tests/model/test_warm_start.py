@@ -44,11 +44,14 @@ def saved_keys(folder) -> set[str]:
         return set(file.keys())
 
 
+LOGGERS = ("bertgen.model.loading", "bertgen.model.pretrained")
+
+
 @pytest.fixture
 def lines(caplog):
     """The lines that loading a checkpoint logs."""
     caplog.set_level(logging.WARNING, "bertgen")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "bertgen.model.pretrained"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name in LOGGERS]
 
 
 # Whole models

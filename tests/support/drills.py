@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import random
@@ -14,8 +15,8 @@ import torch
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, GenerationConfig, Generator
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
-from bertgen.engine import Engine, Request, Ticket
+from bertgen.decoding import resolve_generation_config
+from bertgen.engine import Engine, Request
 from tests.support.checkpoints import POSITIONS, sentence
 from tests.support.mixtures import CALLED, Asked, arrivals, asked, without_draws
 
@@ -77,37 +78,37 @@ def draws_by_keys_alone(checkpoint: Path, device: torch.device, count: int) -> s
     """Samples do not depend on the company, and hardly on the device: a number may lie where two tokens meet."""
     here, reference = loaded(checkpoint, device), loaded(checkpoint, torch.device("cpu"))
     r = random.Random(2)
-    kinds = [settle(GenerationConfig(**kind).over(here.generation_config)) for kind in DRAWS]
+    kinds = [resolve_generation_config(GenerationConfig(**kind).over(here.generation_config)) for kind in DRAWS]
     wanted = [Asked(ids, {}, r.choice(kinds), [], 0.0) for ids in sources(checkpoint, count, r)]
     together, narrow = (arrivals(here, wanted, seed, **limits) for seed, limits in enumerate(({}, dict(max_rows=5))))
     on_cpu = arrivals(reference, wanted, 2)
     assert together == narrow
     for place in range(0, count, max(1, count // 12)):
-        (ticket,) = answered(Engine(here), [wanted[place].request(place)])
-        assert ticket.outputs == together[place]
+        (request,) = completed(Engine(here), [wanted[place].request(place)])
+        assert request.outputs == together[place]
     differing = sum(a != b for a, b in zip(together, on_cpu))
     assert differing <= count / 50, f"{differing} of {count} samples are others on the CPU"
     assert sum(a != b for a, b in itertools.pairwise(together)) > count / 2
     return f"{count} samples on {device}: {differing} are others on the CPU"
 
 
-def answered(engine: Engine, requests: Sequence[Request], steps: int = 20_000) -> list[Ticket]:
-    """Tickets in order, after not too many steps."""
-    done: list[Ticket] = []
-    tickets = engine.submit(requests, done.append)
+def completed(engine: Engine, requests: Sequence[Request], steps: int = 20_000) -> list[Request]:
+    """New requests of the same options, done after not too many steps, in the same order."""
+    done: list[Request] = []
+    submitted = engine.submit([dataclasses.replace(request) for request in requests], done.append)
     for _ in range(steps):
         if not engine.busy:
-            assert set(done) == set(tickets)
-            return tickets
+            assert set(done) == set(submitted)
+            return submitted
         engine.step()
-    raise AssertionError(f"{len(done)} of {len(tickets)} requests are done after {steps} steps")
+    raise AssertionError(f"{len(done)} of {len(submitted)} requests are done after {steps} steps")
 
 
-def outputs(tickets: Sequence[Ticket]) -> list[list[list[int]]]:
-    for ticket in tickets:
-        if ticket.error is not None:
-            raise ticket.error
-    return [ticket.outputs or [] for ticket in tickets]
+def outputs(requests: Sequence[Request]) -> list[list[list[int]]]:
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+    return [request.outputs or [] for request in requests]
 
 
 @contextlib.contextmanager
@@ -133,19 +134,19 @@ def backs_off(checkpoint: Path, device: torch.device, failures: Sequence[int], c
     """Memory that fails at any call: every answer is the same, nothing is held, and idle it tries with all rows."""
     model = loaded(checkpoint, device)
     requests = [asked(model, *call).request(number) for number, call in enumerate(calls(checkpoint, count, 3))]
-    kinds = [settle(GenerationConfig(**kind).over(model.generation_config)) for kind in DRAWS]
+    kinds = [resolve_generation_config(GenerationConfig(**kind).over(model.generation_config)) for kind in DRAWS]
     r = random.Random(4)
     requests += [Request(ids, r.choice(kinds), number=count + i) for i, ids in enumerate(sources(checkpoint, count, r))]
     limits = EngineConfig(max_rows=24, cache_bytes=1 << 24)
-    expected = outputs(answered(Engine(model, limits), requests))
+    expected = outputs(completed(Engine(model, limits), requests))
     for where in ("encoded", "decoded"):
         for failure in failures:
             engine, calls_so_far = Engine(model, limits), iter(range(1, 1 << 30))
             with failing(model, lambda: next(calls_so_far) == failure, where):  # noqa: B023
-                assert outputs(answered(engine, requests)) == expected
+                assert outputs(completed(engine, requests)) == expected
                 assert engine.statistics.restarts == 1, (where, failure)
-                assert engine.statistics.pages_used == 0 and engine._rows == 24
-                assert outputs(answered(engine, requests[:3])) == expected[:3]
+                assert engine.statistics.pages_used == 0 and engine.scheduler.row_limit == 24
+                assert outputs(completed(engine, requests[:3])) == expected[:3]
 
 
 def allocated(device: torch.device) -> int:
@@ -176,6 +177,7 @@ def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
         generator.score(texts, texts)
         generator.close()
 
+    gc.collect()  # Generators of other tests, whose threads end soon after
     limits = EngineConfig(max_rows=64, cache_bytes=1 << 24)
     everything(Generator(model, checkpoint, engine=limits))  # what a device needs once: workspaces, kernels
     before = allocated(device)
@@ -192,8 +194,11 @@ def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
 def holds_one_cache(checkpoint: Path, device: torch.device) -> None:
     """Where memory has failed the old cache goes before there is a new one."""
     model = loaded(checkpoint, device)
-    requests = [Request(ids, settle(model.generation_config), number=i) for i, ids in enumerate([[5, 6, 7], [8, 9]])]
-    answered(Engine(model), requests)
+    requests = [
+        Request(ids, resolve_generation_config(model.generation_config), number=i)
+        for i, ids in enumerate([[5, 6, 7], [8, 9]])
+    ]
+    completed(Engine(model), requests)
     before = allocated(device)
     engine = Engine(model, EngineConfig(max_rows=24, cache_bytes=1 << 24))
     new_cache, held = engine._new_cache, []
@@ -205,5 +210,5 @@ def holds_one_cache(checkpoint: Path, device: torch.device) -> None:
     engine._new_cache = counting
     fail = iter([False, True] + [False] * 100_000)
     with failing(model, lambda: next(fail), "decoded"):
-        answered(engine, requests)
+        completed(engine, requests)
     assert len(held) == 2 and max(held) <= 1 << 12, f"bytes that were held when a cache was made: {held}"

@@ -13,8 +13,8 @@ import torch
 
 from bertgen import EncoderDecoderModel, GenerationConfig
 from bertgen.config import EngineConfig
-from bertgen.decoding import settle
-from bertgen.engine import Engine, Request, Ticket
+from bertgen.decoding import resolve_generation_config
+from bertgen.engine import Engine, Request
 from tests.support.searches import RETURNED, random_search
 
 CALLED = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
@@ -51,7 +51,7 @@ class Asked:
 def asked(model: EncoderDecoderModel, ids: list[int], options: dict[str, Any]) -> Asked:
     """With what `model.generate` makes of it."""
     plain = {name: value for name, value in options.items() if name not in CALLED}
-    settled = settle(GenerationConfig(**plain).over(model.generation_config))
+    settled = resolve_generation_config(GenerationConfig(**plain).over(model.generation_config))
     return Asked(ids, options, settled, *outcome(model, ids, options, settled))
 
 
@@ -144,15 +144,15 @@ def without_draws(r: random.Random, vocabulary: int, longest: int) -> dict[str, 
 def arrivals(model: EncoderDecoderModel, wanted: Sequence[Asked], seed: int, **limits: Any) -> list[list[list[int]]]:
     """Submits at random times and in random order; the outputs of each."""
     engine, r = Engine(model, EngineConfig(**limits)), random.Random(seed)
-    done: list[Ticket] = []
+    done: list[Request] = []
     waiting = [one.request(number) for number, one in enumerate(wanted)]
     r.shuffle(waiting)
     while waiting or engine.busy:
         if waiting and r.random() < 0.5:
             engine.submit([waiting.pop() for _ in range(min(len(waiting), r.randint(1, 19)))], done.append)
         engine.step()
-    for ticket in done:
-        if ticket.error is not None:
-            raise ticket.error
+    for request in done:
+        if request.error is not None:
+            raise request.error
     assert len(done) == len(wanted) and engine.statistics.pages_used == engine.cache.rows == 0
-    return [ticket.outputs for ticket in sorted(done, key=lambda ticket: ticket.request.number)]
+    return [request.outputs for request in sorted(done, key=lambda request: request.number)]

@@ -8,7 +8,7 @@ import torch
 from bertgen import AutoTokenizer, BertTokenizer, ConfigError, EncoderDecoderModel, Generator, InputError
 from bertgen.cli import main
 from bertgen.tokenizer import special_tokens
-from bertgen.tokenizer.special_tokens import end_of_target
+from bertgen.tokenizer.special_tokens import target_end_token
 from bertgen.trainer.data import Corpus
 from tests.test_documentation_page import make_bert
 
@@ -31,7 +31,7 @@ def bert2bert(tmp_path_factory):
 
 
 def test_a_text_has_a_limit_before_it_is_encoded(bert2bert, monkeypatch):
-    monkeypatch.setattr(special_tokens, "TEXT_CHARACTERS", 100)
+    monkeypatch.setattr(special_tokens, "MAX_TEXT_CHARACTERS", 100)
     generator = Generator(bert2bert)
     monkeypatch.setattr(generator.tokenizer, "_encode_rows", lambda texts: [[7] * len(text) for text in texts])
     message = "text 1: 101 characters, the limit of a text is 100"
@@ -109,11 +109,11 @@ def test_training_frames_as_the_generator_does(bert2bert, tmp_path):
 
 def test_a_target_needs_an_end(bert2bert, tiny_checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(bert2bert)
-    assert end_of_target(None, tokenizer) == SEP
-    assert end_of_target(None, AutoTokenizer.from_pretrained(tiny_checkpoint)) == 1
+    assert target_end_token(None, tokenizer) == SEP
+    assert target_end_token(None, AutoTokenizer.from_pretrained(tiny_checkpoint)) == 1
     config = EncoderDecoderModel.from_pretrained(bert2bert).config
     config.eos_token_id = [7, 8]
-    assert end_of_target(config, tokenizer) == 7
+    assert target_end_token(config, tokenizer) == 7
     tokenizer.sep_token = None
     with pytest.raises(ConfigError, match="token that ends a text"):
-        end_of_target(None, tokenizer)
+        target_end_token(None, tokenizer)

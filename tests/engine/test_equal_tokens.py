@@ -1,4 +1,4 @@
-"""The engine beside transformers and beside `model.generate`, token for token, in whatever company a request is."""
+"""The engine gives the tokens of transformers and of `model.generate`, whichever requests run together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS: list[dict[str, Any]] = [
 
 
 def of_the_trained(checkpoint: Path, count: int, seed: int) -> Iterator[tuple[Any, Any, list]]:
-    """(model, transformers' twin, sources and options): texts that the model knows how to translate."""
+    """(model, transformers' twin, sources and options): texts that the model can translate."""
     model, tokenizer = EncoderDecoderModel.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
     oracle = transformers.EncoderDecoderModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
     r = random.Random(seed)
@@ -63,7 +63,7 @@ def of_random_pairs(seeds: range, count: int) -> Iterator[tuple[Any, Any, list]]
 
 
 def compared(groups: list[Iterator[tuple[Any, Any, list]]], orders: int) -> str:
-    """Every request by transformers, by `model.generate` and by engines of all limits; says how it went."""
+    """Run every request with transformers, `model.generate` and engines of all limits; returns a summary."""
     total, narrow, turned = 0, 0, 0
     for group in groups:
         for model, oracle, calls in group:

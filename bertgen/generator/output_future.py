@@ -1,26 +1,26 @@
-"""The answer to a text that was submitted, before it is there."""
+"""The future of an output that was submitted."""
 
 from __future__ import annotations
 
 import os
 import time
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures._base import CANCELLED
 
 from ..errors import BackendError, UnsupportedError
-from .background_worker import Worker
+from .background_worker import BackgroundWorker
 from .output import Output
 
 
-class Answer(Future[Output]):
-    """A future that knows who works for it: whoever would wait for itself is told, or works.
+class OutputFuture(Future[Output]):
+    """A future that never deadlocks: a thread on which the result depends gets an error, or steps the engine itself.
 
     Args:
-        worker: drives the engine.
+        worker: steps the engine.
     """
 
-    def __init__(self, worker: Worker):
+    def __init__(self, worker: BackgroundWorker):
         super().__init__()
         self._worker, self._process = worker, os.getpid()
 
@@ -28,37 +28,37 @@ class Answer(Future[Output]):
         """As `Future.result`.
 
         Raises:
-            UnsupportedError: not done, and asked in the middle of a step, which would wait for the next one.
-            BackendError: not done, and submitted before a fork whose child this is.
+            UnsupportedError: not done, and called inside a step, which would wait for the next one.
+            BackendError: not done, and submitted in the parent process of this fork.
         """
-        return super().result(self._awaited(timeout))
+        return super().result(self._step_until_done(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As `Future.exception`; raises what `result` does."""
-        return super().exception(self._awaited(timeout))
+        return super().exception(self._step_until_done(timeout))
 
     def cancel(self) -> bool:
-        """As `Future.cancel`; who waits for several futures is told at once."""
+        """As `Future.cancel`; threads that wait for several futures are notified at once."""
         cancelled = super().cancel()
         with self._condition:
             if cancelled and self._state == CANCELLED:
                 self.set_running_or_notify_cancel()
         return cancelled
 
-    def _awaited(self, timeout: float | None) -> float | None:
-        """Work until it is done, if nobody else can; returns the time that is left to wait."""
+    def _step_until_done(self, timeout: float | None) -> float | None:
+        """Step the engine until the future is done, where no other thread does; returns the remaining timeout."""
         if self.done():
             return timeout
         if os.getpid() != self._process:
-            raise BackendError(f"submitted by process {self._process}, of which this is a fork: the answer is there")
+            raise BackendError(f"submitted by process {self._process}, of which this is a fork: the result is there")
         engine = self._worker.engine
         if engine.stepping:
-            raise UnsupportedError("a function that is called in the middle of a step cannot wait for an answer")
+            raise UnsupportedError("a function that is called in the middle of a step cannot wait for a result")
         if not self._worker.is_this_thread and not engine.exiting:
             return timeout
         start = time.monotonic()
         while not self.done():
             if timeout is not None and time.monotonic() - start > timeout:
-                raise Late
+                raise FutureTimeoutError
             engine.step()
         return timeout

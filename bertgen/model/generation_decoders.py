@@ -1,4 +1,4 @@
-"""The decoder as the search drives it: with a cache, or anew each time."""
+"""Decoders of the decode loop (`decoding.Decoder`): with a cache, or without."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ import torch
 from ..config import GenerationConfig
 from ..layers.attention import AttentionContext, Attentions
 from ..packing import Packing
-from .generation_inputs import Prompt
+from .generation_inputs import GenerationInputs
 from .inputs import positions_of
 
 
-class Steps:
-    """The decoder as `search.decode` drives it: tokens of all rows in, logits of all rows out.
+class CachedDecoder:
+    """A causal decoder with a cache: a step computes the newest tokens only.
+
+    Args:
+        options: resolved.
 
     Attributes:
-        states, attentions, cross_attentions: of each step, where they were asked for; else None.
+        states, attentions, cross_attentions: of each step, where they are returned; else None.
     """
 
-    def __init__(self, decoder: Any, prompt: Prompt, settled: GenerationConfig):
-        self.decoder, self.cache, self.source = decoder, prompt.cache, prompt.source
-        width = max(settled.num_beams, settled.num_return_sequences)
+    def __init__(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig):
+        self.decoder, self.cache, self.source = decoder, inputs.cache, inputs.source
+        width = max(options.num_beams, options.num_return_sequences)
         self.embeds, self.mask, self.positions, self.types = (
             x if x is None or width == 1 else x.repeat_interleave(width, 0)
-            for x in (prompt.embeds, prompt.mask, prompt.positions, prompt.types)
+            for x in (inputs.embeds, inputs.mask, inputs.positions, inputs.types)
         )
-        self.rows = prompt.prefix.shape[0] * width
-        self.states: tuple[Any, ...] | None = () if settled.output_hidden_states else None
-        self.attentions: tuple[Any, ...] | None = () if settled.output_attentions else None
+        self.rows = inputs.prefix.shape[0] * width
+        self.states: tuple[Any, ...] | None = () if options.output_hidden_states else None
+        self.attentions: tuple[Any, ...] | None = () if options.output_attentions else None
         self.cross_attentions: tuple[Any, ...] | None = None
-        self._prepare(prompt.prefix)
+        self._prepare(inputs.prefix)
 
-    def _prepare(self, like: torch.Tensor) -> None:
+    def _prepare(self, prefix: torch.Tensor) -> None:
+        """Make the cache where the inputs have none."""
         if self.cache is None:
             source = None if self.source is None else self.source[1]
-            columns = like.shape[1] if self.embeds is None else self.embeds.shape[1]
-            self.cache = self.decoder.body.new_cache(self.rows, columns, like.device, source)
-        self.known = self.cache.length  # tokens of the prefix that need not be fed
+            columns = prefix.shape[1] if self.embeds is None else self.embeds.shape[1]
+            self.cache = self.decoder.body.new_cache(self.rows, columns, prefix.device, source)
+        self.cached = self.cache.length  # tokens of the prefix that the cache has already
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""
         embeds, self.embeds = self.embeds, None
-        ids = tokens[:, self.known :] if embeds is None else None
-        embeds = None if embeds is None else embeds[:, self.known :]
-        self.known, past = 0, self.cache.length
+        ids = tokens[:, self.cached :] if embeds is None else None
+        embeds = None if embeds is None else embeds[:, self.cached :]
+        self.cached, past = 0, self.cache.length
         length = (ids if embeds is None else embeds).shape[1]
         with self.cache.step(length):
             hidden = self._run(ids, embeds, length, past, causal=True)
@@ -55,7 +59,7 @@ class Steps:
     def _run(
         self, ids: torch.Tensor | None, embeds: torch.Tensor | None, length: int, past: int, causal: bool
     ) -> torch.Tensor:
-        """The decoder's stack on `length` tokens of each row that stand behind `past` others: [R * length, hidden]."""
+        """States [R * length, hidden] of the decoder's stack for `length` tokens of each row after `past` others."""
         device = (ids if embeds is None else embeds).device
         if self.positions is None:
             positions = positions_of(None, ids, self.rows, length, past, self.decoder.config, device)
@@ -86,11 +90,11 @@ class Steps:
         return hidden
 
     def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
-        """Which rows share a row of the source; None where the cache knows."""
+        """Which rows share a row of the source; None where the cache has this."""
         return None
 
     def _extend(self) -> None:
-        """The next token of each row is real, stands behind the last, and is of its type."""
+        """Extend mask, positions and types by the next token of each row."""
         if self.mask is not None:
             self.mask = torch.cat((self.mask, torch.ones_like(self.mask[:, :1])), 1)
         if self.positions is not None:
@@ -99,11 +103,11 @@ class Steps:
             self.types = torch.cat((self.types, self.types[:, -1:]), 1)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Row r goes on from where row rows[r], of the same source, is."""
+        """Row r continues row rows[r], which has the same source."""
         self.cache.reorder(rows)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep only these rows."""
         self.cache.select(rows)
         self._keep(rows)
 
@@ -114,42 +118,44 @@ class Steps:
         )
 
 
-class Calls(Steps):
-    """A causal decoder through the forward of the whole model, where something is hung on it, on the decoder or on the
-    stack in that: hooks see every call, and what they change holds.
+class ForwardDecoder(CachedDecoder):
+    """A causal decoder with a cache that calls the model's `forward` in each step.
+
+    For a model with a hook or a patched forward on itself, its decoder or the decoder's stack: the hook runs in every
+    step, and its changes take effect.
     """
 
-    def __init__(self, model: Any, prompt: Prompt, settled: GenerationConfig):
-        super().__init__(model.decoder if prompt.joint else model, prompt, settled)
-        self.model, self.encoded = model, prompt.encoded
+    def __init__(self, model: Any, inputs: GenerationInputs, options: GenerationConfig):
+        super().__init__(model.decoder if inputs.is_encoder_decoder else model, inputs, options)
+        self.model, self.encoder_output = model, inputs.encoder_output
 
-    def _prepare(self, like: torch.Tensor) -> None:
-        super()._prepare(like)
-        if self.source is not None:  # beams share it, which a call cannot say
+    def _prepare(self, prefix: torch.Tensor) -> None:
+        super()._prepare(prefix)
+        if self.source is not None:  # `forward` has no argument for beams that share a source
             self.decoder.body.encoder.write_sources(self.cache, self.source[0])
             self.source = None
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""
         embeds, self.embeds = self.embeds, None
-        inputs = (tokens if embeds is None else embeds)[:, self.known :]
-        self.known, length = 0, inputs.shape[1]
-        joint = self.model is not self.decoder
-        given: dict[str, Any] = {
+        inputs = (tokens if embeds is None else embeds)[:, self.cached :]
+        self.cached, length = 0, inputs.shape[1]
+        is_encoder_decoder = self.model is not self.decoder
+        arguments: dict[str, Any] = {
             "input_ids" if embeds is None else "inputs_embeds": inputs,
             "attention_mask": self.mask,
             "position_ids": None if self.positions is None else self.positions[:, -length:],
             "token_type_ids": None if self.types is None else self.types[:, -length:],
         }
-        if joint:
-            given = {f"decoder_{name}": value for name, value in given.items()}
-            # Read from the cache; what the encoder gave is there for whoever looks at the call.
-            given["encoder_outputs"] = self.encoded or self._no_states()
+        if is_encoder_decoder:
+            arguments = {f"decoder_{name}": value for name, value in arguments.items()}
+            # The decoder reads keys and values from the cache; the encoder's output is passed for hooks.
+            arguments["encoder_outputs"] = self.encoder_output or self._empty_states()
         output = self.model(
-            **given, past_key_values=self.cache, use_cache=True, output_hidden_states=self.states is not None,
+            **arguments, past_key_values=self.cache, use_cache=True, output_hidden_states=self.states is not None,
             output_attentions=self.attentions is not None, return_dict=True,
         )  # fmt: skip
-        prefix = "decoder_" if joint else ""
+        prefix = "decoder_" if is_encoder_decoder else ""
         if self.states is not None:
             self.states += (output[f"{prefix}hidden_states"],)
         if self.attentions is not None:
@@ -159,43 +165,44 @@ class Calls(Steps):
         self._extend()
         return output.logits[:, -1]
 
-    def _no_states(self) -> tuple[torch.Tensor]:
+    def _empty_states(self) -> tuple[torch.Tensor]:
         width = self.model.config.encoder.hidden_size
         return (torch.zeros(self.rows, 1, width, dtype=self.model.dtype, device=self.model.device),)
 
 
-class Reruns(Steps):
-    """A decoder without a cache: the states of all tokens are computed anew in each step.
+class UncachedDecoder(CachedDecoder):
+    """A decoder without a cache: each step computes the states of all tokens again.
 
-    For one that is not causal, where each new token changes the states of all before it, and for `use_cache=False`
-    where somebody looks at the states.
+    For decoders that are not causal, where a new token changes the states of all earlier ones, and for
+    `use_cache=False` where states or attentions are returned.
     """
 
-    def _prepare(self, like: torch.Tensor) -> None:
-        self.fed: torch.Tensor | None = None  # all so far: ids [R, L] or, behind embeddings, embeddings [R, L, hidden]
+    def _prepare(self, prefix: torch.Tensor) -> None:
+        # All tokens so far: ids [R, L], or embeddings [R, L, hidden] where the inputs were embeddings.
+        self.history: torch.Tensor | None = None
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""
-        if self.fed is None:
-            self.fed = tokens if self.embeds is None else self.embeds
+        if self.history is None:
+            self.history = tokens if self.embeds is None else self.embeds
         else:
-            new = tokens if self.fed.dim() == 2 else self.decoder.get_input_embeddings()(tokens)
-            self.fed = torch.cat((self.fed, new), 1)
-        ids, embeds = (self.fed, None) if self.fed.dim() == 2 else (None, self.fed)
-        length = self.fed.shape[1]
+            new = tokens if self.history.dim() == 2 else self.decoder.get_input_embeddings()(tokens)
+            self.history = torch.cat((self.history, new), 1)
+        ids, embeds = (self.history, None) if self.history.dim() == 2 else (None, self.history)
+        length = self.history.shape[1]
         causal = self.decoder.config.is_decoder
         return self.decoder.head(self._run(ids, embeds, length, 0, causal)[length - 1 :: length])
 
     def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
-        """As `Steps._askers`: as many rows for each."""
+        """As `CachedDecoder._askers`: the same number of rows for each."""
         sources = 0 if self.source is None else self.source[1].shape[0]
         return tokens.joined([self.rows // sources] * sources) if 0 < sources < self.rows else None
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Row r goes on from where row rows[r], of the same source, is."""
-        self.fed = self.fed[rows]
+        """Row r continues row rows[r], which has the same source."""
+        self.history = self.history[rows]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
-        self.fed = self.fed[rows]
+        """Keep only these rows."""
+        self.history = self.history[rows]
         self._keep(rows)
