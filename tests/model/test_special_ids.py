@@ -24,8 +24,8 @@ from bertgen import (
 )
 from bertgen.cli import main
 from tests.model.test_halves import HALVES, TINY
+from tests.support.fast_tokenizers import write_roberta_vocabulary
 from tests.test_documentation_page import make_bert
-from tests.tokenizer.test_fast import write_roberta_vocabulary
 
 CLS, SEP, PAD = 101, 102, 0
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
