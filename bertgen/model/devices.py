@@ -30,8 +30,8 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         raise BackendError("device 'meta' holds no values: a model cannot run there")
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
-        if (resolved.index or 0) >= count:
-            raise BackendError(f"device {str(resolved)!r} was asked for, this machine has {count} CUDA devices")
+        if not 0 <= (resolved.index or 0) < count:  # torch wraps a large index to a negative one
+            raise BackendError(f"device {str(device)!r} was asked for, this machine has {count} CUDA devices")
     elif resolved.type != "cpu":
         try:
             torch.empty(0, dtype=torch.uint8, device=resolved)

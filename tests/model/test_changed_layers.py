@@ -10,7 +10,7 @@ from torch import nn
 
 import bertgen
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, InputError, UnsupportedError
-from tests.model.test_parameters_stay import IDS, MASK, own
+from tests.support.small_pairs import IDS, MASK, own
 
 START = torch.tensor([[2], [2]])
 

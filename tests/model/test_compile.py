@@ -13,7 +13,8 @@ from bertgen import EncoderDecoderModel, InputError, Int4Config, UnsupportedErro
 from bertgen.layers.attention import AttentionContext
 from bertgen.layers.linear import Int4Linear
 from bertgen.packing import Packing
-from tests.model.test_halves import HALVES, KINDS, TINY, distance
+from tests.support.model_kinds import HALVES, KINDS, TINY
+from tests.support.tiny_models import distance
 
 CPU = torch.device("cpu")
 COMPILER = os.environ.get("CXX", "g++")

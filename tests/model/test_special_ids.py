@@ -23,8 +23,8 @@ from bertgen import (
     UnsupportedError,
 )
 from bertgen.cli import main
-from tests.model.test_halves import HALVES, TINY
 from tests.support.fast_tokenizers import write_roberta_vocabulary
+from tests.support.model_kinds import HALVES, TINY
 from tests.test_documentation_page import make_bert
 
 CLS, SEP, PAD = 101, 102, 0

@@ -31,9 +31,9 @@ from bertgen import (
 )
 from bertgen.cli import main
 from bertgen.config import read_json
-from tests.model.test_halves import HALVES, KINDS, TINY
-from tests.model.test_model import tiny
 from tests.support.fast_tokenizers import write_roberta_vocabulary
+from tests.support.model_kinds import HALVES, KINDS, TINY
+from tests.support.tiny_models import tiny
 from tests.test_documentation_page import make_bert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a pickle", "ignore:Detected pickle protocol")
