@@ -119,7 +119,7 @@ class Tokenizer(Vocabulary):
             value = checked_positive(name, value)
         super().__setattr__(name, value)
 
-    # -- what differs from class to class -----------------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------------------------------
 
     @property
     def vocab_files_names(self) -> dict[str, str]:

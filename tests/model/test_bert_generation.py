@@ -52,7 +52,7 @@ def test_attentions_equal_transformers(seed):
             for ours, whole in zip(step.cross_attentions, got.cross_attentions):
                 assert distance(ours, whole[:, :, t : t + 1]) <= 1e-5
 
-        # From labels, with padding behind them dropped.
+        # From labels, without the padding after them.
         from_labels = twins.model(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
         expected = twins.oracle(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
         read = (labels != -100)[:, None, :, None]

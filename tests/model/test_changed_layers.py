@@ -1,4 +1,4 @@
-"""A model whose layers somebody has removed, moved, shared or wrapped is one model: all calls agree about it."""
+"""A model with removed, moved, shared or wrapped layers: all calls give the same results."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_a_layer_in_4_bits_is_one_graph(config, grad):
 
 
 IDS = torch.tensor([[5, 9, 3, 7, 8, 4], [6, 3, 11, 5, 9, 7]])
-LABELS = torch.tensor([[7, 0, 5, 3, -100], [9, -100, 4, -100, -100]])  # padding among them, and nothing behind them
+LABELS = torch.tensor([[7, 0, 5, 3, -100], [9, -100, 4, -100, -100]])  # padding between labels, and none after the last
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -467,7 +467,7 @@ def test_the_demo_with_a_stroke(monkeypatch, tmp_path):
     assert EncoderDecoderModel.from_pretrained("demo/").config.decoder.vocab_size > 0
 
 
-def test_what_a_cache_holds_needs_nobody(asked, tmp_path, monkeypatch):
+def test_files_in_the_cache_need_no_network(asked, tmp_path, monkeypatch):
     snapshot = tmp_path / "cache/models--owner--name/snapshots/abc"
     tiny().save_pretrained(snapshot)
     (snapshot.parent.parent / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Weights that are no plain tensors: their class says how they are multiplied, and nobody takes pointers to them."""
+"""Weights of subclasses of torch.Tensor: their class multiplies them, and no kernel takes pointers to them."""
 
 from __future__ import annotations
 

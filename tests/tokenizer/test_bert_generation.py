@@ -293,7 +293,7 @@ def test_byte_pieces_become_their_characters(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["the 漢 station 😀", "漢字漢", "a\ufffdb", "é", "the", "", "😀😀 the 漢\nb"])
-def test_byte_pieces_give_one_text_whichever_way_they_go(tmp_path_factory, text):
+def test_byte_pieces_give_the_same_text_by_ids_and_by_tokens(tmp_path_factory, text):
     """From tokens as from ids, whole or cut in a character, and piece by piece from a streamer."""
     path = tmp_path_factory.getbasetemp() / "bytes.model"
     tokenizer = BertGenerationTokenizer(
