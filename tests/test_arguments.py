@@ -31,7 +31,7 @@ from bertgen import (
 )
 from bertgen.arguments import IGNORED, REFUSED, _note
 from bertgen.hub import OPTIONS
-from tests.model.test_model import TINY, distance, tiny
+from tests.support.tiny_models import TINY, distance, tiny
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 

@@ -27,7 +27,7 @@ from bertgen import (
     GenerationConfig,
 )
 from bertgen.checkpoint import parse_size
-from tests.model.test_model import TINY, distance, tiny
+from tests.support.tiny_models import TINY, distance, tiny
 from tests.support.twins import make_twins
 
 LAYOUTS = {

@@ -22,16 +22,17 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
     if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:  # the convention of pipelines: -1 is the CPU
             return torch.device("cpu")
+    name = f"cuda:{device}" if isinstance(device, int) else device
     try:
-        resolved = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+        resolved = torch.device(name)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BackendError(f"device {quoted(device)} is not a device; this machine has {_devices()}") from error
     if resolved.type == "meta":
         raise BackendError("device 'meta' holds no values: a model cannot run there")
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
-        if (resolved.index or 0) >= count:
-            raise BackendError(f"device {str(resolved)!r} was asked for, this machine has {count} CUDA devices")
+        if not 0 <= (resolved.index or 0) < count:  # torch wraps a large index to a negative one
+            raise BackendError(f"device {str(name)!r} was asked for, this machine has {count} CUDA devices")
     elif resolved.type != "cpu":
         try:
             torch.empty(0, dtype=torch.uint8, device=resolved)

@@ -28,6 +28,7 @@ def load_weights(
     model: Any,
     path_or_id: str | os.PathLike | None,
     state: dict[str, torch.Tensor],
+    values: int,
     device: torch.device,
     dtype: torch.dtype,
     stored_format: Int4Config | None,
@@ -39,7 +40,8 @@ def load_weights(
     Args:
         model: a `PretrainedModel`.
         path_or_id: of the checkpoint, for errors.
-        state: the tensors of the checkpoint under its names.
+        state: the tensors of the checkpoint, under the names of the model.
+        values: number of values in the checkpoint.
         device, dtype: of the model.
         stored_format: of linear layers in the checkpoint.
         requested_format: the one to quantize linear layers to.
@@ -49,8 +51,6 @@ def load_weights(
         The names that do not match, by transformers' keys: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
     """
     own, lean = model.state_dict(), bool(stored_format or requested_format)
-    values = sum(tensor.numel() for tensor in state.values())
-    state = model._mapped(state, set(own))
     _check_weights(path_or_id, state, own)
     state = {name: t for name, t in state.items() if t.is_floating_point() or is_packed(name)}
     quantized = set()

@@ -309,9 +309,11 @@ class PretrainedModel(nn.Module):
         with outlined():
             model = cls(config, **arguments)
         model.name_or_path = "" if path_or_id is None else str(path_or_id)
+        values = sum(tensor.numel() for tensor in state.values())
         loading_info = load_weights(
-            model, path_or_id, state, target, resolved_dtype, stored_format, requested_format, ignore_mismatched_sizes
-        )
+            model, path_or_id, model._mapped(state, set(model.state_dict())), values, target, resolved_dtype,
+            stored_format, requested_format, ignore_mismatched_sizes,
+        )  # fmt: skip
         file = None
         if generation_config is not None:
             model.generation_config = generation_config

@@ -119,7 +119,7 @@ class Tokenizer(Vocabulary):
             value = checked_positive(name, value)
         super().__setattr__(name, value)
 
-    # -- what differs from class to class -----------------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------------------------------
 
     @property
     def vocab_files_names(self) -> dict[str, str]:
@@ -438,7 +438,7 @@ class Tokenizer(Vocabulary):
         )  # fmt: skip
         widths = list(map(len, columns["input_ids"]))
         align = partial(
-            self._align, firsts, seconds, lengths, add_special_tokens, is_split_into_words, widths, padding_side
+            self._alignments, firsts, seconds, lengths, add_special_tokens, is_split_into_words, widths, padding_side
         )
         if return_offsets_mapping:
             columns["offset_mapping"] = [row.offsets for row in align()]
@@ -497,7 +497,7 @@ class Tokenizer(Vocabulary):
         """Special tokens of a single row (False) and of a pair (True)."""
         return {pair: self.frame(pair) if add_special_tokens else ([], [], []) for pair in (False, True)}
 
-    def _align(
+    def _alignments(
         self,
         firsts: list[Any],
         seconds: list[Any],

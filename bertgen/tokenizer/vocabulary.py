@@ -93,7 +93,7 @@ class Vocabulary:
                 raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {kinds}")
         self._extra = [AddedToken.of(token).content for token in extra_special_tokens or ()]
 
-    # -- what differs from class to class -----------------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from bertgen import InputError, UnsupportedError
 from bertgen.cache.block_allocator import BlockAllocator, Violation
 from bertgen.cache.cache import Cache
-from tests.model.test_model import tiny
+from tests.support.tiny_models import tiny
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
 ROWS, POSITIONS, SOURCE = 9, 40, 20

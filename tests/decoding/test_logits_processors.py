@@ -236,7 +236,7 @@ def test_all_options_come_in_transformers_order():
         agree(chain(history, scores)[usable], expected[usable])
 
 
-def test_the_first_token_that_may_be_suppressed_is_the_one_behind_a_forced_one():
+def test_begin_suppress_tokens_act_after_a_forced_first_token():
     chain = ours.build_logits_processors(settled(forced_bos_token_id=5, begin_suppress_tokens=[9]), VOCABULARY, PREFIX)
     scores = torch.zeros(3, VOCABULARY)
     none = ours.build_logits_processors(

@@ -79,7 +79,7 @@ def restated(table: Table, source: int, options: dict) -> list[tuple[float, list
 
 
 def rows(output, sources: int) -> list[list[list[int]]]:
-    """The outputs of each source, cut behind their ends."""
+    """The outputs of each source, cut after their end tokens."""
     found = [row[: row.index(END) + 1] if END in row else row for row in output.sequences.tolist()]
     count = len(found) // sources
     return [found[i * count : (i + 1) * count] for i in range(sources)]
@@ -152,7 +152,7 @@ def test_what_is_done_takes_no_more_steps():
 
 
 def test_a_search_ends_with_its_length():
-    """A row that found no end is as long as allowed, whichever search."""
+    """In every search a row without an end token has the maximum length."""
     for options in (dict(), dict(num_beams=3), dict(do_sample=True), dict(do_sample=True, num_beams=2)):
         base = GenerationConfig(bos_token_id=START, pad_token_id=0, max_length=6, **options)
         settled = resolve_generation_config(base)

@@ -101,7 +101,7 @@ def test_generate_stops_where_transformers_does(models, tokenizers, sources, bea
     assert got.shape != whole.shape or not torch.equal(got, whole), "something was stopped"
 
 
-def test_without_an_end_token_a_row_goes_on_behind_its_stop(models, tokenizers, sources):
+def test_without_an_end_token_a_row_continues_after_its_stop(models, tokenizers, sources):
     """As in transformers: nothing says what to fill up with, until the last row has stopped."""
     options = dict(stop_strings=["ei", "ie", "o"], max_new_tokens=25, eos_token_id=None)
     expected, got = (
@@ -124,7 +124,7 @@ CRITERIA = {
 def test_criteria_stop_what_they_stop_in_transformers(models, sources, name, options, end):
     criteria = transformers.StoppingCriteriaList([CRITERIA[name]])
     if end is None and options.get("num_beams"):
-        return  # behind the end of a beam transformers writes -1 where there is no end token
+        return  # after the end of a beam transformers writes -1 where there is no end token
     given = dict(**sources, **options, max_new_tokens=12, stopping_criteria=criteria, eos_token_id=end, pad_token_id=0)
     expected, got = both(*models, 2, **given, return_dict_in_generate=True, output_scores=True)
     assert torch.equal(got.sequences, expected.sequences)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bertgen
-from tests.model.test_parameters_stay import IDS, MASK, own, theirs
+from tests.support.small_pairs import IDS, MASK, own, theirs
 
 TARGETS = torch.tensor([[2, 3, 4, 5, 6], [2, 7, 8, 9, 4]])
 MODELS = {"own": own, "accelerated": lambda: bertgen.accelerate(theirs())}

@@ -1,4 +1,4 @@
-"""A model whose layers somebody has removed, moved, shared or wrapped is one model: all calls agree about it."""
+"""A model with removed, moved, shared or wrapped layers: all calls give the same results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, InputError, UnsupportedError
-from tests.model.test_parameters_stay import IDS, MASK, own
+from tests.support.small_pairs import IDS, MASK, own
 
 START = torch.tensor([[2], [2]])
 

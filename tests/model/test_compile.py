@@ -13,7 +13,8 @@ from bertgen import EncoderDecoderModel, InputError, Int4Config, UnsupportedErro
 from bertgen.layers.attention import AttentionContext
 from bertgen.layers.linear import Int4Linear
 from bertgen.packing import Packing
-from tests.model.test_halves import HALVES, KINDS, TINY, distance
+from tests.support.model_kinds import HALVES, KINDS, TINY
+from tests.support.tiny_models import distance
 
 CPU = torch.device("cpu")
 COMPILER = os.environ.get("CXX", "g++")
@@ -75,7 +76,7 @@ def test_a_layer_in_4_bits_is_one_graph(config, grad):
 
 
 IDS = torch.tensor([[5, 9, 3, 7, 8, 4], [6, 3, 11, 5, 9, 7]])
-LABELS = torch.tensor([[7, 0, 5, 3, -100], [9, -100, 4, -100, -100]])  # padding among them, and nothing behind them
+LABELS = torch.tensor([[7, 0, 5, 3, -100], [9, -100, 4, -100, -100]])  # padding between labels, and none after the last
 
 
 @pytest.mark.parametrize("kind", KINDS)

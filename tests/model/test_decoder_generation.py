@@ -133,7 +133,7 @@ def test_left_padding_changes_nothing(causal, bidirectional, is_causal, beams, e
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_decoder_goes_on_as_its_own_forward(kind):
-    """roberta too, where transformers begins with position 0 instead of the one behind the padding id."""
+    """roberta too, where transformers begins with position 0 instead of the one after the padding id."""
     oracle, model = twins(kind, is_decoder=True)
     pad = model.config.pad_token_id
     rows = [[5, 6, 7, 8], [9, 10]]

@@ -127,7 +127,7 @@ def test_without_a_cache_states_have_the_shapes_of_transformers(models, search, 
     assert torch.equal(cached.sequences, got.sequences)
 
 
-def test_only_what_was_asked_for_is_returned(models):
+def test_only_requested_fields_are_returned(models):
     model, oracle = models
     ids = torch.tensor([[5, 6, 7]])
     for more in (dict(), dict(use_cache=False), dict(output_attentions=True)):
@@ -196,7 +196,7 @@ def test_batches_do_not_mix(models, beams):
         assert not ((whole[row, len(alone) :] != 0) & (whole[row, len(alone) :] != 1)).any()
 
 
-def test_padding_is_inferred_unless_told_otherwise(models):
+def test_padding_is_inferred_unless_switched_off(models):
     model, _ = models
     ids = torch.tensor([[7, 9, 11, 0, 0, 0], [5, 6, 7, 8, 9, 10]])
     mask = (ids != 0).long()
@@ -553,7 +553,7 @@ def test_a_cache_that_does_not_fit_is_refused(models):
             model.generate(**dict(input_ids=ids, past_key_values=cache, max_new_tokens=3) | given)
 
 
-def test_rows_that_are_done_are_left_out_unless_somebody_looks_at_them(models, monkeypatch):
+def test_ended_rows_are_dropped_unless_they_are_returned(models, monkeypatch):
     model, _ = models
     ids, mask = batch(random.Random(4), model.config.encoder.vocab_size)
     calls, select = [], Cache.select
@@ -575,7 +575,7 @@ def test_rows_that_are_done_are_left_out_unless_somebody_looks_at_them(models, m
             assert bool(calls) is left_out, more
 
 
-def test_nothing_is_computed_that_nobody_asked_for(models, monkeypatch):
+def test_nothing_is_computed_that_is_not_returned(models, monkeypatch):
     """Without processors beams go to the operator that finds the best log-probabilities by itself."""
     model, _ = models
     monkeypatch.setattr(ops, "select", None)
@@ -597,7 +597,7 @@ FULL = dict(
 )  # fmt: skip
 
 
-def test_files_go_round_and_to_transformers(tmp_path):
+def test_files_are_read_again_here_and_by_transformers(tmp_path):
     GenerationConfig(**FULL).save_pretrained(tmp_path)
     read = GenerationConfig.from_pretrained(tmp_path)
     assert read == GenerationConfig(**FULL)

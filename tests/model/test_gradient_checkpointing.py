@@ -147,7 +147,7 @@ def test_a_frozen_model_runs_and_keeps_nothing(reentrant, monkeypatch):
 
 @REENTRANT
 def test_a_cache_that_is_handed_on_is_written_once(reentrant):
-    """The layers of a call with a cache are not run twice: the second time would write behind the first."""
+    """The layers of a call with a cache are not run twice: the second run would append to the cache again."""
     model = model_of("own").decoder.eval()
     ids = torch.arange(8).view(2, 4) + 4
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_a_cache_that_is_handed_on_is_written_once(reentrant):
 
 @pytest.mark.parametrize("way", ["own", "accelerated"])
 def test_dropout_of_attention_acts_while_a_cache_is_filled(way):
-    """A loop of one's own computes its loss from logits, and nothing told the model that nobody goes on from there."""
+    """A training loop that computes its loss from logits, without use_cache=False."""
     options = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
     model = pair(**options)
     model = bertgen.accelerate(model) if way == "accelerated" else own(model)

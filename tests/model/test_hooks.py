@@ -88,7 +88,7 @@ PLACES = {
 def test_what_hangs_on_a_module_acts_in_every_call(place, how):
     plain, changed = model(), model()
     module = PLACES[place](changed)
-    if place == "a dropout":  # half of it is the same behind a norm
+    if place == "a dropout":  # a norm cancels the factor
         module = changed.decoder.body.embeddings.dropout
     if how == "hook":
         module.register_forward_hook(halved)
@@ -189,7 +189,7 @@ def test_token_types_pass_through_their_embedding():
 
 
 @pytest.mark.parametrize("owner", [nn.Linear, nn.LayerNorm, AddNorm], ids=lambda c: c.__name__)
-def test_a_forward_that_somebody_puts_on_a_class_acts(owner, monkeypatch):
+def test_a_forward_patched_on_a_class_acts(owner, monkeypatch):
     m = model()
     expected = everything(m)
     former, called = owner.forward, []

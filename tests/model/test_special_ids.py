@@ -1,4 +1,4 @@
-"""By which ids a model begins, ends and pads: in training, in its files, set behind construction, or not at all."""
+"""Ids that begin, end and pad outputs: in training, in files, set after construction, or missing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from bertgen import (
     UnsupportedError,
 )
 from bertgen.cli import main
-from tests.model.test_halves import HALVES, TINY
+from tests.support.fast_tokenizers import write_roberta_vocabulary
+from tests.support.model_kinds import HALVES, TINY
 from tests.test_documentation_page import make_bert
-from tests.tokenizer.test_fast import write_roberta_vocabulary
 
 CLS, SEP, PAD = 101, 102, 0
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -142,15 +142,15 @@ def test_the_warm_start_of_the_readme_is_complete(bert, tmp_path, caplog):
     assert "no end token" not in caplog.text
 
 
-def test_a_half_is_told_how_to_become_a_model(bert):
+def test_an_error_for_a_half_says_how_to_make_a_model(bert):
     with pytest.raises(UnsupportedError, match=r"'bert', not 'encoder-decoder'; `Enc.*from_encoder_decoder_pretrained"):
         EncoderDecoderModel.from_pretrained(bert)
 
 
-# Set behind construction
+# Set after construction
 
 
-def test_ids_set_behind_construction_are_found(bert, tmp_path, caplog):
+def test_ids_set_after_construction_are_used(bert, tmp_path, caplog):
     """`model.config.decoder_start_token_id = ..`, as tutorials of the family have it."""
     model, tokenizer = joined(bert), BertTokenizer.from_pretrained(bert)
     model.config.decoder_start_token_id = tokenizer.cls_token_id
@@ -248,7 +248,7 @@ def test_the_command_says_that_there_is_no_end(bert, tmp_path, caplog):
     assert "has no end token" in caplog.text
 
 
-def test_a_vocabulary_size_set_behind_construction_is_kept(tmp_path):
+def test_a_vocabulary_size_set_after_construction_is_kept(tmp_path):
     """As the tutorials of the family set it: it says nothing that the halves do not say."""
     half = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     decoder = dict(half, is_decoder=True, add_cross_attention=True)
@@ -260,7 +260,7 @@ def test_a_vocabulary_size_set_behind_construction_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["max_length", "num_beams", "no_repeat_ngram_size", "early_stopping"])
-def test_an_option_of_generation_set_on_a_configuration_is_told_where_it_belongs(name):
+def test_an_error_for_an_option_of_generation_says_where_to_set_it(name):
     with pytest.raises(ConfigError, match=rf"model\.generation_config\.{name} = "):
         setattr(BertGenerationConfig(), name, 2)
     with pytest.raises(ConfigError, match=rf"model\.generation_config\.{name} = "):

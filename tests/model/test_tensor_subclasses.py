@@ -1,4 +1,4 @@
-"""Weights that are no plain tensors: their class says how they are multiplied, and nobody takes pointers to them."""
+"""Weights of subclasses of torch.Tensor: their class multiplies them, and no kernel takes pointers to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bertgen import GenerationConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from bertgen.layers.linear import Int4Linear
-from tests.model.test_parameters_stay import IDS, MASK, own, theirs
+from tests.support.small_pairs import IDS, MASK, own, theirs
 
 
 class Rounded(torch.Tensor):

@@ -23,7 +23,8 @@ from bertgen import (
     UnsupportedError,
 )
 from bertgen.layers.linear import Int4Linear
-from tests.model.test_halves import HALVES, KINDS, TINY, distance
+from tests.support.model_kinds import HALVES, KINDS, TINY
+from tests.support.tiny_models import distance
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 LABELS = torch.tensor([[7, 8, 1], [9, 1, -100]])

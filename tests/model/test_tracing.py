@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bertgen
 from bertgen import UnsupportedError
-from tests.model.test_parameters_stay import IDS, MASK, own, own_in_4_bits, theirs
+from tests.support.small_pairs import IDS, MASK, own, own_in_4_bits, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.jit, and of shapes in its traces
 FULL = torch.ones_like(IDS)

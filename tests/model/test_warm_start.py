@@ -25,7 +25,8 @@ from bertgen import (
     RobertaModel,
     UnsupportedError,
 )
-from tests.model.test_halves import HALVES, KINDS, THEIRS, TINY, alone, distance
+from tests.support.model_kinds import HALVES, KINDS, THEIRS, TINY, alone
+from tests.support.tiny_models import distance
 from tests.support.twins import make_twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")

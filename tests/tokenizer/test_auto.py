@@ -11,7 +11,7 @@ import transformers
 
 from bertgen.errors import CheckpointError, ConfigError, UnsupportedError
 from bertgen.tokenizer import AutoTokenizer, BertGenerationTokenizer, BertTokenizer, RobertaTokenizer
-from tests.tokenizer.test_fast import (
+from tests.support.fast_tokenizers import (
     BERT_SPECIAL,
     assert_equivalent,
     corpus,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bertgen import BertTokenizer
 from bertgen.errors import CheckpointError, ConfigError, UnsupportedError
-from tests.tokenizer.test_fast import assert_equivalent, fuzz, near_text, write_bert_vocabulary
+from tests.support.fast_tokenizers import assert_equivalent, near_text, write_bert_vocabulary
+from tests.support.tokenizer_checks import fuzz
 
 Theirs = transformers.BertTokenizer
 OPTIONS = [

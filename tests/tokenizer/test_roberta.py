@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bertgen import RobertaTokenizer
 from bertgen.errors import CheckpointError, ConfigError, UnsupportedError
 from bertgen.tokenizer import AddedToken
-from tests.tokenizer.test_fast import assert_equivalent, fuzz, near_text, write_roberta_vocabulary
+from tests.support.fast_tokenizers import assert_equivalent, near_text, write_roberta_vocabulary
+from tests.support.tokenizer_checks import fuzz
 
 Theirs = transformers.RobertaTokenizer
 

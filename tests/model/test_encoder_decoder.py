@@ -1,4 +1,4 @@
-"""The models against transformers' eager ones, with the same weights."""
+"""EncoderDecoderModel: forward, loss and gradients against transformers' eager models with the same weights."""
 
 from __future__ import annotations
 
@@ -24,27 +24,10 @@ from bertgen import (
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.attention import project
 from bertgen.layers.linear import Int4Linear
+from tests.support.tiny_models import TINY, distance, tiny
 from tests.support.twins import PAD, START, make_twins
 
 CASES = 300
-TINY = dict(
-    vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-    max_position_embeddings=16,
-)  # fmt: skip
-
-
-def tiny(**options) -> EncoderDecoderModel:
-    torch.manual_seed(0)
-    decoder = dict(TINY, is_decoder=True, add_cross_attention=True)
-    config = EncoderDecoderConfig(encoder=TINY, decoder=decoder, pad_token_id=PAD, decoder_start_token_id=START)
-    for name, value in options.items():
-        setattr(config, name, value)
-    return EncoderDecoderModel(config)
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
 
 
 @pytest.mark.parametrize("seed", range(CASES))

@@ -1,4 +1,4 @@
-"""All that the halves take and return, of all three kinds, against transformers' eager ones with the same weights."""
+"""Encoders and decoders of all three kinds against transformers' eager ones with the same weights."""
 
 from __future__ import annotations
 
@@ -11,62 +11,15 @@ import transformers
 from bertgen import (
     BertConfig,
     BertGenerationConfig,
-    BertGenerationDecoder,
     BertGenerationEncoder,
-    BertLMHeadModel,
-    BertModel,
     ConfigError,
     EncoderDecoderModel,
     InputError,
-    RobertaConfig,
-    RobertaForCausalLM,
-    RobertaModel,
     UnsupportedError,
 )
+from tests.support.model_kinds import KINDS, TINY, alone, ids_and_mask
+from tests.support.tiny_models import distance
 from tests.support.twins import PAD, Twins, make_twins
-
-TINY = dict(
-    vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-    max_position_embeddings=20, pad_token_id=0, initializer_range=0.15,
-)  # fmt: skip
-HALVES = {
-    "bert-generation": (BertGenerationConfig, BertGenerationEncoder, BertGenerationDecoder),
-    "bert": (BertConfig, BertModel, BertLMHeadModel),
-    "roberta": (RobertaConfig, RobertaModel, RobertaForCausalLM),
-}
-THEIRS = {
-    "bert-generation": (
-        transformers.BertGenerationConfig, transformers.BertGenerationEncoder, transformers.BertGenerationDecoder
-    ),
-    "bert": (transformers.BertConfig, transformers.BertModel, transformers.BertLMHeadModel),
-    "roberta": (transformers.RobertaConfig, transformers.RobertaModel, transformers.RobertaForCausalLM),
-}  # fmt: skip
-KINDS = list(HALVES)
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape, (a.shape, b.shape)
-    return float((a - b).detach().abs().max())
-
-
-def alone(kind: str, part: int, seed: int = 0, **options):
-    """(ours, theirs): an encoder (part 1) or decoder (part 2) of a kind, on its own, with the same weights."""
-    torch.manual_seed(seed)
-    theirs = THEIRS[kind][part](THEIRS[kind][0](**TINY, **options, attn_implementation="eager")).eval()
-    ours = HALVES[kind][part](HALVES[kind][0](**TINY, **options)).eval()
-    result = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert not result.unexpected_keys and not [k for k in result.missing_keys if "decoder." not in k]
-    return ours, theirs
-
-
-def ids_and_mask(r: random.Random, rows: int, length: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.tensor([[r.randrange(3, 37) for _ in range(length)] for _ in range(rows)])
-    mask = torch.ones_like(ids)
-    for row in range(1, rows):
-        padding = r.randrange(length)
-        where = slice(length - padding, length) if side == "right" else slice(0, padding)
-        ids[row, where], mask[row, where] = PAD, 0
-    return ids, mask
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -99,7 +52,7 @@ def test_attentions_equal_transformers(seed):
             for ours, whole in zip(step.cross_attentions, got.cross_attentions):
                 assert distance(ours, whole[:, :, t : t + 1]) <= 1e-5
 
-        # From labels, with padding behind them dropped.
+        # From labels, without the padding after them.
         from_labels = twins.model(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
         expected = twins.oracle(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
         read = (labels != -100)[:, None, :, None]

@@ -31,10 +31,10 @@ from bertgen import (
 )
 from bertgen.cli import main
 from bertgen.config import read_json
-from tests.model.test_halves import HALVES, KINDS, TINY
-from tests.model.test_model import tiny
+from tests.support.fast_tokenizers import write_roberta_vocabulary
+from tests.support.model_kinds import HALVES, KINDS, TINY
+from tests.support.tiny_models import tiny
 from tests.test_documentation_page import make_bert
-from tests.tokenizer.test_fast import write_roberta_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a pickle", "ignore:Detected pickle protocol")
 
@@ -467,7 +467,7 @@ def test_the_demo_with_a_stroke(monkeypatch, tmp_path):
     assert EncoderDecoderModel.from_pretrained("demo/").config.decoder.vocab_size > 0
 
 
-def test_what_a_cache_holds_needs_nobody(asked, tmp_path, monkeypatch):
+def test_files_in_the_cache_need_no_network(asked, tmp_path, monkeypatch):
     snapshot = tmp_path / "cache/models--owner--name/snapshots/abc"
     tiny().save_pretrained(snapshot)
     (snapshot.parent.parent / "refs").mkdir()
