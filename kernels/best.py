@@ -1,7 +1,7 @@
-"""best: the largest scores of each row, found by the maxima of blocks.
+"""best: the largest scores of each row, searched through the maxima of blocks.
 
-The largest `count` lie in the blocks with the largest maxima. So the scores are read once, for the maxima, and what is
-searched are a few blocks of each row. On a CPU torch's `topk` and `argmax` take longer.
+The `count` largest scores lie in the `count` blocks with the largest maxima. So the scores are read once for the block
+maxima, and only a few blocks of each row are searched. On a CPU this is faster than torch's `topk` and `argmax`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ BLOCK = 256
 
 
 def best_reference(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest scores of each row and where they are; of equal ones, the lower index first.
+    """The largest scores of each row and their indices; of equal scores, the lower index first.
 
     Args:
-        scores: [R, V] of any floating dtype; nan is more than any number.
+        scores: [R, V] of any floating dtype; NaN is above every number.
         count: 1 to V.
 
     Returns:
-        Scores [R, count], falling, and indices int64 [R, count].
+        Scores [R, count], descending, and indices int64 [R, count].
     """
     rows, vocabulary = scores.shape
-    blocks = vocabulary // BLOCK
-    if blocks < 4 * count or rows == 0:
+    num_blocks = vocabulary // BLOCK
+    if num_blocks < 4 * count or rows == 0:
         values, index, tied = _top(scores, count)
     else:
-        body, tail = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), scores[:, blocks * BLOCK :]
-        peaks = body.amax(-1)
-        chosen = peaks.topk(count).indices.sort().values  # ascending, so that places are in the order of indices
-        some = body.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1)
-        values, at, tied = _top(torch.cat((some, tail), 1) if tail.shape[1] else some, count)
-        behind = at - count * BLOCK  # in the tail, which is no whole block
-        index = chosen.gather(1, (at // BLOCK).clamp(max=count - 1)) * BLOCK + at % BLOCK
-        index = torch.where(behind < 0, index, blocks * BLOCK + behind)
-        least = values[:, -1:]  # a block that was left out may hold an equal of it
-        tied |= (peaks >= least).sum(-1) > (peaks.gather(1, chosen) >= least).sum(-1)
+        body_size = num_blocks * BLOCK
+        body, tail = scores[:, :body_size].unflatten(1, (num_blocks, BLOCK)), scores[:, body_size:]
+        maxima = body.amax(-1)
+        chosen = maxima.topk(count).indices.sort().values  # ascending, so candidates are in the order of their indices
+        candidates = body.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1)
+        values, position, tied = _top(torch.cat((candidates, tail), 1) if tail.shape[1] else candidates, count)
+        tail_position = position - count * BLOCK  # >= 0 in the tail, which is not a whole block
+        index = chosen.gather(1, (position // BLOCK).clamp(max=count - 1)) * BLOCK + position % BLOCK
+        index = torch.where(tail_position < 0, index, body_size + tail_position)
+        least = values[:, -1:]  # a block that was left out may hold an equal score
+        tied |= (maxima >= least).sum(-1) > (maxima.gather(1, chosen) >= least).sum(-1)
     if bool(tied.any()):
         part = scores[tied]
         order = part.argmax(-1, keepdim=True) if count == 1 else part.sort(dim=-1, descending=True, stable=True).indices
@@ -45,9 +46,9 @@ def best_reference(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torc
 
 
 def _top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The largest scores of each row, where they are, and whether topk's own order of equal scores matters.
+    """The largest scores of each row, their indices, and bool [R]: whether topk's own order of ties affects the result.
 
-    It has one of its own, also for nan, which equals nothing.
+    topk orders equal scores arbitrarily. NaN counts as a tie: it compares unequal to itself.
     """
     values, index = scores.topk(count)
     tied = ((scores >= values[:, -1:]).sum(-1) != count) | (values[:, 1:] == values[:, :-1]).any(-1)

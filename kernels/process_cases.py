@@ -20,7 +20,7 @@ def _case(
     width: int,
     penalty: tuple[float, ...] = (1.3, 1.0, 0.6, 2.0),
     ngram: tuple[int, ...] = (0,),
-    least: tuple[int, ...] | None = None,
+    min_length: tuple[int, ...] | None = None,
     ends: tuple[int, ...] | list[tuple[int, ...]] = (1,),
     banned: str | None = None,
     integers: torch.dtype = torch.int64,
@@ -28,7 +28,7 @@ def _case(
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
 ) -> Case:
-    """Rows with tokens of a small alphabet and some lengths from 0 to `width`; the options of rows repeat."""
+    """Rows with tokens of a small alphabet and lengths from 0 to `width`; tuples of options repeat over the rows."""
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
         generator = torch.Generator().manual_seed(rows * 1000003 + vocabulary * 1009 + width)
@@ -37,9 +37,9 @@ def _case(
         tokens = torch.randint(min(alphabet, vocabulary), (rows, width), generator=generator)
         lengths = torch.randint(width + 1, (rows,), generator=generator)
         lengths[:2] = torch.tensor([width, 0])[:rows]
-        behind = torch.arange(width) >= lengths[:, None]
+        padding = torch.arange(width) >= lengths[:, None]
         poison = torch.tensor([2147480000, -(2**31), vocabulary - 1])[torch.arange(width) % 3]
-        tokens = torch.where(behind, poison, tokens)
+        tokens = torch.where(padding, poison, tokens)
 
         def repeated(values: tuple[Any, ...], kind: torch.dtype) -> torch.Tensor:
             return torch.tensor([values[i % len(values)] for i in range(rows)], dtype=kind)
@@ -49,8 +49,8 @@ def _case(
             "repetition_penalty": repeated(penalty, torch.float32), "no_repeat_ngram": repeated(ngram, torch.int32),
             "min_length": None, "end_tokens": None, "banned": None,
         }  # fmt: skip
-        if least is not None:
-            arguments["min_length"] = repeated(least, integers)
+        if min_length is not None:
+            arguments["min_length"] = repeated(min_length, integers)
             arguments["end_tokens"] = torch.tensor(ends, dtype=integers)
         if banned is not None:
             shape = (vocabulary,) if banned == "one" else (rows, vocabulary)
@@ -62,12 +62,12 @@ def _case(
     return Case(name, make, core=core, written=("scores",))
 
 
-def _strange_tokens(arguments: Arguments) -> None:
-    """Ids that have no score, among those that count; one of them repeats."""
+def _tokens_outside(arguments: Arguments) -> None:
+    """Ids outside the vocabulary among the valid ones; one of them repeats."""
     tokens, vocabulary = arguments["tokens"], arguments["scores"].shape[1]
-    strange = torch.tensor([-1, vocabulary, 2**31 - 1, -(2**31)])
+    outside = torch.tensor([-1, vocabulary, 2**31 - 1, -(2**31)])
     at = torch.arange(tokens.shape[1]) % 5 == 0
-    tokens[:, at] = strange[torch.arange(tokens.shape[1])[at] // 5 % 4].to(tokens.dtype)
+    tokens[:, at] = outside[torch.arange(tokens.shape[1])[at] // 5 % 4].to(tokens.dtype)
 
 
 def _one_token(arguments: Arguments) -> None:
@@ -75,7 +75,7 @@ def _one_token(arguments: Arguments) -> None:
 
 
 def _periodic(arguments: Arguments) -> None:
-    """A row that repeats itself: every place ends an n-gram that was there before."""
+    """Periodic rows: every position ends an n-gram that occurred before."""
     width = arguments["tokens"].shape[1]
     arguments["tokens"][:] = torch.arange(width).to(arguments["tokens"].dtype) % 4
     arguments["lengths"][:] = width
@@ -90,7 +90,7 @@ def _strides(arguments: Arguments) -> None:
 
 
 def _far_lengths(arguments: Arguments) -> None:
-    """Lengths beyond the tokens and below 0."""
+    """Lengths above the number of tokens and below 0."""
     lengths = arguments["lengths"]
     lengths[0], lengths[1] = lengths[0] + 1000, -5
     arguments["tokens"][0] = arguments["tokens"][0].clamp(0, 6)
@@ -112,12 +112,12 @@ CASES = (
     _case("n-grams, two tiles", 2, 100, 1300, (1.0,), (5, 3), alphabet=4, change=_periodic, core=True),
     _case("n-grams of everything", 3, 100, 9, (1.0,), (9, 10, 1000), alphabet=2, change=_periodic),
     _case("n-grams, 31", 3, 100, 31, (1.0,), (31, 30, 2**31 - 1), alphabet=1),
-    _case("least length", 4, 100, 20, (1.0,), least=(20, 1, 0, 100), core=True),
-    _case("two ends", 4, 100, 20, (1.5,), least=(21, 1, 0, 100), ends=(1, 99), core=True),
+    _case("least length", 4, 100, 20, (1.0,), min_length=(20, 1, 0, 100), core=True),
+    _case("two ends", 4, 100, 20, (1.5,), min_length=(21, 1, 0, 100), ends=(1, 99), core=True),
     _case(
-        "ends of rows", 3, 100, 20, (1.5,), least=(50, 9, 2**31 - 1), ends=[(1, -1), (-1, -1), (100, 3)], core=True
+        "ends of rows", 3, 100, 20, (1.5,), min_length=(50, 9, 2**31 - 1), ends=[(1, -1), (-1, -1), (100, 3)], core=True
     ),
-    _case("no ends", 3, 100, 20, least=(50,), ends=()),
+    _case("no ends", 3, 100, 20, min_length=(50,), ends=()),
     _case("banned", 4, 100, 20, banned="one", core=True),
     _case("banned by row", 4, 5000, 20, banned="all", core=True),
     _case("everything", 4, 5000, 40, (1.3, 0.8), (2, 3, 0), (41, 1), (2, 5), "all", core=True),
@@ -126,26 +126,27 @@ CASES = (
         "strides", 3, 100, 30, (1.3, 0.8), (2, 3, 0), (41, 1), [(1, 5), (7, -1), (3, 3)], "all",
         change=_strides, core=True,
     ),
-    _case("ids without a score", 4, 50, 30, ngram=(2, 1, 0), alphabet=3, change=_strange_tokens, core=True),
+    _case("ids without a score", 4, 50, 30, ngram=(2, 1, 0), alphabet=3, change=_tokens_outside, core=True),
     _case("lengths beyond the tokens", 3, 50, 30, ngram=(2, 1, 0), change=_far_lengths, core=True),
     *(_case(f"{t} tokens", 3, 60, t, ngram=(2, 1, 3), alphabet=3) for t in (1, 2, 127, 128, 129, 1024, 1025)),
-    _case("no tokens", 3, 60, 0, ngram=(1, 2), least=(1, 0), core=True),
+    _case("no tokens", 3, 60, 0, ngram=(1, 2), min_length=(1, 0), core=True),
     _case("one score", 3, 1, 5, ngram=(1, 2)),
     _case("no rows", 0, 60, 5, banned="all"),
 )  # fmt: skip
 
 
 def _variant(name: str, width: int, integers: str, ends: bool, banned: bool) -> Variant:
+    sizes = ("width", "vocabulary", "num_ends", "programs_per_row")
+    strides = ("stride_scores", "stride_tokens", "stride_ends", "stride_banned")
     types = {
-        "scores": "*fp32", "tokens": f"*{integers}", "lengths": f"*{integers}", "repetition_penalty": "*fp32",
-        "no_repeat_ngram": "*i32", "min_length": f"*{integers}", "end_tokens": f"*{integers}", "banned": "*u8",
-        "changed": "*fp32", **dict.fromkeys(
-            ("width", "vocabulary", "stride", "tokens_stride", "ends_stride", "banned_stride", "ends", "parts"), "i32"
-        ),
+        "scores_ptr": "*fp32", "tokens_ptr": f"*{integers}", "lengths_ptr": f"*{integers}",
+        "repetition_penalty_ptr": "*fp32", "no_repeat_ngram_ptr": "*i32", "min_length_ptr": f"*{integers}",
+        "end_tokens_ptr": f"*{integers}", "banned_ptr": "*u8", "penalized_ptr": "*fp32",
+        **dict.fromkeys((*sizes, *strides), "i32"),
     }  # fmt: skip
-    absent = {} if ends else {"min_length": None, "end_tokens": None}
-    absent |= {} if banned else {"banned": None}
-    return variant(name, _process_kernel, tuning.process(90, width), types, ENDS=1, **absent)
+    absent = {} if ends else {"min_length_ptr": None, "end_tokens_ptr": None}
+    absent |= {} if banned else {"banned_ptr": None}
+    return variant(name, _process_kernel, tuning.process(90, width), types, BLOCK_ENDS=1, **absent)
 
 
 VARIANTS = (

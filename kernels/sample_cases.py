@@ -1,7 +1,8 @@
 """Cases and variants of sample.
 
-Integers are compared exactly, so no case may come near a tie: of the random numbers of two tokens, or of the mass above
-a token and top-p's limit. The seeds below are such; tests/kernels/test_sample.py measures how near they come.
+Tokens are compared exactly, so no case may be near a tie: between the random numbers of two tokens, or between the mass
+above a token and top_p. The seeds below are chosen so;
+tests/kernels/test_sample.py measures the margins.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 
 from . import tuning
 from .checks import Case, Check, Variant
-from .sample import _draw_kernel, _drawn_kernel, _limits_kernel, sample_reference, sample_triton
+from .sample import _limits_kernel, _merge_kernel, _sample_kernel, sample_reference, sample_triton
 from .scores_cases import INF, Arguments, Fill, aligned, levels, rows_apart, special, variant, zeros
 
 
@@ -23,7 +24,7 @@ def _case(
     core: bool = False,
     **options: float | tuple[float, ...],
 ) -> Case:
-    """Options as one number for all rows or one for each, which repeat."""
+    """`options`: one number for all rows, or a tuple that is repeated over the rows."""
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
         generator = torch.Generator().manual_seed(rows * 1000003 + vocabulary + 7919 * seed)
@@ -106,21 +107,21 @@ CASES = (
 )  # fmt: skip
 
 
-def _variants(vocabulary: int, stride: int, kind: str, top_k: str = "i32") -> list[Variant]:
-    first, second = tuning.sample(90, vocabulary)
+def _variants(vocabulary: int, stride: int, dtype: str, top_k: str = "i32") -> list[Variant]:
+    limits_launch, sample_launch = tuning.sample(90, vocabulary)
     types = {
-        "scores": f"*{kind}", "top_k": f"*{top_k}", "limits": "*fp32", "firsts": "*i32", "keys": "*i64",
-        "sums": "*fp32", "tokens": "*i64", "log_probs": "*fp32", "tiles": "i32",
-        **dict.fromkeys(("temperature", "top_p", "min_p"), "*fp32"),
-        **dict.fromkeys(("seeds", "requests", "steps"), "*i64"),
+        "scores_ptr": f"*{dtype}", "top_k_ptr": f"*{top_k}", "limits_ptr": "*fp32", "first_column_ptr": "*i32",
+        "tile_keys_ptr": "*i64", "tile_sums_ptr": "*fp32", "tokens_ptr": "*i64", "log_probs_ptr": "*fp32",
+        "num_tiles": "i32", **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
+        **dict.fromkeys(("seed_ptr", "request_ptr", "step_ptr"), "*i64"),
     }  # fmt: skip
-    name = f"{vocabulary} in {stride} {kind} {top_k}"
-    width = dict(STRIDE=stride, V=vocabulary)
-    tiles = tuning.power_of_2(-(-vocabulary // second.tiles["BLOCK"]))
+    name = f"{vocabulary} in {stride} {dtype} {top_k}"
+    matrix = dict(STRIDE=stride, V=vocabulary)
+    tiles = tuning.power_of_2(-(-vocabulary // sample_launch.tiles["BLOCK"]))
     return [
-        variant(f"{name}, limits", _limits_kernel, first, types, "score", **width),
-        variant(f"{name}, draw", _draw_kernel, second, types, "score", **width),
-        variant(f"{name}, drawn", _drawn_kernel, tuning.Launch({}, 1), types, STRIDE=stride, TILES=tiles),
+        variant(f"{name}, limits", _limits_kernel, limits_launch, types, "score", **matrix),
+        variant(f"{name}, draw", _sample_kernel, sample_launch, types, "score", **matrix),
+        variant(f"{name}, drawn", _merge_kernel, tuning.Launch({}, 1), types, STRIDE=stride, TILES=tiles),
     ]
 
 

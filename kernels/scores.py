@@ -1,8 +1,8 @@
-"""What the operators on scores of tokens share: checks of their arguments, and keys that put scores in an order.
+"""Shared by the operators on token scores: checks of arguments, and sortable keys.
 
-Scores are [R, V]. A key is one int64: above, a score's place among the float32; below, its index, falling. So of two
-keys the one with the larger score is larger, and of equal scores the one with the lower index; the largest key of many
-is one reduction and says where it was.
+Scores are [R, V]. A key is one int64. High 32 bits: the score as an int32 in the same order. Low 32 bits: the inverted
+column index. Of two keys the one with the larger score is larger; of equal scores, the one with the lower index. So one
+max-reduction gives both the largest score and its index.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .language import tl, triton
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
-NO_KEY = tl.constexpr(-0x7FFFFFFF00000001)  # less than any key; its index is 0
+EMPTY_KEY = tl.constexpr(-0x7FFFFFFF00000001)  # less than any key of a score; its index is 0
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def check_scores(scores: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """ValueError where scores are no [R, V] of such a dtype, have no column, or want a gradient."""
+    """Raise ValueError unless scores are [R, V] with V > 0, of one of these dtypes, and need no gradient."""
     if scores.dim() != 2:
         raise ValueError(f"scores must be [R, V], not {tuple(scores.shape)}")
     if scores.dtype not in dtypes:
@@ -36,7 +36,7 @@ def check_argument(
     dtypes: tuple[torch.dtype, ...],
     shapes: tuple[tuple[int, ...], ...] | None = None,
 ) -> None:
-    """ValueError where a tensor beside the scores, by default of one number for each row, does not fit them."""
+    """Raise ValueError unless a tensor has one of these shapes (default: [R]) and dtypes, on the device of scores."""
     shapes = ((scores.shape[0],),) if shapes is None else shapes
     if tuple(tensor.shape) not in shapes:
         raise ValueError(f"{name} must be {' or '.join(map(str, map(list, shapes)))}, not {list(tensor.shape)}")
@@ -47,48 +47,54 @@ def check_argument(
 
 
 def check_kernel(scores: torch.Tensor, **others: torch.Tensor | None) -> None:
-    """ValueError where a kernel does not take what its reference takes: float64, and dimensions with gaps."""
+    """Raise ValueError for what only the reference takes: float64, and a last dimension that is not contiguous."""
     if scores.dtype == torch.float64:
         raise ValueError("scores are float64; the kernels take float32, float16 and bfloat16")
     if scores.shape[1] >= 2**31:
-        raise ValueError(f"scores have {scores.shape[1]} columns, the kernels count to {2**31 - 1}")
+        raise ValueError(f"scores have {scores.shape[1]} columns; the kernels take at most {2**31 - 1}")
     for name, tensor in {"scores": scores, **others}.items():
         if tensor is not None and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             raise ValueError(f"the last dimension of {name} must be contiguous, its stride is {tensor.stride(-1)}")
 
 
 def real_dtypes(scores: torch.Tensor) -> tuple[torch.dtype, ...]:
-    """Dtypes of the real numbers beside scores: float64 is that of checks."""
+    """Dtypes allowed for real-valued arguments: float32, and float64 where scores are float64 (used by tests)."""
     return (torch.float64, torch.float32) if scores.dtype == torch.float64 else (torch.float32,)
 
 
 def compute_dtype(scores: torch.Tensor) -> torch.dtype:
-    """What references compute in."""
+    """The dtype in which references compute."""
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 
 @triton.jit
-def order_of(x):
-    """float32 -> int32 in the same order: both zeros 0, NaN above all."""
+def float_to_ordered(x):
+    """float32 -> int32 in the same order: both zeros map to 0, NaN is above every number."""
     bits = tl.where(x == x, x, float("nan")).to(tl.int32, bitcast=True)
     sign = bits >> 31
     return ((bits & 0x7FFFFFFF) ^ sign) - sign
 
 
 @triton.jit
-def number_of(order):
-    """The float32 whose `order_of` this is."""
-    sign = order >> 31
-    return (((order ^ sign) - sign) | (sign & -0x80000000)).to(tl.float32, bitcast=True)
+def ordered_to_float(ordered):
+    """The inverse of `float_to_ordered`."""
+    sign = ordered >> 31
+    return (((ordered ^ sign) - sign) | (sign & -0x80000000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def key_of(order, index):
-    """`order_of` a number and an index as one int64: the larger number is more, of equal ones the lower index."""
-    return (order.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+def pack_key(ordered, index):
+    """An int64 key from an ordered score and an index: larger scores first, then lower indices."""
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
 @triton.jit
-def index_of(key):
-    """The index in a key."""
+def key_index(key):
+    """The index of a key."""
     return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def key_score(key):
+    """The float32 score of a key."""
+    return ordered_to_float((key >> 32).to(tl.int32))

@@ -1,9 +1,9 @@
-"""select: from the scores of one step to the next token of each row.
+"""select: choose the next token of each row from the scores of one step.
 
 Shapes: scores [R, V] float32. `warp` shapes the distribution: temperature, top-h (Potraghloo et al. 2025, arXiv
 2509.02510), top-k, top-p (Holtzman et al. 2019, arXiv 1904.09751), min-p (Nguyen et al. 2024, arXiv 2407.01082),
 locally typical sampling (Meister et al. 2022, arXiv 2202.00666), epsilon and eta sampling (Hewitt et al. 2022, arXiv
-2210.15191). `select` takes the best tokens or draws some.
+2210.15191). `select` takes the best tokens or samples.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 
 from .best import best_reference
-from .sample import _blocks, gumbel_reference, philox_reference
+from .sample import any_of_four, gumbel_reference, philox_reference
 
-TOP_H_TOKENS = 100  # top-h looks at so many of the best tokens
+TOP_H_TOKENS = 100  # top-h considers only so many of the best tokens
 
 
 def warp_reference(
@@ -29,22 +29,22 @@ def warp_reference(
     eta_cutoff: float = 0.0,
     keep: int = 1,
 ) -> torch.Tensor:
-    """Shape the distribution that is sampled from; scores that fall out become -inf.
+    """Shape the distribution that is sampled; scores of removed tokens become -inf.
 
-    Each limit looks at what the ones before it left, in the order temperature, top_h, top_k, top_p, min_p, typical_p,
-    epsilon_cutoff, eta_cutoff.
+    Each limit applies to the tokens that the previous ones kept, in the order temperature, top_h, top_k, top_p, min_p,
+    typical_p, epsilon_cutoff, eta_cutoff.
 
     Args:
         scores: float32 [R, V].
         temperature: divides the scores.
-        top_h: the most probable tokens stay until their part of the entropy exceeds this share of it.
-        top_k: as many of the best tokens stay (ties with the last one too); 0 keeps all.
-        top_p: the smallest set of best tokens with at least this probability stays.
-        min_p: tokens with at least this share of the best token's probability stay.
-        typical_p: the smallest set of this probability stays whose surprise is nearest to the entropy.
-        epsilon_cutoff: tokens with at least this probability stay.
-        eta_cutoff: the same, with a limit that sinks to sqrt(eta) * exp(-entropy) where that is smaller.
-        keep: at least so many tokens stay whatever the limits say (but top_h, which keeps one).
+        top_h: keeps the most probable tokens while their part of the entropy is at most this share of it.
+        top_k: keeps this many of the best tokens, and ties with the last one; 0 keeps all.
+        top_p: keeps the smallest set of best tokens with at least this total probability.
+        min_p: keeps tokens with at least this share of the best token's probability.
+        typical_p: keeps the smallest set of this total probability whose surprise is nearest to the entropy.
+        epsilon_cutoff: keeps tokens with at least this probability.
+        eta_cutoff: the same with the limit min(eta, sqrt(eta) * exp(-entropy)).
+        keep: every limit keeps at least this many tokens (top_h: one).
 
     Returns:
         float32 [R, V], a new tensor where anything changes.
@@ -53,49 +53,49 @@ def warp_reference(
         scores = scores / temperature
     if top_h is not None:
         best, order = scores.topk(min(TOP_H_TOKENS, scores.shape[-1]))
-        share, entropy = _entropy(best)
-        inside = (-share * share.log()).cumsum(-1) <= top_h * entropy
-        inside[:, 0] = True
-        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, inside)
-        scores = scores.masked_fill(~kept, -torch.inf)
+        probability, entropy = _entropy(best)
+        kept = (-probability * probability.log()).cumsum(-1) <= top_h * entropy
+        kept[:, 0] = True
+        mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, kept)
+        scores = scores.masked_fill(~mask, -torch.inf)
     if top_k > 0:
         scores = scores.masked_fill(_below_best(scores, max(top_k, keep)), -torch.inf)
     if top_p < 1.0:
         ascending, order = scores.sort(dim=-1)
-        drop = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        drop[:, -keep:] = False
-        scores = scores.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        removed[:, -keep:] = False
+        scores = scores.masked_fill(removed.scatter(1, order, removed), -torch.inf)
     if min_p is not None:
         probability = scores.softmax(-1)
-        drop = probability < min_p * probability.amax(-1, keepdim=True)
+        removed = probability < min_p * probability.amax(-1, keepdim=True)
         best = probability.topk(min(keep, scores.shape[-1])).indices
-        scores = scores.masked_fill(drop.scatter(1, best, False), -torch.inf)
+        scores = scores.masked_fill(removed.scatter(1, best, False), -torch.inf)
     if typical_p < 1.0:
         surprise = -scores.log_softmax(-1)
         entropy = (surprise * (-surprise).exp()).nansum(-1, keepdim=True)
         distance, order = (surprise - entropy).abs().sort(dim=-1)
         mass = scores.gather(1, order).softmax(-1).cumsum(-1)
         last = (mass < typical_p).sum(1, keepdim=True).clamp(max=scores.shape[-1] - 1)
-        drop = distance > distance.gather(1, last)
-        drop[:, :keep] = False
-        scores = scores.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+        removed = distance > distance.gather(1, last)
+        removed[:, :keep] = False
+        scores = scores.masked_fill(removed.scatter(1, order, removed), -torch.inf)
     if epsilon_cutoff > 0.0:
-        drop = scores.softmax(-1) < epsilon_cutoff
-        scores = scores.masked_fill(drop & _below_best(scores, keep), -torch.inf)
+        removed = scores.softmax(-1) < epsilon_cutoff
+        scores = scores.masked_fill(removed & _below_best(scores, keep), -torch.inf)
     if eta_cutoff > 0.0:
         limit = scores.new_tensor(eta_cutoff)
         limit = torch.minimum(limit, limit.sqrt() * (-_entropy(scores)[1]).exp())
-        drop = scores.softmax(-1) < limit
-        scores = scores.masked_fill(drop & _below_best(scores, keep), -torch.inf)
+        removed = scores.softmax(-1) < limit
+        scores = scores.masked_fill(removed & _below_best(scores, keep), -torch.inf)
     return scores
 
 
 def select_reference(
     scores: torch.Tensor, count: int = 1, sample: bool = False, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Indices [R, count] of each row: the best ones, best first, or ones drawn from softmax(scores) one after another.
+    """Indices [R, count]: the best of each row, best first, or samples from softmax(scores) without replacement.
 
-    The single best one is that of the lowest index where several are equal; no index is drawn twice.
+    With count 1 and equal best scores, the lowest index.
     """
     if sample:
         return torch.multinomial(scores.softmax(-1), count, generator=generator)
@@ -105,13 +105,13 @@ def select_reference(
 def perturb_reference(
     scores: torch.Tensor, seed: torch.Tensor, request: torch.Tensor, step: torch.Tensor
 ) -> torch.Tensor:
-    """Scores float32 [R, V] behind Gumbel noise: the largest so many are draws by softmax(scores), none of them twice.
+    """Scores with Gumbel noise, float32 [R, V]: their top k are k samples from softmax(scores) without replacement.
 
     Args:
-        seed, request, step: int64 [R], the keys of the noise, as `sample_reference` has them.
+        seed, request, step: int64 [R], the keys of the noise, as in `sample_reference`.
     """
     vocabulary = scores.shape[1]
-    row, block = _blocks(scores > -torch.inf).nonzero(as_tuple=True)
+    row, block = any_of_four(scores > -torch.inf).nonzero(as_tuple=True)
     bits = philox_reference(seed[row], block, step[row], request[row])
     noise = scores.new_zeros(len(scores), -(-vocabulary // 4), 4)
     noise[row, block] = gumbel_reference(bits, scores.dtype)
@@ -119,12 +119,12 @@ def perturb_reference(
 
 
 def _below_best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """bool [R, V]: under the score of the count-th best token."""
+    """bool [R, V]: whether a score is below the count-th best of its row."""
     return scores < scores.topk(min(count, scores.shape[-1])).values[:, -1:]
 
 
 def _entropy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities [R, V] of scores, and their entropy [R, 1] in nats."""
     surprise = scores.logsumexp(-1, keepdim=True) - scores
-    share = (-surprise).softmax(-1)
-    return share, (share * surprise.clamp(max=torch.finfo(scores.dtype).max)).sum(-1, keepdim=True)
+    probability = (-surprise).softmax(-1)
+    return probability, (probability * surprise.clamp(max=torch.finfo(scores.dtype).max)).sum(-1, keepdim=True)

@@ -1,15 +1,15 @@
-"""top_log_probs: log-softmax, and the best of each row, or of the rows (beams) of each source.
+"""top_log_probs: log-softmax and top-k, of each row or of each group of rows (the beams of a source).
 
     values, indices = the `count` largest of log_softmax(scores)[row, token] + offsets[row] in each `group` of rows
 
 Shapes: scores [R, V], offsets [R], values and indices [R / group, count].
 
-The best of a row lie in those of its blocks that have the largest maxima. So one pass reads the scores and leaves a
-maximum for each block, and the few best blocks are read once more; a last kernel takes the best of a group's rows.
+The top scores of a row lie in the blocks with the largest maxima. So a first kernel reads the scores once and writes
+the maximum of each block, a second one reads the few best blocks again, and a third merges the rows of a group.
 
-Limits on an H200: the scores are read once, V * itemsize bytes a row, and there is time for 31 instructions an element
-in float32 and 15 in 16 bits at 4.3 TB/s; it takes 27 and 21 to 23 (torch's log-softmax and top-k read or write the
-scores at least four times).
+Limits on an H200: the scores are read once, V * itemsize bytes per row. At 4.3 TB/s that leaves time for 31
+instructions per element in float32 and 15 in 16 bits; the kernel takes 27, and 21 to 23. torch's log-softmax and top-k
+read or write the scores at least four times.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from . import tuning
 from .best import best_reference
 from .language import tl, triton
 from .scores import (
+    EMPTY_KEY,
     FLOATS,
     LOG2_E,
-    NO_KEY,
     check_argument,
     check_kernel,
     check_scores,
     compute_dtype,
-    index_of,
-    key_of,
-    number_of,
-    order_of,
+    float_to_ordered,
+    key_index,
+    key_score,
+    ordered_to_float,
+    pack_key,
     real_dtypes,
 )
 
@@ -40,17 +41,17 @@ MAX_COUNT, MAX_GROUP, MAX_VOCABULARY = 64, 16, 1 << 18
 def top_log_probs_reference(
     scores: torch.Tensor, count: int, offsets: torch.Tensor | None = None, group: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of largest log-probability in each `group` of rows, best first.
+    """The tokens with the largest log-probabilities in each `group` of rows, best first.
 
-    A value is log_softmax(scores)[row, token] + offsets[row]. Within a row the larger score comes first, and of equal
-    ones that of the lower token; between rows the larger value, and of equal ones that of the earlier row. NaN is more
-    than any number; it and +inf make the values of their rows NaN. But -inf has a value of -inf, whatever its row has.
+    A value is log_softmax(scores)[row, token] + offsets[row]. Within a row the larger score comes first; of equal
+    scores, the lower token. Between rows the larger value comes first; of equal values, the earlier row. NaN is above
+    every number; NaN and +inf make the values of their rows NaN. A score of -inf always has the value -inf.
 
     Args:
-        scores: float32, float16 or bfloat16 [R, V] (float64: all is computed in it).
+        scores: float32, float16 or bfloat16 [R, V], V at most MAX_VOCABULARY; float64 is computed in float64.
         count: 1 to MAX_COUNT, at most group * V.
-        offsets: float32 [R], say the scores of beams.
-        group: 1 to MAX_GROUP rows that follow each other and share one answer, say the beams of a source.
+        offsets: float32 [R], for example the accumulated scores of beams.
+        group: 1 to MAX_GROUP adjacent rows that share one result, for example the beams of a source.
 
     Returns:
         Values float32 [R / group, count], and indices int64 [R / group, count]: row in the group * V + token.
@@ -58,7 +59,7 @@ def top_log_probs_reference(
     Raises:
         ValueError: a count, shape, dtype or device that does not fit.
     """
-    _check_top(scores, count, offsets, group)
+    _check_arguments(scores, count, offsets, group)
     rows, vocabulary = scores.shape
     scores = scores.to(compute_dtype(scores))
     best, index = best_reference(scores, min(count, vocabulary))
@@ -74,7 +75,7 @@ def top_log_probs_reference(
     return values, index
 
 
-def _check_top(scores: torch.Tensor, count: int, offsets: torch.Tensor | None, group: int) -> None:
+def _check_arguments(scores: torch.Tensor, count: int, offsets: torch.Tensor | None, group: int) -> None:
     check_scores(scores, FLOATS)
     rows, vocabulary = scores.shape
     if vocabulary > MAX_VOCABULARY:
@@ -82,7 +83,7 @@ def _check_top(scores: torch.Tensor, count: int, offsets: torch.Tensor | None, g
     if not 1 <= group <= MAX_GROUP:
         raise ValueError(f"group is {group}, it must be from 1 to {MAX_GROUP}")
     if rows % group:
-        raise ValueError(f"the {rows} rows of scores are no multiple of the group, {group}")
+        raise ValueError(f"scores have {rows} rows, which is not a multiple of group {group}")
     if not 1 <= count <= min(MAX_COUNT, group * vocabulary):
         raise ValueError(f"count is {count}, it must be from 1 to {min(MAX_COUNT, group * vocabulary)}")
     if offsets is not None:
@@ -90,163 +91,171 @@ def _check_top(scores: torch.Tensor, count: int, offsets: torch.Tensor | None, g
 
 
 @triton.jit
-def _top(keys, COUNT: tl.constexpr, ROOM: tl.constexpr):
-    """The COUNT largest of different keys, falling, in a tensor [ROOM]."""
-    place = tl.arange(0, ROOM)
+def _top_keys(keys, COUNT: tl.constexpr, BLOCK_COUNT: tl.constexpr):
+    """The COUNT largest of distinct keys, descending, as [BLOCK_COUNT]."""
+    rank = tl.arange(0, BLOCK_COUNT)
     if COUNT == 1:
-        top = tl.where(place == 0, tl.max(keys, 0), NO_KEY)
+        top = tl.where(rank == 0, tl.max(keys, 0), EMPTY_KEY)
     else:
-        top = tl.full((ROOM,), NO_KEY, tl.int64)
+        top = tl.full((BLOCK_COUNT,), EMPTY_KEY, tl.int64)
         for i in range(COUNT):
-            best = tl.max(keys, 0)
-            top = tl.where(place == i, best, top)
-            keys = tl.where(keys == best, NO_KEY, keys)
+            largest = tl.max(keys, 0)
+            top = tl.where(rank == i, largest, top)
+            keys = tl.where(keys == largest, EMPTY_KEY, keys)
     return top
 
 
 @triton.jit
-def _shift(top):
-    """What is subtracted before an exponential: the largest score, where there is any."""
-    return tl.where(top == float("-inf"), 0.0, top)
+def _finite_max(maximum):
+    """What is subtracted before an exponential: the maximum, or 0 where it is -inf, so that exp gives 0 and not NaN."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 @triton.jit
-def _maxima_kernel(
-    scores,  # [R, V], rows STRIDE apart
-    maxima,  # int32 [R, blocks], by their `order_of`
-    sums,  # float32 [R, tiles, 2]: of each tile the largest score, and the sum of exp(score - it)
-    blocks,  # in a row
-    tiles,  # in a row
+def _block_max_kernel(
+    scores_ptr,  # [R, V], rows STRIDE apart
+    block_max_ptr,  # int32 [R, num_blocks], as `float_to_ordered`
+    tile_sums_ptr,  # float32 [R, num_tiles, 2]: of each tile the largest score, and the sum of exp(score - it)
+    num_blocks,  # of a row
+    num_tiles,  # of a row
     STRIDE: tl.constexpr,
     V: tl.constexpr,
-    BLOCKS: tl.constexpr,  # in a tile
+    BLOCKS: tl.constexpr,  # of a tile
     BLOCK: tl.constexpr,
 ):
-    """One program for each tile and row."""
+    """One program per row and tile."""
     program = tl.program_id(0).to(tl.int64)
-    row, tile = program // tiles, (program % tiles).to(tl.int32)
-    block = tile * BLOCKS + tl.arange(0, BLOCKS)
-    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    x = tl.load(scores + row * STRIDE + column, mask=column < V, other=float("-inf")).to(tl.float32)
-    best = tl.max(order_of(x), 1)
-    tl.store(maxima + row * blocks + block, best, mask=block < blocks)
-    top = number_of(tl.max(best, 0))
-    total = tl.sum(tl.sum(tl.exp2((x - _shift(top)) * LOG2_E), 1), 0)
-    at = sums + program * 2
-    tl.store(at, top)
-    tl.store(at + 1, total)
+    row, tile = program // num_tiles, (program % num_tiles).to(tl.int32)
+    offs_block = tile * BLOCKS + tl.arange(0, BLOCKS)
+    offs_v = offs_block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(scores_ptr + row * STRIDE + offs_v, mask=offs_v < V, other=float("-inf")).to(tl.float32)
+    block_max = tl.max(float_to_ordered(x), 1)
+    tl.store(block_max_ptr + row * num_blocks + offs_block, block_max, mask=offs_block < num_blocks)
+    tile_max = ordered_to_float(tl.max(block_max, 0))
+    total = tl.sum(tl.sum(tl.exp2((x - _finite_max(tile_max)) * LOG2_E), 1), 0)
+    sums_ptr = tile_sums_ptr + program * 2
+    tl.store(sums_ptr, tile_max)
+    tl.store(sums_ptr + 1, total)
 
 
 @triton.jit
-def _row_kernel(
-    scores,  # as above, to `blocks`
-    maxima,
-    sums,
-    offsets,  # float32 [R] or None
-    values,  # float32 [R, COUNT]
-    indices,  # int64 [R, COUNT]
-    blocks,
-    tiles,
+def _row_top_kernel(
+    scores_ptr,  # these three as in _block_max_kernel
+    block_max_ptr,
+    tile_sums_ptr,
+    offsets_ptr,  # float32 [R] or None
+    values_ptr,  # float32 [R, COUNT]
+    indices_ptr,  # int64 [R, COUNT]
+    num_blocks,
+    num_tiles,
     group,
     STRIDE: tl.constexpr,
     V: tl.constexpr,
     COUNT: tl.constexpr,
-    ROOM: tl.constexpr,  # powers of two: for COUNT,
+    BLOCK_COUNT: tl.constexpr,  # power of two >= COUNT
     BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,  # for the blocks of a row,
-    TILES: tl.constexpr,  # and for its tiles
+    BLOCKS: tl.constexpr,  # power of two >= num_blocks
+    TILES: tl.constexpr,  # power of two >= num_tiles
 ):
-    """One program for each row."""
+    """One program per row."""
     row = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, ROOM)
-    block = tl.arange(0, BLOCKS)
-    there = block < blocks
-    best = tl.load(maxima + row * blocks + block, mask=there, other=0)
-    chosen = _top(tl.where(there, key_of(best, block), NO_KEY), COUNT, ROOM)
-    tile = tl.arange(0, TILES)
-    at = sums + (row * tiles + tile) * 2
-    tops = tl.load(at, mask=tile < tiles, other=float("-inf"))
-    totals = tl.load(at + 1, mask=tile < tiles, other=0.0)
-    shift = _shift(tl.max(tops, 0))
-    log_sum = tl.log(tl.sum(totals * tl.exp(tops - shift), 0))
+    rank = tl.arange(0, BLOCK_COUNT)
+    offs_block = tl.arange(0, BLOCKS)
+    block_mask = offs_block < num_blocks
+    block_max = tl.load(block_max_ptr + row * num_blocks + offs_block, mask=block_mask, other=0)
+    chosen = _top_keys(tl.where(block_mask, pack_key(block_max, offs_block), EMPTY_KEY), COUNT, BLOCK_COUNT)
+    offs_tile = tl.arange(0, TILES)
+    sums_ptr = tile_sums_ptr + (row * num_tiles + offs_tile) * 2
+    tile_max = tl.load(sums_ptr, mask=offs_tile < num_tiles, other=float("-inf"))
+    tile_sum = tl.load(sums_ptr + 1, mask=offs_tile < num_tiles, other=0.0)
+    row_max = _finite_max(tl.max(tile_max, 0))
+    log_sum = tl.log(tl.sum(tile_sum * tl.exp(tile_max - row_max), 0))
 
-    column = index_of(chosen)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = (chosen != NO_KEY)[:, None] & (column < V)
-    x = tl.load(scores + row * STRIDE + column, mask=inside, other=0.0).to(tl.float32)
-    keys = tl.where(inside, key_of(order_of(x), column), NO_KEY)
-    keys = _top(tl.reshape(keys, (ROOM * BLOCK,)), COUNT, ROOM)
-    score = number_of((keys >> 32).to(tl.int32))
-    value = score - shift - log_sum
-    if offsets is not None:
-        value += tl.load(offsets + row)
+    offs_v = key_index(chosen)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (chosen != EMPTY_KEY)[:, None] & (offs_v < V)
+    x = tl.load(scores_ptr + row * STRIDE + offs_v, mask=mask, other=0.0).to(tl.float32)
+    keys = tl.where(mask, pack_key(float_to_ordered(x), offs_v), EMPTY_KEY)
+    keys = _top_keys(tl.reshape(keys, (BLOCK_COUNT * BLOCK,)), COUNT, BLOCK_COUNT)
+    score = key_score(keys)
+    value = score - row_max - log_sum
+    if offsets_ptr is not None:
+        value += tl.load(offsets_ptr + row)
     value = tl.where(score == float("-inf"), score, value)
-    at = row * COUNT + place
-    tl.store(values + at, value, mask=place < COUNT)
-    tl.store(indices + at, row % group * V + index_of(keys).to(tl.int64), mask=place < COUNT)
+    offs_out = row * COUNT + rank
+    tl.store(values_ptr + offs_out, value, mask=rank < COUNT)
+    tl.store(indices_ptr + offs_out, row % group * V + key_index(keys).to(tl.int64), mask=rank < COUNT)
 
 
 @triton.jit
-def _group_kernel(
-    values,  # float32 [R, EACH]: the best of each row
-    indices,  # int64 [R, EACH]
-    best,  # float32 [R / GROUP, COUNT]
-    best_indices,  # int64 [R / GROUP, COUNT]
-    EACH: tl.constexpr,
+def _group_top_kernel(
+    values_ptr,  # float32 [R, ROW_COUNT]: the best of each row
+    indices_ptr,  # int64 [R, ROW_COUNT]
+    out_values_ptr,  # float32 [R / GROUP, COUNT]
+    out_indices_ptr,  # int64 [R / GROUP, COUNT]
+    ROW_COUNT: tl.constexpr,
     COUNT: tl.constexpr,
     GROUP: tl.constexpr,
-    ROOM: tl.constexpr,
-    ALL: tl.constexpr,  # a power of two that has room for GROUP * EACH
+    BLOCK_COUNT: tl.constexpr,  # power of two >= COUNT
+    BLOCK: tl.constexpr,  # power of two >= GROUP * ROW_COUNT
 ):
-    """One program for each group."""
+    """One program per group."""
     group = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, ALL)
-    there = at < GROUP * EACH
-    first = group * GROUP * EACH
-    value = tl.load(values + first + at, mask=there, other=0.0)
-    keys = _top(tl.where(there, key_of(order_of(value), at), NO_KEY), COUNT, ROOM)
-    place = tl.arange(0, ROOM)
-    inside = place < COUNT
-    tl.store(best + group * COUNT + place, number_of((keys >> 32).to(tl.int32)), mask=inside)
-    index = tl.load(indices + first + index_of(keys), mask=inside, other=0)
-    tl.store(best_indices + group * COUNT + place, index, mask=inside)
+    offs = tl.arange(0, BLOCK)
+    mask = offs < GROUP * ROW_COUNT
+    first = group * GROUP * ROW_COUNT
+    value = tl.load(values_ptr + first + offs, mask=mask, other=0.0)
+    keys = _top_keys(tl.where(mask, pack_key(float_to_ordered(value), offs), EMPTY_KEY), COUNT, BLOCK_COUNT)
+    rank = tl.arange(0, BLOCK_COUNT)
+    rank_mask = rank < COUNT
+    tl.store(out_values_ptr + group * COUNT + rank, key_score(keys), mask=rank_mask)
+    index = tl.load(indices_ptr + first + key_index(keys), mask=rank_mask, other=0)
+    tl.store(out_indices_ptr + group * COUNT + rank, index, mask=rank_mask)
 
 
 def top_log_probs_triton(
     scores: torch.Tensor, count: int, offsets: torch.Tensor | None = None, group: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`top_log_probs_reference` in two launches, with a group in three; scores may have any stride between rows.
+    """`top_log_probs_reference` in two launches, or three where group > 1; scores may have any stride between rows.
 
     Raises:
-        ValueError: as the reference; float64, or a last dimension that is not contiguous.
+        ValueError: as the reference; also for float64, or a last dimension that is not contiguous.
     """
-    _check_top(scores, count, offsets, group)
+    _check_arguments(scores, count, offsets, group)
     check_kernel(scores, offsets=offsets)
     rows, vocabulary = scores.shape
-    device, each = scores.device, min(count, vocabulary)
-    values = torch.empty((rows, each), dtype=torch.float32, device=device)
-    indices = torch.empty((rows, each), dtype=torch.int64, device=device)
-    best, best_indices = values, indices
+    device, row_count = scores.device, min(count, vocabulary)
+    values = torch.empty((rows, row_count), dtype=torch.float32, device=device)
+    indices = torch.empty((rows, row_count), dtype=torch.int64, device=device)
+    out_values, out_indices = values, indices
     if group > 1:
-        best = torch.empty((rows // group, count), dtype=torch.float32, device=device)
-        best_indices = torch.empty((rows // group, count), dtype=torch.int64, device=device)
+        out_values = torch.empty((rows // group, count), dtype=torch.float32, device=device)
+        out_indices = torch.empty((rows // group, count), dtype=torch.int64, device=device)
     if rows == 0:
-        return best, best_indices
-    launch, row_launch = tuning.top_log_probs(tuning.architecture(device), vocabulary, each)
-    block, blocks = launch.tiles["BLOCK"], -(-vocabulary // launch.tiles["BLOCK"])
-    tiles = -(-blocks // launch.tiles["BLOCKS"])
-    maxima = torch.empty((rows, blocks), dtype=torch.int32, device=device)
-    sums = torch.empty((rows, tiles, 2), dtype=torch.float32, device=device)
+        return out_values, out_indices
+    launch, row_launch = tuning.top_log_probs(tuning.architecture(device), vocabulary, row_count)
+    block, num_blocks = launch.tiles["BLOCK"], -(-vocabulary // launch.tiles["BLOCK"])
+    num_tiles = -(-num_blocks // launch.tiles["BLOCKS"])
+    block_max = torch.empty((rows, num_blocks), dtype=torch.int32, device=device)
+    tile_sums = torch.empty((rows, num_tiles, 2), dtype=torch.float32, device=device)
     stride = scores.stride(0)
-    _maxima_kernel[(rows * tiles,)](
-        scores, maxima, sums, blocks, tiles, stride, vocabulary, **launch.tiles, num_warps=launch.num_warps
+    _block_max_kernel[(rows * num_tiles,)](
+        scores,
+        block_max,
+        tile_sums,
+        num_blocks,
+        num_tiles,
+        stride,
+        vocabulary,
+        **launch.tiles,
+        num_warps=launch.num_warps,
     )
-    _row_kernel[(rows,)](
-        scores, maxima, sums, offsets, values, indices, blocks, tiles, group, stride, vocabulary, each,
-        tuning.power_of_2(each), block, **row_launch.tiles, num_warps=row_launch.num_warps,
+    _row_top_kernel[(rows,)](
+        scores, block_max, tile_sums, offsets, values, indices, num_blocks, num_tiles, group, stride, vocabulary,
+        row_count, tuning.power_of_2(row_count), block, **row_launch.tiles, num_warps=row_launch.num_warps,
     )  # fmt: skip
     if group > 1:
-        _group_kernel[(rows // group,)](
-            values, indices, best, best_indices, each, count, group,
-            tuning.power_of_2(count), tuning.power_of_2(group * each),
+        _group_top_kernel[(rows // group,)](
+            values, indices, out_values, out_indices, row_count, count, group,
+            tuning.power_of_2(count), tuning.power_of_2(group * row_count),
         )  # fmt: skip
-    return best, best_indices
+    return out_values, out_indices

@@ -10,9 +10,9 @@ from . import tuning
 from .checks import Case, Check, Variant
 from .scores_cases import INF, Arguments, Fill, aligned, levels, rows_apart, special, variant, zeros
 from .top_log_probs import (
-    _group_kernel,
-    _maxima_kernel,
-    _row_kernel,
+    _block_max_kernel,
+    _group_top_kernel,
+    _row_top_kernel,
     top_log_probs_reference,
     top_log_probs_triton,
 )
@@ -42,13 +42,13 @@ def _same_rows(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _second_tile(scores: torch.Tensor) -> torch.Tensor:
-    """Nothing in the first tile of the last row can be."""
+    """The first tile of the last row is all -inf."""
     scores[-1, :2048] = -INF
     return scores
 
 
 def _first_beam(offsets: torch.Tensor) -> torch.Tensor:
-    """What a beam search begins with: of each source's four beams one that counts."""
+    """The start of a beam search: of the four beams of each source, all but the first are at -1e9."""
     return torch.where(torch.arange(len(offsets)) % 4 == 0, 0.0, -1e9)
 
 
@@ -94,25 +94,26 @@ CASES = (
 )
 
 
-def _variants(vocabulary: int, stride: int, count: int, group: int, kind: str) -> list[Variant]:
-    each = min(count, vocabulary)
-    first, second = tuning.top_log_probs(90, vocabulary, each)
+def _variants(vocabulary: int, stride: int, count: int, group: int, dtype: str) -> list[Variant]:
+    row_count = min(count, vocabulary)
+    first, second = tuning.top_log_probs(90, vocabulary, row_count)
     types = {
-        "scores": f"*{kind}", "maxima": "*i32", "sums": "*fp32", "offsets": "*fp32", "values": "*fp32",
-        "indices": "*i64", "best": "*fp32", "best_indices": "*i64", "blocks": "i32", "tiles": "i32", "group": "i32",
+        "scores_ptr": f"*{dtype}", "block_max_ptr": "*i32", "tile_sums_ptr": "*fp32", "offsets_ptr": "*fp32",
+        "values_ptr": "*fp32", "indices_ptr": "*i64", "out_values_ptr": "*fp32", "out_indices_ptr": "*i64",
+        "num_blocks": "i32", "num_tiles": "i32", "group": "i32",
     }  # fmt: skip
-    name = f"{count} of {group} x {vocabulary} in {stride} {kind}"
-    width = dict(STRIDE=stride, V=vocabulary)
-    row = dict(COUNT=each, ROOM=tuning.power_of_2(each), BLOCK=first.tiles["BLOCK"])
-    none = {"offsets": None} if group == 1 else {}
+    name = f"{count} of {group} x {vocabulary} in {stride} {dtype}"
+    matrix = dict(STRIDE=stride, V=vocabulary)
+    row = dict(COUNT=row_count, BLOCK_COUNT=tuning.power_of_2(row_count), BLOCK=first.tiles["BLOCK"])
+    absent = {"offsets_ptr": None} if group == 1 else {}
     variants = [
-        variant(f"{name}, maxima", _maxima_kernel, first, types, "score", **width),
-        variant(f"{name}, rows", _row_kernel, second, types, **width, **row, **none),
+        variant(f"{name}, maxima", _block_max_kernel, first, types, "score", **matrix),
+        variant(f"{name}, rows", _row_top_kernel, second, types, **matrix, **row, **absent),
     ]
     if group > 1:
-        sizes = dict(EACH=each, COUNT=count, GROUP=group)
-        room = dict(ROOM=tuning.power_of_2(count), ALL=tuning.power_of_2(group * each))
-        variants.append(variant(f"{name}, groups", _group_kernel, tuning.Launch({}), types, **sizes, **room))
+        sizes = dict(ROW_COUNT=row_count, COUNT=count, GROUP=group)
+        blocks = dict(BLOCK_COUNT=tuning.power_of_2(count), BLOCK=tuning.power_of_2(group * row_count))
+        variants.append(variant(f"{name}, groups", _group_top_kernel, tuning.Launch({}), types, **sizes, **blocks))
     return variants
 
 

@@ -281,8 +281,8 @@ def top_log_probs(arch: int, vocabulary: int, count: int) -> tuple[Launch, Launc
 
 
 def process(arch: int, width: int) -> Launch:
-    """Over `width` tokens of a row."""
-    return Launch({"BLOCK": min(512, max(128, power_of_2(width))), "BANS": 4096}, num_warps=4)
+    """For a batch of rows of `width` tokens."""
+    return Launch({"BLOCK": min(512, max(128, power_of_2(width))), "BLOCK_BANNED": 4096}, num_warps=4)
 
 
 def sample(arch: int, vocabulary: int) -> tuple[Launch, Launch]:

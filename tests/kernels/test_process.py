@@ -100,7 +100,7 @@ def processed(**changes) -> dict[str, torch.Tensor | None]:
         ({"lengths": torch.ones(5, dtype=torch.int64)}, r"lengths must be \[4\], not \[5\]"),
         ({"repetition_penalty": torch.ones(4).double()}, "repetition_penalty is torch.float64"),
         ({"no_repeat_ngram": torch.zeros(4)}, "no_repeat_ngram is torch.float32"),
-        ({"min_length": torch.ones(4, dtype=torch.int64)}, "min_length and end_tokens go together"),
+        ({"min_length": torch.ones(4, dtype=torch.int64)}, "min_length and end_tokens must be given together"),
         ({"banned": torch.zeros(9)}, "banned is torch.float32"),
         ({"banned": torch.zeros(4, dtype=torch.bool)}, r"banned must be \[9\] or \[4, 9\], not \[4\]"),
     ],

@@ -54,7 +54,7 @@ def test_rows_without_hope_lose_to_all_others():
         ((SCORES, 0), "count is 0, it must be from 1 to 9"),
         ((SCORES, 10), "count is 10, it must be from 1 to 9"),
         ((torch.zeros(4, 90), 65), "count is 65, it must be from 1 to 64"),
-        ((SCORES, 2, None, 3), "the 4 rows of scores are no multiple of the group, 3"),
+        ((SCORES, 2, None, 3), "scores have 4 rows, which is not a multiple of group 3"),
         ((torch.zeros(34, 2), 2, None, 17), "group is 17, it must be from 1 to 16"),
         ((SCORES, 2, torch.zeros(3)), r"offsets must be \[4\], not \[3\]"),
         ((SCORES, 2, torch.zeros(4).half()), "offsets is torch.float16; supported are float32"),
