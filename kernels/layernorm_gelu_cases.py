@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from . import tuning
+from .activations import FUSED_ACTIVATIONS, KERNEL_ACTIVATIONS
 from .checks import Case, Check, Variant
 from .layernorm_gelu import (
-    _FUSED,
-    FUSED_ACTIVATIONS,
     MAX_GRADIENT_COLUMNS,
-    _bias_gelu_backward_kernel,
-    _bias_gelu_kernel,
-    _norm_backward_kernel,
-    _norm_kernel,
+    _bias_gelu_bwd_kernel,
+    _bias_gelu_fwd_kernel,
+    _norm_bwd_kernel,
+    _norm_fwd_kernel,
     add_layer_norm_reference,
     add_layer_norm_triton,
     bias_gelu_reference,
@@ -32,11 +31,11 @@ from .layernorm_gelu import (
 Make = Callable[[torch.dtype, torch.device], dict[str, Any]]
 Fill = Callable[[torch.Tensor], torch.Tensor]
 EPS = 1e-12
-NORM = ("x", "bias", "residual", "weight", "shift")
+NORM_TENSORS = ("x", "bias", "residual", "weight", "shift")
 
 
 def _strided(t: torch.Tensor, offset: int = 0) -> torch.Tensor:
-    """The same matrix, its rows apart and its start `offset` elements into its memory; between them nan."""
+    """The same matrix with gaps of NaN between its rows, starting `offset` elements into its memory."""
     m, n = t.shape
     wide = torch.full((m, n + 8 + offset), math.nan, dtype=t.dtype, device=t.device)
     wide[:, offset : offset + n] = t
@@ -54,15 +53,21 @@ def _tensors(m: int, n: int, dtype: torch.dtype, device: torch.device, fill: Fil
 
 
 def _norm_case(
-    name: str, m: int, n: int, fill: Fill = lambda x: x, without: tuple[str, ...] = (), core: bool = False, **more: Any
+    name: str,
+    m: int,
+    n: int,
+    fill: Fill = lambda x: x,
+    without: tuple[str, ...] = (),
+    core: bool = False,
+    **options: Any,
 ) -> Case:
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         tensors: dict[str, Any] = _tensors(m, n, dtype, device, fill)
         tensors.update(dict.fromkeys(without))
-        return {**tensors, "eps": EPS, **more}
+        return {**tensors, "eps": EPS, **options}
 
-    recorded = NORM if n <= MAX_GRADIENT_COLUMNS else ()
-    return Case(name, make, tuple(t for t in recorded if t not in without), core)
+    gradients = NORM_TENSORS if n <= MAX_GRADIENT_COLUMNS else ()
+    return Case(name, make, tuple(t for t in gradients if t not in without), core)
 
 
 def _act_case(
@@ -76,13 +81,13 @@ def _act_case(
     without: tuple[str, ...] = (),
     gradients: bool = True,
 ) -> Case:
-    """Of bias_gelu, or of the two that normalize."""
+    """A case of bias_gelu; with `norm`, of layer_norm_gelu and gelu_layer_norm."""
     names = ("x", "weight", "shift") if norm else ("x", "bias")
 
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         tensors = _tensors(m, n, dtype, device, fill)
-        chosen: dict[str, Any] = {name: None if name in without else tensors[name] for name in names}
-        return {**chosen, "activation": activation, **({"eps": EPS} if norm else {})}
+        arguments: dict[str, Any] = {name: None if name in without else tensors[name] for name in names}
+        return {**arguments, "activation": activation, **({"eps": EPS} if norm else {})}
 
     return Case(name, make, tuple(t for t in names if t not in without) if gradients else (), core)
 
@@ -92,7 +97,7 @@ def _noise_on_offset(x: torch.Tensor) -> torch.Tensor:
 
 
 def _outlier(x: torch.Tensor) -> torch.Tensor:
-    """One in each row, at another column."""
+    """One outlier per row, at different columns."""
     row = torch.arange(len(x), device=x.device)
     x[row, row * 7 % x.shape[1]] = 6e4
     return x
@@ -107,7 +112,7 @@ def _large_constant(x: torch.Tensor) -> torch.Tensor:
 
 
 def _ramp(x: torch.Tensor) -> torch.Tensor:
-    """From tail to tail, and the places where a derivative jumps."""
+    """From tail to tail, and the kinks."""
     ramp = torch.linspace(-12, 12, x.numel(), device=x.device).to(x.dtype)
     ramp[:12] = torch.tensor([0.0, -0.0, 3, -3, 6, -6, 10, -10, 20, -20, 100, -100])
     return ramp.view_as(x)
@@ -164,12 +169,12 @@ NORM_ACT_CASES = (
     _act_case("rows apart", 5, 72, _strided, norm=True, core=True),
     _act_case("many tiles of rows", 70, 40, norm=True),
     *(_act_case(name, 5, 64, fill, norm=True) for name, fill in EDGES),
-    # So many elements that plain torch is not exact by luck: its largest error is what ours is measured by.
+    # Enough elements that plain torch has an error: the bound on ours is a multiple of it.
     *(_act_case(a, 6, 1000, norm=True, activation=a) for a in FUSED_ACTIVATIONS if a != "gelu"),
 )
 
 
-# Dropout: the same seed drops the same elements, so the mask is read from one call and the answer checked on another.
+# Dropout: the same seed drops the same elements, so one call yields the mask and another one is compared.
 
 
 def _dropped_triton(dropout: float, **arguments: Any) -> torch.Tensor:
@@ -178,7 +183,7 @@ def _dropped_triton(dropout: float, **arguments: Any) -> torch.Tensor:
 
 
 def _kept_elements(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """What the kernel keeps of an x of this shape under the seed above: with a huge eps, norms are linear."""
+    """The dropout mask of the kernel for this shape and the seed above: with a huge eps, LayerNorm is linear."""
     signs = (1.0 - 2 * (torch.arange(x.shape[1], device=x.device) % 2)).expand(x.shape).contiguous()
     ones = torch.ones_like(signs[0])
     y = _dropped_triton(dropout, x=signs, bias=None, residual=None, weight=ones, shift=0 * ones, eps=1e6)
@@ -186,15 +191,15 @@ def _kept_elements(x: torch.Tensor, dropout: float) -> torch.Tensor:
 
 
 def _dropped_reference(dropout: float, x: torch.Tensor, **rest: Any) -> torch.Tensor:
-    kept = _kept_elements(x, dropout)
-    # Shares of what is kept, of equal neighbours in a row, in a column: within five deviations, were all independent.
+    mask = _kept_elements(x, dropout)
+    # The share of kept elements, and of equal neighbours along rows and columns: within five standard deviations.
     alike = dropout**2 + (1 - dropout) ** 2
-    for flags, share in ((kept, 1 - dropout), (kept[:, 1:] == kept[:, :-1], alike), (kept[1:] == kept[:-1], alike)):
-        found = float(flags.double().mean())
-        if abs(found - share) > 5 * math.sqrt(share * (1 - share) / flags.numel()):
-            raise ArithmeticError(f"dropout of {dropout}: a share of {found} instead of {share}")
-    bias, residual, weight, shift = (rest[name] for name in NORM[1:])
-    x = torch.where(kept, (x if bias is None else x + bias) / (1 - dropout), 0)
+    for flags, share in ((mask, 1 - dropout), (mask[:, 1:] == mask[:, :-1], alike), (mask[1:] == mask[:-1], alike)):
+        actual = float(flags.double().mean())
+        if abs(actual - share) > 5 * math.sqrt(share * (1 - share) / flags.numel()):
+            raise ArithmeticError(f"dropout of {dropout}: a share of {actual} instead of {share}")
+    bias, residual, weight, shift = (rest[name] for name in NORM_TENSORS[1:])
+    x = torch.where(mask, (x if bias is None else x + bias) / (1 - dropout), 0)
     return F.layer_norm(x if residual is None else x + residual, x.shape[-1:], weight, shift, rest["eps"])
 
 
@@ -206,7 +211,7 @@ DROPOUT_CASES = (
 )
 
 
-# Gradients that come with strides: those of a joined tensor are views of it.
+# Strided gradients: those of a concatenated tensor are views of its gradient.
 
 
 def _joined(norm: Callable[..., torch.Tensor], act: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -224,9 +229,9 @@ JOINED_CASES = (
 
 
 def half_erf_error(first: float = 2.0**-40, last: float = 8.0) -> float:
-    """The largest error of `half_erf`'s formula in [first, last], over all floats, with one exact exp2.
+    """The largest error of `half_erf` over all floats in [first, last], with an exact exp2. Takes about a minute.
 
-    Below, the value is less than half of `first`; above, it is exactly 1/2. About a minute.
+    Below `first` the value is less than half of it; above `last` it is exactly 1/2.
     """
     coefficients = (
         -1.4468751032836735e-06, 1.5609317415510304e-05, -9.60515026235953e-05, 0.0003273835754953325,
@@ -244,12 +249,12 @@ def half_erf_error(first: float = 2.0**-40, last: float = 8.0) -> float:
     return worst
 
 
-# What is compiled
+# Variants
 
-_POINTERS = ("x", "bias", "residual", "weight", "shift", "y", "dy", "dx", "dresidual")
-_TYPES = {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "dy_stride": "i32", "eps": "fp32",
-          "seed": "i64", "drop": "i32", "scale": "fp32", "sums": "*fp32"}  # fmt: skip
-WIDE = {arch: ("LDG.128", "STG.128") for arch in (80, 90, 100)}
+_POINTERS = [f"{name}_ptr" for name in ("x", "bias", "residual", "weight", "shift", "y", "dy", "dx", "dresidual")]
+_TYPES = {"M": "i32", "stride_x": "i32", "stride_residual": "i32", "stride_dy": "i32", "eps": "fp32", "seed": "i64",
+          "dropout_threshold": "i32", "dropout_scale": "fp32", "partial_ptr": "*fp32"}  # fmt: skip
+WIDE_ACCESSES = {arch: ("LDG.128", "STG.128") for arch in (80, 90, 100)}
 
 
 def _variant(
@@ -261,19 +266,19 @@ def _variant(
     elements = launch.tiles["ROWS"] * launch.tiles["BLOCK"]
     return Variant(
         name, kernel, signature, constants, launch.num_warps,
-        unaligned=("rows", "seed", "drop"), present=WIDE, per=("element", elements),
-        launch=(rule, (constants["COLUMNS"],)) if rule else None,
+        unaligned=("M", "seed", "dropout_threshold"), present=WIDE_ACCESSES, per=("element", elements),
+        launch=(rule, (constants["N"],)) if rule else None,
     )  # fmt: skip
 
 
 def _norm_variants(name: str, columns: int, **constants: Any) -> list[Variant]:
-    constants = {"BEFORE": "linear", "AFTER": "linear", "DROPOUT": False, **constants, "COLUMNS": columns}
-    variants = [_variant(name, _norm_kernel, tuning.norm(90, columns), "norm", **constants)]
+    constants = {"BEFORE": "linear", "AFTER": "linear", "DROPOUT": False, **constants, "N": columns}
+    variants = [_variant(name, _norm_fwd_kernel, tuning.norm(90, columns), "norm", **constants)]
     if columns <= MAX_GRADIENT_COLUMNS:
         launch, backward = tuning.norm_backward(90, columns)[0], dict(constants)
         if not constants["DROPOUT"]:
-            backward["dresidual"] = None
-        variants.append(_variant(f"{name} backward", _norm_backward_kernel, launch, **backward))
+            backward["dresidual_ptr"] = None
+        variants.append(_variant(f"{name} backward", _norm_bwd_kernel, launch, **backward))
     return variants
 
 
@@ -285,16 +290,16 @@ NORM_VARIANTS = (
     *_norm_variants("1024 dropout", 1024, DROPOUT=True),
     *_norm_variants("4096 dropout", 4096, DROPOUT=True),
 )
-_ALONE = {"bias": None, "residual": None}
+_ALONE = {"bias_ptr": None, "residual_ptr": None}
 LAYER_NORM_GELU_VARIANTS = tuple(_norm_variants("1024", 1024, AFTER="gelu", **_ALONE))
 GELU_LAYER_NORM_VARIANTS = tuple(_norm_variants("1024", 1024, BEFORE="gelu", **_ALONE))
 ACT_VARIANTS = tuple(
-    _variant(f"{columns} {kind}{name}", kernel, launch, rule, COLUMNS=columns, KIND=kind)
+    _variant(f"{columns} {kind}{name}", kernel, launch, rule, N=columns, ACTIVATION=kind)
     for columns in (1024, 4096)
-    for kind in dict.fromkeys(_FUSED.values())
+    for kind in dict.fromkeys(KERNEL_ACTIVATIONS.values())
     for name, kernel, launch, rule in (
-        ("", _bias_gelu_kernel, tuning.bias_gelu(90, columns), "bias_gelu"),
-        (" backward", _bias_gelu_backward_kernel, tuning.bias_gelu_backward(90, columns)[0], ""),
+        ("", _bias_gelu_fwd_kernel, tuning.bias_gelu(90, columns), "bias_gelu"),
+        (" backward", _bias_gelu_bwd_kernel, tuning.bias_gelu_backward(90, columns)[0], ""),
     )
     if columns == 4096 or kind == "gelu"
 )

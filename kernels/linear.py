@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .layernorm_gelu import activation_function
+from .activations import activation_function
 from .plain import is_followed, is_plain_tensor
 
 

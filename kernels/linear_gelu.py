@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from . import tuning
+from .activations import activate
 from .language import tl, triton
-from .layernorm_gelu import activate, bias_gelu_triton
+from .layernorm_gelu import bias_gelu_triton
 
 
 def linear_gelu_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -37,16 +37,16 @@ from ..kernels.int4_matmul import (
 from ..kernels.language import HAS_TRITON, INTERPRETED
 from ..kernels.layernorm_gelu import (
     add_layer_norm_reference,
-    add_layer_norm_refuses,
     add_layer_norm_triton,
     bias_gelu_reference,
-    bias_gelu_refuses,
     bias_gelu_triton,
     gelu_layer_norm_reference,
     gelu_layer_norm_triton,
     layer_norm_gelu_reference,
-    layer_norm_gelu_refuses,
     layer_norm_gelu_triton,
+    why_not_add_layer_norm,
+    why_not_bias_gelu,
+    why_not_layer_norm_gelu,
 )
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
@@ -253,14 +253,14 @@ cross_decode_attention = Op(
 )  # fmt: skip
 add_layer_norm = Op(
     "add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference,
-    add_layer_norm_triton, add_layer_norm_refuses,
+    add_layer_norm_triton, why_not_add_layer_norm,
 )  # fmt: skip
-bias_gelu = Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference, bias_gelu_triton, bias_gelu_refuses)
+bias_gelu = Op("bias_gelu", "gelu(x + bias)", bias_gelu_reference, bias_gelu_triton, why_not_bias_gelu)
 layer_norm_gelu = Op(
-    "layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference, layer_norm_gelu_triton, layer_norm_gelu_refuses
+    "layer_norm_gelu", "gelu(LayerNorm(x))", layer_norm_gelu_reference, layer_norm_gelu_triton, why_not_layer_norm_gelu
 )
 gelu_layer_norm = Op(
-    "gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference, gelu_layer_norm_triton, layer_norm_gelu_refuses
+    "gelu_layer_norm", "LayerNorm(gelu(x))", gelu_layer_norm_reference, gelu_layer_norm_triton, why_not_layer_norm_gelu
 )
 int4_matmul = Op(
     "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks, x in 8 bits or not", int4_matmul_reference,
