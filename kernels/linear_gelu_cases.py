@@ -14,25 +14,25 @@ from .linear_gelu import (
     _linear_gelu,
     _linear_gelu_kernel,
     linear_gelu_reference,
-    linear_gelu_refuses,
     linear_gelu_triton,
+    why_not_linear_gelu,
 )
 
 Change = Callable[[dict[str, Any]], None]
 
 
 def _fused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """By the kernel, also where it would not be chosen."""
-    obstacle = linear_gelu_refuses(x, weight, bias)
-    if obstacle is not None:
-        raise ValueError(obstacle)
+    """linear_gelu by the fused kernel, also where `tuning.linear_gelu` is None."""
+    reason = why_not_linear_gelu(x, weight, bias)
+    if reason is not None:
+        raise ValueError(reason)
     return _linear_gelu(x, weight, bias)
 
 
 def _case(
-    rows: int, features: int, columns: int, special: str = "", change: Change | None = None, core: bool = False
+    rows: int, features: int, columns: int, note: str = "", change: Change | None = None, core: bool = False
 ) -> Case:
-    """A case, named after its arguments; `change` makes it special."""
+    """A case, named after its arguments and a note on what `change` does to them."""
 
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(rows + 100 * features + 10007 * columns)
@@ -47,11 +47,11 @@ def _case(
             change(arguments)
         return arguments
 
-    return Case(f"{rows}x{features}x{columns}" + (f", {special}" if special else ""), make, core=core)
+    return Case(f"{rows}x{features}x{columns}" + (f", {note}" if note else ""), make, core=core)
 
 
 def _wide(pad: int, start: int) -> Change:
-    """The rows of x `pad` elements apart, the first one `start` elements into its memory; between them nan."""
+    """Put gaps of `pad` NaNs between the rows of x, and start it `start` elements into its memory."""
 
     def change(arguments: dict[str, Any]) -> None:
         x = arguments["x"]
@@ -68,13 +68,13 @@ def _one_row(arguments: dict[str, Any]) -> None:
 
 
 def _overlapping(arguments: dict[str, Any]) -> None:
-    """Rows that start 16 elements after one another."""
+    """Overlapping rows, 16 elements apart."""
     rows, columns = arguments["x"].shape
     arguments["x"] = arguments["x"].reshape(-1)[: 16 * (rows - 1) + columns].as_strided((rows, columns), (16, 1))
 
 
 def _no_columns(arguments: dict[str, Any]) -> None:
-    """None of K, of matrices whose rows lie apart."""
+    """K = 0, by slices of matrices with gaps between rows."""
     arguments["x"], arguments["weight"] = arguments["x"][:, :0], arguments["weight"][:, :0]
 
 
@@ -83,26 +83,26 @@ def _no_bias(arguments: dict[str, Any]) -> None:
 
 
 def _ramp(arguments: dict[str, Any]) -> None:
-    """From tail to tail of the activation."""
+    """The activation from tail to tail."""
     arguments["weight"].zero_()
     arguments["bias"] = torch.linspace(-12, 12, len(arguments["bias"])).to(arguments["bias"])
 
 
 def _special(arguments: dict[str, Any]) -> None:
-    """An infinity and a nan: other rows and columns of the tile must not notice."""
+    """Infinities and a NaN, which must not affect other rows and columns of the tile."""
     arguments["x"][1, 0], arguments["x"][2, 4] = math.inf, math.nan
     arguments["weight"][5, 0] = math.inf
 
 
 def _large(arguments: dict[str, Any]) -> None:
-    """Sums beyond what float16 holds, whose bias brings them back or not."""
+    """Sums above the range of float16; the bias brings some of them back into it."""
     arguments["x"].fill_(60.0)
     arguments["weight"].fill_(60.0)
     arguments["bias"].copy_(torch.linspace(-60000, 0, len(arguments["bias"])))
 
 
-# A tile is 128 x 128, with 64 of K at a time, by descriptors: in 16 bits, with rows a multiple of 16 elements apart.
-# Otherwise it is 64 x 64 with 32 of K, by pointers. Bands are 8 tiles high.
+# With descriptors (16 bits, rows a multiple of 16 elements apart) tiles are 128 x 128 x 64; with pointers 64 x 64 x 32.
+# GROUP_M is 8.
 CASES = (
     _case(0, 64, 64, core=True),
     _case(3, 0, 64),
@@ -138,7 +138,7 @@ CASES = (
     _case(5, 72, 67, "inf and nan", _special),
     _case(5, 80, 32, "large sums", _large),
 )
-# What is chosen for a small product.
+# Small products, for which tuning.linear_gelu is None.
 CHOICE_CASES = (
     _case(0, 64, 64, core=True),
     _case(131, 144, 80, core=True),
@@ -152,26 +152,30 @@ def _variant(
     launch: tuning.Launch,
     dtype: str,
     architectures: tuple[int, ...] = (80, 90, 100),
-    even: bool = True,
+    even_k: bool = True,
     aligned: bool = True,
 ) -> Variant:
     tiles = launch.tiles
-    bm, bn, bk = tiles["BM"], tiles["BN"], tiles["BK"]
-    signature = dict.fromkeys(("x", "weight", "bias", "y"), f"*{dtype}")
-    if tiles["TMA"]:
-        for matrix, height, width in (("x", bm, bk), ("weight", bn, bk), ("y", bm, bn)):
+    block_m, block_n, block_k = (tiles[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    signature = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "y_ptr"), f"*{dtype}")
+    if tiles["USE_TMA"]:
+        for matrix, height, width in (
+            ("x_ptr", block_m, block_k),
+            ("weight_ptr", block_n, block_k),
+            ("y_ptr", block_m, block_n),
+        ):
             signature[matrix] = f"tensordesc<{dtype}[{height}, {width}]>"
-    integers = ("M", "N", "K", "stride")
+    integers = ("M", "N", "K", "stride_x")
     return Variant(
         name,
         _linear_gelu_kernel,
         {**signature, **dict.fromkeys(integers, "i32")},
-        {**tiles, "EVEN": even},
+        {**tiles, "EVEN_K": even_k},
         launch.num_warps,
         launch.num_stages,
-        unaligned=("M",) if aligned else ("x", *integers),
+        unaligned=("M",) if aligned else ("x_ptr", *integers),
         present={} if dtype == "fp32" else {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)},
-        per=("element", bm * bn),
+        per=("element", block_m * block_n),
         architectures=architectures,
     )
 
@@ -179,11 +183,11 @@ def _variant(
 VARIANTS = (
     *(_variant(f"{t} descriptors", tuning.linear_gelu_tiles(90, 2, True), t, (90, 100)) for t in ("bf16", "fp16")),
     *(_variant(f"{t} pointers", tuning.linear_gelu_tiles(80, 2, True), t, (80,)) for t in ("bf16", "fp16")),
-    _variant("bf16 pointers, rest of K", tuning.linear_gelu_tiles(80, 2, True), "bf16", (80,), even=False),
+    _variant("bf16 pointers, rest of K", tuning.linear_gelu_tiles(80, 2, True), "bf16", (80,), even_k=False),
     _variant("bf16 not aligned", tuning.linear_gelu_tiles(90, 2, False), "bf16", aligned=False),
-    _variant("bf16 ragged", tuning.linear_gelu_tiles(90, 2, False), "bf16", even=False, aligned=False),
+    _variant("bf16 ragged", tuning.linear_gelu_tiles(90, 2, False), "bf16", even_k=False, aligned=False),
     _variant("fp32", tuning.linear_gelu_tiles(90, 4, True), "fp32"),
-    _variant("fp32 ragged", tuning.linear_gelu_tiles(90, 4, False), "fp32", even=False, aligned=False),
+    _variant("fp32 ragged", tuning.linear_gelu_tiles(90, 4, False), "fp32", even_k=False, aligned=False),
 )
 CHECKS = {
     "linear_gelu": Check(linear_gelu_reference, _fused, CASES, VARIANTS),

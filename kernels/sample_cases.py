@@ -1,8 +1,8 @@
 """Cases and variants of sample.
 
 Tokens are compared exactly, so no case may be near a tie: between the random numbers of two tokens, or between the mass
-above a token and top_p. The seeds below are chosen so;
-tests/kernels/test_sample.py measures the margins.
+above a token and top_p. The seeds below are chosen so; tests/kernels/test_sample.py measures the
+margins.
 """
 
 from __future__ import annotations

@@ -242,9 +242,12 @@ LINEAR_GELU_SHARE = 0.8  # of the speed of cuBLAS that the product is assumed to
 def linear_gelu_tiles(arch: int, itemsize: int, aligned: bool) -> Launch:
     """The launch where one is wanted; `aligned`: the rows of all matrices are a multiple of 16 elements apart."""
     if itemsize == 4 or not aligned:
-        return Launch({"TMA": 0, "BM": 64, "BN": 64, "BK": 32, "BAND": 8}, num_warps=4, num_stages=3)
+        return Launch(
+            {"USE_TMA": 0, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 8}, num_warps=4, num_stages=3
+        )
     tma = arch >= 90
-    return Launch({"TMA": tma, "BM": 128, "BN": 128, "BK": 64, "BAND": 8}, num_warps=4 if tma else 8, num_stages=3)
+    tiles = {"USE_TMA": tma, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP_M": 8}
+    return Launch(tiles, num_warps=4 if tma else 8, num_stages=3)
 
 
 def linear_gelu(arch: int, rows: int, features: int, columns: int, itemsize: int) -> Launch | None:
@@ -257,10 +260,10 @@ def linear_gelu(arch: int, rows: int, features: int, columns: int, itemsize: int
     float32: None.
     """
     launch = linear_gelu_tiles(arch, itemsize, features % 16 == 0 and columns % 16 == 0)
-    if arch not in LINEAR_GELU_SMS or not launch.tiles["TMA"]:
+    if arch not in LINEAR_GELU_SMS or not launch.tiles["USE_TMA"]:
         return None
     places = 2 * LINEAR_GELU_SMS[arch]
-    tiles = -(-rows // launch.tiles["BM"]) * -(-features // launch.tiles["BN"])
+    tiles = -(-rows // launch.tiles["BLOCK_M"]) * -(-features // launch.tiles["BLOCK_N"])
     waves = -(-tiles // places)
     enough = waves >= 4 and LINEAR_GELU_SHARE * tiles * (columns + LINEAR_GELU_COLUMNS[arch]) > waves * places * columns
     return launch if enough else None

@@ -59,7 +59,7 @@ from ..kernels.linear import (
     linears_cpp_takes,
     onednn_takes,
 )
-from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_refuses, linear_gelu_triton
+from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
 from ..kernels.plain import hidden
 from ..kernels.process import process_reference, process_triton
 from ..kernels.sample import sample_reference, sample_triton
@@ -268,7 +268,7 @@ int4_matmul = Op(
 )  # fmt: skip
 linear_gelu = Op(
     "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,
-    linear_gelu_triton, linear_gelu_refuses,
+    linear_gelu_triton, why_not_linear_gelu,
 )  # fmt: skip
 warp = Op("warp", "the limits of sampling, temperature to eta", warp_reference)
 select = Op("select", "best or drawn tokens of each row", select_reference)
