@@ -37,7 +37,7 @@ TILES: dict[str, dict[str, tuple[int, ...]]] = {
     "attention": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128)},
     "attention_dq": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64)},
     "attention_dkv": {"BLOCK_M": (16, 32, 64), "BLOCK_N": (64, 128)},
-    "int4_matmul": {"BN": (64, 128), "UNROLL": (1, 2, 4)},
+    "int4_matmul": {"BLOCK_N": (64, 128), "UNROLL": (1, 2, 4)},
     "linear_gelu_tiles": {"BLOCK_M": (64, 128), "BLOCK_N": (128, 256)},
     "norm": {"ROWS": (1, 2, 4)},
     "bias_gelu": {"ROWS": (2, 4, 8)},

@@ -11,7 +11,7 @@ from .checks import Case, Check, Variant
 from .int4_matmul import (
     _dequantize_kernel,
     _int4_matmul_kernel,
-    _merge_kernel,
+    _merge_splits_kernel,
     int4_matmul_reference,
     int4_matmul_triton,
 )
@@ -114,7 +114,7 @@ CASES = (
 
 def _variants() -> tuple[Variant, ...]:
     """The matrices of the family in bfloat16: the kernel with each launch it gets, by form and group."""
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
 
     def add(features, columns, rows, form="symmetric", group=128, dtype="bf16", aligned=True):
         for arch in (80, 90, 100):
@@ -124,23 +124,23 @@ def _variants() -> tuple[Variant, ...]:
         shape = (power_of_2(rows), features, columns, group, form == "zero", dtype == "fp32")
         launch = RULES["int4_matmul"](arch, *shape)
         splits = launch.tiles["SPLITS"]
-        signature = {"x": f"*{dtype}", "words": "*i32", "scale": f"*{dtype}", "y": f"*{dtype}"}
-        constants: dict[str, Any] = {"zero": None, "bias": None, "codebook": None}
+        signature = {"x_ptr": f"*{dtype}", "words_ptr": "*i32", "scale_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
+        constants: dict[str, Any] = {"zero_ptr": None, "bias_ptr": None, "codebook_ptr": None}
         if form == "zero":
-            signature["zero"] = constants.pop("zero") or f"*{dtype}"
+            signature["zero_ptr"] = constants.pop("zero_ptr") or f"*{dtype}"
         if form == "codebook":
-            signature["codebook"] = constants.pop("codebook") or f"*{dtype}"
+            signature["codebook_ptr"] = constants.pop("codebook_ptr") or f"*{dtype}"
         if splits == 1:
-            signature["bias"] = constants.pop("bias") or f"*{dtype}"
+            signature["bias_ptr"] = constants.pop("bias_ptr") or f"*{dtype}"
         else:
-            signature["y"] = "*fp32"
+            signature["y_ptr"] = "*fp32"
         integers = ("M", "N", "groups", "groups_per_split", "stride_x")
-        tiles = {name: launch.tiles[name] for name in ("BM", "BN", "UNROLL")}
-        constants |= {"GROUP": group, **tiles, "WARPS": launch.num_warps, "ASM": dtype != "fp32"}
+        tiles = {name: launch.tiles[name] for name in ("BLOCK_M", "BLOCK_N", "UNROLL")}
+        constants |= {"GROUP": group, **tiles, "WARPS": launch.num_warps, "USE_PTX": dtype != "fp32"}
         unaligned = ("M", "groups", "groups_per_split", *(() if aligned else ("N",)))
         split = "-split" if splits > 1 else ""
         variant = Variant(
-            f"{form}-{group}-{dtype}-{tiles['BN']}x{tiles['BM']}{split}{'' if aligned else '-unaligned'}",
+            f"{form}-{group}-{dtype}-{tiles['BLOCK_N']}x{tiles['BLOCK_M']}{split}{'' if aligned else '-unaligned'}",
             _int4_matmul_kernel,
             {**signature, **{name: "i32" for name in integers}},
             constants,
@@ -148,13 +148,13 @@ def _variants() -> tuple[Variant, ...]:
             launch.num_stages,
             unaligned=unaligned,
             present={} if dtype == "fp32" else {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)},
-            per=("weight", tiles["BN"] * group * tiles["UNROLL"]),
+            per=("weight", tiles["BLOCK_N"] * group * tiles["UNROLL"]),
             architectures=(arch,),
             launch=("int4_matmul", shape),
         )
-        known = found.setdefault(variant.name, variant)
+        known = variants.setdefault(variant.name, variant)
         if arch not in known.architectures:
-            found[variant.name] = replace(known, architectures=(*known.architectures, arch))
+            variants[variant.name] = replace(known, architectures=(*known.architectures, arch))
 
     for rows in (1, 16, 17, 64):
         add(50358, 1024, rows, aligned=False)
@@ -178,19 +178,19 @@ def _variants() -> tuple[Variant, ...]:
     add(50432, 1024, 1, "codebook", 64, dtype="fp16")
     add(50432, 1024, 1, dtype="fp32")
     return (
-        *found.values(),
+        *variants.values(),
         Variant(
             "merge",
-            _merge_kernel,
-            {"partial": "*fp32", "bias": "*bf16", "y": "*bf16", "M": "i32", "N": "i32"},
+            _merge_splits_kernel,
+            {"partial_ptr": "*fp32", "bias_ptr": "*bf16", "y_ptr": "*bf16", "M": "i32", "N": "i32"},
             {"SPLITS": 8, "BLOCK": INT4_MERGE_COLUMNS},
             unaligned=("M",),
         ),
         Variant(
             "dequantize",
             _dequantize_kernel,
-            {"words": "*i32", "scale": "*bf16", "weight": "*bf16", "groups": "i32"},
-            {"zero": None, "codebook": None, "GROUP": 128, "BLOCK": INT4_DEQUANTIZE_WORDS},
+            {"words_ptr": "*i32", "scale_ptr": "*bf16", "weight_ptr": "*bf16", "groups": "i32"},
+            {"zero_ptr": None, "codebook_ptr": None, "GROUP": 128, "BLOCK": INT4_DEQUANTIZE_WORDS},
             unaligned=("groups",),
             present={80: ("STG.128",), 90: ("STG.128",), 100: ("STG.128",)},
         ),

@@ -2,10 +2,10 @@
 
 Shapes: x [M, K], W [N, K] (checkpoint layout), b [N], y [M, N]. Bytes: (M K + N K + M N) * itemsize; FLOPs: 2 M N K.
 
-In float32 on a CPU the time of a product of few rows is at best that of reading the weight. `csrc/linear_cpu.cpp` reads
-it once, as it lies. There that is faster than the library behind `F.linear`, and than oneDNN (which torch carries) even
-with weights that oneDNN has packed, up to some ten rows. For many rows oneDNN is the fastest, with the weight as it
-lies. The figures are those of `bertgen bench ops --op linear`.
+In float32 on a CPU a product of few rows takes at least the time of reading the weight. `csrc/linear_cpu.cpp` reads it
+once, in the checkpoint's layout. Up to some ten rows that is faster than the library behind `F.linear`, and than oneDNN
+(which torch includes) even with weights that oneDNN has packed. For many rows oneDNN is the fastest, with the weight in
+the checkpoint's layout. `bertgen bench ops --op linear` prints the figures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .activations import activation_function
-from .plain import is_followed, is_plain_tensor
+from .plain import is_intercepted, is_plain_tensor
 
 
 def linear_reference(
@@ -28,69 +28,79 @@ def linear_reference(
     return y if activation is None else activation_function(activation)(y)
 
 
-ONEDNN_ELEMENTS = 2**18  # of all weights of an input; for fewer the calls cost more than they save
+def _why_not_cpu_inference(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why a product is not inference in float32 on a CPU with contiguous plain tensors; None where it is."""
+    if not x.is_cpu:
+        return "x is not on a CPU"
+    if not x.dtype == weight.dtype == torch.float32:
+        return "x and the weight are not both float32"
+    if torch.is_grad_enabled():
+        return "gradients are enabled"
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the call"
+    if x.numel() == 0:
+        return "x is empty"
+    if not (x.is_contiguous() and weight.is_contiguous()):
+        return "x or the weight is not contiguous"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses other dtypes"
+    if not (is_plain_tensor(x) and is_plain_tensor(weight)):
+        return "x or the weight is no plain tensor"
+    return "operators are intercepted" if is_intercepted() else None
+
+
+# oneDNN
+
+ONEDNN_ELEMENTS = 2**18  # of all weights of an input; below, the overhead of the call exceeds what it saves
 
 
 def linear_onednn(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
-    """As linear_reference, for what onednn_takes: no gradient."""
+    """As linear_reference, where why_not_linear_onednn is None; without gradient."""
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
     return y if activation is None else activation_function(activation)(y)
 
 
-def onednn_takes(x: torch.Tensor, weight: torch.Tensor, others: int = 0) -> bool:
-    """Whether linear_onednn can and should do this product: inference in float32 on a CPU with a large weight.
+def why_not_linear_onednn(x: torch.Tensor, weight: torch.Tensor, others: int = 0) -> str | None:
+    """Why linear_onednn cannot or should not compute this product, as one clause; None where it should.
 
     Args:
-        others: weights of this size that the same x is multiplied with.
+        others: number of further weights of this size that the same x is multiplied with.
     """
-    return _is_inference_on_cpu(x, weight) and (1 + others) * weight.numel() >= ONEDNN_ELEMENTS and _has_onednn()
+    reason = _why_not_cpu_inference(x, weight)
+    if reason is not None:
+        return reason
+    if (1 + others) * weight.numel() < ONEDNN_ELEMENTS:
+        return "the weight is small"
+    return None if _has_onednn() else "this torch has no oneDNN"
 
 
-def _is_inference_on_cpu(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return (
-        x.is_cpu
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and x.numel() > 0
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
-        and is_plain_tensor(x)
-        and is_plain_tensor(weight)
-        and not is_followed()
-    )
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch has its private oneDNN operator: a build or a later release may lack it."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linears_cpp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """x [M, K] @ weight [N, K]^T + bias [N] of each, side by side: [M, len(weights) * N], for what linears_cpp_takes.
+# The C++ extension
 
-    To the last bit what linear_cpp computes of each; only the threads' walk is one along all of them.
+
+@functools.cache
+def few_rows() -> int:
+    """Number of rows up to which linear_cpp is faster than oneDNN, by the vector width of the processor.
+
+    64 was measured with AVX2, and with AVX-512 on a processor that computes with 256 bits at a time (Zen 4). On
+    processors with wider units oneDNN may be faster from fewer rows on. 8 is a guess for the others.
     """
-    return torch.ops.bertgen_C.linears.default(x, weights, biases)
-
-
-def linears_cpp_takes(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> bool:
-    """Whether linears_cpp can and should do these products: as cpp_takes, of one shape, with a bias each or none."""
-    first, *others = weights
-    return (
-        x.dim() == 2
-        and cpp_takes(x, first)
-        and all(w.shape == first.shape and w.dtype == first.dtype and w.is_contiguous() for w in others)
-        and all(map(is_plain_tensor, others))
-        and len({b is None for b in biases}) == 1
-        and all(b is None or (b.is_contiguous() and b.dtype == first.dtype and is_plain_tensor(b)) for b in biases)
-    )
+    return {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
 
 
 def linear_cpp(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
-    """As linear_reference, for what cpp_takes, where the extension is: no gradient.
+    """As linear_reference, where why_not_linear_cpp is None and the extension is loaded; without gradient.
 
-    A row of the result does not depend on how many there are, to the last bit.
+    Each row of the result is bit-identical for any number of rows.
     """
     rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
     y = torch.ops.bertgen_C.linear.default(rows, weight, None if bias is None else bias.contiguous())
@@ -98,22 +108,39 @@ def linear_cpp(
     return y if activation is None else activation_function(activation)(y)
 
 
-def cpp_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether linear_cpp can and should do this product: inference in float32 on a CPU of at most `few_rows()` rows."""
-    return _is_inference_on_cpu(x, weight) and x.numel() <= few_rows() * weight.shape[-1]
+def why_not_linear_cpp(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why linear_cpp cannot or should not compute this product, as one clause; None where it should."""
+    reason = _why_not_cpu_inference(x, weight)
+    if reason is None and x.numel() > few_rows() * weight.shape[-1]:
+        reason = "x has too many rows"
+    return reason
 
 
-@functools.cache
-def few_rows() -> int:
-    """Up to how many rows linear_cpp is faster than oneDNN, by the vectors of the processor.
+def linears_cpp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x [M, K] @ weight [N, K]^T + bias [N] of each weight, side by side: [M, len(weights) * N].
 
-    64 was measured with AVX2, and with AVX-512 on a processor that computes with 256 bits at a time (Zen 4); on those
-    with wider units oneDNN may be faster from fewer rows on. Elsewhere nothing was measured.
+    For arguments where why_not_linears_cpp is None. Bit-identical to linear_cpp of each weight; one call divides all
+    the work among the threads.
     """
-    return {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
+    return torch.ops.bertgen_C.linears.default(x, weights, biases)
 
 
-@functools.cache
-def _has_onednn() -> bool:
-    """The operator is torch's own but not public: it may be missing from a build, or go."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def why_not_linears_cpp(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> str | None:
+    """Why linears_cpp cannot or should not compute these products, as one clause; None where it should."""
+    if x.dim() != 2:
+        return "x is not a matrix"
+    first, *others = weights
+    reason = why_not_linear_cpp(x, first)
+    if reason is not None:
+        return reason
+    if not all(w.shape == first.shape and w.dtype == first.dtype and w.is_contiguous() for w in others):
+        return "the weights differ in shape or dtype, or are not contiguous"
+    if not all(map(is_plain_tensor, others)):
+        return "a weight is no plain tensor"
+    if len({b is None for b in biases}) > 1:
+        return "only some weights have a bias"
+    if not all(b is None or (b.is_contiguous() and b.dtype == first.dtype and is_plain_tensor(b)) for b in biases):
+        return "a bias is not a contiguous plain tensor of the dtype of the weights"
+    return None

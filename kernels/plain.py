@@ -1,8 +1,8 @@
-"""What kernels can take: plain tensors, in calls that nobody follows.
+"""Whether a kernel may be called: only on plain tensors, and only where nothing intercepts torch's operators.
 
-A kernel reads and writes memory behind torch's back. A tensor that is of a class of its own (of a quantizer, sharded,
-fake) has no such memory or means something else by it, and whoever follows the operators that run (torch.jit.trace,
-make_fx, fake tensors, counters, vmap) sees nothing of it, or records a graph without it. Plain torch does both right.
+A kernel reads and writes memory directly. A tensor subclass (of a quantizer, sharded, fake) has no such memory or gives
+it another meaning. Whatever intercepts operators (torch.jit.trace, make_fx, fake tensors, counters, vmap) does not see
+a kernel, or records a graph without it. Plain torch operators handle both correctly.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def is_plain_tensor(x: torch.Tensor) -> bool:
-    """Whether a tensor is what its memory says: of no class but torch's own."""
+    """Whether a tensor is a torch.Tensor or Parameter and not a subclass."""
     return type(x) in PLAIN
 
 
-def is_followed() -> bool:
-    """Whether this thread's calls are traced, or go through a mode of the dispatcher or a transform of torch.func.
+def is_intercepted() -> bool:
+    """Whether this thread's operators are traced, or go through a dispatch mode or a transform of torch.func.
 
-    torch.compile is another matter, as it asks before anything runs: `torch.compiler.is_compiling`.
+    torch.compile is a separate case: `torch.compiler.is_compiling`.
     """
     return bool(
         torch._C._is_tracing()
@@ -31,23 +31,23 @@ def is_followed() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether what runs now is recorded for other values, or has none: no value of a tensor may choose the way.
+    """Whether operators are recorded for other values or run without values, so that control flow must not read them.
 
-    So it is under torch.jit.trace, make_fx, fake tensors and transforms of torch.func. It is not under a mode that only
-    watches, nor here under torch.compile, which the caller asks about.
+    True under torch.jit.trace, make_fx, fake tensors and transforms of torch.func. False under a dispatch mode that
+    only observes, and under torch.compile, which callers check separately.
     """
-    if torch.compiler.is_compiling() or not is_followed():
+    if torch.compiler.is_compiling() or not is_intercepted():
         return False
-    kinds = torch._C._TorchDispatchModeKey
+    keys = torch._C._TorchDispatchModeKey
     return (
         torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY))
+        or any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
     )
 
 
-def hidden(x: torch.Tensor) -> str | None:
-    """Why no kernel may be called on a tensor; None where one may."""
+def why_not_kernel(x: torch.Tensor) -> str | None:
+    """Why no kernel may be called on a tensor here, as one clause; None where one may."""
     if not is_plain_tensor(x):
         return f"a {type(x).__name__} is no plain tensor"
-    return "the operators that run are followed (a trace, a mode, a transform)" if is_followed() else None
+    return "operators are intercepted (by a trace, a dispatch mode or a transform)" if is_intercepted() else None

@@ -187,15 +187,15 @@ def int4_matmul(
     sms, splits = INT4_SMS[arch], 1
     while rows <= 64 and 2 * splits * -(-features // 64) <= sms and columns >= 2048 * splits:
         splits *= 2
-    bm = min(32 if zero and arch < 90 else 64, max(16, power_of_2(rows)))
+    block_m = min(32 if zero and arch < 90 else 64, max(16, power_of_2(rows)))
     if float32:
-        return Launch({"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": 1}, num_warps=4, num_stages=2)
-    if features < 128 * sms and bm < 64:
+        return Launch({"BLOCK_M": block_m, "BLOCK_N": 64, "SPLITS": splits, "UNROLL": 1}, num_warps=4, num_stages=2)
+    if features < 128 * sms and block_m < 64:
         unroll = 1 if group == 128 else 4
-        tiles = {"BM": bm, "BN": 64, "SPLITS": splits, "UNROLL": unroll}
+        tiles = {"BLOCK_M": block_m, "BLOCK_N": 64, "SPLITS": splits, "UNROLL": unroll}
         return Launch(tiles, num_warps=4, num_stages=6 if unroll == 1 else 3)
-    tiles = {"BM": bm, "BN": 128, "SPLITS": splits, "UNROLL": 1}
-    return Launch(tiles, num_warps=8 if bm == 64 else 4, num_stages=3)
+    tiles = {"BLOCK_M": block_m, "BLOCK_N": 128, "SPLITS": splits, "UNROLL": 1}
+    return Launch(tiles, num_warps=8 if block_m == 64 else 4, num_stages=3)
 
 
 # LayerNorm and GELU. Of the compiled kernels, none measured: a row lies in as many warps as give each thread 32

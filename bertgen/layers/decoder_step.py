@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..kernels.linear import cpp_takes, few_rows
+from ..kernels.linear import few_rows, why_not_linear_cpp
 from ..kernels.plain import PLAIN
 from ..ops import extension
 from ..quantization.int4 import codebook
@@ -45,7 +45,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
         or context.key_mask is not None
         or context.attentions is not None
         or context.tokens.longest != 1
-        or not cpp_takes(x, x)
+        or why_not_linear_cpp(x, x) is not None
         or not _has_call()
         or not has_own_forward(*_KINDS)
     ):

@@ -14,7 +14,8 @@ from .. import ops
 from ..config import Int4Config
 from ..config.quantization import GROUP_SIZES
 from ..errors import InputError, UnsupportedError, quoted
-from ..kernels.int4_matmul import Weight, dequantize_reference
+from ..kernels.int4_matmul import dequantize_reference
+from ..kernels.int4_matmul_cpp import Weight
 from ..kernels.plain import PLAIN
 from ..quantization.int4 import codebook, dequantize, fault, quantize
 from .meta_init import outlined

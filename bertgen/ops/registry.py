@@ -25,14 +25,13 @@ from ..kernels.decode_attention import (
     decode_attention_reference,
     decode_attention_triton,
 )
-from ..kernels.int4_matmul import (
+from ..kernels.int4_matmul import int4_matmul_reference, int4_matmul_triton
+from ..kernels.int4_matmul_cpp import (
     Weight,
-    int4_cpp_refuses,
     int4_matmul_cpp,
-    int4_matmul_reference,
-    int4_matmul_triton,
     int4_matmuls_cpp,
-    int4_matmuls_cpp_takes,
+    why_not_int4_matmul_cpp,
+    why_not_int4_matmuls_cpp,
 )
 from ..kernels.language import HAS_TRITON, INTERPRETED
 from ..kernels.layernorm_gelu import (
@@ -50,17 +49,17 @@ from ..kernels.layernorm_gelu import (
 )
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
-    cpp_takes,
     few_rows,
     linear_cpp,
     linear_onednn,
     linear_reference,
     linears_cpp,
-    linears_cpp_takes,
-    onednn_takes,
+    why_not_linear_cpp,
+    why_not_linear_onednn,
+    why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
-from ..kernels.plain import hidden
+from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
 from ..kernels.sample import sample_reference, sample_triton
 from ..kernels.select import perturb_reference, select_reference, warp_reference
@@ -133,12 +132,12 @@ class Op:
             return "triton is not installed"
         if first.device.type != "cuda" and not INTERPRETED:
             return f"the tensors are on {first.device} and not on a CUDA device"
-        return hidden(first) or self.refuses(first, *rest, **named)
+        return why_not_kernel(first) or self.refuses(first, *rest, **named)
 
     def _cpp_obstacle(self, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
         if not first.is_cpu:
             return f"the tensors are on {first.device} and not on a CPU"
-        return extension.absence() or hidden(first) or self.cpp_refuses(first, *rest, **named)
+        return extension.absence() or why_not_kernel(first) or self.cpp_refuses(first, *rest, **named)
 
 
 def _known(name: str) -> str:
@@ -264,7 +263,7 @@ gelu_layer_norm = Op(
 )
 int4_matmul = Op(
     "int4_matmul", "x dequant(W)^T + b, 4-bit groups or codebooks, x in 8 bits or not", int4_matmul_reference,
-    int4_matmul_triton, _int4_refuses, int4_matmul_cpp, int4_cpp_refuses,
+    int4_matmul_triton, _int4_refuses, int4_matmul_cpp, why_not_int4_matmul_cpp,
 )  # fmt: skip
 linear_gelu = Op(
     "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,
@@ -314,9 +313,9 @@ def linear(
         others: how many weights of this size x is multiplied with beside this one.
     """
     if _backend != "reference":
-        if cpp_takes(x, weight) and extension.absence() is None:
+        if why_not_linear_cpp(x, weight) is None and extension.absence() is None:
             return linear_cpp(x, weight, bias, activation)
-        if onednn_takes(x, weight, others):
+        if why_not_linear_onednn(x, weight, others) is None:
             return linear_onednn(x, weight, bias, activation)
     if activation is None or not bias_gelu.has_kernel(x):
         return linear_reference(x, weight, bias, activation)
@@ -332,7 +331,7 @@ def linears(
 
     Weights stay where they lie. For few rows on a CPU one call computes all of them, if they have one shape.
     """
-    if _backend != "reference" and linears_cpp_takes(x, weights, biases) and extension.absence() is None:
+    if _backend != "reference" and why_not_linears_cpp(x, weights, biases) is None and extension.absence() is None:
         given = [b for b in biases if b is not None]
         return linears_cpp(x, weights, given).chunk(len(weights), dim=1)
     others = len(weights) - 1
@@ -348,9 +347,9 @@ def int4_matmuls(
         and uses_cpp()
         and x.is_cpu
         and not torch.compiler.is_compiling()
-        and hidden(x) is None
+        and why_not_kernel(x) is None
         and extension.absence() is None
-        and int4_matmuls_cpp_takes(x, weights, codebook, int8)
+        and why_not_int4_matmuls_cpp(x, weights, codebook, int8) is None
     ):
         return int4_matmuls_cpp(x, weights, codebook, int8).chunk(len(weights), dim=1)
     return tuple(int4_matmul(x, *weight, codebook, int8) for weight in weights)

@@ -36,7 +36,7 @@ def test_neighbours_differ_in_one_or_two_things():
         pairs += [(launch.num_warps, own.num_warps), (launch.num_stages, own.num_stages)]
         assert 1 <= sum(a != b for a, b in pairs) <= 2
     # What fixes the order of a sum across batches is never among the changes.
-    split = tuning.Launch({"BM": 16, "BN": 64, "SPLITS": 4, "UNROLL": 1})
+    split = tuning.Launch({"BLOCK_M": 16, "BLOCK_N": 64, "SPLITS": 4, "UNROLL": 1})
     assert {launch.tiles["SPLITS"] for launch in tune.neighbours("int4_matmul", split)} == {4}
 
 

@@ -11,15 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertgen.kernels.checks import as_float64, difference
-from bertgen.kernels.int4_matmul import (
-    CPU_ROWS,
-    dequantize_cpp,
-    dequantize_reference,
-    int4_matmul_cpp,
-    int4_matmul_reference,
-    round_rows,
-)
+from bertgen.kernels.int4_matmul import dequantize_reference, int4_matmul_reference, round_rows
 from bertgen.kernels.int4_matmul_cases import CHECK, NF4
+from bertgen.kernels.int4_matmul_cpp import CPU_ROWS, dequantize_cpp, int4_matmul_cpp
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, Int4Config, ops
 from bertgen.errors import BackendError

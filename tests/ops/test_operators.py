@@ -16,12 +16,12 @@ from bertgen.kernels.int4_matmul import int4_matmul_reference
 from bertgen.kernels.layernorm_gelu import ACTIVATIONS, activation_function, add_layer_norm_reference
 from bertgen.kernels.linear import (
     ONEDNN_ELEMENTS,
-    cpp_takes,
     few_rows,
     linear_cpp,
     linear_onednn,
     linear_reference,
-    onednn_takes,
+    why_not_linear_cpp,
+    why_not_linear_onednn,
 )
 
 from bertgen import BackendError, ops
@@ -44,7 +44,7 @@ def test_onednn_products_round_like_the_reference(rows, shape, bias):
     x, weight = torch.randn(rows, shape[1]), torch.randn(shape) / math.sqrt(shape[1])
     b = torch.randn(shape[0]) if bias else None
     with torch.no_grad():
-        assert onednn_takes(x, weight)
+        assert why_not_linear_onednn(x, weight) is None
         exact = x.double() @ weight.double().T + (0 if b is None else b.double())
         ours, plain = linear_onednn(x, weight, b), linear_reference(x, weight, b)
         assert bool((ours - exact).abs().mean() <= 2.5 * (plain - exact).abs().mean())
@@ -72,13 +72,13 @@ def test_onednn_takes_weights_that_are_large_together(monkeypatch):
 
 def test_onednn_is_left_alone_where_it_does_not_fit():
     x, weight = torch.randn(4, 512), torch.randn(512, 512)
-    assert not onednn_takes(x, weight)  # gradients
+    assert why_not_linear_onednn(x, weight)  # gradients
     with torch.no_grad():
-        assert onednn_takes(x, weight)
-        assert not onednn_takes(x, weight[:, :256]) and not onednn_takes(x.T, weight)
-        assert not onednn_takes(x[:0], weight) and ops.linear(x[:0], weight).shape == (0, 512)
-        assert not onednn_takes(x.half(), weight.half())
-        assert not onednn_takes(x[:, :8].contiguous(), weight[:8, :8].contiguous())
+        assert why_not_linear_onednn(x, weight) is None
+        assert why_not_linear_onednn(x, weight[:, :256]) and why_not_linear_onednn(x.T, weight)
+        assert why_not_linear_onednn(x[:0], weight) and ops.linear(x[:0], weight).shape == (0, 512)
+        assert why_not_linear_onednn(x.half(), weight.half())
+        assert why_not_linear_onednn(x[:, :8].contiguous(), weight[:8, :8].contiguous())
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
     assert ops.linear(x, weight.requires_grad_()).requires_grad and weight.numel() >= ONEDNN_ELEMENTS
@@ -105,11 +105,11 @@ def test_few_rows_go_to_the_extension(monkeypatch):
 
 def test_the_extension_is_left_alone_where_it_does_not_fit():
     x, weight = torch.randn(4, 24), torch.randn(40, 24)
-    assert not cpp_takes(x, weight)  # gradients
+    assert why_not_linear_cpp(x, weight)  # gradients
     with torch.no_grad():
-        assert cpp_takes(x, weight) and not cpp_takes(torch.randn(few_rows() + 1, 24), weight)
-        assert not cpp_takes(x[:0], weight) and not cpp_takes(x.half(), weight.half())
-        assert not cpp_takes(x[:, ::2], weight[:, ::2]) and not cpp_takes(x.double(), weight.double())
+        assert why_not_linear_cpp(x, weight) is None and why_not_linear_cpp(torch.randn(few_rows() + 1, 24), weight)
+        assert why_not_linear_cpp(x[:0], weight) and why_not_linear_cpp(x.half(), weight.half())
+        assert why_not_linear_cpp(x[:, ::2], weight[:, ::2]) and why_not_linear_cpp(x.double(), weight.double())
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
         compiled = torch.compile(ops.linear, backend="eager", fullgraph=True)

@@ -298,7 +298,7 @@ def test_projections_are_each_what_they_are_alone(config, rows):
 
 @pytest.mark.parametrize("rows", [3, 200])
 def test_blocks_that_are_unpacked_go_across_weights(monkeypatch, rows):
-    monkeypatch.setattr("bertgen.kernels.int4_matmul.CPU_ELEMENTS", 64 * 40)
+    monkeypatch.setattr("bertgen.kernels.int4_matmul_cpp.CPU_ELEMENTS", 64 * 40)
     for config in (Int4Config(), Int4Config(symmetric=False), Int4Config("nf4")):
         for bias in (True, False):
             layers = [Int4Linear.from_linear(nn.Linear(64, 64, bias=bias), config) for _ in range(3)]
