@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the scores, and return the exit code."""
     from .. import metrics
-    from ..jobs import NewFile
+    from ..files.atomic import NewFile
     from ..jobs.report import MESSAGES
     from ..trainer.data import pairs_of_lines
 

@@ -201,7 +201,7 @@ def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, 
 
 
 def _write_statistics(path: str, found: dict[str, Any]) -> None:
-    from ..jobs import NewFile
+    from ..files.atomic import NewFile
 
     if path == "-":
         print(json.dumps(found))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
-from ..files.text_input import reported
+from ..files.atomic import write_file
 from ..hub import as_path
 
 # Keys that transformers writes or wrote into config.json and that change nothing here: read, kept, written back.
@@ -280,9 +280,6 @@ def json_text(values: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object so that a reader sees the old file or the whole new one."""
+    """Write a JSON object with `files.atomic`; the directory is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with reported(path):
-        temporary.write_text(json_text(values), encoding="utf-8")
-        os.replace(temporary, path)
+    write_file(path, json_text(values).encode())

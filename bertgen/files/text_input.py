@@ -6,7 +6,6 @@ is not held.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import CheckpointError, ConfigError, InputError, OutputError
+from ..errors import ConfigError, InputError
 
 FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 LINE_BYTES = 1 << 24  # of the longest line that is read
@@ -302,26 +301,3 @@ def lines_of(file: BinaryIO, name: str | os.PathLike) -> Iterable[bytes]:
     except (OSError, ValueError, AttributeError):
         return read_lines(file, name)
     return Incoming(file, name)
-
-
-@contextlib.contextmanager
-def reported(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the system says of a file that is written into an OutputError that names it."""
-    try:
-        yield
-    except (BrokenPipeError, OutputError, CheckpointError):  # nobody reads it any more: no fault of the file
-        raise
-    except Exception as error:
-        if (reason := _reason(error)) is None:
-            raise
-        raise OutputError(f"{path} cannot be written: {reason}") from error
-
-
-def _reason(error: Exception) -> str | None:
-    """What the system said, if it is behind the error: torch and safetensors wrap it."""
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(match[1])) if match else None

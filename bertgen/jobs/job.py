@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config.base import check_integer
 from ..errors import ConfigError, OutputError
-from ..files.new_file import NewFile
+from ..files.atomic import NewFile
 from ..files.text_input import is_regular, lines_of, open_input
 from ..generator import Generator
 from .line_formats import format_of

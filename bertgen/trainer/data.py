@@ -14,6 +14,7 @@ import torch
 
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
+from ..files.atomic import atomic_write
 from ..files.text_input import check_name, decoded, open_input, read_lines
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import end_of_target, source_frame
@@ -86,7 +87,7 @@ def train_vocabulary(pairs: Sequence[tuple[str, str]], vocab_size: int, path: Pa
     import sentencepiece
 
     try:
-        with open(path, "wb") as file:
+        with atomic_write(path) as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(text for pair in pairs for text in pair),
                 model_writer=file,

@@ -23,8 +23,9 @@ import torch
 
 from bertgen import BertgenError, ConfigError, Generator, InputError, OutputError, UnsupportedError
 from bertgen.files import text_input
+from bertgen.files.atomic import NewFile
 from bertgen.generator import Output
-from bertgen.jobs import NewFile, follow_file, follow_lines, run_file, work
+from bertgen.jobs import follow_file, follow_lines, run_file, work
 from tests.support.checkpoints import sentence
 
 
