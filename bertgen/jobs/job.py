@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections import abc, deque
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..config.base import check_integer
+from ..config.validators import check_integer, check_number
 from ..errors import ConfigError, OutputError
 from ..files.atomic import NewFile
 from ..files.text_input import is_regular, lines_of, open_input
@@ -78,8 +79,7 @@ def follow_file(
     format = format_of(input, output) if format is None else format
     if check_integer(0, shard_index, "shard_index") >= check_integer(1, num_shards, "num_shards"):
         raise ConfigError(f"shard_index must be under num_shards={num_shards}, got {shard_index}")
-    if isinstance(commit_seconds, bool) or not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
-        raise ConfigError(f"commit_seconds must be a number from 0, got {commit_seconds!r}")
+    check_number(0, math.inf, commit_seconds, "commit_seconds")
     part = PartFile(output, overwrite, restart)
     if Path(os.path.realpath(input)) in part.names:
         raise ConfigError(f"{output} is the input, or grows there; it needs a name of its own")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config.base import check_integer
+from ..config.validators import check_integer
 from ..errors import InputError
 from ..files.text_input import Incoming, LongLine, check_json_lines, check_length, size_of
 from ..generator import Generator, Output

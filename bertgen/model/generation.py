@@ -9,7 +9,7 @@ import torch
 
 from .. import decoding
 from ..config import EncoderDecoderConfig, GenerationConfig
-from ..config.base import check_callable, check_callables, check_flag
+from ..config.validators import check_callable, check_callables, check_flag
 from ..decoding import logits_processors
 from ..decoding.stopping_criteria import Criterion, overruled
 from ..decoding.stopping_criteria import build as build_criteria

@@ -18,7 +18,7 @@ from torch import nn
 from .. import checkpoint, memory
 from ..arguments import by_its_place, into_its_folder, older, settled
 from ..config import BitsAndBytesConfig, GenerationConfig, Int4Config, half_config, int4_config, read_json, special_ids
-from ..config.base import check_flag, check_mapping, check_name
+from ..config.validators import check_flag, check_mapping, check_name
 from ..errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from ..layers.activations import XIELU

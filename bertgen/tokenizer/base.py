@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..arguments import by_its_place
 from ..config import write_json
-from ..config.base import check_flag
+from ..config.validators import check_choice, check_flag, check_size
 from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from ..hub import as_path, split_hub_options
 from .alignment import Alignment, Part, aligned
@@ -28,8 +28,6 @@ from .encoding import (
     BatchEncoding,
     Plan,
     as_encoding,
-    checked_choice,
-    checked_positive,
     cleaned_up,
     pairs_of,
     tensor_kind,
@@ -116,9 +114,9 @@ class Tokenizer(Vocabulary):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
-            value = checked_choice(name, value, SIDES)
+            value = check_choice(SIDES, value, name)
         elif name == "model_max_length":
-            value = checked_positive(name, value)
+            value = check_size(value, name)
         super().__setattr__(name, value)
 
     # -- what differs from class to class -----------------------------------------------------------------------------
@@ -311,7 +309,7 @@ class Tokenizer(Vocabulary):
 
         Those removed are not returned where both are cut ("longest_first").
         """
-        strategy = checked_choice("truncation_strategy", truncation_strategy, TRUNCATIONS)
+        strategy = check_choice(TRUNCATIONS, truncation_strategy, "truncation_strategy")
         if num_tokens_to_remove <= 0 or strategy == "do_not_truncate":
             return ids, pair_ids, []
         limit = len(ids) + len(pair_ids or ()) - num_tokens_to_remove
@@ -420,7 +418,7 @@ class Tokenizer(Vocabulary):
         return_special_tokens_mask = check_flag(return_special_tokens_mask, "return_special_tokens_mask")
         return_offsets_mapping = check_flag(return_offsets_mapping, "return_offsets_mapping")
         return_length = check_flag(return_length, "return_length")
-        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
+        check_choice((*TENSORS, None), return_tensors, "return_tensors")
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of)
         if is_split_into_words:
             firsts, seconds, single = words_of(text, text_pair)
@@ -591,7 +589,7 @@ class Tokenizer(Vocabulary):
                 f"encoded_inputs must be an encoding, or a list of them, with input_ids, got {quoted(encoded_inputs)}"
             )
         plan = self._plan(padding, False, max_length, pad_to_multiple_of)
-        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
+        check_choice((*TENSORS, None), return_tensors, "return_tensors")
         return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
         columns = {key: to_lists(value) for key, value in encoded_inputs.items()}
         if not columns["input_ids"]:
@@ -622,13 +620,13 @@ class Tokenizer(Vocabulary):
             truncation = "longest_first" if truncation else "do_not_truncate"
         if isinstance(padding, bool):
             padding = "longest" if padding else "do_not_pad"
-        truncation = checked_choice("truncation", truncation, TRUNCATIONS)
-        padding = checked_choice("padding", padding, PADDINGS)
-        limit = None if max_length is None else checked_positive("max_length", max_length)
+        truncation = check_choice(TRUNCATIONS, truncation, "truncation")
+        padding = check_choice(PADDINGS, padding, "padding")
+        limit = None if max_length is None else check_size(max_length, "max_length")
         if limit is None and self.model_max_length < _LIMITED:
             limit = self.model_max_length
         if multiple is not None:
-            multiple = checked_positive("pad_to_multiple_of", multiple, LONGEST_PADDED)
+            multiple = check_size(multiple, "pad_to_multiple_of", LONGEST_PADDED)
         if padding != "do_not_pad" and self.pad_token is None:
             raise ConfigError("padding needs a pad_token; this tokenizer has none")
         if limit is None and truncation != "do_not_truncate":
@@ -638,7 +636,7 @@ class Tokenizer(Vocabulary):
         return Plan(padding, truncation, limit, multiple)
 
     def _pad_columns(self, columns: dict[str, list[list[int]]], plan: Plan, side: str | None) -> None:
-        side = checked_choice("padding_side", self.padding_side if side is None else side, SIDES)
+        side = check_choice(SIDES, self.padding_side if side is None else side, "padding_side")
         rows = columns["input_ids"]
         length = max(map(len, rows)) if plan.padding == "longest" else plan.limit
         if plan.padding == "do_not_pad" or length is None:
