@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     check_number(0, math.inf, args.margin, "--margin")
     check_integer(1, args.batch_size, "--batch-size")
     from ..compare import compare
-    from ..files.text_input import check_name, read_texts
+    from ..files.line_formats import read_texts
+    from ..files.text_input import check_name
 
     check_name(args.input, "text")
     texts = read_texts(args.input)

@@ -16,10 +16,11 @@ import torch
 
 from ..errors import BertgenError, ConfigError
 from ..files.atomic import atomic_directory, output_errors, recover_directory
+from ..files.line_formats import read_pairs
 from ..model.pretrained import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
-from .data import Corpus, dropout_seed, read_pairs, shares
+from .data import Corpus, dropout_seed, shares
 from .evaluation import dev_bleu, dev_loss
 from .optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from .options import TrainingConfig

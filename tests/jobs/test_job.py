@@ -25,7 +25,7 @@ from bertgen import BertgenError, ConfigError, Generator, InputError, OutputErro
 from bertgen.files import text_input
 from bertgen.files.atomic import NewFile
 from bertgen.generator import Output
-from bertgen.jobs import follow_file, follow_lines, run_file, work
+from bertgen.jobs import follow_file, follow_lines, generate, run_file
 from tests.support.checkpoints import sentence
 
 
@@ -428,7 +428,7 @@ class Silent:
         ("in.txt", {"column": 2}, ConfigError, "column=2 is for the format tsv, not for text"),
         ("in.tsv", {"field": "x"}, ConfigError, "field='x' is for the format jsonl, not for tsv"),
         ("in.tsv", {"output_field": "x"}, ConfigError, "output_field='x' is for the format jsonl"),
-        ("in.tsv", {"column": 0}, ConfigError, "column must be at least 1, got 0"),
+        ("in.tsv", {"column": 0}, ConfigError, "column must be an integer from 1 to 2147483647, got 0"),
         ("in.txt", {"window": 0}, ConfigError, "window must be an integer from 1"),
         ("in.txt", {"num_shards": 0}, ConfigError, "num_shards must be an integer from 1"),
         ("in.txt", {"num_shards": 2, "shard_index": 2}, ConfigError, "shard_index must be under num_shards=2, got 2"),
@@ -630,10 +630,10 @@ def test_a_file_fills_whole_windows(generator, tmp_path):
 
 def test_a_window_suits_the_model(generator, monkeypatch):
     """On a CPU about ten seconds of work; the same for the same options, so that a resumed job finds its windows."""
-    assert work.default_window(generator, {}) == 1024
+    assert generate.default_window(generator, {}) == 1024
     monkeypatch.setattr(type(generator.model), "num_parameters", lambda _: 1 << 27)
-    assert [work.default_window(generator, {"num_beams": n}) for n in (1, 2, 4, 5, 100)] == [256, 128, 64, 64, 64]
-    assert work.default_window(generator, {"num_beams": 1, "num_return_sequences": 2, "do_sample": True}) == 128
+    assert [generate.default_window(generator, {"num_beams": n}) for n in (1, 2, 4, 5, 100)] == [256, 128, 64, 64, 64]
+    assert generate.default_window(generator, {"num_beams": 1, "num_return_sequences": 2, "do_sample": True}) == 128
 
 
 def test_memory_is_bounded(generator):

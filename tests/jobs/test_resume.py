@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from bertgen import ConfigError, Generator, InputError, OutputError
-from bertgen.jobs import follow_file, job, part_file, run_file, source, work
-from bertgen.jobs.line_formats import Text
-from bertgen.jobs.task import task_of as real_task_of
+from bertgen.files.line_formats import Text
+from bertgen.jobs import follow_file, generate, input_file, job, part_file, run_file, windows
+from bertgen.jobs.generate import OutputFields, format_settings
+from bertgen.jobs.metadata import job_metadata
 from tests.support.checkpoints import sentence
-from tests.support.crashes import ODD, Died, Disk, Echo, forked, task_of
+from tests.support.crashes import ODD, Died, Disk, Echo, fake_metadata, forked
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("BERTGEN_KILLS", "5"))
@@ -31,8 +32,8 @@ SEED = int(os.environ.get("BERTGEN_SEED", "1"))
 
 @pytest.fixture
 def echo(monkeypatch):
-    monkeypatch.setattr(job, "task_of", task_of)
-    monkeypatch.setattr(work, "default_window", lambda *_: 1024)  # which asks the model
+    monkeypatch.setattr(job, "job_metadata", fake_metadata)
+    monkeypatch.setattr(generate, "default_window", lambda *_: 1024)  # which asks the model
     return Echo()
 
 
@@ -238,13 +239,13 @@ def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypa
     run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=window)
     whole, now = (tmp_path / "whole.txt").read_bytes(), [0.0]
     monkeypatch.setattr(job, "clock", lambda: now[0])
-    answer = work.Work.answer
+    process = windows.WindowProcessor.process
 
     def slow(*rest):
-        yield from answer(*rest)
+        yield from process(*rest)
         now[0] += 1
 
-    monkeypatch.setattr(work.Work, "answer", slow)
+    monkeypatch.setattr(windows.WindowProcessor, "process", slow)
     options = dict(window=window, commit_seconds=seconds)
     out, kept = tmp_path / "out.txt", []
     for death in range(1, lines):
@@ -329,7 +330,7 @@ def test_strict_keeps_what_was_committed(echo, tmp_path):
 
 
 def test_very_long_lines_make_smaller_windows_and_the_same_after_a_resume(echo, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 100)
     r = random.Random(3)
     content = "".join("x" * r.choice((1, 30, 150)) + "\n" for _ in range(40)).encode()
     assert begun(echo, tmp_path, content, 30, window=10).windows > 3
@@ -393,7 +394,7 @@ def test_task_knows_the_model(tiny_checkpoint, tmp_path):
     """Not by its path: a copy is the same, one other weight, piece or rounding is not."""
 
     def task(generator, **options):
-        found = real_task_of(generator, Text(1, False), 10, options)
+        found = job_metadata(generator, format_settings(Text(OutputFields(1, False))), 10, options)
         assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
         return found
 
@@ -604,13 +605,13 @@ def test_outputs_of_shards_are_that_of_the_whole(echo, tmp_path, count):
 
 
 def test_source_finds_every_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_CHUNK", 7)
+    monkeypatch.setattr(input_file, "_CHUNK", 7)
     r = random.Random(4)
     for trial in range(200):
         content = bytes(r.choices(b"ab\n\r", (3, 3, r.choice((0, 1, 9)), 1), k=trial))
         (tmp_path / "in.txt").write_bytes(content)
         with open(tmp_path / "in.txt", "rb") as file:
-            found = source.Source(file, "in.txt")
+            found = input_file.InputFile(file, "in.txt")
             lines = [line + b"\n" for line in content.split(b"\n")[:-1]] + [content.split(b"\n")[-1]] * (
                 content[-1:] not in (b"", b"\n")
             )

@@ -50,8 +50,8 @@ class Echo:
                 yield first + place, Output(first + place, f"{first + place} {company} {text!r}", ids, input_tokens=3)
 
 
-def task_of(generator, records, window, options):
-    """In the place of the real one, which needs a model."""
+def fake_metadata(generator, format_settings, window, options):
+    """In the place of `job_metadata`, which needs a model."""
     return {"window": window, "seed": options.get("seed")}
 
 
@@ -301,5 +301,5 @@ def interrupt(folder: Path, number: int, seed: int) -> dict:
 
 if __name__ == "__main__":
     place, kind, *numbers = sys.argv[1:]
-    job.task_of = task_of
+    job.job_metadata = fake_metadata
     print(json.dumps({"kill": kill, "signal": interrupt}[kind](Path(place), *map(int, numbers))))

@@ -21,11 +21,12 @@ import torch
 from bertgen import BertGenerationTokenizer, ConfigError, EncoderDecoderModel, InputError, OutputError
 from bertgen.errors import BertgenError, CheckpointError
 from bertgen.files import text_input
+from bertgen.files.line_formats import read_pairs
 from bertgen.generator import Generator
 from bertgen.metrics import bleu
 from bertgen.trainer import Trainer, TrainingConfig, loop, state
 from bertgen.trainer import data as trainer_data
-from bertgen.trainer.data import Corpus, read_pairs, train_vocabulary
+from bertgen.trainer.data import Corpus, train_vocabulary
 from bertgen.trainer.optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from bertgen.trainer.processes import Interrupt
 from bertgen.trainer.report import write_curve
