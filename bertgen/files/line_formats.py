@@ -21,6 +21,10 @@ _DIGITS = 4300  # of an integer, where Python stops
 _ONE_LINE = str.maketrans("\t\n\r", "   ")
 
 
+class _MissingColumn(InputError):
+    """A line of TSV has too few columns."""
+
+
 class ResultFields(Protocol):
     """What an operation adds to a line: its results as cells of text and TSV, and as fields of JSON."""
 
@@ -85,7 +89,7 @@ class Tsv:
         text = decoded(line)
         cells, needed = text.split("\t"), max(self.columns)
         if len(cells) < needed:
-            raise InputError(f"{len(cells)} tab-separated columns, {needed} needed: {text[:80]!r}")
+            raise _MissingColumn(f"{len(cells)} tab-separated columns, {needed} needed")
         return tuple(cells[column - 1].strip() for column in self.columns)
 
     def record(self, line: bytes, result: Any) -> bytes:
@@ -206,7 +210,10 @@ def read_numbered_pairs(
     check_name(path, "tsv", "text")
     blank: list[tuple[int, InputError]] = []  # lines at the end of the file, perhaps, which are no pairs
     for number, line, pair in read_fields(path, Tsv((source_column, target_column))):
-        if not isinstance(pair, InputError) and not all(pair):
+        if isinstance(pair, _MissingColumn):
+            text = decoded(line_content(line, number == 1))
+            pair = InputError(f"{pair}: {text[:80]!r}")
+        elif not isinstance(pair, InputError) and not all(pair):
             pair = InputError(f"the {'target' if pair[0] else 'source'} is empty")
         if isinstance(pair, InputError) and not line.strip():
             blank.append((number, pair))
