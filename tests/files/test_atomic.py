@@ -291,6 +291,48 @@ def test_an_updated_directory_keeps_other_files_and_loses_old_weights(tmp_path):
         pass
 
 
+def test_output_that_appears_meanwhile_stays(folder):
+    with pytest.raises(ConfigError, match="is there already"), NewFile(folder / "out") as file:
+        file.write(b"mine")
+        (folder / "out").write_text("theirs")
+    assert (folder / "out").read_text() == "theirs"
+
+
+def test_link_stays_and_its_target_is_written(folder):
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to(folder / "real" / "out")
+    with NewFile(folder / "link") as file:
+        file.write(b"x")
+    assert (folder / "link").is_symlink() and (folder / "real" / "out").read_bytes() == b"x"
+    assert [path.name for path in (folder / "real").iterdir()] == ["out"]
+
+
+def test_file_has_usual_permissions(folder):
+    former = os.umask(0o027)
+    try:
+        with NewFile(folder / "out"):
+            pass
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE((folder / "out").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("size, lines", [(5, 1), (9_000, 2_000)], ids=["at the end", "in the middle"])
+def test_file_that_may_not_grow(folder, size, lines):
+    """As on a full disk, with a file: no part of it appears, wherever the limit strikes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"), NewFile(folder / "out") as file:
+            for _ in range(lines):
+                file.write(b"x" * 10)
+                written += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == [] and (written < lines) == (lines > 1)
+
+
 # one way
 
 FILE_METHODS = {"write_text", "write_bytes", "rename", "touch", "symlink_to", "hardlink_to", "mkstemp"}
