@@ -14,7 +14,7 @@ import sentencepiece
 import torch
 
 from bertgen.errors import BackendError
-from bertgen.files.text_input import read_texts
+from bertgen.files.line_formats import read_texts
 from bertgen.hub import DEMO_MODEL
 from bertgen.optional_imports import load_transformers
 from bertgen.tokenizer import AutoTokenizer

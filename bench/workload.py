@@ -14,7 +14,8 @@ import torch
 
 from bertgen.config import EncoderDecoderConfig
 from bertgen.errors import ConfigError, InputError
-from bertgen.files.text_input import check_name, read_texts
+from bertgen.files.line_formats import read_texts
+from bertgen.files.text_input import check_name
 from bertgen.model import EncoderDecoderModel
 from bertgen.tokenizer import AutoTokenizer
 

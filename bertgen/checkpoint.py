@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import stat
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .config import read_json, write_json
-from .errors import BertgenError, CheckpointError, ConfigError, OutputError
-from .files.text_input import reported
+from .errors import BertgenError, CheckpointError, ConfigError
+from .files.atomic import atomic_write, output_errors, update_directory
 from .hub import as_path, resolve_file
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -226,12 +223,12 @@ def save_state(
 
     def write(path: Path, part: dict[str, torch.Tensor]) -> None:
         part = {k: t.detach().cpu().contiguous().clone() for k, t in part.items()}
-        with reported(path):
-            if safe_serialization:
+        if safe_serialization:
+            with output_errors(path):
                 save_file(part, path, metadata=metadata)
-                return
-            with open(path, "wb") as file:  # given a path, torch does not tell why it cannot be written
-                torch.save(part, file)
+            return
+        with atomic_write(path) as file:  # given a path, torch does not tell why it cannot be written
+            torch.save(part, file)
 
     stem, _, suffix = name.rpartition(".")
     files = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
@@ -277,30 +274,13 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     target = as_path(directory, "directory")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; a model is saved into a directory")
-    with reported(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        temporary = outer / "new"
-        temporary.mkdir()
-    try:
+    with update_directory(target, _stale_weights) as temporary:
         yield temporary
-        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666  # safetensors writes files for their owner only
-        for path in temporary.iterdir():
-            path.chmod(mode)
-        if not target.exists():
-            temporary.rename(target)
-            return
-        written = {path.name for path in temporary.iterdir()}
-        if any(_is_weights(name) for name in written):
-            for path in target.iterdir():
-                if _is_weights(path.name) and path.name not in written:
-                    path.unlink()
-        for path in sorted(temporary.iterdir(), key=lambda p: p.name.endswith(".json")):
-            os.replace(path, target / path.name)
-    except OutputError as error:
-        raise OutputError(str(error).replace(str(temporary), str(target))) from error
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _stale_weights(present: set[str], written: set[str]) -> set[str]:
+    """Weights in a directory that a model with other files of weights replaces."""
+    return {name for name in present - written if _is_weights(name)} if any(map(_is_weights, written)) else set()
 
 
 def _is_weights(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .config import GenerationConfig
-from .config.base import check_integer
+from .config.validators import check_integer
 from .errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from .generator import Generator
 from .hub import as_path, local_directory

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from . import ops
-from .config.base import check_flag, check_integer
+from .config.validators import check_flag, check_integer
 from .errors import InputError, UnsupportedError, quoted
 from .kernels.layernorm_gelu import ACTIVATIONS
 from .layers.linear import Int4Linear as Int4Linear

@@ -13,7 +13,7 @@ import torch
 
 from .arguments import older, settled
 from .config import GenerationConfig
-from .config.base import check_integer, check_mapping
+from .config.validators import check_integer, check_mapping
 from .errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from .generator import LOADING, Generator, Output
 from .generator.texts import checked_texts

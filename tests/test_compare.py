@@ -165,9 +165,9 @@ def test_checkpoint_that_only_transformers_refuses(generator, tmp_path):
     [
         (["one"], ["--do-sample"], "--do-sample: the draws differ"),
         (["one"], ["--num-beams", "4", "--num-beam-groups", "2"], "--num-beam-groups 2: transformers"),
-        (["one"], ["--margin", "-1"], "--margin must be at least 0, got -1.0"),
-        (["one"], ["--margin", "nan"], "--margin must be at least 0, got nan"),
-        (["one"], ["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["one"], ["--margin", "-1"], "--margin must be a number from 0, got -1.0"),
+        (["one"], ["--margin", "nan"], "--margin must be a number from 0, got nan"),
+        (["one"], ["--batch-size", "0"], "--batch-size must be an integer from 1 to 2147483647, got 0"),
         (["one", b"\xff"], [], "texts.txt, line 2: not UTF-8"),
         ([b"\x1f\x8b\x08"], [], "texts.txt is compressed by gzip"),
         (["one", "two", "one " * 60], [], "texts.txt, line 3: 60 tokens, the limit is 48 (--truncate cuts"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from typing import Any
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from .console import say
 from .exit_codes import FAILED_LINES
 from .options import add_generation, add_model, generation, make_generator
@@ -32,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what differs, and return the exit code: 1 where something does by more than the margin."""
-    if not args.margin >= 0:
-        raise ConfigError(f"--margin must be at least 0, got {args.margin}")
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, got {args.batch_size}")
+    from ..config.validators import check_integer, check_number
+
+    check_number(0, math.inf, args.margin, "--margin")
+    check_integer(1, args.batch_size, "--batch-size")
     from ..compare import compare
-    from ..files.text_input import check_name, read_texts
+    from ..files.line_formats import read_texts
+    from ..files.text_input import check_name
 
     check_name(args.input, "text")
     texts = read_texts(args.input)

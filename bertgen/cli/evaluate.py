@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the scores, and return the exit code."""
     from .. import metrics
-    from ..jobs import NewFile
+    from ..files.atomic import NewFile
+    from ..files.line_formats import read_numbered_pairs
     from ..jobs.report import MESSAGES
-    from ..trainer.data import pairs_of_lines
 
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
         raise ConfigError(f"--output {args.output} is the data")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     def told(problem: tuple[int, Exception]) -> str:
         return f"{args.data}, line {problem[0]}: {problem[1]}"
 
-    for number, found in pairs_of_lines(args.data):
+    for number, found in read_numbered_pairs(args.data):
         if isinstance(found, InputError):
             fail(number, found)
         else:

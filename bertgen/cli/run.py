@@ -180,7 +180,7 @@ def _second_interrupt_ends() -> Iterator[None]:
 def _format(args: argparse.Namespace) -> str:
     """What was said, else what the names of the files say."""
     from ..files import text_input
-    from ..jobs.line_formats import format_of
+    from ..files.line_formats import format_of
 
     if args.format:
         return args.format
@@ -201,7 +201,7 @@ def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, 
 
 
 def _write_statistics(path: str, found: dict[str, Any]) -> None:
-    from ..jobs import NewFile
+    from ..files.atomic import NewFile
 
     if path == "-":
         print(json.dumps(found))

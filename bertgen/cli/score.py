@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and return the exit code."""
+    from ..files.atomic import NewFile
     from ..files.text_input import check_input, format_of, lines_of, open_input
-    from ..jobs import NewFile
     from ..jobs.score import score_lines
 
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
-from ..files.text_input import reported
+from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..files.atomic import write_file
 from ..hub import as_path
+from .validators import check_kind
 
 # Keys of transformers in config.json that have no effect here. They are read, kept and written back.
 INERT_KEYS = frozenset(
@@ -130,97 +127,6 @@ class Config:
         return config
 
 
-def check_integer(low: int, value: Any, name: str, high: int = 2**31 - 1) -> int:
-    """The value as an int from `low` to `high`, numpy's integers too; ConfigError for anything else."""
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or not low <= number <= high:
-        raise ConfigError(f"{name} must be an integer from {low} to {high}, got {quoted(value)}")
-    return number
-
-
-def check_number(low: float, high: float, value: Any, name: str) -> float:
-    """The value as a float from `low` to `high`, numpy's numbers too; ConfigError for anything else."""
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:  # an integer beyond all floats
-        number = math.nan
-    if not low <= number <= high:
-        raise ConfigError(f"{name} must be a number from {low} to {high}, got {quoted(value)}")
-    return number
-
-
-def check_flag(value: Any, name: str) -> bool:
-    """The value as a bool, True or False, numpy's too; ConfigError for anything else."""
-    if not isinstance(value, bool) and not _is_numpy_bool(value):
-        raise ConfigError(f"{name} must be True or False, got {quoted(value)}")
-    return bool(value)
-
-
-def check_choice(choices: tuple[Any, ...], value: Any, name: str) -> Any:
-    """The one of `choices`, texts or integers, that the value is; ConfigError for anything else."""
-    if isinstance(value, (str, Integral)) and not isinstance(value, bool):  # to compare other objects may raise
-        for choice in choices:
-            if value == choice:
-                return choice
-    raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
-
-
-def check_callables(value: Any, name: str) -> list[Any] | None:
-    """The value as a list of callables, or None; ConfigError for anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, (list, tuple)) or not all(map(callable, value)):
-        raise ConfigError(f"{name} must be a list of callables, got {quoted(value)}")
-    return [check_callable(one, name) for one in value]
-
-
-def check_callable(value: Any, name: str) -> Any:
-    """The value, something that can be called, or None; ConfigError for anything else."""
-    if value is not None and not callable(value):
-        raise ConfigError(f"{name} must be a function, got {quoted(value)}")
-    if inspect.iscoroutinefunction(value):
-        raise ConfigError(f"{name} must be a plain function, nobody awaits what {quoted(value)} returns")
-    return value
-
-
-def check_name(value: Any, name: str) -> str | None:
-    """The value as it is, text that can be a part of a file's name, or None; ConfigError for anything else."""
-    if value is not None and not (isinstance(value, str) and value and not set(value) & set("/\\\0")):
-        raise ConfigError(f"{name} must be a str that can stand in the name of a file, got {quoted(value)}")
-    return value
-
-
-def check_mapping(value: Any, name: str, kind: type = object) -> Any:
-    """The value as it is, a mapping from names to values of a kind, or None; ConfigError for anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items()):
-        of = "" if kind is object else f" of {kind.__name__}"
-        raise ConfigError(f"{name} must be a dict{of} with names as its keys, got {quoted(value)}")
-    return value
-
-
-def check_kind(own: str, value: Any, name: str) -> str:
-    """The value as it is, the class's own; ConfigError for anything else: another kind is another class."""
-    if not isinstance(value, str) or value != own:
-        raise ConfigError(f"{name} of this class is {own!r}, it cannot be {quoted(value)}")
-    return value
-
-
-def check_token_id(value: Any, name: str) -> int | None:
-    """The value as it is, an id or None; ConfigError for anything else."""
-    return None if value is None else check_integer(0, value, name)
-
-
-def check_token_ids(value: Any, name: str) -> int | list[int] | None:
-    """The value as it is, an id, a list of ids or None; ConfigError for anything else."""
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ConfigError(f"{name} is an empty list")
-        return [check_integer(0, v, name) for v in value]
-    return check_token_id(value, name)
-
-
 def _dtype(name: str | None) -> Any:
     """The torch.dtype of a name in a file; another name is returned as it is."""
     if name is None:
@@ -246,19 +152,6 @@ def make_directory(directory: str | os.PathLike, push_to_hub: bool) -> Path:
     return path
 
 
-def check_special_ids(value: Any, name: str) -> int | list[int] | None:
-    """The value as it is: an id, a list of ids or None, where -1 and the like stand for no such token."""
-    if value is None:
-        return None
-    checked = [check_integer(-(2**31), one, name) for one in (value if isinstance(value, (list, tuple)) else [value])]
-    return checked if isinstance(value, (list, tuple)) else checked[0]
-
-
-def _is_numpy_bool(value: Any) -> bool:
-    """Whether it is numpy's bool, which no abstract class of numbers knows; numpy itself need not be imported."""
-    return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; CheckpointError for a file that holds none, or is larger than `JSON_BYTES`."""
     if path.exists() and path.stat().st_size > JSON_BYTES:
@@ -280,9 +173,6 @@ def json_text(values: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object so that a reader sees the old file or the whole new one."""
+    """Write a JSON object with `files.atomic`; the directory is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with reported(path):
-        temporary.write_text(json_text(values), encoding="utf-8")
-        os.replace(temporary, path)
+    write_file(path, json_text(values).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import check_integer, check_number
+from .validators import check_integer, check_number
 
 
 @dataclass(frozen=True)

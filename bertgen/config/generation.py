@@ -13,19 +13,9 @@ from typing import Any, ClassVar
 from ..arguments import by_its_place, into_its_folder
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
-from .base import (
-    ELSEWHERE,
-    Config,
-    check_flag,
-    check_integer,
-    check_number,
-    check_token_id,
-    check_token_ids,
-    make_directory,
-    read_json,
-    write_json,
-)
+from .base import ELSEWHERE, Config, make_directory, read_json, write_json
 from .model import BertGenerationConfig, EncoderDecoderConfig
+from .validators import check_flag, check_integer, check_number, check_token_id, check_token_ids
 
 logger = logging.getLogger(__name__)
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")

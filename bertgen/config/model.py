@@ -10,18 +10,8 @@ from typing import Any, ClassVar
 from ..arguments import by_its_place, into_its_folder
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import as_path, checked_file, resolve_file, split_hub_options
-from .base import (
-    Config,
-    check_flag,
-    check_integer,
-    check_kind,
-    check_number,
-    check_special_ids,
-    check_token_id,
-    make_directory,
-    read_json,
-    write_json,
-)
+from .base import Config, make_directory, read_json, write_json
+from .validators import check_flag, check_integer, check_kind, check_number, check_special_ids, check_token_id
 
 _SIZES = frozenset(
     "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings type_vocab_size".split()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, UnsupportedError, quoted
-from .base import check_choice, check_flag
+from .validators import check_choice, check_flag
 
 FORMATS = ("int4", "nf4", "fp4")
 GROUP_SIZES = (32, 64, 128)

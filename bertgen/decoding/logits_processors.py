@@ -18,8 +18,8 @@ import torch
 
 from .. import ops
 from ..config import GenerationConfig
-from ..config.base import check_callable, check_callables
 from ..config.generation import as_list
+from ..config.validators import check_callable, check_callables
 from ..errors import ConfigError, InputError
 
 LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

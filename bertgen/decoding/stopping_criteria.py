@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..config import GenerationConfig
-from ..config.base import check_callables
+from ..config.validators import check_callables
 from ..errors import ConfigError, InputError, quoted
 
 StepScores = tuple[torch.Tensor, ...] | None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config.base import check_flag, check_number
+from ..config.validators import check_flag, check_number
 from ..errors import ConfigError, InputError, quoted
 
 # First and last code points of the blocks of Chinese characters, which are written without spaces between words.

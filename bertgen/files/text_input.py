@@ -6,7 +6,6 @@ is not held.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -17,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import CheckpointError, ConfigError, InputError, OutputError
+from ..errors import ConfigError, InputError
 
 FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 LINE_BYTES = 1 << 24  # of the longest line that is read
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD = 4096  # bytes that tell what a file is
 _KEPT = 80  # bytes of a longer line, for messages
 _CHUNK = 1 << 16  # bytes that are taken from a pipe at a time
@@ -88,6 +88,14 @@ def check_length(line: bytes) -> None:
     """InputError where a line was too long to be read."""
     if isinstance(line, LongLine):
         raise InputError(f"{line.size} bytes, the limit of a line is {LINE_BYTES}")
+
+
+def line_content(line: bytes, first: bool) -> bytes:
+    """A line without its end, LF or CRLF, and without a byte-order mark where it is the first; empty if too long."""
+    if isinstance(line, LongLine):
+        return b""
+    content = line.removesuffix(b"\n").removesuffix(b"\r")
+    return content.removeprefix(_BYTE_ORDER_MARK) if first else content
 
 
 def decoded(content: bytes) -> str:
@@ -192,23 +200,6 @@ def read_lines(file: BinaryIO, name: str | os.PathLike, count: int | None = None
         raise InputError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def read_texts(path: str | os.PathLike, count: int | None = None) -> list[str]:
-    """The first `count` lines of a file, or all, as texts without their ends; without a byte-order mark.
-
-    Raises:
-        InputError: the file cannot be read or is no text; a line is not UTF-8 or too long (its number).
-    """
-    texts = []
-    with open_input(path) as file:
-        for number, line in enumerate(read_lines(file, path, count), start=1):
-            try:
-                text = decoded(line).rstrip("\r\n")
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
-            texts.append(text.removeprefix("\ufeff") if number == 1 else text)
-    return texts
-
-
 def _skipped(file: BinaryIO, beginning: bytes) -> bytes:
     """Read on to the end of a line, which nobody holds."""
     size, piece = len(beginning), beginning
@@ -302,26 +293,3 @@ def lines_of(file: BinaryIO, name: str | os.PathLike) -> Iterable[bytes]:
     except (OSError, ValueError, AttributeError):
         return read_lines(file, name)
     return Incoming(file, name)
-
-
-@contextlib.contextmanager
-def reported(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the system says of a file that is written into an OutputError that names it."""
-    try:
-        yield
-    except (BrokenPipeError, OutputError, CheckpointError):  # nobody reads it any more: no fault of the file
-        raise
-    except Exception as error:
-        if (reason := _reason(error)) is None:
-            raise
-        raise OutputError(f"{path} cannot be written: {reason}") from error
-
-
-def _reason(error: Exception) -> str | None:
-    """What the system said, if it is behind the error: torch and safetensors wrap it."""
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(match[1])) if match else None

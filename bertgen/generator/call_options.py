@@ -9,7 +9,7 @@ import torch
 
 from .. import decoding
 from ..config import GenerationConfig
-from ..config.base import check_callable, check_callables, check_choice, check_flag, check_integer
+from ..config.validators import check_callable, check_callables, check_choice, check_flag, check_integer
 from ..errors import ConfigError, InputError
 from ..model import EncoderDecoderModel
 from ..model.generation_warnings import warn_without_end_token

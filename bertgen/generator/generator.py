@@ -17,7 +17,7 @@ import torch
 
 from ..arguments import older
 from ..config import EngineConfig
-from ..config.base import check_callable, check_flag, check_integer
+from ..config.validators import check_callable, check_flag, check_integer
 from ..engine import Engine, EngineStatistics, Request
 from ..errors import BackendError, ConfigError, InputError, quoted
 from ..hub import local_directory, split_hub_options

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..config.base import check_callable, check_flag
+from ..config.validators import check_callable, check_flag
 
 
 @contextlib.contextmanager

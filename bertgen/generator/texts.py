@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError, quoted
+from ..files.windows import windows
 
 LOOKAHEAD = 4096  # texts that `stream` reads before its first output
 LOOKAHEAD_CHARACTERS = 1 << 24  # and the most characters of them
@@ -29,13 +30,8 @@ def checked_texts(texts: Any, name: str = "texts") -> Any:
 
 def in_windows(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Cut an iterable of texts, or of tuples of them, into lists of `size`, or of fewer where they are very long."""
-    window: list[Any] = []
-    characters = 0
-    for text in texts:
-        window.append(text)
-        characters += sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))
-        if len(window) >= size or characters >= LOOKAHEAD_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
+    return windows(texts, size, size_of=_characters, limit=LOOKAHEAD_CHARACTERS)
+
+
+def _characters(text: Any) -> int:
+    return sum(len(t) for t in (text if isinstance(text, tuple) else (text,)) if isinstance(t, str))

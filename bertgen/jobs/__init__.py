@@ -5,7 +5,6 @@ output appears under its name when all of it is on the disk, and not before; a j
 when it is called again.
 """
 
-from ..files.new_file import NewFile as NewFile
 from .job import follow_file as follow_file
 from .job import follow_lines as follow_lines
 from .job import run_file as run_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections import abc, deque
@@ -10,17 +11,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..config.base import check_integer
+from ..config.validators import check_integer, check_number
 from ..errors import ConfigError, OutputError
-from ..files.new_file import NewFile
+from ..files.atomic import NewFile
+from ..files.line_formats import format_of
 from ..files.text_input import is_regular, lines_of, open_input
 from ..generator import Generator
-from .line_formats import format_of
+from .generate import GenerationProcessor, format_settings
+from .input_file import InputFile
+from .metadata import job_metadata
 from .part_file import PartFile
 from .report import JobReport
-from .source import Source
-from .task import task_of
-from .work import Work
 
 COMMIT_SECONDS = 2.0  # between two commits; each takes some milliseconds of the disk's
 COMMIT_LINES = 4096
@@ -78,22 +79,21 @@ def follow_file(
     format = format_of(input, output) if format is None else format
     if check_integer(0, shard_index, "shard_index") >= check_integer(1, num_shards, "num_shards"):
         raise ConfigError(f"shard_index must be under num_shards={num_shards}, got {shard_index}")
-    if isinstance(commit_seconds, bool) or not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
-        raise ConfigError(f"commit_seconds must be a number from 0, got {commit_seconds!r}")
+    check_number(0, math.inf, commit_seconds, "commit_seconds")
     part = PartFile(output, overwrite, restart)
     if Path(os.path.realpath(input)) in part.names:
         raise ConfigError(f"{output} is the input, or grows there; it needs a name of its own")
-    work = Work.of(generator, name=str(input), format=format, **options)
+    processor = GenerationProcessor.from_options(generator, name=str(input), format=format, **options)
     with open_input(input) as file:
         if is_regular(file) and (part.target.is_file() or not part.target.exists()):
             with part:
-                source = Source(file, str(input))
-                yield from _durable(work, source, part, num_shards, shard_index, commit_seconds)
+                source = InputFile(file, str(input))
+                yield from _durable(processor, source, part, num_shards, shard_index, commit_seconds)
         elif num_shards > 1:
             raise ConfigError(f"shards are of files: {input} or {output} is none")
         else:
             with NewFile(output, overwrite) as new:
-                yield from _direct(work, lines_of(file, input), new.write, 0)
+                yield from _direct(processor, lines_of(file, input), new.write, 0)
 
 
 def follow_lines(
@@ -137,32 +137,37 @@ def follow_lines(
         ConfigError: bad options. InputError: a line that cannot be used, with `strict`; the input is no text, or the
             first window has several lines and none of them can be used.
     """
-    work = Work.of(generator, name=name, format=format, **options)
-    yield from _direct(work, lines, write, first)
+    processor = GenerationProcessor.from_options(generator, name=name, format=format, **options)
+    yield from _direct(processor, lines, write, first)
 
 
 def _direct(
-    work: Work, lines: Iterable[bytes], write: Callable[[bytes], Any], first: int
+    processor: GenerationProcessor, lines: Iterable[bytes], write: Callable[[bytes], Any], first: int
 ) -> abc.Generator[JobReport, None, None]:
     report = JobReport(first_line=first)
     yield report
-    for window in work.windows(lines):
-        yield from work.answer(window, first, write, report)
+    for window in processor.windows(lines):
+        yield from processor.process(window, first, write, report)
         first += len(window)
     yield report
 
 
 def _durable(
-    work: Work, source: Source, part: PartFile, num_shards: int, shard_index: int, commit_seconds: float
+    processor: GenerationProcessor,
+    source: InputFile,
+    part: PartFile,
+    num_shards: int,
+    shard_index: int,
+    commit_seconds: float,
 ) -> abc.Generator[JobReport, None, None]:
     first, end = source.shard(num_shards, shard_index)
     start, stop = source.offset(first), source.offset(end)
-    task = {
+    metadata = {
         "input": f"{source.bytes} bytes, {source.digest}",
         "shard": f"{shard_index} of {num_shards}",
-        **task_of(work.generator, work.records, work.window, work.options),
+        **job_metadata(processor.generator, format_settings(processor.format), processor.window, processor.options),
     }
-    saved = part.begin(task)
+    saved = part.begin(metadata)
     report = JobReport(first_line=first, total_lines=end - first, total_bytes=stop - start, committed=0)
     if saved is not None:
         try:
@@ -178,8 +183,8 @@ def _durable(
 
     try:
         yield report
-        for window in work.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
-            yield from work.answer(window, first + report.lines, part.write, report)
+        for window in processor.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
+            yield from processor.process(window, first + report.lines, part.write, report)
             source.check()
             part.mark()
             finished = report.saved()

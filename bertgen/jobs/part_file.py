@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, OutputError
-from ..files.atomic import NO_LINK, behind_links, replace_file, sync_folder, write_all
-from ..files.text_input import reported
+from ..files.atomic import (
+    NO_LINK,
+    output_errors,
+    remove_files,
+    rename_file,
+    resolve_links,
+    sync_handle,
+    temporary_file,
+    write_all,
+    write_file,
+)
 
 try:
     import fcntl
@@ -48,7 +57,7 @@ class PartFile:
 
     def __init__(self, path: str | os.PathLike, overwrite: bool = False, restart: bool = False):
         self.path, self.overwrite, self.restart = path, overwrite, restart
-        self.target = behind_links(path)
+        self.target = resolve_links(path)
         self.part = self.target.with_name(self.target.name + ".part")
         self.job = self.target.with_name(self.target.name + ".job")
         self._buffer = bytearray()
@@ -60,12 +69,12 @@ class PartFile:
     @property
     def names(self) -> list[Path]:
         """All that a job writes to."""
-        return [self.target, self.part, self.job, self.job.with_name(self.job.name + ".tmp")]
+        return [self.target, self.part, self.job, temporary_file(self.job)]
 
     def __enter__(self) -> PartFile:
         if not self.job.exists():
             self._refuse_existing()
-        with reported(self.path):
+        with output_errors(self.path):
             self._handle = self._locked()
             self._removable = os.fstat(self._handle).st_size == 0 and not self.job.exists()
         return self
@@ -99,7 +108,7 @@ class PartFile:
         else:
             self._take_up(size)
         self._marked = self._bytes, self._digest.hexdigest()
-        with reported(self.path):
+        with output_errors(self.path):
             os.ftruncate(self._handle, self._bytes)
             os.lseek(self._handle, self._bytes, os.SEEK_SET)
         return self._saved["report"] if self._saved and self._saved["report"] else None
@@ -126,8 +135,8 @@ class PartFile:
             report: of what stands before the mark; comes back from `begin` of the next run.
             complete: these were the last records.
         """
-        with reported(self.path):
-            os.fsync(self._handle)
+        with output_errors(self.path):
+            sync_handle(self._handle)
         self._removable = False
         self._save(report, complete)
 
@@ -137,12 +146,10 @@ class PartFile:
             self._remove()
             return
         self._refuse_existing()
-        with reported(self.path):
+        with output_errors(self.path):
             self._let_go()
-            os.replace(self.part, self.target)
-            sync_folder(self.target.parent)
-            self.job.unlink()
-            sync_folder(self.target.parent)
+            rename_file(self.part, self.target)
+            remove_files(self.job)
 
     def _locked(self) -> int:
         while True:
@@ -198,7 +205,7 @@ class PartFile:
         if differences := _differences(self._saved["task"], self._task):
             raise ConfigError(f"{self.path} was begun as another job: {differences}; {_START_OVER}")
         self._bytes = self._saved["bytes"]
-        with reported(self.path):
+        with output_errors(self.path):
             self._digest = _digest(self._handle, self._bytes)
             if size == 0 and self._saved["complete"] and self.target.is_file():
                 handle = os.open(self.target, os.O_RDONLY | NO_LINK)
@@ -217,7 +224,7 @@ class PartFile:
             )
 
     def _flush(self) -> None:
-        with reported(self.path):
+        with output_errors(self.path):
             write_all(self._handle, self._buffer)
         self._digest.update(self._buffer)
         self._bytes += len(self._buffer)
@@ -232,17 +239,13 @@ class PartFile:
             complete=complete,
             report=report,
         )
-        with reported(self.path):
-            replace_file(self.job, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+        write_file(self.job, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n", name=self.path)
 
     def _remove(self) -> None:
         """Leave nothing, in an order that a later run understands wherever this one is stopped."""
-        with reported(self.path):
+        with output_errors(self.path):
             self._let_go()
-            self.part.unlink(missing_ok=True)
-            for path in self.names[2:]:
-                path.unlink(missing_ok=True)
-            sync_folder(self.target.parent)
+            remove_files(self.part, *self.names[2:])
 
     def _let_go(self) -> None:
         if os.name == "nt":  # where a file that is open keeps its name

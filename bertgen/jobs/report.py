@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..generator import Generator, Output
+from ..generator.scorer import Likelihood
 
 MESSAGES = 20  # of a report; whatever went wrong in a million lines, a person reads the first few
 _SAVED = ("windows", "lines", "failed", "truncated", "input_tokens", "tokens", "bytes", "seconds")
@@ -61,23 +62,23 @@ class JobReport:
             return self
         return dataclasses.replace(self, **{name: getattr(self, name) - getattr(self.before, name) for name in _SAVED})
 
-    def count(self, line: str, size: int, answer: Output, limit: int) -> None:
+    def count(self, line: str, size: int, result: Output | Likelihood, truncation_message: str) -> None:
         """Add a line.
 
         Args:
             line: its file and number, for messages.
             size: its bytes.
-            answer: what it was answered.
-            limit: tokens that a truncated text was cut to.
+            result: of the line.
+            truncation_message: for a line that was cut.
         """
         self.lines += 1
         self.bytes += size
-        self.failed += answer.error is not None
-        self.truncated += answer.truncated
-        self.input_tokens += answer.input_tokens
-        self.tokens += len(answer.token_ids)
-        if (answer.error is not None or answer.truncated) and len(self.messages) < MESSAGES:
-            self.messages.append(f"{line}: {answer.error or f'cut to {limit} tokens'}")
+        self.failed += result.error is not None
+        self.truncated += result.truncated
+        self.input_tokens += result.input_tokens if isinstance(result, Output) else 0
+        self.tokens += len(result.token_ids)
+        if (result.error is not None or result.truncated) and len(self.messages) < MESSAGES:
+            self.messages.append(f"{line}: {result.error or truncation_message}")
         self.seconds = time.monotonic() - self._start + (self.before.seconds if self.before else 0.0)
 
     def saved(self) -> dict[str, Any]:

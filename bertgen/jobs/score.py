@@ -1,26 +1,22 @@
-"""Lines that hold a source and a target each, and the likelihoods that a model gives them: one record for each line.
+"""Log-likelihoods of lines that hold a source and a target each: one record for each line.
 
 Lines end with LF or CRLF, records with LF. A byte-order mark is dropped.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar
 
-from ..errors import ConfigError, InputError
-from ..files.text_input import check_json_lines, check_length, decoded, size_of
+from ..config.validators import check_integer
+from ..files.line_formats import JsonLines, LineFormat, Tsv
 from ..generator import LOOKAHEAD, Generator
 from ..generator.scorer import Likelihood
-from .line_formats import dumped, parsed, readable
-from .report import MESSAGES, JobReport
-
-ADDED = ("log_prob", "score", "tokens", "token_log_probs", "error")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from ..tokenizer import Tokenizer
+from .report import JobReport
+from .windows import WindowProcessor, check_format_options
 
 
 def score_lines(
@@ -63,165 +59,90 @@ def score_lines(
         ConfigError: bad options. InputError: a line that cannot be used, where that is strict; the input is no text, or
             it begins with several lines none of which can be used.
     """
-    form = _make_format(format, source_column, target_column, source_field, target_field)
-    report, start = JobReport(), time.monotonic()
-    waiting: dict[int, _Line] = {}
-    answers: dict[int, Likelihood] = {}
-
-    def pairs() -> Iterator[tuple[str, str]]:
-        for index, raw in enumerate(lines):
-            content = raw.removesuffix(b"\n").removesuffix(b"\r")
-            if index == 0:
-                content = content.removeprefix(_BYTE_ORDER_MARK)
-                if format == "jsonl":
-                    check_json_lines(content, name)
-            if not content.strip():
-                waiting[index] = _Line({}, len(raw), None, blank=True)
-                yield "", ""
-                continue
-            try:
-                check_length(raw)
-                fields, problem = form.fields(content), None
-            except InputError as error:
-                if strict:
-                    raise InputError(f"{name}, line {index + 1}: {error}") from error
-                fields, problem = form.readable(content), error
-            waiting[index] = _Line(fields, size_of(raw), problem)
-            yield ("", "") if problem else (fields[form.names[0]], fields[form.names[1]])
-
-    def record(line: _Line, answer: Likelihood) -> bytes:
-        if line.blank:
-            return b""
-        if not tokens and format == "tsv":
-            return b"" if answer.error else f"{answer.total if length_penalty is None else answer.score:.6f}".encode()
-        values = dict(line.fields)
-        if answer.error is not None:
-            return dumped({**values, "error": str(answer.error)})
-        values["log_prob"] = answer.total
-        if length_penalty is not None:
-            values["score"] = answer.score
-        if tokens:
-            values["tokens"] = generator.tokenizer.convert_ids_to_tokens(list(answer.token_ids))
-            values["token_log_probs"] = list(answer.log_probs)
-        return dumped(values)
-
-    stream = generator.stream_scores(
-        pairs(), length_penalty=length_penalty, truncation=truncation, return_errors=True, lookahead=lookahead
-    )
-    written, read = 0, 0  # lines; those of the first window
-    held: list[bytes] = []  # records of it as long as all its lines have failed
-    for index, answer in stream:
-        line = waiting[index]
-        read = read or len(waiting)
-        if line.blank:
-            answer = replace(answer, error=None)
-        answers[index] = answer = answer if line.problem is None else replace(answer, error=line.problem)
-        report.lines += 1
-        report.bytes += line.size
-        message = None
-        if answer.error is not None:
-            message = f"{name}, line {index + 1}: {answer.error}"
-            if strict:
-                raise InputError(message)
-            report.failed += 1
-        elif not line.blank:
-            report.tokens += len(answer.token_ids)
-            if answer.truncated:
-                report.truncated += 1
-                message = f"{name}, line {index + 1}: source cut to {generator.max_input_length} tokens"
-        report.messages += [message][: MESSAGES - len(report.messages)] if message else []
-        while written in answers:
-            held.append(record(waiting.pop(written), answers.pop(written)) + b"\n")
-            written += 1
-        if report.failed == report.lines == read > 1:
-            reason = f"each of the first {read} lines failed, the rest is not tried; {report.messages[0]}"
-            raise InputError(f"{name}: {reason}")
-        if report.failed < report.lines or report.lines >= read:
-            for one in held:
-                write(one)
-            held.clear()
-        report.seconds = time.monotonic() - start
-        yield report
+    results = LikelihoodFields(generator.tokenizer, tokens, with_score=length_penalty is not None)
+    line_format = make_format(format, source_column, target_column, source_field, target_field, results)
+    options: dict[str, Any] = dict(length_penalty=length_penalty, truncation=truncation)
+    list(generator.stream_scores([], **options))  # checks them
+    window = check_integer(1, lookahead, "lookahead")
+    processor = ScoreProcessor(generator, line_format, name, strict, window, options)
+    report, first = JobReport(), 0
+    for batch in processor.windows(iter(lines)):  # iter: the lines of a pipe fill whole windows, too
+        yield from processor.process(batch, first, write, report)
+        first += len(batch)
     yield report
 
 
-class _Line(NamedTuple):
-    """A line that waits for its answer: its fields, its size with its end, what is wrong with it, if it is blank."""
-
-    fields: dict[str, Any]
-    size: int
-    problem: InputError | None
-    blank: bool = False
-
-
-class _Format(Protocol):
-    """How lines hold pairs."""
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Fields of source and target."""
-
-    def fields(self, line: bytes) -> dict[str, Any]:
-        """The fields of a line, a source and a target among them; InputError where it has none."""
-
-    def readable(self, line: bytes) -> dict[str, Any]:
-        """The fields of a line that has no pair, as far as it has any."""
-
-
 @dataclass(frozen=True)
-class _Tsv:
-    columns: tuple[int, int]
-    names: tuple[str, str] = ("source", "target")
+class LikelihoodFields:
+    """How log-likelihoods are written: a number in TSV; in JSON `log_prob` and, where they are asked for, more.
 
-    def fields(self, line: bytes) -> dict[str, Any]:
-        cells = decoded(line).split("\t")
-        if len(cells) < max(self.columns):
-            raise InputError(f"{len(cells)} tab-separated columns, {max(self.columns)} needed")
-        return {name: cells[column - 1].strip() for name, column in zip(self.names, self.columns, strict=True)}
+    Args:
+        tokenizer: gives the tokens of ids.
+        tokens: write each token and its log-probability.
+        with_score: write the score, in TSV in place of the log-probability.
+    """
 
-    def readable(self, line: bytes) -> dict[str, Any]:
-        return {}
+    tokenizer: Tokenizer
+    tokens: bool
+    with_score: bool
 
+    reserved: ClassVar = ("log_prob", "score", "tokens", "token_log_probs", "error")
+    reserved_reason: ClassVar = "it is one that scoring adds"
 
-@dataclass(frozen=True)
-class _JsonLines:
-    names: tuple[str, str]
+    def cells(self, result: Likelihood) -> list[str]:
+        value = result.score if self.with_score else result.total
+        return ["" if result.error is not None or value is None else f"{value:.6f}"]
 
-    def fields(self, line: bytes) -> dict[str, Any]:
-        values = parsed(line)
-        for name in self.names:
-            if name not in values:
-                raise InputError(f"no field {name!r}; there are {', '.join(map(repr, values)) or 'none'}")
-            if not isinstance(values[name], str):
-                raise InputError(f"field {name!r} must be a string, got {json.dumps(values[name])[:80]}")
-        for taken in ADDED:
-            if taken in values:
-                raise InputError(f"field {taken!r} is there already; it is one that scoring adds")
+    def fields(self, result: Likelihood) -> dict[str, Any]:
+        values: dict[str, Any] = {"log_prob": result.total}
+        if self.with_score:
+            values["score"] = result.score
+        if self.tokens:
+            values["tokens"] = self.tokenizer.convert_ids_to_tokens(list(result.token_ids))
+            values["token_log_probs"] = list(result.log_probs)
         return values
 
-    def readable(self, line: bytes) -> dict[str, Any]:
-        return readable(line)
 
-
-def _make_format(
+def make_format(
     format: str,
     source_column: int | None,
     target_column: int | None,
     source_field: str | None,
     target_field: str | None,
-) -> _Format:
-    if format not in ("tsv", "jsonl"):
-        raise ConfigError(f"format must be tsv or jsonl, got {format!r}")
-    for name, value, home in (
-        ("source_column", source_column, "tsv"),
-        ("target_column", target_column, "tsv"),
-        ("source_field", source_field, "jsonl"),
-        ("target_field", target_field, "jsonl"),
-    ):
-        if value is not None and format != home:
-            raise ConfigError(f"{name}={value!r} is for the format {home}, not for {format}")
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+    results: LikelihoodFields,
+) -> LineFormat:
+    """The format of this name; ConfigError where there is none, or an option that is not None is not one of its."""
+    check_format_options(
+        format,
+        ("tsv", "jsonl"),
+        source_column=source_column,
+        target_column=target_column,
+        source_field=source_field,
+        target_field=target_field,
+    )
     if format == "tsv":
-        return _Tsv((source_column or 1, target_column or 2))
-    return _JsonLines((source_field or "source", target_field or "target"))
+        return Tsv((source_column or 1, target_column or 2), results, as_json=results.tokens)
+    return JsonLines((source_field or "source", target_field or "target"), results)
+
+
+@dataclass(frozen=True)
+class ScoreProcessor(WindowProcessor):
+    """Scores pairs. A window is one call of `Generator.stream_scores`."""
+
+    options: dict[str, Any]  # of `Generator.stream_scores`
+
+    empty: ClassVar[tuple[str, ...]] = ("", "")
+
+    def read(self, content: bytes) -> tuple[str, ...] | None:
+        return self.format.read(content) if content.strip() else None
+
+    def results(self, texts: list[tuple[str, ...]], first: int) -> Iterator[tuple[int, Likelihood]]:
+        pairs = [(source, target) for source, target in texts]
+        stream = self.generator.stream_scores(pairs, return_errors=True, lookahead=len(pairs), **self.options)
+        return ((first + index, replace(likelihood, index=first + index)) for index, likelihood in stream)
+
+    def truncation_message(self) -> str:
+        return f"source cut to {self.generator.max_input_length} tokens"
+
+    def record_end(self, line: bytes) -> bytes:
+        return b"\n"

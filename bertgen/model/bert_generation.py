@@ -17,7 +17,7 @@ from torch import nn
 from ..cache.cache import Cache
 from ..checkpoint import renamed
 from ..config import BertGenerationConfig, GenerationConfig
-from ..config.base import check_flag
+from ..config.validators import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
 from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions

@@ -9,7 +9,7 @@ import torch
 
 from .. import decoding
 from ..config import EncoderDecoderConfig, GenerationConfig
-from ..config.base import check_callable, check_callables, check_flag
+from ..config.validators import check_callable, check_callables, check_flag
 from ..decoding.logits_processors import AllowedTokens, LogitsProcessor, build_logits_processors
 from ..decoding.stopping_criteria import StoppingCriterion, build_stopping_criteria, with_custom_limits
 from ..errors import ConfigError, InputError, UnsupportedError, quoted

@@ -11,7 +11,7 @@ import torch
 
 from ..cache.cache import Cache
 from ..config import BertConfig, BertGenerationConfig
-from ..config.base import check_flag, check_integer, check_number
+from ..config.validators import check_flag, check_integer, check_number
 from ..errors import ConfigError, InputError, quoted
 from ..kernels.plain import is_traced
 from ..outputs import BaseModelOutputWithPastAndCrossAttentions

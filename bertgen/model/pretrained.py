@@ -13,7 +13,7 @@ from torch import nn
 from .. import checkpoint
 from ..arguments import by_its_place, into_its_folder, older, settled
 from ..config import BitsAndBytesConfig, GenerationConfig, Int4Config, int4_config, special_ids
-from ..config.base import check_flag, check_mapping, check_name
+from ..config.validators import check_flag, check_mapping, check_name
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from ..layers.linear import Int4Linear

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config.base import check_integer
+from ..config.validators import check_integer
 from ..errors import ConfigError, InputError, UnsupportedError
 from ..layers.linear import Int4Linear
 from ..layers.meta_init import outlined

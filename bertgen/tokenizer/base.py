@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..arguments import by_its_place
 from ..config import write_json
-from ..config.base import check_flag
+from ..config.validators import check_choice, check_flag, check_size
 from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from ..hub import as_path, split_hub_options
 from .alignment import Alignment, TokenizedText, align_rows
@@ -24,8 +24,6 @@ from .encoding import (
     TENSORS,
     BatchEncoding,
     as_encoding,
-    checked_choice,
-    checked_positive,
     tensor_kind,
     to_lists,
 )
@@ -114,9 +112,9 @@ class Tokenizer(Vocabulary):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
-            value = checked_choice(name, value, SIDES)
+            value = check_choice(SIDES, value, name)
         elif name == "model_max_length":
-            value = checked_positive(name, value)
+            value = check_size(value, name)
         super().__setattr__(name, value)
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
@@ -310,7 +308,7 @@ class Tokenizer(Vocabulary):
         `stride` kept tokens are returned with the removed ones. No removed ids are returned where both texts are cut
         ("longest_first").
         """
-        strategy = checked_choice("truncation_strategy", truncation_strategy, TRUNCATIONS)
+        strategy = check_choice(TRUNCATIONS, truncation_strategy, "truncation_strategy")
         if num_tokens_to_remove <= 0 or strategy == "do_not_truncate":
             return ids, pair_ids, []
         limit = len(ids) + len(pair_ids or ()) - num_tokens_to_remove
@@ -419,7 +417,7 @@ class Tokenizer(Vocabulary):
         return_special_tokens_mask = check_flag(return_special_tokens_mask, "return_special_tokens_mask")
         return_offsets_mapping = check_flag(return_offsets_mapping, "return_offsets_mapping")
         return_length = check_flag(return_length, "return_length")
-        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
+        check_choice((*TENSORS, None), return_tensors, "return_tensors")
         lengths = self._resolve_lengths(padding, truncation, max_length, pad_to_multiple_of)
         if is_split_into_words:
             firsts, seconds, single = words_and_pairs(text, text_pair)
@@ -544,7 +542,7 @@ class Tokenizer(Vocabulary):
         """
         encoding = collate(encoded_inputs)
         lengths = self._resolve_lengths(padding, False, max_length, pad_to_multiple_of)
-        checked_choice("return_tensors", return_tensors, (*TENSORS, None))
+        check_choice((*TENSORS, None), return_tensors, "return_tensors")
         return_tensors = return_tensors or tensor_kind(encoding["input_ids"])
         if not to_lists(encoding["input_ids"]):
             return BatchEncoding(encoding, **({"attention_mask": []} if return_attention_mask else {}))

@@ -18,10 +18,11 @@ import sentencepiece
 
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
+from ..files.atomic import write_file
 from ..hub import checked_file
 from .alignment import TokenizedText
 from .base import Tokenizer
-from .files import ADDED_TOKENS_FILE, target_file, write_file
+from .files import ADDED_TOKENS_FILE, target_file
 from .lengths import truncate_pair
 from .tokens import AddedToken, read_added_tokens
 
@@ -333,7 +334,9 @@ class BertGenerationTokenizer(Tokenizer):
 
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the sentencepiece model into a directory; returns its path in a tuple, as transformers."""
-        return (write_file(target_file(save_directory, filename_prefix, "spiece.model"), self._model_proto),)
+        path = target_file(save_directory, filename_prefix, "spiece.model")
+        write_file(path, self._model_proto)
+        return (str(path),)
 
     def _save_files(self, save_directory: str | os.PathLike, filename_prefix: str | None) -> list[str]:
         saved = list(self.save_vocabulary(save_directory, filename_prefix))

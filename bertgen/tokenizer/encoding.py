@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
 
-from ..errors import ConfigError, InputError, UnsupportedError, quoted
+from ..config.validators import check_choice
+from ..errors import InputError, UnsupportedError, quoted
 from .alignment import Alignment, CharSpan, TokenSpan
 
 TENSORS = ("pt", "np")
@@ -135,25 +135,6 @@ class BatchEncoding(dict):
         return self
 
 
-def checked_positive(name: str, value: Any, most: int | None = None) -> int:
-    """The value as an int of at least 1, and at most `most`, or ConfigError."""
-    whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
-    if isinstance(value, bool) or not whole or value < 1 or (most is not None and value > most):
-        limit = "of at least 1" if most is None else f"from 1 to {most}"
-        raise ConfigError(f"{name} must be an integer {limit}, got {quoted(value)}")
-    return int(value)
-
-
-def checked_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
-    """The one of `choices`, texts and None, that the value is, or ConfigError."""
-    if value is None and None in choices:
-        return None
-    for choice in choices:  # equal to the enumerations of transformers, too, which are strings
-        if isinstance(value, str) and value == choice:
-            return choice
-    raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
-
-
 def tensor_kind(value: Any) -> str | None:
     """The `return_tensors` for tensors ("pt") and arrays ("np"), or lists of them; None for anything else."""
     one = value[0] if isinstance(value, (list, tuple)) and value else value
@@ -187,7 +168,7 @@ def as_encoding(columns: dict[str, Any], return_tensors: str | None, unwrap: boo
         return BatchEncoding({key: rows[0] for key, rows in columns.items()})
     if return_tensors is None:
         return BatchEncoding(columns)
-    checked_choice("return_tensors", return_tensors, TENSORS)
+    check_choice(TENSORS, return_tensors, "return_tensors")
     import numpy
 
     tensors: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,10 +16,11 @@ import tokenizers
 
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
+from ..files.atomic import write_file
 from ..hub import checked_file, resolve_file
 from .alignment import TokenizedText
 from .base import Tokenizer
-from .files import target_file, write_file
+from .files import target_file
 from .lengths import truncate_pair
 from .tokens import AddedToken, read_added_tokens
 
@@ -223,12 +225,18 @@ class FastTokenizer(Tokenizer):
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary, without added tokens, into a directory and return the paths."""
         directory = target_file(save_directory, filename_prefix, "the vocabulary").parent
-        return tuple(self._library.model.save(str(directory), filename_prefix))
+        with tempfile.TemporaryDirectory() as temporary:
+            names = [Path(path).name for path in self._library.model.save(temporary, filename_prefix)]
+            for name in names:
+                write_file(directory / name, (Path(temporary) / name).read_bytes())
+        return tuple(str(directory / name) for name in names)
 
     def _save_files(self, save_directory: str | os.PathLike, filename_prefix: str | None) -> list[str]:
         self._library.post_processor = self._post_processor()
         content = self._library.to_str(pretty=True).encode()
-        return [write_file(target_file(save_directory, filename_prefix, TOKENIZER_FILE), content)]
+        path = target_file(save_directory, filename_prefix, TOKENIZER_FILE)
+        write_file(path, content)
+        return [str(path)]
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..config import read_json
 from ..errors import CheckpointError
-from ..files.text_input import reported
 from ..hub import resolve_file
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -83,12 +82,3 @@ def target_file(directory: str | os.PathLike, prefix: str | None, filename: str)
     if not Path(directory).is_dir():
         raise CheckpointError(f"{directory} is no directory; {filename} is written into one")
     return Path(directory) / (f"{prefix}-{filename}" if prefix else filename)
-
-
-def write_file(path: Path, content: bytes) -> str:
-    """Write a file as a whole or not at all, and return its path."""
-    temporary = path.with_name(path.name + ".tmp")
-    with reported(path):
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    return str(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..config.validators import check_choice, check_size
 from ..errors import ConfigError
-from .encoding import checked_choice, checked_positive
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 PADDINGS = ("longest", "max_length", "do_not_pad")
@@ -51,13 +51,13 @@ def resolve_lengths(
         truncation = "longest_first" if truncation else "do_not_truncate"
     if isinstance(padding, bool):
         padding = "longest" if padding else "do_not_pad"
-    truncation = checked_choice("truncation", truncation, TRUNCATIONS)
-    padding = checked_choice("padding", padding, PADDINGS)
-    limit = None if max_length is None else checked_positive("max_length", max_length)
+    truncation = check_choice(TRUNCATIONS, truncation, "truncation")
+    padding = check_choice(PADDINGS, padding, "padding")
+    limit = None if max_length is None else check_size(max_length, "max_length")
     if limit is None and model_max_length < _LARGEST_LIMIT:
         limit = model_max_length
     if multiple is not None:
-        multiple = checked_positive("pad_to_multiple_of", multiple, LONGEST_PADDED)
+        multiple = check_size(multiple, "pad_to_multiple_of", LONGEST_PADDED)
     if padding != "do_not_pad" and not has_pad_token:
         raise ConfigError("padding needs a pad_token; this tokenizer has none")
     if limit and multiple and limit % multiple and truncation != "do_not_truncate" and padding != "do_not_pad":
@@ -133,7 +133,7 @@ def pad_columns(columns: dict[str, list[Any]], lengths: LengthOptions, side: Any
     Raises:
         ConfigError: another side, or more than `LONGEST_PADDED` tokens.
     """
-    side = checked_choice("padding_side", side, SIDES)
+    side = check_choice(SIDES, side, "padding_side")
     rows = columns["input_ids"]
     length = max(map(len, rows)) if lengths.padding == "longest" else lengths.limit
     if lengths.padding == "do_not_pad" or length is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ..config.base import check_flag
+from ..config.validators import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from .encoding import to_lists
 from .tokens import AddedToken

@@ -14,65 +14,11 @@ import torch
 
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, InputError
-from ..files.text_input import check_name, decoded, open_input, read_lines
+from ..files.atomic import atomic_write
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import source_special_tokens, target_end_token
 
 IGNORED = -100
-
-
-def read_pairs(path: str | Path, source_column: int = 1, target_column: int = 2) -> list[tuple[str, str]]:
-    """Read (source, target) from a TSV file.
-
-    Args:
-        path: UTF-8 text, a pair per line; blank lines behind the last are no lines.
-        source_column, target_column: counted from 1.
-
-    Raises:
-        ConfigError: the file has the name of another kind.
-        InputError: no such file, no text, no lines, a line with too few columns, an empty side, one that is too long or
-            not UTF-8; the message names file and line.
-    """
-    pairs = []
-    for number, found in pairs_of_lines(path, source_column, target_column):
-        if isinstance(found, InputError):
-            raise InputError(f"{path}, line {number}: {found}") from found
-        pairs.append(found)
-    if not pairs:
-        raise InputError(f"{path}: no pairs")
-    return pairs
-
-
-def pairs_of_lines(
-    path: str | Path, source_column: int = 1, target_column: int = 2
-) -> Iterator[tuple[int, tuple[str, str] | InputError]]:
-    """Number of each line of a TSV file, from 1, and its pair, or what is wrong with it; otherwise as `read_pairs`."""
-    check_name(path, "tsv", "text")
-    blank: list[tuple[int, InputError]] = []
-    with open_input(path) as file:
-        for number, line in enumerate(read_lines(file, path), start=1):
-            try:
-                found: tuple[str, str] | InputError = _pair(line, number, source_column, target_column)
-            except InputError as error:
-                found = error
-                if not line.strip():
-                    blank.append((number, error))
-                    continue
-            yield from blank
-            blank.clear()
-            yield number, found
-
-
-def _pair(line: bytes, number: int, source_column: int, target_column: int) -> tuple[str, str]:
-    text = decoded(line).rstrip("\r\n")
-    columns = (text.removeprefix("\ufeff") if number == 1 else text).split("\t")
-    needed = max(source_column, target_column)
-    if len(columns) < needed:
-        raise InputError(f"{len(columns)} tab-separated columns, {needed} needed: {text[:80]!r}")
-    source, target = columns[source_column - 1].strip(), columns[target_column - 1].strip()
-    if not source or not target:
-        raise InputError(f"the {'target' if source else 'source'} is empty")
-    return source, target
 
 
 def train_vocabulary(pairs: Sequence[tuple[str, str]], vocab_size: int, path: Path) -> None:
@@ -86,7 +32,7 @@ def train_vocabulary(pairs: Sequence[tuple[str, str]], vocab_size: int, path: Pa
     import sentencepiece
 
     try:
-        with open(path, "wb") as file:
+        with atomic_write(path) as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(text for pair in pairs for text in pair),
                 model_writer=file,

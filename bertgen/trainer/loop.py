@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from ..errors import BertgenError, ConfigError
-from ..files.text_input import reported
+from ..files.atomic import atomic_directory, output_errors, recover_directory
+from ..files.line_formats import read_pairs
 from ..model.devices import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
-from .data import Corpus, dropout_seed, read_pairs, shares
+from .data import Corpus, dropout_seed, shares
 from .evaluation import dev_bleu, dev_loss
 from .optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from .options import TrainingConfig
@@ -153,14 +154,14 @@ class Trainer:
 
     def _claim_output(self) -> None:
         for name in ("best", "last"):
-            state.restore_folder(self.output / name)
+            recover_directory(self.output / name)
         present = [name for name in ("state.pt", "best", "last") if (self.output / name).exists()]
         if present and not self.config.resume:
             raise ConfigError(
                 f"output={self.config.output!r} holds {present[0]} of another run: resume continues it, or take "
                 "another folder"
             )
-        with reported(self.output):
+        with output_errors(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -200,11 +201,9 @@ class Trainer:
         """Write a complete checkpoint of the averaged weights."""
         model = copy.deepcopy(self.average).to(DTYPES[self.config.save_dtype])
 
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-
-        state.write_folder(self.output / name, write)
+        with atomic_directory(self.output / name) as directory:
+            model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started

@@ -9,7 +9,7 @@ import typing
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from ..config.base import check_flag, check_integer, check_number
+from ..config.validators import check_flag, check_integer, check_number
 from ..errors import ConfigError, quoted
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
+from ..files.atomic import atomic_write, write_file
 from .options import TrainingConfig
-from .state import write_file
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     """Write one JSON object per evaluation."""
-    text = "".join(json.dumps(row) + "\n" for row in history).encode()
-    write_file(path, lambda temporary: temporary.write_bytes(text))
+    write_file(path, "".join(json.dumps(row) + "\n" for row in history).encode())
 
 
 def write_curve(path: Path, history: list[dict[str, Any]], averaged: bool) -> None:
@@ -49,7 +48,8 @@ def write_curve(path: Path, history: list[dict[str, Any]], averaged: bool) -> No
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("updates")
-    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def clock(seconds: float) -> str:

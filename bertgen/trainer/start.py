@@ -14,7 +14,6 @@ from ..layers.meta_init import outlined
 from ..model import EncoderDecoderModel
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from ..tokenizer.special_tokens import target_end_token
-from . import state
 from .data import train_vocabulary
 from .options import TrainingConfig
 
@@ -28,7 +27,7 @@ def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output
         AutoTokenizer.from_pretrained(given).save_pretrained(output)
         return
     vocabulary = output / "spiece.model"
-    state.write_file(vocabulary, lambda path: train_vocabulary(pairs, config.vocab_size, path))
+    train_vocabulary(pairs, config.vocab_size, vocabulary)
     BertGenerationTokenizer(vocab_file=str(vocabulary)).save_pretrained(output)
 
 

@@ -396,7 +396,7 @@ def test_lines_that_do_not_end_fail_alone(bertgen_score, monkeypatch):
     "arguments, message",
     [
         (["--source-field", "en"], "--source-field 'en' is for the format jsonl, not for tsv"),
-        (["--source-column", "0"], "--source-column must be at least 1, got 0"),
+        (["--source-column", "0"], "--source-column must be an integer from 1 to 2147483647, got 0"),
         (["--format", "jsonl", "--target-column", "2"], "--target-column 2 is for the format tsv, not for jsonl"),
     ],
 )

@@ -6,7 +6,6 @@ Most have the generator of crashes.py, whose outputs tell where a text stood and
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,40 +14,20 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from bertgen import ConfigError, Generator, InputError, OutputError
-from bertgen.jobs import follow_file, job, part_file, run_file, source, work
-from bertgen.jobs.line_formats import Text
-from bertgen.jobs.task import task_of as real_task_of
+from bertgen import ConfigError, Generator, InputError
+from bertgen.jobs import follow_file, job, part_file, run_file, windows
 from tests.support.checkpoints import sentence
-from tests.support.crashes import ODD, Died, Disk, Echo, forked, task_of
+from tests.support.crashes import ODD, Died, Disk, forked
+from tests.support.jobs import begun, names
 
 ROOT = Path(__file__).parents[2]
+
+
 KILLS = int(os.environ.get("BERTGEN_KILLS", "5"))
+
+
 SEED = int(os.environ.get("BERTGEN_SEED", "1"))
-
-
-@pytest.fixture
-def echo(monkeypatch):
-    monkeypatch.setattr(job, "task_of", task_of)
-    monkeypatch.setattr(work, "default_window", lambda *_: 1024)  # which asks the model
-    return Echo()
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def begun(generator, folder, content, lines, **options):
-    """Runs a job on these bytes until so many lines are answered, and leaves it."""
-    (folder / "in.txt").write_bytes(content)
-    reports = follow_file(generator, folder / "in.txt", folder / "out.txt", **options)
-    for report in reports:
-        if report.lines == lines:
-            break
-    reports.close()
-    return report
 
 
 # death
@@ -238,13 +217,13 @@ def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypa
     run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=window)
     whole, now = (tmp_path / "whole.txt").read_bytes(), [0.0]
     monkeypatch.setattr(job, "clock", lambda: now[0])
-    answer = work.Work.answer
+    process = windows.WindowProcessor.process
 
     def slow(*rest):
-        yield from answer(*rest)
+        yield from process(*rest)
         now[0] += 1
 
-    monkeypatch.setattr(work.Work, "answer", slow)
+    monkeypatch.setattr(windows.WindowProcessor, "process", slow)
     options = dict(window=window, commit_seconds=seconds)
     out, kept = tmp_path / "out.txt", []
     for death in range(1, lines):
@@ -329,7 +308,7 @@ def test_strict_keeps_what_was_committed(echo, tmp_path):
 
 
 def test_very_long_lines_make_smaller_windows_and_the_same_after_a_resume(echo, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 100)
     r = random.Random(3)
     content = "".join("x" * r.choice((1, 30, 150)) + "\n" for _ in range(40)).encode()
     assert begun(echo, tmp_path, content, 30, window=10).windows > 3
@@ -363,224 +342,6 @@ def test_restart_begins_at_the_first_line(echo, tmp_path):
     assert names(tmp_path) == ["in.txt", "out.txt", "whole.txt"]
 
 
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"num_beams": 3}, "num_beams was 2 and is 3"),
-        ({"num_beams": 2, "length_penalty": 2.0}, "length_penalty was not set and is 2.0"),
-        ({"n_best": 2}, "n_best was 1 and is 2"),
-        ({"scores": True}, "scores was false and is true"),
-        ({"seed": 4}, "seed was not set and is 4"),
-        ({"truncation": True}, "truncation was false and is true"),
-        ({"max_batch_size": 4}, "max_batch_size was not set and is 4"),
-        ({"window": 4}, "window was 3 and is 4"),
-        ({"format": "tsv"}, "format was Text and is Tsv, column was not set and is 1"),
-        ({"num_shards": 2}, "shard was 0 of 1 and is 0 of 2"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_options_that_have_changed(tiny_checkpoint, tmp_path, changed, message):
-    generator = Generator(tiny_checkpoint)
-    begun(generator, tmp_path, b"one\n" * 9, 7, num_beams=2, window=3)
-    options = {"num_beams": 2, "window": 3, **changed}
-    with pytest.raises(ConfigError, match=f"was begun as another job: {message}; restart"):
-        run_file(generator, tmp_path / "in.txt", tmp_path / "out.txt", **options)
-    same = {"max_length": generator.model.generation_config.max_length, "overwrite": True, "truncation": False}
-    assert run_file(generator, tmp_path / "in.txt", tmp_path / "out.txt", num_beams=2, window=3, **same).before
-
-
-def test_task_knows_the_model(tiny_checkpoint, tmp_path):
-    """Not by its path: a copy is the same, one other weight, piece or rounding is not."""
-
-    def task(generator, **options):
-        found = real_task_of(generator, Text(1, False), 10, options)
-        assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
-        return found
-
-    def differing(generator):
-        return {name for name, value in task(generator).items() if value != first[name]}
-
-    first = task(Generator(tiny_checkpoint))
-    shutil.copytree(tiny_checkpoint, tmp_path / "copy")
-    other = Generator(tmp_path / "copy", max_rows=100, max_input_length=20, truncation=True)
-    assert differing(other) == {"max_rows", "max_input_length", "truncation"}
-    other = Generator(tiny_checkpoint)
-    with torch.no_grad():
-        next(other.model.parameters())[-1, -1] += 1e-6
-    assert differing(other) == {"weights"}
-    other = Generator(tiny_checkpoint)
-    other.model.config.encoder.layer_norm_eps *= 2
-    assert differing(other) == {"weights"}
-    assert differing(Generator(tiny_checkpoint, dtype="float16")) <= {"weights", "dtype"}
-    other = Generator(tiny_checkpoint)
-    other.tokenizer.clean_up_tokenization_spaces = True
-    assert differing(other) == {"tokenizer"}
-    other = Generator(tiny_checkpoint)
-    other.model.generation_config.num_beams = 2
-    assert {name for name, value in task(other).items() if value != first.get(name)} == {"num_beams"}
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        assert differing(Generator(tiny_checkpoint)) == {"device"}
-    finally:
-        torch.set_num_threads(threads)
-
-
-# one writer, files of others, damage
-
-
-def test_one_writer(echo, tmp_path):
-    (tmp_path / "in.txt").write_bytes(b"one\n" * 9)
-    files = (tmp_path / "in.txt", tmp_path / "out.txt")
-    reports = follow_file(echo, *files, window=3)
-    assert [next(reports).lines for _ in range(6)][-1] == 5
-    for options in ({}, {"restart": True}, {"overwrite": True}):
-        with pytest.raises(ConfigError, match=r"another process is writing .*out.txt: it holds .*out.txt.part"):
-            run_file(echo, *files, window=3, **options)
-    *_, last = reports
-    assert last.lines == 9 and files[1].read_bytes().count(b"\n") == 9
-
-
-def test_writer_that_comes_when_another_ends_leaves_its_output_alone(echo, tmp_path, monkeypatch):
-    """It has opened OUT.part, and before it can lock it the file is called OUT."""
-    (tmp_path / "in.txt").write_bytes(b"one\n" * 9)
-    files = (tmp_path / "in.txt", tmp_path / "out.txt")
-    reports = follow_file(echo, *files, window=3)
-    next(reports)
-    lock = part_file.fcntl.flock
-
-    def end_first(*arguments):
-        monkeypatch.setattr(part_file.fcntl, "flock", lock)
-        assert list(reports)
-        lock(*arguments)
-
-    monkeypatch.setattr(part_file.fcntl, "flock", end_first)
-    with pytest.raises(ConfigError, match="is there already"):
-        run_file(echo, *files, window=3)
-    assert files[1].read_bytes().count(b"\n") == 9 and names(tmp_path) == ["in.txt", "out.txt"]
-
-
-def test_file_system_without_locks(echo, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(part_file.fcntl, "flock", refuse)
-    begun(echo, tmp_path, b"one\n" * 9, 7, window=3)
-    assert run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3).before.lines == 6
-
-
-def test_part_of_someone_else_stays(echo, tmp_path):
-    (tmp_path / "in.txt").write_bytes(b"one\n")
-    (tmp_path / "out.txt.part").write_bytes(b"precious")
-    with pytest.raises(ConfigError, match="out.txt.part is there without .*out.txt.job, and may be of someone else"):
-        run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt")
-    assert (tmp_path / "out.txt.part").read_bytes() == b"precious"
-    (tmp_path / "out.txt.part").unlink()
-    (tmp_path / "out.txt.part").symlink_to(tmp_path / "in.txt")
-    with pytest.raises(OutputError, match="Too many levels of symbolic links"):
-        run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt")
-    assert (tmp_path / "in.txt").read_bytes() == b"one\n"
-
-
-@pytest.mark.parametrize("name", ["out.txt.part", "out.txt.job", "out.txt.job.tmp"])
-def test_input_is_none_of_the_files_of_the_job(echo, tmp_path, name):
-    (tmp_path / name).write_bytes(b"one\n")
-    with pytest.raises(ConfigError, match="is the input, or grows there"):
-        run_file(echo, tmp_path / name, tmp_path / "out.txt", format="text", restart=True)
-    assert names(tmp_path) == [name]
-
-
-DAMAGE = {
-    "empty": lambda saved: b"",
-    "no JSON": lambda saved: b"{",
-    "a list": lambda saved: b"[]",
-    "deep": lambda saved: b"[" * 100_000,
-    "version": lambda saved: {**saved, "version": 2},
-    "no version": lambda saved: {"task": {}},
-    "bytes": lambda saved: {**saved, "bytes": -1},
-    "digest": lambda saved: {**saved, "digest": None},
-    "task": lambda saved: {**saved, "task": []},
-    "report": lambda saved: {**saved, "report": {"lines": 3}},
-    "no report": lambda saved: {**saved, "report": {}},
-    "lines": lambda saved: {**saved, "report": {**saved["report"], "lines": "3"}},
-    "too many lines": lambda saved: {**saved, "report": {**saved["report"], "lines": 10}},
-    "seconds": lambda saved: {**saved, "report": {**saved["report"], "seconds": float("nan")}},
-    "messages": lambda saved: {**saved, "report": {**saved["report"], "messages": 7}},
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_sidecar_that_is_damaged(echo, tmp_path, name):
-    begun(echo, tmp_path, b"one\n" * 9, 7, window=3)
-    sidecar = tmp_path / "out.txt.job"
-    damaged = DAMAGE[name](json.loads(sidecar.read_bytes()))
-    sidecar.write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
-    with pytest.raises(ConfigError, match=r"out.txt.job is (damaged|of another version).*; restart throws away"):
-        run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3)
-    assert (tmp_path / "out.txt.part").stat().st_size > 0
-    assert run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3, restart=True).lines == 9
-
-
-@pytest.mark.parametrize("change", ["shorter", "other", "gone"])
-def test_part_that_has_changed(echo, tmp_path, change):
-    begun(echo, tmp_path, b"one\n" * 9, 7, window=3)
-    path = tmp_path / "out.txt.part"
-    if change == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-60] if change == "shorter" else b"X" + path.read_bytes()[1:])
-    with pytest.raises(ConfigError, match=r"out.txt.part has changed: its first \d+ bytes are not those of"):
-        run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3)
-
-
-def test_output_that_appears_meanwhile_stays_and_the_job_too(echo, tmp_path):
-    (tmp_path / "in.txt").write_bytes(b"one\n" * 9)
-    files = (tmp_path / "in.txt", tmp_path / "out.txt")
-    reports = follow_file(echo, *files, window=3)
-    next(reports)
-    files[1].write_bytes(b"theirs")
-    for _ in range(2):
-        with pytest.raises(ConfigError, match="out.txt is there already; overwrite replaces it"):
-            list(reports)
-        assert files[1].read_bytes() == b"theirs"
-        reports = follow_file(echo, *files, window=3)
-    report = run_file(echo, *files, window=3, overwrite=True)
-    assert (report.before.lines, files[1].read_bytes().count(b"\n")) == (9, 9)
-
-
-def test_input_that_changes_while_it_is_read(echo, tmp_path):
-    (tmp_path / "in.txt").write_bytes(b"one\n" * 9)
-    reports = follow_file(echo, tmp_path / "in.txt", tmp_path / "out.txt", window=3)
-    assert [next(reports).lines for _ in range(6)][-1] == 5
-    with open(tmp_path / "in.txt", "ab") as file:
-        file.write(b"more\n")
-    with pytest.raises(InputError, match="in.txt has changed while it was read"):
-        list(reports)
-    assert json.loads((tmp_path / "out.txt.job").read_bytes())["report"]["lines"] == 3
-
-
-# a disk without room
-
-
-@pytest.mark.parametrize("room", [0, 50, 700, 2000])
-def test_disk_that_is_full_for_a_while(echo, tmp_path, room):
-    (tmp_path / "in.txt").write_bytes(b"one two three\n" * 100)
-    files = (tmp_path / "in.txt", tmp_path / "out.txt")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        with pytest.raises(OutputError, match="out.txt cannot be written: File too large"):
-            run_file(echo, *files, window=10)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not files[1].exists()
-    report = run_file(echo, *files, window=10)
-    assert (report.before is not None) == (room >= 700)
-    run_file(echo, files[0], tmp_path / "whole.txt", window=10)
-    assert files[1].read_bytes() == (tmp_path / "whole.txt").read_bytes()
-    assert names(tmp_path) == ["in.txt", "out.txt", "whole.txt"]
-
-
 # shards
 
 
@@ -601,24 +362,6 @@ def test_outputs_of_shards_are_that_of_the_whole(echo, tmp_path, count):
     assert sum(report.total_bytes for report in reports) == len(content)
     messages = [message for report in reports for message in report.messages]
     assert messages == run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=1, overwrite=True).messages
-
-
-def test_source_finds_every_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_CHUNK", 7)
-    r = random.Random(4)
-    for trial in range(200):
-        content = bytes(r.choices(b"ab\n\r", (3, 3, r.choice((0, 1, 9)), 1), k=trial))
-        (tmp_path / "in.txt").write_bytes(content)
-        with open(tmp_path / "in.txt", "rb") as file:
-            found = source.Source(file, "in.txt")
-            lines = [line + b"\n" for line in content.split(b"\n")[:-1]] + [content.split(b"\n")[-1]] * (
-                content[-1:] not in (b"", b"\n")
-            )
-            assert (found.lines, found.bytes) == (len(lines), len(content))
-            for first in range(len(lines) + 1):
-                assert found.offset(first) == sum(map(len, lines[:first]))
-                end = r.randint(first, len(lines))
-                assert list(found.read(found.offset(first), end - first)) == lines[first:end]
 
 
 def test_shards_are_of_files(echo, tmp_path):

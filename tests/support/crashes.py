@@ -8,10 +8,13 @@ The processes are forked from one that has imported torch. They print one line o
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import shutil
 import signal
+import stat
 import sys
 import time
 import zlib
@@ -47,8 +50,8 @@ class Echo:
                 yield first + place, Output(first + place, f"{first + place} {company} {text!r}", ids, input_tokens=3)
 
 
-def task_of(generator, records, window, options):
-    """In the place of the real one, which needs a model."""
+def fake_metadata(generator, format_settings, window, options):
+    """In the place of `job_metadata`, which needs a model."""
     return {"window": window, "seed": options.get("seed")}
 
 
@@ -60,24 +63,37 @@ class Died(BaseException):
     """The process is dead: whatever it tries to write from here on does not happen."""
 
 
+class _Pieces(io.FileIO):
+    """A file that is written by `os.write`."""
+
+    def write(self, data):
+        return os.write(self.fileno(), bytes(data))
+
+
 class Disk:
     """Raises Died at the `deadly`-th operation on the disk, as a process dies or a computer without power.
 
     Args:
-        folder: whose files count.
+        folder: of the files that count, with those below it.
         deadly: number of the operation, from 1.
         death: "kill": before it. "torn": after half of it, where it is a write. "power": before it, and of all files
-            there is what was synced. "names": the same, but the names in the folder are on the disk already: where a
-            file was renamed before it was synced, it is empty.
+            and folders there is what was synced. "names": the same, but the names in the folders are on the disk
+            already: where a file was renamed before it was synced, it is empty.
+        always: die at the end of the block at the latest.
     """
 
-    def __init__(self, folder: Path, deadly: int, death: str):
-        self.folder, self.deadly, self.death, self.count = folder, deadly, death, 0
-        self.contents = {path.stat().st_ino: path.read_bytes() for path in folder.iterdir()}
-        self.names = self._names()
-        self.real = {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "unlink", "ftruncate")}
+    COUNTED = ("open", "write", "fsync", "replace", "rename", "unlink", "ftruncate", "mkdir", "rmdir")
+
+    def __init__(self, folder: Path, deadly: int, death: str, always: bool = False):
+        self.folder, self.deadly, self.death, self.always, self.count = folder, deadly, death, always, 0
+        self.contents: dict[int, bytes] = {}  # inode of a file -> what is on the disk of it
+        self.names: dict[int, dict[str, int]] = {}  # inode of a folder -> its names on the disk, with their inodes
+        self.kept: dict[int, int] = {}  # inode -> an open handle, so that no other file gets the number
+        self.real = {name: getattr(os, name) for name in self.COUNTED} | {"fdopen": os.fdopen}
 
     def __enter__(self):
+        for path in self._tree():
+            self._sync(path)
         for name, function in self.real.items():
             setattr(os, name, getattr(self, f"_{name}", None) or self._counted(function))
         return self
@@ -85,11 +101,30 @@ class Disk:
     def __exit__(self, *_):
         for name, function in self.real.items():
             setattr(os, name, function)
-        if self.count >= self.deadly and self.death in ("power", "names"):
+        if (self.count >= self.deadly or self.always) and self.death in ("power", "names"):
             self._lose()
+        for handle in self.kept.values():
+            os.close(handle)
 
-    def _names(self):
-        return {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+    def _tree(self):
+        return [self.folder, *self.folder.rglob("*")]
+
+    def _entries(self, path):
+        """Names in a folder, with their inodes."""
+        return {child.name: self._keep(child) for child in path.iterdir()}
+
+    def _keep(self, path):
+        """The inode of a file or folder, which no other one gets from now on."""
+        number = path.stat().st_ino
+        if number not in self.kept:
+            self.kept[number] = self.real["open"](path, os.O_RDONLY)
+        return number
+
+    def _sync(self, path):
+        if path.is_dir():
+            self.names[self._keep(path)] = self._entries(path)
+        else:
+            self.contents[self._keep(path)] = path.read_bytes()
 
     def _counted(self, function):
         def call(*arguments, **options):
@@ -101,11 +136,11 @@ class Disk:
     def _open(self, path, flags, *rest, **options):
         if self.count >= self.deadly:
             raise Died
-        new = not os.path.exists(path)
-        handle = self.real["open"](path, flags, *rest, **options)
-        if new:  # perhaps under the number of a file that is gone
-            self.contents.pop(os.fstat(handle).st_ino, None)
-        return handle
+        return self.real["open"](path, flags, *rest, **options)
+
+    def _fdopen(self, handle, mode):
+        """A buffered file whose pieces are written one by one by `os.write`."""
+        return io.BufferedWriter(_Pieces(handle, mode))
 
     def _write(self, handle, data):
         if self.death == "torn" and self.count + 1 == self.deadly:
@@ -115,12 +150,10 @@ class Disk:
 
     def _fsync(self, handle):
         self._step()
-        names, own = self._names(), os.fstat(handle).st_ino
-        if own == self.folder.stat().st_ino:
-            self.names = names
-        for name, number in names.items():
-            if number == own:
-                self.contents[number] = (self.folder / name).read_bytes()
+        own = os.fstat(handle).st_ino
+        for path in self._tree():
+            if path.stat().st_ino == own:
+                self._sync(path)
 
     def _step(self):
         self.count += 1
@@ -128,11 +161,22 @@ class Disk:
             raise Died
 
     def _lose(self):
-        names = self.names if self.death == "power" else self._names()
+        if self.death == "names":
+            for path in self._tree():
+                if path.is_dir():
+                    self._sync(path)
+        number = self.folder.stat().st_ino
         for path in list(self.folder.iterdir()):
-            path.unlink()
-        for name, number in names.items():
-            (self.folder / name).write_bytes(self.contents.get(number, b""))
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._restore(self.folder, number)
+
+    def _restore(self, folder, number):
+        for name, child in self.names.get(number, {}).items():
+            if stat.S_ISDIR(os.fstat(self.kept[child]).st_mode):
+                (folder / name).mkdir()
+                self._restore(folder / name, child)
+            else:
+                (folder / name).write_bytes(self.contents.get(child, b""))
 
 
 def forked(function) -> int:
@@ -257,5 +301,5 @@ def interrupt(folder: Path, number: int, seed: int) -> dict:
 
 if __name__ == "__main__":
     place, kind, *numbers = sys.argv[1:]
-    job.task_of = task_of
+    job.job_metadata = fake_metadata
     print(json.dumps({"kill": kill, "signal": interrupt}[kind](Path(place), *map(int, numbers))))

@@ -1,6 +1,7 @@
 """Training: it learns, it resumes exactly, it refuses what it should, and what it writes is whole."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,10 +21,12 @@ import torch
 from bertgen import BertGenerationTokenizer, ConfigError, EncoderDecoderModel, InputError, OutputError
 from bertgen.errors import BertgenError, CheckpointError
 from bertgen.files import text_input
+from bertgen.files.line_formats import read_pairs
 from bertgen.generator import Generator
 from bertgen.metrics import bleu
-from bertgen.trainer import Trainer, TrainingConfig, state
-from bertgen.trainer.data import Corpus, read_pairs, train_vocabulary
+from bertgen.trainer import Trainer, TrainingConfig, loop, state
+from bertgen.trainer import data as trainer_data
+from bertgen.trainer.data import Corpus, train_vocabulary
 from bertgen.trainer.optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from bertgen.trainer.processes import Interrupt
 from bertgen.trainer.report import write_curve
@@ -244,27 +247,6 @@ def test_resume_needs_a_state(data, tmp_path):
         Trainer(config(data, tmp_path, steps=2, resume=True)).train()
 
 
-def test_a_failed_write_leaves_the_old_version(tmp_path):
-    def good(folder):
-        (folder / "a").write_text("whole")
-
-    def bad(folder):
-        (folder / "a").write_text("half")
-        raise OSError("disk full")
-
-    state.write_folder(tmp_path / "best", good)
-    with pytest.raises(OSError, match="disk full"):
-        state.write_folder(tmp_path / "best", bad)
-    assert (tmp_path / "best" / "a").read_text() == "whole"
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["best"]
-    state.write_folder(tmp_path / "best", good)
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-
-    (tmp_path / "best").rename(tmp_path / ".best.old")  # killed between the two renames
-    state.restore_folder(tmp_path / "best")
-    assert (tmp_path / "best" / "a").read_text() == "whole"
-
-
 # ------------------------------------------------------------------------------------------- processes, batches
 
 
@@ -414,20 +396,22 @@ def test_a_pair_without_tokens_is_named_before_training_begins(data, tmp_path, s
 @pytest.mark.parametrize("name", ["spiece.model", "state.pt", "best"])
 def test_a_full_disk_is_named(data, tmp_path, monkeypatch, name):
     """The file that could not be written, and what the system says, whoever writes it."""
-    write_file, write_folder = state.write_file, state.write_folder
 
-    def limited(write, path, *rest):
-        if path.name != name:
-            return write(path, *rest)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-        try:
-            return write(path, *rest)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    def limited(write):
+        @contextlib.contextmanager
+        def call(path):
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if path.name == name else soft, hard))
+            try:
+                with write(path) as place:
+                    yield place
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(state, "write_file", lambda *rest: limited(write_file, *rest))
-    monkeypatch.setattr(state, "write_folder", lambda *rest: limited(write_folder, *rest))
+        return call
+
+    for module, write in ((trainer_data, "atomic_write"), (state, "atomic_write"), (loop, "atomic_directory")):
+        monkeypatch.setattr(module, write, limited(getattr(module, write)))
     with pytest.raises(OutputError, match=rf"{tmp_path}/out/{name}[\w./]* cannot be written: File too large"):
         Trainer(config(data, tmp_path / "out", steps=1)).train()
     assert not list((tmp_path / "out").glob(".*"))

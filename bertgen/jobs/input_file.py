@@ -1,4 +1,4 @@
-"""The input of a job: a file whose content is known before its first line is answered."""
+"""The input of a job: a file that is digested and counted before its first line is processed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..files.text_input import read_lines
 _CHUNK = 1 << 20  # bytes that are read at a time
 
 
-class Source:
+class InputFile:
     """Digest, size and lines of a file; `file` is read once to find them.
 
     Args:
@@ -37,11 +37,11 @@ class Source:
         self.digest = digest.hexdigest()
 
     def shard(self, count: int, index: int) -> tuple[int, int]:
-        """Numbers of the first line of shard `index` of `count`, and of the first one behind it; from 0."""
+        """Numbers of the first line of shard `index` of `count`, and of the first one after it; from 0."""
         return self.lines * index // count, self.lines * (index + 1) // count
 
     def offset(self, line: int) -> int:
-        """Bytes before a line, numbered from 0; the file's size behind the last."""
+        """Bytes before a line, numbered from 0; the file's size after the last."""
         if line == 0 or line >= self.lines:
             return 0 if line == 0 else self.bytes
         # The chunk that holds the end of the line before.

@@ -1,4 +1,4 @@
-"""What the records of a job depend on: the same task gives the same bytes."""
+"""The metadata of a job: what its records depend on besides the lines. The same metadata gives the same bytes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from ..generator import Generator
 from ..model.digest import weights_digest
 from ..ops import extension
 from ..tokenizer import Tokenizer
-from .line_formats import LineFormat
 
 _OF_STREAM = ("seed", "scores", "truncation", "clean_up_tokenization_spaces", "max_batch_size")
 
 
-def task_of(generator: Generator, records: LineFormat, window: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What a generator's outputs depend on besides the lines, each under its name, as a JSON object.
+def job_metadata(
+    generator: Generator, format_settings: dict[str, Any], window: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What the outputs of a generator depend on besides the lines, each under its name, as a JSON object.
 
-    Weights and tokenizer stand there with their digests and not with their paths and times: those of a folder that was
-    copied to another machine are others, and those of weights that were changed in memory, or by another revision
-    behind the same name, are not. The digest of a model costs a second for each GB. Whatever decides how sums are
-    rounded belongs to the task as well: sizes of batches, dtype, device, threads, kernels, and torch's version.
+    Weights and tokenizer are recorded by their digests, not by paths and times. Those change when a folder is copied to
+    another machine, and stay the same when weights are changed in memory or the hub has another revision under the
+    same name. The digest of a model takes a second for each GB. All that decides how sums are rounded is recorded, too:
+    sizes of batches, dtype, device, threads, kernels, and torch's version.
 
     Args:
+        format_settings: of the records, by `generate.format_settings`.
         window: lines of a window.
         options: of `Generator.stream`.
     """
@@ -37,8 +39,7 @@ def task_of(generator: Generator, records: LineFormat, window: int, options: dic
     # Without num_return_sequences, which is `n_best` of the records.
     config = settled(generator, {name: value for name, value in options.items() if name != "num_return_sequences"})
     return {
-        "format": type(records).__name__,
-        **dataclasses.asdict(records),  # type: ignore[call-overload]
+        **format_settings,
         **{name: value for name, value in config.to_dict().items() if name not in config.extra},
         **{name: options.get(name) for name in _OF_STREAM},
         "truncation": generator.truncation if options.get("truncation") is None else options["truncation"],
