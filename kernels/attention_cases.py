@@ -9,9 +9,9 @@ import torch
 
 from . import tuning
 from .attention import (
-    _attention_dkv_kernel,
-    _attention_dq_kernel,
-    _attention_kernel,
+    _attention_bwd_dkv_kernel,
+    _attention_bwd_dq_kernel,
+    _attention_fwd_kernel,
     attention_reference,
     attention_triton,
 )
@@ -37,13 +37,13 @@ def _case(
     core: bool = False,
     **options: Any,
 ) -> Case:
-    """A case of rows with these numbers of queries and keys (None: as many).
+    """A case of sequences with these numbers of queries and keys (None: as many as queries).
 
     Args:
         name, queries, keys, heads, width: the shape.
-        layout: how q, k and v lie in memory; see `_laid`.
-        factor: of the queries. shift: added to the queries and subtracted from the keys, for scores far below 0.
-        hidden: value of the keys and values that key_len hides.
+        layout: memory layout of q, k and v; see `_with_layout`.
+        factor: scales the queries. shift: is added to queries and subtracted from keys, for very negative scores.
+        hidden: value written into the keys and values that key_len hides.
         start, seen: q_start and key_len.
         gradients, core: as of `Case`.
         options: further arguments of the operator.
@@ -55,88 +55,88 @@ def _case(
         q, k, v = (torch.randn(sum(n), heads, width, generator=generator) for n in (queries, lengths, lengths))
         q, k = q * factor + shift, k - shift
         cu_q, cu_k = (torch.tensor([0, *accumulate(n)], dtype=torch.int32) for n in (queries, lengths))
-        given: dict[str, Any] = dict(options)
+        arguments: dict[str, Any] = dict(options)
         if start is not None:
-            given["q_start"] = torch.tensor(start, dtype=torch.int64).to(device)
+            arguments["q_start"] = torch.tensor(start, dtype=torch.int64).to(device)
         if seen is not None:
-            given["key_len"] = torch.tensor(seen, dtype=torch.int32).to(device)
+            arguments["key_len"] = torch.tensor(seen, dtype=torch.int32).to(device)
         if hidden is not None:
             k, v = (_hide(x, cu_k, torch.tensor(seen), hidden) for x in (k, v))
         q, k, v = (x.to(dtype).to(device) for x in (q, k, v))
-        q, k, v = _laid(layout, q, k, v)
-        given |= {"q": q, "k": k, "v": v, "cu_q": cu_q.to(device), "cu_k": cu_k.to(device)}
-        return given | {"max_q": max(queries, default=0), "max_k": max(lengths, default=0)}
+        q, k, v = _with_layout(layout, q, k, v)
+        arguments |= {"q": q, "k": k, "v": v, "cu_q": cu_q.to(device), "cu_k": cu_k.to(device)}
+        return arguments | {"max_q": max(queries, default=0), "max_k": max(lengths, default=0)}
 
     return Case(name, make, ("q", "k", "v") if gradients else (), core)
 
 
-def _hide(x: torch.Tensor, cu: torch.Tensor, seen: torch.Tensor, value: float) -> torch.Tensor:
-    """With `value` in the place of the keys that key_len hides."""
-    place = torch.arange(x.shape[0], device=x.device)
-    row = torch.searchsorted(cu[1:].contiguous(), place, right=True)
-    return torch.where((place - cu[row] >= seen[row])[:, None, None], value, x)
+def _hide(x: torch.Tensor, cu_seqlens: torch.Tensor, key_len: torch.Tensor, value: float) -> torch.Tensor:
+    """x with `value` at the tokens that key_len hides."""
+    position = torch.arange(x.shape[0], device=x.device)
+    batch = torch.searchsorted(cu_seqlens[1:].contiguous(), position, right=True)
+    return torch.where((position - cu_seqlens[batch] >= key_len[batch])[:, None, None], value, x)
 
 
-def _laid(layout: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The same vectors elsewhere in memory, with nans between them."""
+def _with_layout(layout: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The same tensors in another memory layout, with NaN in the gaps."""
 
-    def one(x: torch.Tensor, place: int) -> torch.Tensor:
+    def copied(x: torch.Tensor, index: int) -> torch.Tensor:
         tokens, heads, width = x.shape
         if layout == "fused":  # one of three projections side by side
-            whole = x.new_full((tokens, 3, heads, width), torch.nan)
-            into = whole[:, place]
+            storage = x.new_full((tokens, 3, heads, width), torch.nan)
+            view = storage[:, index]
         elif layout == "head first":
-            into = x.new_full((heads, tokens + 1, width + 8), torch.nan)[:, 1:, :width].transpose(0, 1)
+            view = x.new_full((heads, tokens + 1, width + 8), torch.nan)[:, 1:, :width].transpose(0, 1)
         elif layout == "misaligned":
-            into = x.new_full((tokens, heads, width + 1), torch.nan)[..., 1:]
+            view = x.new_full((tokens, heads, width + 1), torch.nan)[..., 1:]
         else:
             return x.contiguous()
-        into.copy_(x)
-        return into
+        view.copy_(x)
+        return view
 
-    return [one(x, place) for place, x in enumerate(tensors)]
+    return [copied(x, index) for index, x in enumerate(tensors)]
 
 
 def _philox(seed: int, counter: list[torch.Tensor]) -> torch.Tensor:
     """Philox4x32-10 (Salmon et al. 2011, doi 10.1145/2063384.2063405): the four words of each counter, last."""
     low = 0xFFFFFFFF
     a, b, c, d = counter
-    for turn in range(10):
-        left, right = (seed + turn * 0x9E3779B9) & low, ((seed >> 32) + turn * 0xBB67AE85) & low
-        first, second = a * 0xD2511F53, c * 0xCD9E8D57  # may wrap around: the 64 bits are right
+    for i in range(10):
+        left, right = (seed + i * 0x9E3779B9) & low, ((seed >> 32) + i * 0xBB67AE85) & low
+        first, second = a * 0xD2511F53, c * 0xCD9E8D57  # may overflow: the low 64 bits are correct
         a, b, c, d = (second >> 32 & low) ^ b ^ left, second & low, (first >> 32 & low) ^ d ^ right, first & low
     return torch.stack((a, b, c, d), -1)
 
 
 def _dropped_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, causal=False, q_start=None, key_len=None, dropout=0.0):
-    """Attention row by row that drops what the kernel says it drops."""
+    """Attention per sequence, with the documented dropout mask of the kernel."""
     seed = int(torch.randint(2**63 - 1, ()))
-    heads, rows = q.shape[1], []
-    for row in range(cu_q.numel() - 1):
-        query = q[cu_q[row] : cu_q[row + 1]]
-        key, value = (x[cu_k[row] : cu_k[row + 1]] for x in (k, v))
+    heads, outputs = q.shape[1], []
+    for batch in range(cu_q.numel() - 1):
+        query = q[cu_q[batch] : cu_q[batch + 1]]
+        key, value = (x[cu_k[batch] : cu_k[batch + 1]] for x in (k, v))
         i, j = torch.arange(len(query), device=q.device)[:, None], torch.arange(len(key), device=q.device)
         score = torch.einsum("ihd,jhd->hij", query, key).to(torch.promote_types(q.dtype, torch.float32))
         score = score * q.shape[2] ** -0.5
         if causal:
-            score = score.masked_fill(j > i + (0 if q_start is None else q_start[row]), -torch.inf)
+            score = score.masked_fill(j > i + (0 if q_start is None else q_start[batch]), -torch.inf)
         if key_len is not None:
-            score = score.masked_fill(j >= key_len[row], -torch.inf)
-        nothing = (score == -torch.inf).all(-1, keepdim=True)
-        weight = score.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
-        pair = row * heads + torch.arange(heads, device=q.device)[:, None, None]
-        counter = [n.expand(heads, len(query), len(key)) for n in (j // 4, i, pair, torch.zeros_like(pair))]
+            score = score.masked_fill(j >= key_len[batch], -torch.inf)
+        empty = (score == -torch.inf).all(-1, keepdim=True)
+        weight = score.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+        batch_head = batch * heads + torch.arange(heads, device=q.device)[:, None, None]
+        counter = [n.expand(heads, len(query), len(key)) for n in (j // 4, i, batch_head, torch.zeros_like(batch_head))]
         word = _philox(seed, counter).gather(-1, (j % 4).expand(counter[0].shape)[..., None])[..., 0]
         signed = torch.where(word < 2**31, word, word - 2**32)
         weight = torch.where(signed >= round(dropout * 2**32) - 2**31, weight / (1 - dropout), 0.0)
-        rows.append(torch.einsum("hij,jhd->ihd", weight.to(q.dtype), value))
-    return torch.cat(rows)
+        outputs.append(torch.einsum("hij,jhd->ihd", weight.to(q.dtype), value))
+    return torch.cat(outputs)
 
 
 def _reference(**arguments: Any) -> torch.Tensor:
-    """The definition; with dropout, of the weights that the kernel keeps."""
+    """The reference; with dropout, under the mask of the kernel."""
     if arguments.get("key_len") is not None:
-        # What is hidden must not matter, but the definition computes with it: 0 times nan.
+        # Hidden values must not affect the result, but the reference multiplies them by 0, and 0 * NaN is NaN.
         arguments |= {x: _hide(arguments[x], arguments["cu_k"], arguments["key_len"], 0.0) for x in ("k", "v")}
     if not arguments.get("dropout"):
         return attention_reference(**arguments)
@@ -185,7 +185,7 @@ CASES = (
     _case("no queries", [0, 0], [3, 4], gradients=False, core=True),
     _case("no keys", [3, 4], [0, 0], gradients=False, core=True),
     _case("no heads", [3, 4], heads=0, gradients=False),
-    # Dropout, with a mask that the reference makes on its own.
+    # Dropout, with a mask that the reference computes itself.
     _case("dropout", [5, 0, 67], [9, 3, 6], dropout=0.1, core=True),
     _case("dropout, causal tiles", [5, 131], heads=1, causal=True, dropout=0.5),
     _case("dropout, tiles", [3, 66], [131, 70], dropout=0.9, seen=[129, 0], hidden=torch.nan),
@@ -193,22 +193,27 @@ CASES = (
 
 
 def _variant(name: str, kernel: Any, rule: str, written: tuple[str, ...], **options: Any) -> Variant:
-    """A kernel as training or inference launches it, with the vectors of `dtype` it reads or writes."""
+    """A kernel as it is launched.
+
+    Args:
+        written: tensors of `dtype` besides q, k and v.
+        options: constants; and `width`, `dtype`, `lengths` (whether there are q_start and key_len).
+    """
     width, dtype = options.pop("width", 64), options.pop("dtype", "bf16")
     shape = (width, 4 if dtype == "fp32" else 2, options.get("DROPOUT", False))
     launch = tuning.RULES[rule](90, *shape)
-    given = dict.fromkeys(("q", "k", "v", *written), f"*{dtype}")
-    sums = {name: "*fp32" for name in ("lse", "delta") if name in kernel.arg_names}
-    rows = dict.fromkeys(("cu_q", "cu_k", "q_start", "key_len"), "*i32")
-    sizes = [name for name in kernel.arg_names if name.endswith(("_token", "_head"))]
-    numbers = {"scale": "fp32", "rescale": "fp32", "seed": "i64", "drop": "i32"}
+    tensors = dict.fromkeys((f"{name}_ptr" for name in ("q", "k", "v", *written)), f"*{dtype}")
+    sums = {name: "*fp32" for name in ("lse_ptr", "delta_ptr") if name in kernel.arg_names}
+    sequences = dict.fromkeys(("cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "q_start_ptr", "key_len_ptr"), "*i32")
+    strides = [name for name in kernel.arg_names if name.startswith("stride_")]
+    scalars = {"scale": "fp32", "dropout_scale": "fp32", "seed": "i64", "dropout_threshold": "i32"}
     constants = {
         **{"HEAD_DIM": width, "BLOCK_D": tuning.power_of_2(width), "CAUSAL": False, "DROPOUT": False},
-        **({} if options.pop("lengths", False) else {"q_start": None, "key_len": None}),
+        **({} if options.pop("lengths", False) else {"q_start_ptr": None, "key_len_ptr": None}),
         **launch.tiles,
         **options,
     }
-    signature = given | sums | rows | dict.fromkeys((*sizes, "tokens", "heads", "tiles"), "i32") | numbers
+    signature = tensors | sums | sequences | dict.fromkeys((*strides, "total_q", "heads", "tiles"), "i32") | scalars
     return Variant(
         name,
         kernel,
@@ -216,7 +221,7 @@ def _variant(name: str, kernel: Any, rule: str, written: tuple[str, ...], **opti
         constants,
         launch.num_warps,
         launch.num_stages,
-        unaligned=("tokens", "tiles", "seed", "drop"),
+        unaligned=("total_q", "tiles", "seed", "dropout_threshold"),
         present={80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)} if dtype != "fp32" else {},
         per=("score", launch.tiles["BLOCK_M"] * launch.tiles["BLOCK_N"]),
         launch=(rule, shape),
@@ -224,16 +229,16 @@ def _variant(name: str, kernel: Any, rule: str, written: tuple[str, ...], **opti
 
 
 def _forward(name: str, width: int = 64, dtype: str = "bf16", **options: Any) -> Variant:
-    options = {"lse": None, "ONE_TILE": 0, "width": width, "dtype": dtype, **options}
-    if options["lse"]:
-        del options["lse"]
-    return _variant(f"forward, {name}", _attention_kernel, "attention", ("out",), **options)
+    options = {"lse_ptr": None, "ONE_TILE": 0, "width": width, "dtype": dtype, **options}
+    if options["lse_ptr"]:
+        del options["lse_ptr"]
+    return _variant(f"forward, {name}", _attention_fwd_kernel, "attention", ("out",), **options)
 
 
 def _backward(name: str, width: int = 64, dtype: str = "bf16", **options: Any) -> tuple[Variant, Variant]:
     options |= {"width": width, "dtype": dtype}
-    queries = (f"dq, {name}", _attention_dq_kernel, "attention_dq", ("grad", "out", "dq"))
-    keys = (f"dkv, {name}", _attention_dkv_kernel, "attention_dkv", ("grad", "dk", "dv"))
+    queries = (f"dq, {name}", _attention_bwd_dq_kernel, "attention_dq", ("dout", "out", "dq"))
+    keys = (f"dkv, {name}", _attention_bwd_dkv_kernel, "attention_dkv", ("dout", "dk", "dv"))
     return _variant(*queries, **options), _variant(*keys, **options)
 
 
@@ -242,14 +247,14 @@ VARIANTS = (
     _forward("tiles"),
     _forward("causal", CAUSAL=True),
     _forward("causal, lengths", CAUSAL=True, lengths=True),
-    _forward("training", lse=True, DROPOUT=True),
-    _forward("training, causal", lse=True, CAUSAL=True, DROPOUT=True),
+    _forward("training", lse_ptr=True, DROPOUT=True),
+    _forward("training, causal", lse_ptr=True, CAUSAL=True, DROPOUT=True),
     _forward("head dim 80", width=80),
-    _forward("head dim 80, causal", width=80, CAUSAL=True, lse=True),
-    _forward("head dim 128", width=128, CAUSAL=True, lse=True),
-    _forward("head dim 128, dropout", width=128, CAUSAL=True, lse=True, DROPOUT=True),
-    _forward("float32", dtype="fp32", CAUSAL=True, lse=True, DROPOUT=True),
-    _forward("float32, head dim 128", dtype="fp32", width=128, CAUSAL=True, lse=True, DROPOUT=True),
+    _forward("head dim 80, causal", width=80, CAUSAL=True, lse_ptr=True),
+    _forward("head dim 128", width=128, CAUSAL=True, lse_ptr=True),
+    _forward("head dim 128, dropout", width=128, CAUSAL=True, lse_ptr=True, DROPOUT=True),
+    _forward("float32", dtype="fp32", CAUSAL=True, lse_ptr=True, DROPOUT=True),
+    _forward("float32, head dim 128", dtype="fp32", width=128, CAUSAL=True, lse_ptr=True, DROPOUT=True),
     *_backward("full"),
     *_backward("causal", CAUSAL=True),
     *_backward("causal, lengths", CAUSAL=True, lengths=True),
@@ -258,7 +263,7 @@ VARIANTS = (
     *_backward("head dim 128", width=128, CAUSAL=True),
     *_backward("head dim 128, dropout", width=128, CAUSAL=True, DROPOUT=True),
     *_backward("float32", dtype="fp32", CAUSAL=True, DROPOUT=True),
-    _backward("float32, head dim 128", dtype="fp32", width=128, CAUSAL=True)[1],  # the other one spills 4 words
+    _backward("float32, head dim 128", dtype="fp32", width=128, CAUSAL=True)[1],  # dq spills 4 words there
 )
 
 CHECK = Check(_reference, _triton, CASES, VARIANTS)

@@ -1,27 +1,27 @@
-"""decode_attention: one new token per row against the keys and values of its past.
+"""decode_attention: attention of one new token per row over the cached keys and values.
 
     out[r, h] = sum_t p[t] v[t, h],  p = softmax_t(q[r, h] . k[t, h] / sqrt(D))
 
-Self-attention: row r writes its key and value to slot `slots[r]` of the pools and attends to its own past, lengths[r]
-positions, and to itself; `table[r, t]` says in which slot position t lies, so that a beam reorder permutes the table
-and moves no keys or values.
+Self-attention: row r writes its key and value to slot `slots[r]` of the pools, and attends to its lengths[r] cached
+positions and to the new one. `table[r, t]` is the slot of position t, so a beam reorder permutes the table and moves no
+keys or values.
 
-Cross-attention: the rows of one source (its beams, cu_rows[b] .. cu_rows[b + 1]) attend as one tile to the keys and
-values of that source, lengths[b] of them in the slots table[b], which exist once.
+Cross-attention: the rows of a source (its beams, cu_rows[b] .. cu_rows[b + 1]) attend as one tile to the lengths[b]
+keys and values of that source, which are stored once, in the slots table[b].
 
-Rows of different lengths, sources of different lengths and different numbers of beams make one batch. All that says so
-lies on the device and the host reads none of it: the grid depends on the shapes (and on `max_rows`) only, so that a
-captured graph replays a step for whatever the tensors hold then.
+Rows and sources of different lengths, and different numbers of beams, form one batch. These sizes are on the device and
+the host does not read them: the grid depends only on the shapes (and on `max_rows`), so a captured CUDA graph can
+replay a step with other contents.
 
-Fused: the append (the new key and value come from the arguments, so that the row need not wait for its own write),
-the gather through the table (plain torch copies the whole history of every row first: three times the bytes) and the
-merge of the parts where several programs share the keys of one row.
+Fused: the append (the new key and value come from the arguments, so a row does not wait for its own write), the gather
+through the table (plain torch first copies the whole history of every row: three times the bytes), and the merge of
+partial results where several programs share the keys of a row (split-KV, as in Flash-Decoding).
 
-Limits on an H200: bytes, at 4.3 TB/s. Self 2 H D for each position of each row, cross 2 H D for each key of each
-source, times itemsize; nothing else is of that size. FLOPs are 4 per score and element, so self does 2 FLOP per byte
-in bfloat16 and cross 2 W with W beams: far below the 184 at which the tensor cores would be the limit. Instructions:
-at 4.3 TB/s each SM receives 8 elements of 2 bytes per clock and issues 128, so there are 15 instructions per element;
-docs/kernels/decode_attention.md counts what is used.
+Limits on an H200: bytes, at 4.3 TB/s. Self-attention reads 2 H D elements per position of each row, cross-attention
+2 H D per key of each source; all else is small. FLOPs are 4 per score and element: 2 FLOP per byte in bfloat16, or 2 W
+for cross-attention with W beams, far below the 184 at which the tensor cores would be the limit. Instructions: at 4.3
+TB/s each SM receives 8 elements of 2 bytes per clock and issues 128, which leaves 15 instructions per element;
+docs/kernels/decode_attention.md counts those used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from . import tuning
 from .language import tl, triton
 
-LARGEST_HEAD = 128
+MAX_HEAD_DIM = 128
 LOG2_E = 1.4426950408889634
 
 
@@ -48,15 +48,15 @@ def decode_attention_reference(
     table: torch.Tensor,
     lengths: torch.Tensor,
 ) -> torch.Tensor:
-    """Write one position of each row and attend to all of its history.
+    """Append one position to each row, and attend to all positions of the row.
 
     Args:
         q, k, v: [R, H, D], the new position of each row.
         key_pool, value_pool: [N, H, D], written in place at `slots`.
-        slots: int32 or int64 [R], the slot each row writes. Rows that nobody reads again may share one, and what is
-            left there is the key and value of one of them. No history holds a slot that is written in the same call.
-        table: int32 [R, C], the slot of each position before the new one. What is behind a row's length means nothing.
-        lengths: int32 [R], positions before the new one; below 0 counts as 0 and above C as C.
+        slots: int32 or int64 [R], the slot that each row writes. Finished rows may share a slot, which then holds the
+            key and value of any of them. No slot in the table may be written in the same call.
+        table: int32 [R, C], the slot of each cached position. Entries after a row's length are ignored.
+        lengths: int32 [R], number of cached positions; below 0 counts as 0 and above C as C.
 
     Returns:
         [R, H, D]
@@ -66,13 +66,15 @@ def decode_attention_reference(
     value_pool.index_copy_(0, slots, v)
     if q.shape[0] == 0:
         return torch.empty_like(q)
-    counts = _counts(lengths, table)
-    longest = max(counts)
-    seen = None if min(counts) == longest else F.pad(_below(counts, longest, q.device), (0, 1), value=True)
-    index = torch.cat((table[:, :longest], slots[:, None]), 1)
-    keys, values = _gathered((key_pool, value_pool), index, seen)
-    keys[:, -1], values[:, -1] = k, v  # whatever a slot that rows share holds by now
-    mask = None if seen is None else seen[:, None, None]
+    counts = _valid_counts(lengths, table)
+    max_seqlen = max(counts)
+    visible = (
+        None if min(counts) == max_seqlen else F.pad(_valid_mask(counts, max_seqlen, q.device), (0, 1), value=True)
+    )
+    index = torch.cat((table[:, :max_seqlen], slots[:, None]), 1)
+    keys, values = _gather((key_pool, value_pool), index, visible)
+    keys[:, -1], values[:, -1] = k, v  # a slot that rows share may hold another row's
+    mask = None if visible is None else visible[:, None, None]
     out = F.scaled_dot_product_attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
     return out.squeeze(2)
 
@@ -86,266 +88,341 @@ def cross_decode_attention_reference(
     cu_rows: torch.Tensor,
     max_rows: int,
 ) -> torch.Tensor:
-    """Attend from the rows of each source to that source.
+    """Attention of the rows of each source over the keys and values of that source.
 
     Args:
         q: [R, H, D], the rows of a source adjacent.
         key_pool, value_pool: [N, H, D].
-        table: int32 [B, S], the slot of each key. What is behind a source's length means nothing.
-        lengths: int32 [B], keys of each source; below 0 counts as 0 and above S as S.
-        cu_rows: int32 [B + 1], ascending from 0 to at most R: source b is attended to by rows cu_rows[b] ..
-            cu_rows[b + 1], which may be none.
-        max_rows: no source has more rows than that.
+        table: int32 [B, S], the slot of each key. Entries after a source's length are ignored.
+        lengths: int32 [B], number of keys of each source; below 0 counts as 0 and above S as S.
+        cu_rows: int32 [B + 1], ascending from 0 to at most R: source b has the rows cu_rows[b] .. cu_rows[b + 1],
+            possibly none.
+        max_rows: upper bound of the number of rows of a source.
 
     Returns:
-        [R, H, D]; 0 where a source has no key, and in the rows behind cu_rows[B], which have no source.
+        [R, H, D]; 0 where a source has no key, and in the rows from cu_rows[B] on, which have no source.
     """
-    counts, starts = _counts(lengths, table), cu_rows.tolist()
-    longest, end = max(counts, default=0), starts[-1]
-    if longest == 0 or q.shape[0] == 0:
+    counts, starts = _valid_counts(lengths, table), cu_rows.tolist()
+    max_seqlen, end = max(counts, default=0), starts[-1]
+    if max_seqlen == 0 or q.shape[0] == 0:
         return torch.zeros_like(q)
-    seen = None if min(counts) == longest else _below(counts, longest, q.device)
-    keys, values = _gathered((key_pool, value_pool), table[:, :longest], seen)
-    beams = cu_rows.diff().tolist()
-    even = end == q.shape[0] and len({*beams}) == 1
-    if even:
-        tiles = q.unflatten(0, (len(beams), -1))
-    else:  # as many rows as a source may have
-        rows = _below(beams, max_rows, q.device)
-        tiles = q.new_zeros(*rows.shape, *q.shape[1:])
-        tiles[rows] = q[:end]
-    mask = None if seen is None else seen[:, None, None]
-    mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (tiles, keys, values)), attn_mask=mask)
-    mixed = mixed.transpose(1, 2)
-    if even:
-        return mixed.reshape(q.shape)
+    visible = None if min(counts) == max_seqlen else _valid_mask(counts, max_seqlen, q.device)
+    keys, values = _gather((key_pool, value_pool), table[:, :max_seqlen], visible)
+    row_counts = cu_rows.diff().tolist()
+    is_even = end == q.shape[0] and len({*row_counts}) == 1
+    if is_even:
+        tiles = q.unflatten(0, (len(row_counts), -1))
+    else:  # pad to max_rows rows per source
+        row_mask = _valid_mask(row_counts, max_rows, q.device)
+        tiles = q.new_zeros(*row_mask.shape, *q.shape[1:])
+        tiles[row_mask] = q[:end]
+    mask = None if visible is None else visible[:, None, None]
+    attended = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (tiles, keys, values)), attn_mask=mask)
+    attended = attended.transpose(1, 2)
+    if is_even:
+        return attended.reshape(q.shape)
     out = torch.zeros_like(q)
-    out[:end] = mixed[rows]
+    out[:end] = attended[row_mask]
     return out
 
 
-def _counts(lengths: torch.Tensor, table: torch.Tensor) -> list[int]:
-    """How many entries of each row of a table count."""
+def _valid_counts(lengths: torch.Tensor, table: torch.Tensor) -> list[int]:
+    """Number of valid entries in each row of a table."""
     return [min(max(n, 0), table.shape[1]) for n in lengths.tolist()]
 
 
-def _below(counts: list[int], columns: int, device: torch.device) -> torch.Tensor:
-    """bool [R, columns], True in as many columns of each row."""
+def _valid_mask(counts: list[int], columns: int, device: torch.device) -> torch.Tensor:
+    """bool [R, columns], True in the first counts[r] columns of row r."""
     return torch.arange(columns, device=device) < torch.tensor(counts, dtype=torch.int64, device=device)[:, None]
 
 
-def _gathered(
-    pools: tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, seen: torch.Tensor | None
+def _gather(
+    pools: tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, visible: torch.Tensor | None
 ) -> list[torch.Tensor]:
-    """What both pools hold in the slots [R, T], [R, T, H, D] each: a view where the slots lie in order.
+    """The contents of both pools at slots index [R, T], each [R, T, H, D]: a view where the slots are in order.
 
     Args:
-        seen: bool [R, T], False gives 0; None where all is seen.
+        visible: bool [R, T], False gives 0; None: all True.
     """
-    if seen is not None:
-        index = index.where(seen, 0)
-        return [_picked(pool, index).masked_fill_(~seen[..., None, None], 0) for pool in pools]
+    if visible is not None:
+        index = index.where(visible, 0)
+        return [_select(pool, index).masked_fill_(~visible[..., None, None], 0) for pool in pools]
     rows, columns = index.shape
-    first, *others = index[:2, 0].tolist()
-    step = others[0] - first if others else columns
+    first, *rest = index[:2, 0].tolist()
+    step = rest[0] - first if rest else columns
     if columns <= step and first + rows * step <= len(pools[0]):
         expected = torch.arange(first, first + rows * step, dtype=index.dtype, device=index.device).view(rows, step)
         if torch.equal(index, expected[:, :columns]):
             return [pool[first : first + rows * step].unflatten(0, (rows, step))[:, :columns] for pool in pools]
-    return [_picked(pool, index) for pool in pools]
+    return [_select(pool, index) for pool in pools]
 
 
-def _picked(pool: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def _select(pool: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return pool.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 @triton.jit
-def _weights(scores, top):
-    """2^(scores - top); 0 for a score of -inf, also where nothing has been seen and `top` is -inf too."""
-    return tl.exp2(scores - tl.where(top == float("-inf"), 0.0, top))
+def _softmax_weights(scores, row_max):
+    """2^(scores - row_max); 0 where a score is -inf, also where row_max is -inf (no visible key)."""
+    return tl.exp2(scores - tl.where(row_max == float("-inf"), 0.0, row_max))
 
 
 @triton.jit
-def _empty(W: tl.constexpr, D: tl.constexpr):
-    """The sums over no keys."""
-    nothing = tl.zeros((W,), tl.float32)
-    return nothing - float("inf"), nothing, tl.zeros((W, D), tl.float32)
+def _init_softmax(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """row_max, row_sum and acc over no keys."""
+    zeros = tl.zeros((BLOCK_M,), tl.float32)
+    return zeros - float("inf"), zeros, tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
 
 @triton.jit
-def _fold(top, total, mixed, next_top, next_total, next_mixed):
-    """The sums over some keys ([W], [W], [W, D]) and the sums over the next keys become the sums over both.
+def _merge_softmax(row_max, row_sum, acc, next_max, next_sum, next_acc):
+    """Online softmax: merge row_max [M], row_sum [M] and acc [M, D] over some keys with those over the next keys.
 
-    A fold goes from the first chunk of keys to the last, one chunk at a time, and its multiply-adds are spelled out:
-    whether one program folds all or many share the work, the bits are the same.
+    Chunks are always merged from the first to the last, one at a time, with explicit fused multiply-adds: the result is
+    bit-identical whether one program processes all chunks or several share them.
     """
-    both = tl.maximum(top, next_top)
-    old, new = _weights(top, both), _weights(next_top, both)
-    mixed = tl.fma(mixed, tl.broadcast_to(old[:, None], mixed.shape), next_mixed * new[:, None])
-    return both, tl.fma(total, old, next_total * new), mixed
+    new_max = tl.maximum(row_max, next_max)
+    alpha, beta = _softmax_weights(row_max, new_max), _softmax_weights(next_max, new_max)
+    acc = tl.fma(acc, tl.broadcast_to(alpha[:, None], acc.shape), next_acc * beta[:, None])
+    return new_max, tl.fma(row_sum, alpha, next_sum * beta), acc
 
 
 @triton.jit
-def _publish(sums, mixes, arrivals, part, top, total, mixed, w, there, dims, W: tl.constexpr, D: tl.constexpr):
-    """Leave the sums over one chunk for the others; returns how many chunks were left before it.
-
-    The barrier puts every thread's stores before the one thread's release, and what came before that thread's acquire
-    is visible to all threads that it lets go on.
-    """
-    tl.store(sums + part * 2 * W + w, top, mask=there)
-    tl.store(sums + (part * 2 + 1) * W + w, total, mask=there)
-    tl.store(mixes + (part * W + w)[:, None] * D + dims[None, :], mixed, mask=there[:, None] & (dims < D)[None, :])
-    tl.debug_barrier()
-    return tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu")
-
-
-@triton.jit
-def _collect(
-    sums, mixes, arrivals, part, chunks, w, there, dims, W: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+def _store_partial(
+    stats_ptr,
+    acc_ptr,
+    counter_ptr,
+    part,
+    row_max,
+    row_sum,
+    acc,
+    offs_m,
+    mask_m,
+    offs_d,
+    BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
-    """Fold what `_publish` left, from part `part` on, read past L1; leaves the counter at zero for the next launch."""
-    top, total, mixed = _empty(W, BLOCK_D)
-    for _ in tl.range(0, chunks, loop_unroll_factor=4):  # the loads of four chunks are on their way together
-        next_top = tl.load(sums + part * 2 * W + w, mask=there, other=float("-inf"), cache_modifier=".cg")
-        next_total = tl.load(sums + (part * 2 + 1) * W + w, mask=there, other=0.0, cache_modifier=".cg")
-        next_mixed = tl.load(
-            mixes + (part * W + w)[:, None] * D + dims[None, :],
-            mask=there[:, None] & (dims < D)[None, :],
+    """Write the partial result of one chunk to the workspace; returns how many chunks were written before it.
+
+    The barrier orders the stores of all threads before the release of the atomic add; its acquire makes the stores of
+    earlier programs visible to all threads after it.
+    """
+    tl.store(stats_ptr + part * 2 * BLOCK_M + offs_m, row_max, mask=mask_m)
+    tl.store(stats_ptr + (part * 2 + 1) * BLOCK_M + offs_m, row_sum, mask=mask_m)
+    tl.store(
+        acc_ptr + (part * BLOCK_M + offs_m)[:, None] * HEAD_DIM + offs_d[None, :],
+        acc,
+        mask=mask_m[:, None] & (offs_d < HEAD_DIM)[None, :],
+    )
+    tl.debug_barrier()
+    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+
+
+@triton.jit
+def _merge_partials(
+    stats_ptr,
+    acc_ptr,
+    counter_ptr,
+    part,
+    chunks,
+    offs_m,
+    mask_m,
+    offs_d,
+    BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Merge `chunks` partial results from index `part` on, read past L1; resets the counter for the next launch."""
+    row_max, row_sum, acc = _init_softmax(BLOCK_M, BLOCK_D)
+    for _ in tl.range(0, chunks, loop_unroll_factor=4):  # so that the loads of four chunks overlap
+        next_max = tl.load(
+            stats_ptr + part * 2 * BLOCK_M + offs_m, mask=mask_m, other=float("-inf"), cache_modifier=".cg"
+        )
+        next_sum = tl.load(stats_ptr + (part * 2 + 1) * BLOCK_M + offs_m, mask=mask_m, other=0.0, cache_modifier=".cg")
+        next_acc = tl.load(
+            acc_ptr + (part * BLOCK_M + offs_m)[:, None] * HEAD_DIM + offs_d[None, :],
+            mask=mask_m[:, None] & (offs_d < HEAD_DIM)[None, :],
             other=0.0,
             cache_modifier=".cg",
         )
-        top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+        row_max, row_sum, acc = _merge_softmax(row_max, row_sum, acc, next_max, next_sum, next_acc)
         part += 1
-    tl.store(arrivals, 0)
-    return top, total, mixed
+    tl.store(counter_ptr, 0)
+    return row_max, row_sum, acc
 
 
 @triton.jit
-def _length(lengths, row, capacity):
-    """How many entries of a row of the table count, never more than there are; no position is below a negative one."""
-    return tl.minimum(tl.load(lengths + row), capacity)
+def _load_length(lengths_ptr, row, capacity):
+    """Number of valid entries in a row of the table, at most its capacity; a negative length has no valid entry."""
+    return tl.minimum(tl.load(lengths_ptr + row), capacity)
 
 
 @triton.jit
-def _gather(keys, values, table, first, length, keys_slot, values_slot, dims, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Keys and values [BLOCK, D] of the positions first .. first + BLOCK, and which of these are below `length`.
+def _load_chunk(
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    first,
+    length,
+    stride_key_slot,
+    stride_value_slot,
+    offs_d,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Keys and values [BLOCK_N, D] of positions first .. first + BLOCK_N, and which positions are below `length`.
 
-    Elements that are not there are neither read nor counted: 0 * NaN would be NaN.
+    Other positions are loaded as 0 and not read from memory, because 0 * NaN would be NaN.
     """
-    position = first + tl.arange(0, BLOCK)
-    seen = position < length
-    slot = tl.load(table + position, mask=seen, other=0).to(tl.int64)
-    there = seen[:, None] & (dims < D)[None, :]
-    k = tl.load(keys + slot[:, None] * keys_slot + dims[None, :], mask=there, other=0.0)
-    v = tl.load(values + slot[:, None] * values_slot + dims[None, :], mask=there, other=0.0)
-    return k, v, seen
+    position = first + tl.arange(0, BLOCK_N)
+    visible = position < length
+    slot = tl.load(table_ptr + position, mask=visible, other=0).to(tl.int64)
+    mask = visible[:, None] & (offs_d < HEAD_DIM)[None, :]
+    k = tl.load(keys_ptr + slot[:, None] * stride_key_slot + offs_d[None, :], mask=mask, other=0.0)
+    v = tl.load(values_ptr + slot[:, None] * stride_value_slot + offs_d[None, :], mask=mask, other=0.0)
+    return k, v, visible
 
 
 @triton.jit
-def _row_chunk(query, k, v, seen):
-    """Sums of one query [D] over the keys of a chunk that are seen: [1], [1], [1, D]."""
-    scores = tl.where(seen, tl.sum(k.to(tl.float32) * query[None, :], 1), float("-inf"))
-    top = tl.max(scores, 0, keep_dims=True)
-    p = _weights(scores, top)
-    return top, tl.sum(p, 0, keep_dims=True), tl.sum(p[:, None] * v.to(tl.float32), 0, keep_dims=True)
+def _attend_vector(q, k, v, visible):
+    """row_max [1], row_sum [1] and acc [1, D] of one query [D] over the visible keys of a chunk."""
+    scores = tl.where(visible, tl.sum(k.to(tl.float32) * q[None, :], 1), float("-inf"))
+    row_max = tl.max(scores, 0, keep_dims=True)
+    p = _softmax_weights(scores, row_max)
+    return row_max, tl.sum(p, 0, keep_dims=True), tl.sum(p[:, None] * v.to(tl.float32), 0, keep_dims=True)
 
 
 @triton.jit
-def _tile_chunk(query, k, v, seen, scale):
-    """Sums of the queries [W, D] over the keys of a chunk that are seen: [W], [W], [W, D]."""
-    scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
-    scores = tl.where(seen[None, :], scores, float("-inf"))
-    top = tl.max(scores, 1)
-    p = _weights(scores, top[:, None])
-    return top, tl.sum(p, 1), tl.dot(p.to(v.dtype), v, input_precision="ieee")
+def _attend_tile(q, k, v, visible, scale):
+    """row_max [M], row_sum [M] and acc [M, D] of queries [M, D] over the visible keys of a chunk."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where(visible[None, :], scores, float("-inf"))
+    row_max = tl.max(scores, 1)
+    p = _softmax_weights(scores, row_max[:, None])
+    return row_max, tl.sum(p, 1), tl.dot(p.to(v.dtype), v, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["capacity", "table_row", "slots_row"])
+@triton.jit(do_not_specialize=["capacity", "stride_table", "stride_slots"])
 def _decode_attention_kernel(
-    q,  # [R, H, D]; k and v likewise
-    k,
-    v,
-    key_pool,  # [N, H, D], written at slots; value_pool likewise
-    value_pool,
-    slots,  # [R]
-    table,  # int32 [R, capacity]
-    lengths,  # int32 [R]
-    out,  # [R, H, D], contiguous
-    sums,  # float32 [R * H, chunks, 2]: the largest score of a chunk and its sum of weights; None without SPLIT
-    mixes,  # float32 [R * H, chunks, D]: its weighted sum of values
-    arrivals,  # int32 [R * H], zeros: how many chunks of the pair are done
+    q_ptr,  # [R, H, D]; k_ptr and v_ptr likewise
+    k_ptr,
+    v_ptr,
+    key_pool_ptr,  # [N, H, D], written at slots; value_pool_ptr likewise
+    value_pool_ptr,
+    slots_ptr,  # [R]
+    table_ptr,  # int32 [R, capacity]
+    lengths_ptr,  # int32 [R]
+    out_ptr,  # [R, H, D], contiguous
+    stats_ptr,  # float32 [R * H, chunks, 2]: row_max and row_sum of each chunk; None without SPLIT
+    acc_ptr,  # float32 [R * H, chunks, D]: acc of each chunk
+    counters_ptr,  # int32 [R * H], zeros: number of finished chunks
     capacity,
     heads,
-    scale,  # log2(e) / sqrt(D): weights are powers of two
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    keys_slot,
-    keys_head,
-    values_slot,
-    values_head,
-    table_row,
-    slots_row,
-    D: tl.constexpr,
+    scale,  # log2(e) / sqrt(D): softmax by powers of two
+    stride_q_row,
+    stride_q_head,
+    stride_k_row,
+    stride_k_head,
+    stride_v_row,
+    stride_v_head,
+    stride_key_slot,
+    stride_key_head,
+    stride_value_slot,
+    stride_value_head,
+    stride_table,
+    stride_slots,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per row and head; with SPLIT per row, head and chunk of BLOCK keys, and the last to arrive folds."""
-    pair = tl.program_id(0).to(tl.int64)  # the heads of a row run side by side, as they lie in memory
-    row, head = pair // heads, pair % heads
+    """One program per row and head; with SPLIT per row, head and chunk of BLOCK_N keys, and the last one merges."""
+    row_head = tl.program_id(0).to(tl.int64)  # the heads of a row are adjacent in memory and in the grid
+    row, head = row_head // heads, row_head % heads
     chunk = tl.program_id(1)
-    length = _length(lengths, row, capacity)
-    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
-    if chunk >= chunks:  # the grid is as long as the table
+    length = _load_length(lengths_ptr, row, capacity)
+    chunks = tl.maximum(tl.cdiv(length, BLOCK_N), 1)
+    if chunk >= chunks:  # the grid covers the capacity of the table
         return
-    dims = tl.arange(0, BLOCK_D)
-    real = dims < D
-    query = tl.load(q + row * q_row + head * q_head + dims, mask=real, other=0.0).to(tl.float32) * scale
-    new_key = tl.load(k + row * k_row + head * k_head + dims, mask=real, other=0.0)
-    new_value = tl.load(v + row * v_row + head * v_head + dims, mask=real, other=0.0)
-    keys, values = key_pool + head * keys_head, value_pool + head * values_head
-    table += row * table_row
-    at = pair * D + dims[None, :]
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    q = (
+        tl.load(q_ptr + row * stride_q_row + head * stride_q_head + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        * scale
+    )
+    new_k = tl.load(k_ptr + row * stride_k_row + head * stride_k_head + offs_d, mask=mask_d, other=0.0)
+    new_v = tl.load(v_ptr + row * stride_v_row + head * stride_v_head + offs_d, mask=mask_d, other=0.0)
+    keys_ptr, values_ptr = key_pool_ptr + head * stride_key_head, value_pool_ptr + head * stride_value_head
+    table_ptr += row * stride_table
+    offs_out = row_head * HEAD_DIM + offs_d[None, :]
     begin, end = 0, chunks
     if SPLIT:
         begin, end = chunk, chunk + 1
-    top, total, mixed = _empty(1, BLOCK_D)
+    row_max, row_sum, acc = _init_softmax(1, BLOCK_D)
     for i in tl.range(begin, end, num_stages=STAGES):
-        some_keys, some_values, seen = _gather(
-            keys, values, table, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
+        k, v, visible = _load_chunk(
+            keys_ptr,
+            values_ptr,
+            table_ptr,
+            i * BLOCK_N,
+            length,
+            stride_key_slot,
+            stride_value_slot,
+            offs_d,
+            HEAD_DIM,
+            BLOCK_N,
         )
-        next_top, next_total, next_mixed = _row_chunk(query, some_keys, some_values, seen)
-        top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+        next_max, next_sum, next_acc = _attend_vector(q, k, v, visible)
+        row_max, row_sum, acc = _merge_softmax(row_max, row_sum, acc, next_max, next_sum, next_acc)
 
-    # The new position last, and from its arguments: nobody waits for a write to a pool, or for these three loads.
+    # The new position comes last, from the arguments k and v: nothing waits for the writes to the pools.
     if chunk == 0:
-        slot = tl.load(slots + row * slots_row).to(tl.int64)
-        tl.store(keys + slot * keys_slot + dims, new_key, mask=real)
-        tl.store(values + slot * values_slot + dims, new_value, mask=real)
-    own_top = tl.sum(query * new_key.to(tl.float32), 0, keep_dims=True)
-    own_total = tl.full((1,), 1.0, tl.float32)
-    own_mixed = new_value.to(tl.float32)[None, :]
+        slot = tl.load(slots_ptr + row * stride_slots).to(tl.int64)
+        tl.store(keys_ptr + slot * stride_key_slot + offs_d, new_k, mask=mask_d)
+        tl.store(values_ptr + slot * stride_value_slot + offs_d, new_v, mask=mask_d)
+    new_max = tl.sum(q * new_k.to(tl.float32), 0, keep_dims=True)
+    new_sum = tl.full((1,), 1.0, tl.float32)
+    new_acc = new_v.to(tl.float32)[None, :]
     if SPLIT:
-        arrived = chunk
-        part = pair * tl.num_programs(1)
-        one = tl.arange(0, 1)
+        finished = chunk
+        first_partial = row_head * tl.num_programs(1)
+        offs_m = tl.arange(0, 1)
         if chunks > 1:
-            arrived = _publish(sums, mixes, arrivals + pair, part + chunk, top, total, mixed, one, one < 1, dims, 1, D)
-        if arrived == chunks - 1:
+            finished = _store_partial(
+                stats_ptr,
+                acc_ptr,
+                counters_ptr + row_head,
+                first_partial + chunk,
+                row_max,
+                row_sum,
+                acc,
+                offs_m,
+                offs_m < 1,
+                offs_d,
+                1,
+                HEAD_DIM,
+            )
+        if finished == chunks - 1:
             if chunks > 1:
-                top, total, mixed = _collect(
-                    sums, mixes, arrivals + pair, part, chunks, one, one < 1, dims, 1, D, BLOCK_D
+                row_max, row_sum, acc = _merge_partials(
+                    stats_ptr,
+                    acc_ptr,
+                    counters_ptr + row_head,
+                    first_partial,
+                    chunks,
+                    offs_m,
+                    offs_m < 1,
+                    offs_d,
+                    1,
+                    HEAD_DIM,
+                    BLOCK_D,
                 )
-            top, total, mixed = _fold(top, total, mixed, own_top, own_total, own_mixed)
-            tl.store(out + at, mixed / total[:, None], mask=real[None, :])
+            row_max, row_sum, acc = _merge_softmax(row_max, row_sum, acc, new_max, new_sum, new_acc)
+            tl.store(out_ptr + offs_out, acc / row_sum[:, None], mask=mask_d[None, :])
     else:
-        top, total, mixed = _fold(top, total, mixed, own_top, own_total, own_mixed)
-        tl.store(out + at, mixed / total[:, None], mask=real[None, :])
+        row_max, row_sum, acc = _merge_softmax(row_max, row_sum, acc, new_max, new_sum, new_acc)
+        tl.store(out_ptr + offs_out, acc / row_sum[:, None], mask=mask_d[None, :])
 
 
 def decode_attention_triton(
@@ -359,17 +436,17 @@ def decode_attention_triton(
     lengths: torch.Tensor,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`decode_attention_reference` in one launch; the host reads nothing that `slots`, `table` and `lengths` hold.
+    """`decode_attention_reference` in one launch; the host does not read the contents of integer tensors.
 
     Args:
-        arrivals: int32 [>= R * H] of zeros, which the kernel leaves zero: a caller that gives the same ones to every
-            launch of a stream saves their filling, a launch of its own, where few rows share their keys' work out.
+        arrivals: int32 [>= R * H] of zeros: counters of finished chunks, which the kernel resets to zero. A caller that
+            passes the same tensor to every launch of a stream saves the launch that fills a new one.
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that do not fit, or an input that wants gradients.
     """
     _check(q, k=k, v=v, key_pool=key_pool, value_pool=value_pool)
-    rows, heads, width = q.shape
+    rows, heads, head_dim = q.shape
     if k.shape != q.shape or v.shape != q.shape:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} must have the shape of q, {tuple(q.shape)}")
     _check_pools(q, key_pool, value_pool)
@@ -380,9 +457,9 @@ def decode_attention_triton(
     if out.numel() == 0:
         return out
     capacity = table.shape[1]
-    launch = tuning.decode_attention(tuning.architecture(q.device), rows * heads, capacity, width, q.element_size())
+    launch = tuning.decode_attention(tuning.architecture(q.device), rows * heads, capacity, head_dim, q.element_size())
     chunks = launch.tiles["CHUNKS"]
-    sums, mixes, arrivals = _shared(q, rows * heads, chunks, 1, arrivals)
+    partial_stats, partial_acc, arrivals = _workspace(q, rows * heads, chunks, 1, arrivals)
     _decode_attention_kernel[(rows * heads, chunks)](
         q,
         k,
@@ -393,12 +470,12 @@ def decode_attention_triton(
         table,
         lengths,
         out,
-        sums,
-        mixes,
+        partial_stats,
+        partial_acc,
         arrivals,
         capacity,
         heads,
-        LOG2_E / math.sqrt(width),
+        LOG2_E / math.sqrt(head_dim),
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],
@@ -406,9 +483,9 @@ def decode_attention_triton(
         *value_pool.stride()[:2],
         table.stride(0),
         slots.stride(0),
-        D=width,
-        BLOCK_D=max(16, tuning.power_of_2(width)),
-        BLOCK=launch.tiles["BLOCK"],
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(16, tuning.power_of_2(head_dim)),
+        BLOCK_N=launch.tiles["BLOCK_N"],
         SPLIT=chunks > 1,
         STAGES=launch.num_stages,
         num_warps=launch.num_warps,
@@ -416,86 +493,120 @@ def decode_attention_triton(
     return out
 
 
-@triton.jit(do_not_specialize=["capacity", "rows", "sources", "table_row"])
+@triton.jit(do_not_specialize=["capacity", "rows", "sources", "stride_table"])
 def _cross_decode_attention_kernel(
-    q,  # [rows, H, D]
-    key_pool,  # [N, H, D]; value_pool likewise
-    value_pool,
-    table,  # int32 [sources, capacity]
-    lengths,  # int32 [sources]
-    cu_rows,  # int32 [sources + 1]
-    out,  # [rows, H, D], contiguous
-    sums,  # float32 [sources * H * tiles, chunks, 2, BLOCK_W]; this and the next two as above
-    mixes,  # float32 [sources * H * tiles, chunks, BLOCK_W, D]
-    arrivals,  # int32 [sources * H * tiles]
+    q_ptr,  # [rows, H, D]
+    key_pool_ptr,  # [N, H, D]; value_pool_ptr likewise
+    value_pool_ptr,
+    table_ptr,  # int32 [sources, capacity]
+    lengths_ptr,  # int32 [sources]
+    cu_rows_ptr,  # int32 [sources + 1]
+    out_ptr,  # [rows, H, D], contiguous
+    stats_ptr,  # float32 [sources * H * tiles, chunks, 2, BLOCK_M]; the three as in _decode_attention_kernel
+    acc_ptr,  # float32 [sources * H * tiles, chunks, BLOCK_M, D]
+    counters_ptr,  # int32 [sources * H * tiles]
     capacity,
     rows,
     sources,
     heads,
     scale,
-    q_row,
-    q_head,
-    keys_slot,
-    keys_head,
-    values_slot,
-    values_head,
-    table_row,
-    D: tl.constexpr,
+    stride_q_row,
+    stride_q_head,
+    stride_key_slot,
+    stride_key_head,
+    stride_value_slot,
+    stride_value_head,
+    stride_table,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """One program per source, head and BLOCK_W of its rows; with SPLIT also per chunk of BLOCK keys."""
-    place = tl.program_id(0).to(tl.int64)  # the tiles of a source and head side by side: L2 has its keys for the second
+    """One program per source, head and tile of BLOCK_M rows; with SPLIT also per chunk of BLOCK_N keys."""
+    program = tl.program_id(0).to(tl.int64)  # tiles of the same source and head are adjacent: they share keys in L2
     tiles = tl.num_programs(0) // (sources * heads)
-    pair, tile = place // tiles, place % tiles
-    source, head = pair // heads, pair % heads
+    source_head, tile = program // tiles, program % tiles
+    source, head = source_head // heads, source_head % heads
     chunk = tl.program_id(1)
-    dims = tl.arange(0, BLOCK_D)
-    w = tl.arange(0, BLOCK_W)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_m = tl.arange(0, BLOCK_M)
     if (tile == 0) & (chunk == 0):
-        for row in tl.range(tl.load(cu_rows + sources) + source, rows, sources):  # those that have no source
-            tl.store(out + (row * heads + head) * D + dims, tl.zeros((BLOCK_D,), tl.float32), mask=dims < D)
+        for row in tl.range(tl.load(cu_rows_ptr + sources) + source, rows, sources):  # rows without a source
+            tl.store(
+                out_ptr + (row * heads + head) * HEAD_DIM + offs_d,
+                tl.zeros((BLOCK_D,), tl.float32),
+                mask=offs_d < HEAD_DIM,
+            )
 
-    length = _length(lengths, source, capacity)
-    chunks = tl.maximum(tl.cdiv(length, BLOCK), 1)
-    first = tl.load(cu_rows + source) + tile * BLOCK_W
-    last = tl.minimum(tl.load(cu_rows + source + 1), rows)
+    length = _load_length(lengths_ptr, source, capacity)
+    chunks = tl.maximum(tl.cdiv(length, BLOCK_N), 1)
+    first = tl.load(cu_rows_ptr + source) + tile * BLOCK_M
+    last = tl.minimum(tl.load(cu_rows_ptr + source + 1), rows)
     if (chunk >= chunks) | (first >= last):
         return
-    row = first + w
-    there = row < last
-    real = there[:, None] & (dims < D)[None, :]
-    query = tl.load(q + row[:, None] * q_row + head * q_head + dims[None, :], mask=real, other=0.0)
-    keys, values = key_pool + head * keys_head, value_pool + head * values_head
-    table += source * table_row
-    at = (row[:, None] * heads + head) * D + dims[None, :]
+    row = first + offs_m
+    mask_m = row < last
+    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + row[:, None] * stride_q_row + head * stride_q_head + offs_d[None, :], mask=mask, other=0.0)
+    keys_ptr, values_ptr = key_pool_ptr + head * stride_key_head, value_pool_ptr + head * stride_value_head
+    table_ptr += source * stride_table
+    offs_out = (row[:, None] * heads + head) * HEAD_DIM + offs_d[None, :]
     begin, end = 0, chunks
     if SPLIT:
         begin, end = chunk, chunk + 1
-    top, total, mixed = _empty(BLOCK_W, BLOCK_D)
+    row_max, row_sum, acc = _init_softmax(BLOCK_M, BLOCK_D)
     for i in tl.range(begin, end):
-        some_keys, some_values, seen = _gather(
-            keys, values, table, i * BLOCK, length, keys_slot, values_slot, dims, D, BLOCK
+        k, v, visible = _load_chunk(
+            keys_ptr,
+            values_ptr,
+            table_ptr,
+            i * BLOCK_N,
+            length,
+            stride_key_slot,
+            stride_value_slot,
+            offs_d,
+            HEAD_DIM,
+            BLOCK_N,
         )
-        next_top, next_total, next_mixed = _tile_chunk(query, some_keys, some_values, seen, scale)
-        top, total, mixed = _fold(top, total, mixed, next_top, next_total, next_mixed)
+        next_max, next_sum, next_acc = _attend_tile(q, k, v, visible, scale)
+        row_max, row_sum, acc = _merge_softmax(row_max, row_sum, acc, next_max, next_sum, next_acc)
     if SPLIT:
-        arrived = chunk
-        part = place * tl.num_programs(1)
+        finished = chunk
+        first_partial = program * tl.num_programs(1)
         if chunks > 1:
-            arrived = _publish(
-                sums, mixes, arrivals + place, part + chunk, top, total, mixed, w, there, dims, BLOCK_W, D
+            finished = _store_partial(
+                stats_ptr,
+                acc_ptr,
+                counters_ptr + program,
+                first_partial + chunk,
+                row_max,
+                row_sum,
+                acc,
+                offs_m,
+                mask_m,
+                offs_d,
+                BLOCK_M,
+                HEAD_DIM,
             )
-        if arrived == chunks - 1:
+        if finished == chunks - 1:
             if chunks > 1:
-                top, total, mixed = _collect(
-                    sums, mixes, arrivals + place, part, chunks, w, there, dims, BLOCK_W, D, BLOCK_D
+                row_max, row_sum, acc = _merge_partials(
+                    stats_ptr,
+                    acc_ptr,
+                    counters_ptr + program,
+                    first_partial,
+                    chunks,
+                    offs_m,
+                    mask_m,
+                    offs_d,
+                    BLOCK_M,
+                    HEAD_DIM,
+                    BLOCK_D,
                 )
-            tl.store(out + at, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real)
+            tl.store(out_ptr + offs_out, acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None], mask=mask)
     else:
-        tl.store(out + at, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real)
+        tl.store(out_ptr + offs_out, acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None], mask=mask)
 
 
 def cross_decode_attention_triton(
@@ -508,16 +619,16 @@ def cross_decode_attention_triton(
     max_rows: int,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`cross_decode_attention_reference` in one launch; the host reads nothing that the integer tensors hold.
+    """`cross_decode_attention_reference` in one launch; the host does not read the contents of integer tensors.
 
     Args:
-        arrivals: as `decode_attention_triton` takes them, int32 [>= B * H * tiles of max_rows].
+        arrivals: as in `decode_attention_triton`, int32 [>= B * H * tiles of max_rows].
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that do not fit, or an input that wants gradients.
     """
     _check(q, key_pool=key_pool, value_pool=value_pool)
-    rows, heads, width = q.shape
+    rows, heads, head_dim = q.shape
     _check_pools(q, key_pool, value_pool)
     sources = lengths.numel()
     _check_integers(q, "table", table, (sources, -1))
@@ -530,12 +641,12 @@ def cross_decode_attention_triton(
         return out.zero_()
     capacity = table.shape[1]
     launch = tuning.cross_decode_attention(
-        tuning.architecture(q.device), sources * heads, capacity, max_rows, width, q.element_size()
+        tuning.architecture(q.device), sources * heads, capacity, max_rows, head_dim, q.element_size()
     )
-    block, chunks = launch.tiles["BLOCK_W"], launch.tiles["CHUNKS"]
-    places = sources * heads * -(-max_rows // block)
-    sums, mixes, arrivals = _shared(q, places, chunks, block, arrivals)
-    _cross_decode_attention_kernel[(places, chunks)](
+    block_m, chunks = launch.tiles["BLOCK_M"], launch.tiles["CHUNKS"]
+    programs = sources * heads * -(-max_rows // block_m)
+    partial_stats, partial_acc, arrivals = _workspace(q, programs, chunks, block_m, arrivals)
+    _cross_decode_attention_kernel[(programs, chunks)](
         q,
         key_pool,
         value_pool,
@@ -543,22 +654,22 @@ def cross_decode_attention_triton(
         lengths,
         cu_rows,
         out,
-        sums,
-        mixes,
+        partial_stats,
+        partial_acc,
         arrivals,
         capacity,
         rows,
         sources,
         heads,
-        LOG2_E / math.sqrt(width),
+        LOG2_E / math.sqrt(head_dim),
         *q.stride()[:2],
         *key_pool.stride()[:2],
         *value_pool.stride()[:2],
         table.stride(0),
-        D=width,
-        BLOCK_D=max(16, tuning.power_of_2(width)),
-        BLOCK_W=block,
-        BLOCK=launch.tiles["BLOCK"],
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(16, tuning.power_of_2(head_dim)),
+        BLOCK_M=block_m,
+        BLOCK_N=launch.tiles["BLOCK_N"],
         SPLIT=chunks > 1,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
@@ -567,13 +678,13 @@ def cross_decode_attention_triton(
 
 
 def _check(q: torch.Tensor, **others: torch.Tensor) -> None:
-    """What the floating tensors of both operators have in common."""
+    """Raise ValueError for floating-point arguments that neither kernel takes."""
     if q.dim() != 3:
         raise ValueError(f"q must be [rows, heads, head_dim], not {tuple(q.shape)}")
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q is {q.dtype}; float32, float16 and bfloat16 are supported")
-    if q.shape[2] > LARGEST_HEAD:
-        raise ValueError(f"head_dim is {q.shape[2]}, at most {LARGEST_HEAD} is supported")
+    if q.shape[2] > MAX_HEAD_DIM:
+        raise ValueError(f"head_dim is {q.shape[2]}, at most {MAX_HEAD_DIM} is supported")
     for name, tensor in {"q": q, **others}.items():
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}")
@@ -592,7 +703,7 @@ def _check_pools(q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tens
 def _check_integers(
     q: torch.Tensor, name: str, tensor: torch.Tensor, shape: tuple[int, ...], *more: torch.dtype
 ) -> None:
-    """A tensor of int32, or of one of `more`, whose rows are contiguous; a -1 in `shape` fits any size."""
+    """Raise ValueError unless a tensor is int32 (or of `more`), with contiguous rows; -1 in `shape` fits any size."""
     if tensor.dtype not in (torch.int32, *more) or tensor.device != q.device:
         raise ValueError(f"{name} must be int32 on {q.device}, not {tensor.dtype} on {tensor.device}")
     if tensor.dim() != len(shape) or any(n not in (m, -1) for n, m in zip(shape, tensor.shape)):
@@ -601,18 +712,18 @@ def _check_integers(
         raise ValueError(f"{name} must be contiguous in its last dimension, its stride is {tensor.stride(-1)}")
 
 
-def _shared(
-    q: torch.Tensor, places: int, chunks: int, rows: int, arrivals: torch.Tensor | None
+def _workspace(
+    q: torch.Tensor, programs: int, chunks: int, rows: int, arrivals: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Room for the parts of `places` results, each of so many chunks and rows, and counters; nothing for one chunk."""
+    """partial_stats, partial_acc and counters for `programs` results of so many chunks and rows; None for one chunk."""
     if chunks == 1:
         return None, None, None
     if arrivals is None:
-        arrivals = torch.zeros(places, dtype=torch.int32, device=q.device)
+        arrivals = torch.zeros(programs, dtype=torch.int32, device=q.device)
     elif arrivals.dtype != torch.int32 or arrivals.device != q.device or not arrivals.is_contiguous():
         raise ValueError(f"arrivals must be contiguous int32 on {q.device}, not {arrivals.dtype} on {arrivals.device}")
-    elif arrivals.numel() < places:
-        raise ValueError(f"arrivals holds {arrivals.numel()} counters, {places} are needed")
-    sums = torch.empty((places, chunks, 2, rows), dtype=torch.float32, device=q.device)
-    mixes = torch.empty((places, chunks, rows, q.shape[2]), dtype=torch.float32, device=q.device)
-    return sums, mixes, arrivals
+    elif arrivals.numel() < programs:
+        raise ValueError(f"arrivals holds {arrivals.numel()} counters, {programs} are needed")
+    partial_stats = torch.empty((programs, chunks, 2, rows), dtype=torch.float32, device=q.device)
+    partial_acc = torch.empty((programs, chunks, rows, q.shape[2]), dtype=torch.float32, device=q.device)
+    return partial_stats, partial_acc, arrivals

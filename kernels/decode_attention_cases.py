@@ -23,7 +23,7 @@ Arguments = dict[str, Any]
 
 
 def _poison(tensor: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """`tensor` with NaN and 65504 in turns where nobody may look."""
+    """`tensor` with NaN and 65504 by turns at hidden places."""
     poison = torch.tensor([float("nan"), 65504.0]).repeat(hidden.shape[0])[: hidden.shape[0]]
     poison = poison.to(tensor).view(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor)
     return torch.where(
@@ -38,7 +38,7 @@ def _fused(arguments: Arguments, *names: str) -> None:
 
 
 def _misaligned(arguments: Arguments, *names: str) -> None:
-    """Make these arguments begin one element into memory that is no multiple of 16 bytes per row either."""
+    """Misalign these arguments: an offset of one element, and rows that are not a multiple of 16 bytes apart."""
     for name in names:
         tensor = arguments[name]
         room = tensor.new_zeros(*tensor.shape[:-1], tensor.shape[-1] + 3)
@@ -47,7 +47,7 @@ def _misaligned(arguments: Arguments, *names: str) -> None:
 
 
 def _headed(arguments: Arguments, *names: str) -> None:
-    """Put the heads of these arguments outermost in memory."""
+    """Make the head dimension of these arguments the outermost one in memory."""
     for name in names:
         arguments[name] = arguments[name].transpose(0, -2).contiguous().transpose(0, -2)
 
@@ -102,17 +102,17 @@ def _row_case(
     change: Callable[[Arguments], None] | None = None,
     written: tuple[str, ...] = ("key_pool", "value_pool"),
 ) -> Case:
-    """Rows of these lengths after some beam reorders, each table as long as the longest or `capacity`.
+    """Rows of these lengths after some beam reorders; the table has `capacity` columns, by default the longest length.
 
     Args:
-        scratch: rows that write to one slot; what they write is the same, since any of it may be left.
+        scratch: rows that write to one slot, all the same values, since the result may be any of them.
     """
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
         rows, columns = len(lengths), max((*lengths, 0)) if capacity is None else capacity
         generator = torch.Generator().manual_seed(rows * 1000 + heads * 100 + width + sum(lengths))
         slots = rows * (columns + 1) + 7
-        # The last column of a row's own slots is the one that it writes, poisoned until then.
+        # The last of a row's own slots is the one that it writes; it is poisoned until then.
         own = torch.randperm(slots, generator=generator)[: slots - 7].view(rows, columns + 1).int()
         for row in scratch:
             own[row, -1] = own[scratch[0], -1]
@@ -126,7 +126,7 @@ def _row_case(
         }
         for row in scratch:
             arguments["k"][row], arguments["v"][row] = arguments["k"][scratch[0]], arguments["v"][scratch[0]]
-        arguments["slots"] = own.to(device)[:, -1]  # a column of a table, as a cache has it
+        arguments["slots"] = own.to(device)[:, -1]  # a strided column, as in the cache
         arguments |= {"table": table, "lengths": torch.tensor(lengths, dtype=torch.int32)}
         _pools(arguments, (slots, heads, width), generator, dtype, device)
         if change:
@@ -137,7 +137,7 @@ def _row_case(
 
 
 def _one_history(arguments: Arguments) -> None:
-    """Every row descends from the first, the new position apart."""
+    """All rows share the history of the first."""
     table = arguments["table"]
     for name in ("key_pool", "value_pool"):
         pool = arguments[name]
@@ -147,14 +147,14 @@ def _one_history(arguments: Arguments) -> None:
 
 
 def _sharp(arguments: Arguments) -> None:
-    """Scores of some hundreds, rising: the largest comes last."""
+    """Ascending scores up to some hundreds: the largest comes last."""
     slots, q = arguments["table"], arguments["q"]
     scale = torch.linspace(1, 30, slots.shape[1]).to(q)
     arguments["key_pool"][slots.flatten()] = (q[: len(slots), None] * scale[:, None, None]).flatten(0, 1)
 
 
 def _wide_table(arguments: Arguments) -> None:
-    """A slice of a table of more rows and columns; the lengths lie in something longer, too."""
+    """The table as a slice of a larger one; the lengths as a slice of a longer tensor."""
     table, lengths = arguments["table"], arguments["lengths"]
     arguments["table"] = F.pad(table, (5, 3, 1, 1), value=LAST_NUMBER)[1:-1, 5:-3]
     arguments["lengths"] = F.pad(lengths, (1, 1), value=LAST_NUMBER)[1:-1]
@@ -215,13 +215,13 @@ def _cross_case(
     *,
     capacity: int | None = None,
     most: int | None = None,
-    behind: int = 0,
+    extra: int = 0,
     shuffled: bool = True,
     core: bool = False,
     change: Callable[[Arguments], None] | None = None,
     written: tuple[str, ...] = (),
 ) -> Case:
-    """Sources of so many rows and keys each, and so many rows `behind` the last; `most` is given as max_rows."""
+    """Sources with these numbers of rows and keys, then `extra` rows without a source; max_rows is `most`."""
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
         columns = max((*lengths, 0)) if capacity is None else capacity
@@ -230,7 +230,7 @@ def _cross_case(
         slots = len(lengths) * columns + 7
         order = torch.randperm(slots, generator=generator) if shuffled else torch.arange(slots)
         arguments = {
-            "q": torch.randn(sum(rows) + behind, heads, width, generator=generator).to(dtype).to(device),
+            "q": torch.randn(sum(rows) + extra, heads, width, generator=generator).to(dtype).to(device),
             "table": order[: slots - 7].view(len(lengths), columns).int(),
             "lengths": torch.tensor(lengths, dtype=torch.int32),
             "cu_rows": cu_rows.int().to(device),
@@ -262,10 +262,10 @@ CROSS_CASES = (
     _cross_case("mixed, shared chunks", [4, 0, 1, 33, 17], [300, 9, 257, 128, 0], 1, 16, core=True),
     _cross_case("mixed, one program a source", [i % 4 for i in range(264)], [37 * (i % 9) for i in range(264)], 1, 16),
     _cross_case("mixed, many rows expected", *MIXED, 1, 16, most=70),
-    _cross_case("rows behind the last source", [2, 3], [9, 4], 2, 24, behind=5, core=True),
-    _cross_case("rows behind the last source, shared chunks", [2, 0, 17], [300, 4, 129], 2, 16, behind=4, core=True),
-    _cross_case("rows behind, sources without", [0, 0], [9, 4], 2, 16, behind=3, most=4),
-    _cross_case("rows, but no sources", [], [], 2, 16, behind=3, most=4, core=True),
+    _cross_case("rows behind the last source", [2, 3], [9, 4], 2, 24, extra=5, core=True),
+    _cross_case("rows behind the last source, shared chunks", [2, 0, 17], [300, 4, 129], 2, 16, extra=4, core=True),
+    _cross_case("rows behind, sources without", [0, 0], [9, 4], 2, 16, extra=3, most=4),
+    _cross_case("rows, but no sources", [], [], 2, 16, extra=3, most=4, core=True),
     _cross_case("lengths out of range", [2] * 4, [-3, 5, 11, LAST_NUMBER], 1, 16, capacity=10, core=True),
     _cross_case("lengths out of range, shared chunks", [2] * 3, [-3, 5, LAST_NUMBER], 1, 16, capacity=300),
     _cross_case("two chunks, head 24", [3] * 2, [200, 131], 2, 24, core=True),
@@ -299,22 +299,22 @@ CROSS_CASES = (
 
 
 def _variant(
-    name: str, kernel: Any, launch: tuning.Launch, kind: str, width: int, strides: list[str], *, cross: bool
+    name: str, kernel: Any, launch: tuning.Launch, dtype: str, width: int, strides: list[str], *, cross: bool
 ) -> Variant:
-    """One of the two kernels as its launcher calls it on contiguous tensors of the type `kind`."""
+    """One of the two kernels as its launcher calls it on contiguous tensors of `dtype`."""
     tiles = dict(launch.tiles)
     split = tiles.pop("CHUNKS") > 1
-    pointers = ["q", "key_pool", "value_pool", "out"] + ([] if cross else ["k", "v"])
-    integers = ["table", "lengths", "cu_rows" if cross else "slots"]
-    unaligned = ("capacity", "table_row", *(("rows", "sources") if cross else ("slots_row",)))
-    signature = {name: f"*{kind}" for name in pointers} | {name: "*i32" for name in integers}
+    pointers = ["q_ptr", "key_pool_ptr", "value_pool_ptr", "out_ptr"] + ([] if cross else ["k_ptr", "v_ptr"])
+    integers = ["table_ptr", "lengths_ptr", "cu_rows_ptr" if cross else "slots_ptr"]
+    unaligned = ("capacity", "stride_table", *(("rows", "sources") if cross else ("stride_slots",)))
+    signature = {name: f"*{dtype}" for name in pointers} | {name: "*i32" for name in integers}
     signature |= {name: "i32" for name in (*unaligned, "heads", *strides)} | {"scale": "fp32"}
-    constants = tiles | {"D": width, "BLOCK_D": max(16, tuning.power_of_2(width)), "SPLIT": split}
-    shared = {"sums": "*fp32", "mixes": "*fp32", "arrivals": "*i32"}
+    constants = tiles | {"HEAD_DIM": width, "BLOCK_D": max(16, tuning.power_of_2(width)), "SPLIT": split}
+    workspace = {"stats_ptr": "*fp32", "acc_ptr": "*fp32", "counters_ptr": "*i32"}
     if split:
-        signature |= shared
+        signature |= workspace
     else:
-        constants |= dict.fromkeys(shared)
+        constants |= dict.fromkeys(workspace)
     if not cross:
         constants["STAGES"] = launch.num_stages
     return Variant(
@@ -325,24 +325,24 @@ def _variant(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         unaligned=unaligned,
-        present={arch: ("LDGSTS.128", "HMMA")[: 1 + cross * (kind != "fp32")] for arch in (80, 90, 100)},
-        per=None if split else ("key", tiles["BLOCK"]),
+        present={arch: ("LDGSTS.128", "HMMA")[: 1 + cross * (dtype != "fp32")] for arch in (80, 90, 100)},
+        per=None if split else ("key", tiles["BLOCK_N"]),
     )
 
 
-POOLS = [f"{t}_{d}" for t in ("keys", "values") for d in ("slot", "head")]
+POOLS = [f"stride_{t}_{d}" for t in ("key", "value") for d in ("slot", "head")]
 
 
-def _row_variant(name: str, rows: int, heads: int, width: int, kind: str = "bf16") -> Variant:
-    launch = tuning.decode_attention(90, rows * heads, 512, width, 4 if kind == "fp32" else 2)
-    strides = [f"{t}_{d}" for t in "qkv" for d in ("row", "head")] + POOLS
-    return _variant(name, _decode_attention_kernel, launch, kind, width, strides, cross=False)
+def _row_variant(name: str, rows: int, heads: int, width: int, dtype: str = "bf16") -> Variant:
+    launch = tuning.decode_attention(90, rows * heads, 512, width, 4 if dtype == "fp32" else 2)
+    strides = [f"stride_{t}_{d}" for t in "qkv" for d in ("row", "head")] + POOLS
+    return _variant(name, _decode_attention_kernel, launch, dtype, width, strides, cross=False)
 
 
-def _cross_variant(name: str, sources: int, beams: int, heads: int, width: int, kind: str = "bf16") -> Variant:
-    launch = tuning.cross_decode_attention(90, sources * heads, 512, beams, width, 4 if kind == "fp32" else 2)
-    strides = ["q_row", "q_head", *POOLS]
-    return _variant(name, _cross_decode_attention_kernel, launch, kind, width, strides, cross=True)
+def _cross_variant(name: str, sources: int, beams: int, heads: int, width: int, dtype: str = "bf16") -> Variant:
+    launch = tuning.cross_decode_attention(90, sources * heads, 512, beams, width, 4 if dtype == "fp32" else 2)
+    strides = ["stride_q_row", "stride_q_head", *POOLS]
+    return _variant(name, _cross_decode_attention_kernel, launch, dtype, width, strides, cross=True)
 
 
 VARIANTS = (

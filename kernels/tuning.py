@@ -112,7 +112,7 @@ def _decode_chunks(arch: int, programs: int, keys: int, width: int, itemsize: in
 def decode_attention(arch: int, pairs: int, keys: int, width: int, itemsize: int) -> Launch:
     """For `pairs` rows times heads and a table of `keys` positions."""
     block, chunks = _decode_chunks(arch, pairs, keys, width, itemsize)
-    return Launch({"BLOCK": block, "CHUNKS": chunks}, num_stages=2)
+    return Launch({"BLOCK_N": block, "CHUNKS": chunks}, num_stages=2)
 
 
 def cross_decode_attention(arch: int, pairs: int, keys: int, rows: int, width: int, itemsize: int) -> Launch:
@@ -124,7 +124,7 @@ def cross_decode_attention(arch: int, pairs: int, keys: int, rows: int, width: i
     tile = 16 if rows <= 16 or itemsize == 4 else 32
     block, chunks = _decode_chunks(arch, pairs * -(-rows // tile), keys, width, itemsize)
     stages = 2 if chunks > 1 else 3 if arch in (86, 89) else 5  # these have less shared memory
-    return Launch({"BLOCK": block, "BLOCK_W": tile, "CHUNKS": chunks}, num_stages=stages)
+    return Launch({"BLOCK_N": block, "BLOCK_M": tile, "CHUNKS": chunks}, num_stages=stages)
 
 
 # Attention, compiled for 80, 90 and 100, not measured: the largest tiles that spill nowhere (but for 4 words in dq of

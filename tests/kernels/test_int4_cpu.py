@@ -352,7 +352,7 @@ def test_when_it_is_taken(monkeypatch):
     before = ops.set_backend("cpp")
     try:
         for other, message in [
-            ({"x": leaf}, "no gradient"),
+            ({"x": leaf}, "a gradient is required, and it has no backward"),
             ({"x": given["x"].bfloat16()}, "torch.bfloat16 is not float32"),
             ({"scale": given["scale"][:, :1].repeat(1, 8)}, "128 columns in 8 groups: a group is 32, 64 or 128"),
         ]:
