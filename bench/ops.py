@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import Case, Check, answers, as_float64, difference
+from bertgen.kernels.checks import Case, Check, as_float64, difference, outputs
 
 from bertgen import ops
 from bertgen.errors import BackendError
@@ -177,9 +177,9 @@ def of_case(name: str, check: Check, case: Case, device: torch.device, dtype: to
     for row in rows:
         try:
             function = makers[row.contender]()
-            got = answers(function, case, case.make(dtype, device))
+            got = outputs(function, case, case.make(dtype, device))
             if row.contender == "eager":
-                plain, exact = got, answers(function, case, as_float64(case.make(dtype, device)))
+                plain, exact = got, outputs(function, case, as_float64(case.make(dtype, device)))
         except Exception as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             broken = row.ours and device.type == "cuda"

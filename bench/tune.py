@@ -106,7 +106,7 @@ def tuned(
     Args:
         call: what is made faster. right: whether its answer is accepted. seconds: its time, by a fair clock.
     """
-    with tuning.asked() as keys:
+    with tuning.record_keys() as keys:
         call()
     found: dict[Key, tuning.Launch] = {}
     for key in dict.fromkeys(keys):
@@ -116,7 +116,7 @@ def tuned(
             continue
         times = {own: seconds(call)}
         for launch in usable(key, list(dict.fromkeys(neighbours(name, own)))):
-            with tuning.measured({key: launch}):
+            with tuning.override_launches({key: launch}):
                 try:
                     if right():
                         times[launch] = seconds(call)
@@ -125,7 +125,7 @@ def tuned(
         # The clock again, by turns, for those that may be the best.
         leaders = sorted(times, key=times.__getitem__)[:4]
         for launch in {*leaders, own}:
-            with tuning.measured({key: launch}):
+            with tuning.override_launches({key: launch}):
                 times[launch] = min(times[launch], *(seconds(call) for _ in range(3)))
         best = min(leaders, key=times.__getitem__)
         if times[best] < GAIN * times[own]:
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TUNED)
     args = parser.parse_args()
     device = torch.device("cuda")
-    with torch.no_grad(), tuning.measured({}) as launches:
+    with torch.no_grad(), tuning.override_launches({}) as launches:
         for shape in shapes("full", device, torch.bfloat16, args.op):
             found = of_shape(shape, lambda call: statistics.median(on_device(call) for _ in range(TURNS)))
             launches.update(found)

@@ -1,8 +1,8 @@
-"""Checks of kernels: what a case is, when an answer is accepted, and what is compiled without a device.
+"""Checks of kernels: cases, the rule that accepts an output, and variants to compile without a device.
 
-A case names the arguments of an operator. It drives the tests (in the interpreter and on a GPU), the benchmark and
-`bertgen info --check`. A variant names a kernel with its constants; it drives the compilation for every architecture.
-The cases and variants of an operator stand beside its kernel, in NAME_cases.py.
+A case has the arguments of an operator. The tests (in the interpreter and on a GPU), the benchmarks and
+`bertgen info --check` run cases. A variant is a kernel with its constants, which is compiled for every architecture.
+NAME_cases.py has the cases and variants of the operator in NAME.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Case:
     """Arguments of an operator.
 
     Attributes:
-        name: what is special about it; unique among the operator's cases.
+        name: unique among the cases of the operator.
         make: (dtype, device) -> the operator's arguments by name; seeded, so that two calls give equal tensors.
-        gradients: names of the arguments whose gradients are compared too.
-        core: part of the short run of every commit.
-        written: names of arguments that the operator writes; they are compared as its output is.
+        gradients: names of the arguments for which gradients are compared too.
+        core: whether it is part of the short run of every commit.
+        written: names of arguments that the operator writes; they are compared like its outputs.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Variant:
     """A kernel with its constants, to be compiled without a device.
 
     Attributes:
-        name: unique among the operator's variants.
-        kernel: what `triton.jit` returned.
-        signature: type of each argument that is no constant, such as "*bf16", "*i32", "i32", "i64", "fp32".
+        name: unique among the variants of the operator.
+        kernel: a function decorated by `triton.jit`.
+        signature: type of each argument that is not a constant, such as "*bf16", "*i32", "i32", "i64", "fp32".
         constants: value of each constexpr argument.
         num_warps, num_stages: of the launch.
-        unaligned: pointers and integers that are no multiples of 16 (bytes, or elements).
-        present: SASS instructions that must be there, by architecture: {90: ("HGMMA",)}.
-        per: (what, how many): the hot loop's instructions are reported per so many scores or weights.
-        architectures: that it is compiled for.
-        launch: the rule of tuning.py that gave the tiles, and its arguments but for the architecture.
+        unaligned: names of pointers and integers that are not multiples of 16 (bytes, or elements).
+        present: SASS instructions that must be present, by architecture: {90: ("HGMMA",)}.
+        per: (unit, count): instructions of hot loops are reported per unit, of which an iteration has `count`.
+        architectures: for which it is compiled.
+        launch: the rule of tuning.py for its tiles, and the arguments of the rule after the architecture.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Check:
-    """An operator under test: the definition, what must agree with it, and on what."""
+    """An operator under test: its reference, its kernel, cases to compare them on, and variants to compile."""
 
     reference: Callable[..., Any]
     triton: Callable[..., Any]
@@ -73,85 +73,81 @@ class Check:
     variants: tuple[Variant, ...]
 
 
-def answers(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
-    """What a function returns for the arguments of a case, and what it has written."""
+def outputs(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors that a function returns for the arguments of a case, and those that it writes."""
     result = function(**arguments)
     returned = [result] if isinstance(result, torch.Tensor) else [t for t in result or () if t is not None]
     return returned + [arguments[name] for name in case.written]
 
 
 def gradients(function: Callable[..., Any], case: Case, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-    """Of a weighted sum of what a function returns, by the arguments that a case names; no dtype rounds the weights."""
-    wanted = [arguments[name].requires_grad_() for name in case.gradients]
+    """Gradients of a weighted sum of the outputs, by the arguments in case.gradients; all dtypes have these weights."""
+    inputs = [arguments[name].requires_grad_() for name in case.gradients]
     generator = torch.Generator("cpu").manual_seed(1)
-    total = torch.zeros((), dtype=torch.float64, device=wanted[0].device)
-    for part in answers(function, case, arguments):
-        weights = (
-            (torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu") * 32)
-            .round()
-            .div(32)
-            .to(part)
-        )
-        total = total + (part * weights).sum()
-    return torch.autograd.grad(total, wanted)
+    total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+    for output in outputs(function, case, arguments):
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float32, device="cpu")
+        total = total + (output * (weights * 32).round().div(32).to(output)).sum()
+    return torch.autograd.grad(total, inputs)
 
 
-def trial(
+def check_case(
     check: Check, case: Case, dtype: torch.dtype, device: torch.device, function: Callable[..., Any] | None = None
 ) -> str | None:
-    """Run a case on a device, and its gradients where it has some; what is wrong, None where all is accepted.
+    """Why the outputs or gradients of a case on a device are not accepted; None where they are.
 
     Args:
-        function: what is tried instead of the kernel's launcher.
+        function: is checked instead of the kernel's launcher.
     """
-    found = None
-    for run in (answers, gradients) if case.gradients else (answers,):
-        got = run(function or check.triton, case, case.make(dtype, device))
+    reason = None
+    for run in (outputs, gradients) if case.gradients else (outputs,):
+        actual = run(function or check.triton, case, case.make(dtype, device))
         plain = run(check.reference, case, case.make(dtype, device))
         exact = run(check.reference, case, as_float64(case.make(dtype, device)))
-        for place, parts in enumerate(zip(got, plain, exact, strict=True)):
-            part = f"{'gradient' if run is gradients else 'answer'} {place}: "
-            found = found or (part + wrong if (wrong := difference(*parts)) else None)
-    return found
+        for index, tensors in enumerate(zip(actual, plain, exact, strict=True)):
+            name = f"{'gradient' if run is gradients else 'output'} {index}"
+            reason = reason or (f"{name}: {error}" if (error := difference(*tensors)) else None)
+    return reason
 
 
 def as_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments with every floating tensor in float64."""
+    """The arguments with every floating tensor in float64."""
     return {
         name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in arguments.items()
     }
 
 
-def difference(got: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> str | None:
-    """What is wrong with an answer; None where it is accepted.
+def difference(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> str | None:
+    """Why an output is not accepted; None where it is.
 
-    Accepted is an answer with the shape and dtype of plain torch's, with infinities and nans where `exact` has them,
-    and with at most twice plain torch's largest error, plus the rounding of the dtype itself.
+    It is accepted with the shape and dtype of plain torch's, with infinities and NaN where `exact` has them, and with
+    at most twice plain torch's largest error plus the rounding of the dtype.
 
     Args:
-        got: the answer. plain: of the reference in the same dtype. exact: of the reference in float64.
+        actual: the output. plain: of the reference in the same dtype. exact: of the reference in float64.
     """
-    if got.shape != plain.shape or got.dtype != plain.dtype:
-        return f"{got.dtype} {tuple(got.shape)} instead of {plain.dtype} {tuple(plain.shape)}"
-    if got.numel() == 0:
+    if actual.shape != plain.shape or actual.dtype != plain.dtype:
+        return f"{actual.dtype} {tuple(actual.shape)} instead of {plain.dtype} {tuple(plain.shape)}"
+    if actual.numel() == 0:
         return None
-    if not got.is_floating_point():
-        wrong = int((got != plain).sum())
-        return f"{wrong} of {got.numel()} integers differ" if wrong else None
-    rounded = exact.to(got.dtype)
+    if not actual.is_floating_point():
+        count = int((actual != plain).sum())
+        return f"{count} of {actual.numel()} integers differ" if count else None
+    rounded = exact.to(actual.dtype)
     for name, test in (("nan", torch.isnan), ("inf", torch.isposinf), ("-inf", torch.isneginf)):
-        wrong = int((test(got) != test(rounded)).sum())
-        if wrong:
-            return f"{wrong} of {got.numel()} places have {name} or lack it"
+        count = int((test(actual) != test(rounded)).sum())
+        if count:
+            return f"{count} of {actual.numel()} places have {name} or lack it"
     finite = rounded.isfinite()
     if not bool(finite.any()):
         return None
-    exact, ours, theirs = exact[finite], got[finite].double(), plain[finite].double()
-    shifted = (exact.to(got.dtype) + 0.3 - 0.3).double()
-    floor = 2 * (exact - shifted).abs().max()
-    bound = 2 * (theirs - exact).abs().nan_to_num(0.0, 0.0, 0.0).max() + floor
+    exact, ours, theirs = exact[finite], actual[finite].double(), plain[finite].double()
+    shifted = (exact.to(actual.dtype) + 0.3 - 0.3).double()
+    rounding = 2 * (exact - shifted).abs().max()
+    bound = 2 * (theirs - exact).abs().nan_to_num(0.0, 0.0, 0.0).max() + rounding
     error = (ours - exact).abs().max()
     if not bool(error <= bound):
-        return f"error {float(error):.3g}, allowed are {float(bound):.3g} (plain torch: {float(bound - floor) / 2:.3g})"
+        plain_error = float(bound - rounding) / 2
+        return f"error {float(error):.3g}, allowed are {float(bound):.3g} (plain torch: {plain_error:.3g})"
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import answers, difference, trial
+from bertgen.kernels.checks import check_case, difference, outputs
 from bertgen.kernels.tuning import INT4_DENSE_ROWS
 
 from bertgen import GenerationConfig, ops
@@ -39,7 +39,7 @@ REPEATS = 1000
 
 @pytest.mark.parametrize(("check", "case", "dtype"), CASES)
 def test_case(check, case, dtype):
-    wrong = trial(check, case, dtype, CUDA)
+    wrong = check_case(check, case, dtype, CUDA)
     assert wrong is None, wrong
 
 
@@ -55,9 +55,9 @@ def test_4_bit_weights_are_unpacked_bit_for_bit(form, group, dtype):
 def test_a_thousand_launches_give_the_same_bits(name):
     check = CHECKS[name]
     case = next(case for case in check.cases if case.core)
-    first = answers(check.triton, case, case.make(torch.bfloat16, CUDA))
+    first = outputs(check.triton, case, case.make(torch.bfloat16, CUDA))
     for _ in range(REPEATS):
-        for a, b in zip(first, answers(check.triton, case, case.make(torch.bfloat16, CUDA)), strict=True):
+        for a, b in zip(first, outputs(check.triton, case, case.make(torch.bfloat16, CUDA)), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bertgen.bench.ops import own
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import answers, as_float64, difference
+from bertgen.kernels.checks import as_float64, difference, outputs
 
 from bertgen.errors import BackendError
 
@@ -27,14 +27,14 @@ def test_op(benchmark, name, case, who):
     try:
         function = check.reference if who == "eager" else own(name, check, DEVICE)
         with torch.no_grad():
-            got = answers(function, case, case.make(DTYPE, DEVICE))
+            got = outputs(function, case, case.make(DTYPE, DEVICE))
     except (BackendError, RuntimeError, TypeError) as error:
         if DEVICE.type == "cuda":
             raise
         pytest.skip(f"not on a CPU: {error}")
     if who == "bertgen":
         plain, exact = (
-            answers(check.reference, case, arguments)
+            outputs(check.reference, case, arguments)
             for arguments in (case.make(DTYPE, DEVICE), as_float64(case.make(DTYPE, DEVICE)))
         )
         assert [difference(*parts) for parts in zip(got, plain, exact, strict=True)] == [None] * len(got)

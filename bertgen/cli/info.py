@@ -65,7 +65,7 @@ def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
     import torch
 
     from ..kernels.all_cases import CHECKS
-    from ..kernels.checks import trial
+    from ..kernels.checks import check_case
     from ..kernels.language import HAS_TRITON, INTERPRETED
 
     for name in names:
@@ -82,7 +82,7 @@ def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
         wrong = []
         for case, dtype in trials:
             try:
-                problem = trial(check, case, dtype, torch.device(device))
+                problem = check_case(check, case, dtype, torch.device(device))
             except Exception as error:  # a kernel that does not even run is what this looks for
                 problem = f"{type(error).__name__}: {error}"
             if problem is not None:

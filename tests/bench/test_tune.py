@@ -19,7 +19,7 @@ KEY = ("attention", (90, 64, 2, False))
 def test_a_measured_launch_overrules_a_rule():
     own = tuning.attention(*KEY[1])
     other = tuning.Launch({"BLOCK_M": 128, "BLOCK_N": 128}, 8, 3)
-    with tuning.asked() as keys, tuning.measured({KEY: other}) as table:
+    with tuning.record_keys() as keys, tuning.override_launches({KEY: other}) as table:
         assert tuning.attention(*KEY[1]) == other and keys == [KEY]
         assert tuning.RULES["attention"](*KEY[1]) == own
         table[("norm", (90, 64))] = other

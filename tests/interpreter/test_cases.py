@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import answers, as_float64, difference, gradients
+from bertgen.kernels.checks import as_float64, difference, gradients, outputs
 
 from tests.interpreter.guards import damaged, guarded, guarded_allocations, unwritten
 
@@ -35,9 +35,9 @@ def test_case(check, case, dtype, monkeypatch):
         else:
             fenced[name] = value
     with guarded_allocations(monkeypatch) as allocated:
-        got = answers(check.triton, case, fenced)
-    plain = answers(check.reference, case, case.make(dtype, CPU))
-    exact = answers(check.reference, case, as_float64(case.make(dtype, CPU)))
+        got = outputs(check.triton, case, fenced)
+    plain = outputs(check.reference, case, case.make(dtype, CPU))
+    exact = outputs(check.reference, case, as_float64(case.make(dtype, CPU)))
     assert len(got) == len(plain)
     for ours, theirs, truth in zip(got, plain, exact):
         wrong = difference(ours, theirs, truth)
