@@ -1,8 +1,8 @@
-"""Whether another engine's tokens are ours, and which differences rounding explains.
+"""Compares the tokens of another engine with bertgen's, and excuses differences that rounding explains.
 
-Sums of float32 differ with the library and with the batch. Where two extensions are all but equally probable either may
-win, and what follows is another text. So a difference is excused where a search by the book, over our own logits, met
-such a tie: at the first differing token of a greedy output, anywhere in a beam search.
+float32 sums differ between libraries and batch sizes. Where two continuations are almost equally probable, either may
+win, and the rest of the text differs. So a difference is excused where a plain search over bertgen's logits has such a
+tie: at the first differing token of a greedy output, or anywhere in a beam search.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from bertgen.model import EncoderDecoderModel
 
 from .workload import START, Case, Tokens
 
-# Differences of log-probabilities that rounding explains; where the model runs in 16 bits, of its whole depth.
+# Differences of log-probabilities that rounding explains; in 16 bits, the rounding of all layers.
 TIES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.4}
-UNITS = 4 * 2.0**-23  # of a sum of many, times its size
+UNITS = 4 * 2.0**-23  # rounding error of a long sum, relative to its size
 
 
 @dataclass
 class Agreement:
-    """How many outputs are equal, of those that can be compared; which differ at a tie, and which are wrong."""
+    """Number of compared and of equal outputs; descriptions of those that differ at a tie, and of wrong ones."""
 
     compared: int = 0
     equal: int = 0
@@ -35,10 +35,10 @@ class Agreement:
 
 
 class Judge:
-    """Compares outputs with ours; keeps the margins that it has searched for.
+    """Compares outputs with bertgen's; caches the margins of searches.
 
     Args:
-        model: in float32. tie: margin up to which a difference is excused.
+        model: in float32. tie: a difference with a smaller margin is excused.
     """
 
     def __init__(self, model: EncoderDecoderModel, tie: float = TIES["float32"]):
@@ -46,11 +46,11 @@ class Judge:
         self._margins: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
 
     def compare(self, case: Case, ours: Tokens, theirs: Tokens, judged: bool = True) -> Agreement:
-        """Greedy outputs up to the asked length; outputs of beams where both stop there, since another end is another
-        search.
+        """Compare outputs up to the requested length. Beam outputs are compared only where both have that length, since
+        another length means another search.
 
         Args:
-            judged: False for weights that are rounded: what differs is no error, and nobody looks for its margin.
+            judged: False for rounded weights: differences are counted, but no margin is searched for.
         """
         found = Agreement()
         for i, (source, length) in enumerate(zip(case.sources, case.lengths)):
@@ -83,8 +83,8 @@ class Judge:
 
 @torch.inference_mode()
 def margins(model: EncoderDecoderModel, source: list[int], length: int, beams: int) -> list[float]:
-    """Of a search without a cache: by how much the last hypothesis kept beats the best one dropped, at each step; with
-    beams, behind the last step, the best one the second. What rounding makes of a sum is taken off."""
+    """Margins of a search without a cache: at each step, the score of the last hypothesis kept minus that of the best
+    one dropped; with beams, after the last step, the best minus the second. The rounding of a sum is subtracted."""
     device = model.device
     encoded = model.encoder(input_ids=torch.tensor([source], device=device)).last_hidden_state
     tokens = torch.full((1, 1), START, device=device)

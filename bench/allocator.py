@@ -1,4 +1,4 @@
-"""The allocator of cache slots in the C++ extension: microseconds of a step of many rows.
+"""The block allocator of the C++ extension: microseconds of a step of many rows.
 
 python -m bertgen.bench.allocator [--rows 64 1024]
 """
@@ -15,7 +15,7 @@ from bertgen.cache.block_allocator import BlockAllocator
 from bertgen.ops import extension
 
 POSITIONS = 512
-PAGE = 16  # positions; a row takes a page whenever it begins one
+PAGE = 16  # positions per page
 
 
 def step_times(rows: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""`bertgen bench check`: whether bertgen is as many times faster than others as the floors say (floors.py).
+"""`bertgen bench check`: compares the speed-ups in results with the floors of floors.py.
 
-What was measured while others kept the machine busy is not judged, neither good nor bad.
+Results that were measured while other processes kept the machine busy are not judged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BELOW, NOT_JUDGED = 1, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Results to look at."""
+    """The results to check."""
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="that a part wrote with --json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each floor that holds for these results, and return the exit code."""
+    """Print each floor that applies to these results, and return the exit code."""
     return report([load(path) for path in args.results])
 
 
@@ -32,7 +32,7 @@ def report(results: Sequence[Result]) -> int:
     """Print each floor, and return `BELOW` where a ratio is below one, else `NOT_JUDGED` where one was not judged.
 
     Raises:
-        InputError: no floor holds for any of the results.
+        InputError: no floor applies to any of the results.
     """
     found = [
         judged(floor, result)
@@ -50,20 +50,20 @@ def report(results: Sequence[Result]) -> int:
 
 
 def known(floor: Floor, result: Result) -> tuple[str, ...]:
-    """Contenders that show that a floor holds for a result; the others may be all that a run had come to."""
+    """Contenders that show that a floor applies to a result; a stopped run may have measured only one of them."""
     return (floor.ours, floor.against) if result.warnings else (floor.ours,)
 
 
 def matching(floor: Floor, rows: Sequence[Row], contender: str) -> list[Row]:
-    """Rows of a contender in the cases that a floor holds for."""
+    """Rows of a contender in the cases of a floor."""
     wanted = floor.params.items()
     return [r for r in rows if r.name == floor.name and r.contender == contender and wanted <= r.params.items()]
 
 
 def judged(floor: Floor, result: Result) -> tuple[str, bool | None]:
-    """What is to be said of a floor, and whether it is reached; None where that is not judged.
+    """A line about a floor, and whether it is reached; None where it is not judged.
 
-    One that cannot be compared is not reached, unless the run was stopped before.
+    A floor that cannot be compared is not reached, unless the run was stopped before.
     """
     case = ", ".join([floor.name, *(f"{key} {value}" for key, value in floor.params.items())])
     ours, theirs = (best(matching(floor, result.rows, name)) for name in (floor.ours, floor.against))

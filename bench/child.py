@@ -1,4 +1,4 @@
-"""Processes of their own, for what has to begin with nothing, or to be alone: peaks of memory, numbers of threads."""
+"""Separate processes, for measurements that need a fresh or undisturbed process: peak memory, numbers of threads."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What it returns; it has to be one of a module's own, its arguments and its result such that can be pickled."""
+    """Call a module-level function in a new process; its arguments and its result must be picklable."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 class Child:
-    """An object in a process of its own, which ends with this one or with `close`.
+    """An object in a separate process, which ends with this process or with `close`.
 
     Args:
-        make: makes it; one of a module's own functions or classes, with arguments that can be pickled.
+        make: a module-level function or class that makes the object; its arguments must be picklable.
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any):
@@ -30,7 +30,7 @@ class Child:
             raise
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of it returns."""
+        """Call a method of the object."""
         return self._pool.submit(_call, method, *arguments).result()
 
     def close(self) -> None:

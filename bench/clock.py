@@ -1,9 +1,9 @@
-"""The clock of short calls: contenders take turns, and every single time is kept.
+"""Timing of short calls: contenders take turns, and every sample is kept.
 
-On a CPU a sample is as many calls as take some hundred microseconds, behind one that does not count: what the one
-before left in the caches and the tables of pages is not the next one's matter. On a GPU a call is captured in a graph
-where that can be done, so that launches from Python do not count; the L2 cache is flushed before each, and events on
-the device take the time.
+On a CPU a sample is as many calls as take some hundred microseconds, after one call that does not count, because the
+previous contender has left its data in the caches and the TLB. On a GPU a call is captured in a CUDA graph where
+possible, so that launches from Python do not count; the L2 cache is flushed before each call, and CUDA events measure
+the time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def race(
     """Seconds of one call of each contender, by turns.
 
     Args:
-        contenders: by name, the same call on tensors of its own each, which are gone through one after the other.
-        seconds: about so long for each contender. least: samples of each, however long they take.
+        contenders: name -> calls that do the same on different tensors; they are used in turn.
+        seconds: approximate time per contender. least: minimum number of samples of each.
     """
     samplers = {name: _sampler(calls, device) for name, calls in contenders.items()}
     found: dict[str, list[float]] = {name: [] for name in contenders}
@@ -54,8 +54,8 @@ def _sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]
     state = {"next": 0}
 
     def sample() -> float:
-        """One call after another, so many that the clock's own grain does not count."""
-        if once > SHORTEST:  # long: one of them, another one each time
+        """Seconds of one call, averaged over enough calls for the resolution of the clock."""
+        if once > SHORTEST:  # a long call: time one, a different one each time
             state["next"] += 1
             calls[(state["next"] - 1) % len(calls)]()
             call = calls[state["next"] % len(calls)]
@@ -73,7 +73,7 @@ def _sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]
 
 
 def on_device(call: Call) -> float:
-    """Seconds of a call on a GPU, behind a flush of its L2 cache."""
+    """Seconds of a call on a GPU, after a flush of its L2 cache."""
     _flush().zero_()
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     first.record()
@@ -89,7 +89,7 @@ def _flush() -> torch.Tensor:
 
 
 def captured(call: Call) -> Call:
-    """The replay of a graph of the call; the call itself where it cannot be captured (it looks at a value, say)."""
+    """The replay of a CUDA graph of the call; the call itself where it cannot be captured (it reads a value, say)."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,9 +1,9 @@
 """`bertgen bench compare`: two results of the same cases, and what became faster or slower.
 
-Verdicts are on bertgen, and only where the spread leaves no doubt: the middle halves of the times do not touch, the
-medians are 5% apart, and the same holds for the times as shares of another contender's in the same case, whose code
-nobody changed. So a machine that is slower today is no verdict. Times of a machine that others kept busy are not judged
-at all, and what a run that was stopped lacks is not gone.
+Only bertgen's rows get a verdict, and only where it is clear: the interquartile ranges of the times do not overlap, the
+medians differ by 5%, and both also hold for the times divided by those of another contender in the same case, of which
+the code did not change. So a machine that is slower today gives no verdict. Times of a busy machine are not judged, and
+cases that a stopped run lacks do not count as gone.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from .check import NOT_JUDGED
 from .output import time_text
 from .result import Result, Row, load
 
-LEAST = 1.05  # a ratio nearer to 1 is none
-SAMPLES = 3  # fewer have no spread to speak of
+LEAST = 1.05  # smaller ratios are no verdict
+SAMPLES = 3  # fewer have no meaningful spread
 CHANGED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Two results."""
+    """The two results."""
     parser.add_argument("before", type=Path, metavar="BEFORE", help="a result that a part wrote with --json")
     parser.add_argument("after", type=Path, metavar="AFTER", help="another one of the same part")
     parser.add_argument("--all", action="store_true", help="print the cases without a verdict, too")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print verdicts, and return 1 where bertgen became slower, or its answers wrong; 4 where that is not judged."""
+    """Print verdicts. Return 1 where bertgen became slower or its results wrong, 4 where that is not judged."""
     before, after = load(args.before), load(args.after)
     for result, path in ((before, args.before), (after, args.after)):
         print(f"{path}: {result.command}, {result.environment['processor']}, commit {result.environment['commit']}")
@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one contender in one case.
+    """The change of one contender in one case.
 
     Attributes:
         row: of the later result; of the earlier one where it is gone.
         ratio: of the median times, later over earlier.
-        verdict: "faster", "slower", "gone", "new", "WRONG", "not judged"; nothing within the spread.
+        verdict: "faster", "slower", "gone", "new", "WRONG", "not judged"; empty within the spread.
     """
 
     row: Row
@@ -101,7 +101,7 @@ def _without_times(a: Row | None, b: Row | None) -> str:
 
 
 def _yardstick(rows: dict[tuple[str, str, str], Row], key: tuple[str, str, str]) -> Row | None:
-    """The first other contender of a case that is not ours and was timed often enough."""
+    """The first contender of a case that is not bertgen's and has enough samples."""
     for other, row in rows.items():
         if other[:2] == key[:2] and other != key and not row.ours and len(row.seconds) >= SAMPLES:
             return row
@@ -109,7 +109,7 @@ def _yardstick(rows: dict[tuple[str, str, str], Row], key: tuple[str, str, str])
 
 
 def verdict_of(a: Row, b: Row, yard_a: Row | None = None, yard_b: Row | None = None) -> str:
-    """ "faster", "slower", or nothing."""
+    """ "faster", "slower", or an empty string."""
     if min(len(a.seconds), len(b.seconds)) < SAMPLES:
         return ""
     found = _direction(a.quartiles, b.quartiles, b.median / a.median)

@@ -1,6 +1,6 @@
-"""The engines side by side, behind one interface: the same weights, sources and lengths in, tokens out.
+"""One interface for all engines: the same weights, sources and output lengths in, tokens out.
 
-An output may be longer than was asked, where an engine cannot stop one row of a batch. What is beyond does not count.
+An output may be longer than requested where an engine cannot stop a single row of a batch. The excess is ignored.
 """
 
 from __future__ import annotations
@@ -31,20 +31,19 @@ from .child import Child
 from .workload import END, PAD, START, Budget, Plan, Size, Tokens
 
 PURPOSE = "the comparison"
-SHAPES = 256  # that a model is compiled for, at most
-GRAIN = 32  # sources of a compiled model are padded to multiples of it, so that it is compiled for few lengths
+SHAPES = 256  # maximum number of shapes that a model is compiled for
+GRAIN = 32  # sources of a compiled model are padded to multiples of it, to limit the number of shapes
 
 
 class Run(NamedTuple):
-    """What came of one run.
+    """The outcome of one run.
 
     Attributes:
-        tokens: behind the start token, for each source.
-        seconds: of all.
-        requests: seconds until each answer was there, from when it could begin: all of a batch at once, single ones
-            one after the other.
-        gaps: seconds between the tokens of a request, behind its first; none where the engine does not tell.
-        loaded, peak: bytes held before the run, and at most in it; None where the system does not tell.
+        tokens: output of each source, without the start token.
+        seconds: of the whole run.
+        requests: latency of each request in seconds: from the start of the run, or with batch 1 from its own start.
+        gaps: seconds between consecutive tokens of a request; empty where the engine has no step callback.
+        loaded, peak: bytes allocated before the run, and at most during it; None where the system has no figure.
     """
 
     tokens: Tokens
@@ -59,9 +58,9 @@ class Contender:
     """An engine with the model loaded.
 
     Attributes:
-        device: that it runs on.
-        ends: seconds until each answer of the last run was there. marks: for each batch, when it began and when each
-            of its steps ended.
+        device: on which it runs.
+        ends: latency of each request of the last run. marks: of each batch, the time of its start and of the end of
+            each step.
     """
 
     device = torch.device("cpu")
@@ -69,7 +68,7 @@ class Contender:
     marks: list[list[float]] = []  # noqa: RUF012
 
     def run(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> Tokens:
-        """Tokens behind the start token for each source, at least as many as its length says.
+        """The output of each source without the start token, at least as long as requested.
 
         Args:
             batch: sources that are decoded together, or a Budget.
@@ -77,12 +76,12 @@ class Contender:
         raise NotImplementedError
 
     def warm(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> None:
-        """A short run, which wakes threads."""
+        """A short warm-up run."""
         few = slice(0, 1 if batch == 1 else min(batch, len(sources)))
         self.run(sources[few], [min(4, n) for n in lengths[few]], beams, batch)
 
     def measured(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> Run:
-        """A run with everything that is known of it, behind one that does not count."""
+        """A measured run, after a warm-up run."""
         self.warm(sources, lengths, beams, batch)
         self.ends, self.marks = {}, []
         loaded = memory.reset(self.device)
@@ -93,29 +92,29 @@ class Contender:
         return Run(tokens, spent, list(self.ends.values()), gaps, loaded, memory.peak(self.device))
 
     def begin(self) -> None:
-        """A batch begins."""
+        """Record the start of a batch."""
         self.marks = [*self.marks, [time.perf_counter()]]
 
     def step(self) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         self.marks[-1].append(time.perf_counter())
 
     def end(self, numbers: list[int], since: float) -> None:
-        """Answers of requests are there."""
+        """Record the latency of finished requests."""
         now = time.perf_counter()
         self.ends = {**self.ends, **dict.fromkeys(numbers, now - since)}
 
     @staticmethod
     def saved(model: EncoderDecoderModel, folder: Path) -> Callable[[], Any]:
-        """Write the model as the engine has it on disk, and return what loads it."""
+        """Write the model in the format of the engine; returns a function that loads it."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """It is not needed any more."""
+        """Free the engine."""
 
 
 class Bertgen(Contender):
-    """All requests at once, the longest source first; `batch` requests run, and who is done makes room for the next."""
+    """bertgen: all requests are submitted at once, longest source first; up to `batch` of them run at a time."""
 
     def __init__(self, model: EncoderDecoderModel):
         self.model, self.device = model, model.device
@@ -142,7 +141,7 @@ class Bertgen(Contender):
             batch = max(1, batch * len(sources) // sum(map(len, sources)))
         rows = batch * beams
         if self.engine is None or self.engine.config.max_rows != rows:
-            self.engine = None  # its memory first
+            self.engine = None  # free its memory first
             self.engine = Engine(self.model, EngineConfig(max_rows=rows))
         special = dict(pad_token_id=PAD, eos_token_id=END, bos_token_id=START)
         options = {
@@ -151,7 +150,7 @@ class Bertgen(Contender):
         }
         requests = [Request(ids, options[n], number=i) for i, (ids, n) in enumerate(zip(sources, lengths))]
         requests.sort(key=lambda request: len(request.ids), reverse=True)
-        waves = [requests] if batch > 1 else [[request] for request in requests]  # alone: one after the other
+        waves = [requests] if batch > 1 else [[request] for request in requests]  # batch 1: one after the other
         found: dict[int, list[int]] = {}
         for wave in waves:
             self.begin()
@@ -168,7 +167,7 @@ class Bertgen(Contender):
 
 
 class Transformers(Contender):
-    """Batches of sources sorted by their lengths. A row that is done is computed on until its batch is."""
+    """transformers: batches of sources sorted by length; finished rows are computed until their batch is finished."""
 
     def __init__(self, model: EncoderDecoderModel, attention: str = "sdpa"):
         transformers = silent_transformers()
@@ -200,7 +199,7 @@ class Transformers(Contender):
         return [found[i] for i in range(len(sources))]
 
     def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, most: tuple[int, int]) -> Tokens:
-        """Of one batch, with the start token. `most`: requests of a batch and tokens of an output, of all batches."""
+        """Outputs of one batch, with the start token. `most`: largest batch and longest output of all batches."""
         return self._generate(sources, limits, beams, int(limits.max()))
 
     def _generate(self, sources: Tokens, limits: torch.Tensor, beams: int, tokens: int, **more: Any) -> Tokens:
@@ -221,9 +220,9 @@ class Transformers(Contender):
 class StaticBart(Transformers):
     """transformers' BART of the same weights, with a static cache and torch.compile.
 
-    It is compiled for each shape, so sources are padded to a multiple of 32 and batches to one number of rows; its
-    LayerNorms get the epsilon of the model. The runs of a setting that compile do not count. Behind so many shapes
-    torch.compile would go on without compiling, and say so in its log only: the limit is far off, and an error.
+    It is compiled for each shape, so sources are padded to a multiple of GRAIN and batches to one number of rows. Its
+    LayerNorms get the epsilon of the model. Runs that compile do not count. Above its limit of shapes torch.compile
+    would silently stop compiling, so the limit is set high and exceeding it is an error.
     """
 
     def __init__(self, model: EncoderDecoderModel):
@@ -267,10 +266,10 @@ class StaticBart(Transformers):
 class CTranslate2(Contender):
     """The same weights by way of a BART, in the model's dtype unless told otherwise; as many threads as torch has.
 
-    A greedy row is stopped at its length by a callback and leaves its batch, so batches are sorted by the lengths of
-    sources. With beams nothing stops a single row, which an end token would do in life: there batches are sorted by
-    the lengths of outputs, as nobody could in life, so that the rows of a batch end about together. Beams have no
-    callback either that would tell when a step ends.
+    A callback stops a greedy row at its length and the row leaves its batch, so batches are sorted by source length.
+    With beams there is no callback to stop a single row, as EOS would in production. There batches are sorted by output
+    length, which is unknown in production, so that the rows of a batch end at about the same time. Without a callback
+    there are no times of steps either.
     """
 
     def __init__(self, model: EncoderDecoderModel, compute_type: str | None = None):
@@ -303,7 +302,8 @@ class CTranslate2(Contender):
             marks = self.marks[-1]
             since = marks[0]
 
-            # Not of self: a thread of the translator may drop it last, and must not end the translator with it.
+            # Without a reference to self: a thread of the translator may free the callback last, and with it the
+            # translator.
             def stops(result, limits=limits, marks=marks):
                 if result.step + 2 > len(marks):
                     marks.append(time.perf_counter())
@@ -320,7 +320,7 @@ class CTranslate2(Contender):
 
 
 def silent_transformers() -> Any:
-    """The module, without its warnings and bars."""
+    """The transformers module, with warnings and progress bars off."""
     transformers = load_transformers(PURPOSE)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -329,12 +329,12 @@ def silent_transformers() -> Any:
 
 
 def words(count: int) -> list[str]:
-    """A word for each id, as a converter to CTranslate2 wants."""
+    """A word for each id, as CTranslate2's converter needs."""
     return ["<pad>", "</s>", "<s>", "<unk>", "<mask>", *(f"t{i}" for i in range(5, count))]
 
 
 def _converted(model: EncoderDecoderModel, folder: Path, to: str) -> Path:
-    """The model in another form, with a tokenizer of made-up words."""
+    """The model in another format, with a tokenizer of made-up words."""
     own, spelled, converted = (folder / name for name in ("model", "words", to))
     model.save_pretrained(own)
     spelled.mkdir()
@@ -347,7 +347,7 @@ def _converted(model: EncoderDecoderModel, folder: Path, to: str) -> Path:
 
 
 def batches(order: list[int], size: int, sources: Tokens) -> Iterator[list[int]]:
-    """Of so many requests, or of so many source tokens with padding; those at the end of the order first."""
+    """Batches of `size` requests, or of `size` source tokens with padding (Budget), from the end of the order."""
     some: list[int] = []
     for i in reversed(order):
         grown = [*some, i]
@@ -363,7 +363,7 @@ def batches(order: list[int], size: int, sources: Tokens) -> Iterator[list[int]]
 
 
 class Apart(Contender):
-    """A contender in a process of its own, so that none shares threads or memory with another."""
+    """A contender in a separate process, so that contenders share no threads and no memory."""
 
     def __init__(self, kind: type[Contender], plan: Plan | Size, *arguments: Any):
         self.child = Child(make, kind, plan, *arguments)
@@ -379,5 +379,5 @@ class Apart(Contender):
 
 
 def make(kind: type[Contender], plan: Plan | Size, *arguments: Any) -> Contender:
-    """With the model of a plan."""
+    """A contender with the model of a plan."""
     return kind(plan.build(), *arguments)

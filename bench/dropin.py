@@ -1,10 +1,9 @@
 """A model of transformers before and after `bertgen.accelerate`, and bertgen's own class, on a CPU.
 
-One model of random weights, three times with the same: in transformers, there and accelerated, and as bertgen's own
-class. They take turns. `generate`: a padded batch of sources and 32 new tokens, greedy and with four beams; the tokens
-of all three have to be equal. `train`: forward, backward and a step of AdamW with the model's dropout, on pairs of one
-length, of the lengths that texts have, and of lengths that leave half of all positions to padding; the losses without
-dropout have to be equal.
+Three models with the same random weights take turns: transformers, transformers accelerated, and bertgen's own class.
+`generate`: a padded batch of sources and 32 new tokens, greedy and with four beams; the tokens of all three must be
+equal. `train`: forward, backward and a step of AdamW with dropout, on pairs of one length, of the lengths of real
+texts, and of lengths with which half of all positions are padding; the losses without dropout must be equal.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=workload.SIZES, default="base", help="of the model (default: base)")
     parser.add_argument("--input", type=Path, metavar="FILE", help="as of `generate`")
     parser.add_argument("--only", choices=("generate", "train"), help="one of the two parts")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns that count (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed turns (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def models(size: Size) -> dict[str, Any]:
-    """By contender, with the same weights."""
+    """Contender -> model, all with the same weights."""
     ours = workload.build(size)
     found: dict[str, Any] = {FAST: None, THEIRS: None, OWN: ours}
     for name in (FAST, THEIRS):
@@ -118,7 +117,7 @@ def step_of(model: Any, batch: Batch) -> Callable[[], None]:
 
 
 def timed(rows: list[Row], runs: dict[str, Callable[[], Any]], repeats: int) -> list[Row]:
-    """The rows with the seconds of their runs, by turns; the first turn does not count."""
+    """The rows with the seconds of their runs, which take turns; the first turn does not count."""
     for turn in range(repeats + 1):
         for row in rows:
             if row.contender in runs:
@@ -135,7 +134,7 @@ def padded(rows: Tokens, padding: int) -> torch.Tensor:
 
 
 def batches(sources: Tokens, lengths: list[int], vocabulary: int) -> dict[str, Batch]:
-    """By name: pairs of one length, of lengths as they are, and of lengths one of which is far longer."""
+    """Name -> batch: pairs of one length, of real lengths, and of lengths of which one is far longer."""
     generator = torch.Generator().manual_seed(0)
     targets = [torch.randint(FIRST, vocabulary, (n,), generator=generator).tolist() for n in lengths]
     pairs = [(s, t) for s, t in zip(sources, targets) if len(s) >= 24 and len(t) >= 24][:ROWS]
@@ -153,6 +152,6 @@ def _batch(pairs: list[tuple[list[int], list[int]]]) -> Batch:
 
 
 def padding_of(batch: Batch) -> float:
-    """The share of positions of both sides that are padding."""
+    """The share of padding in source and target positions."""
     real = int(batch["attention_mask"].sum()) + int((batch["labels"] != IGNORED).sum())
     return 1 - real / (batch["attention_mask"].numel() + batch["labels"].numel())

@@ -1,6 +1,6 @@
-"""How many times faster than others bertgen has to be: `bertgen bench check`, and `--check` behind each part.
+"""Minimum speed-ups of bertgen over other engines, for `bertgen bench check` and the option `--check` of each part.
 
-A floor lies below what was measured by as much as a machine's speed drifts. One that is raised is a promise.
+A floor is below the measured speed-up by the drift of a machine's speed. A raised floor is a commitment.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Floor:
-    """A ratio of times that has to be reached.
+    """A minimum ratio of times.
 
     Attributes:
-        name, params: of the cases that it holds for; params names those that tell them from others, so that what is
-            compared differs in a setting (the batch) only.
-        against: contender whose time is divided by ours.
-        ratio: the least.
-        ours: contender of bertgen's.
-        device: kind of device that it holds on.
+        name, params: of its cases. Parameters not in params (the batch) are settings: each contender's best counts.
+        against: the contender whose time is divided by that of `ours`.
+        ratio: the minimum.
+        ours: bertgen's contender.
+        device: type of device to which it applies.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Floor:
 
 
 def _generate(requests: str, beams: int, transformers: float, ctranslate2: float) -> tuple[Floor, ...]:
-    """Of the model of base size; transformers' attention is sdpa."""
+    """Floors for the model of base size; transformers with sdpa attention."""
     params = {"model": "base", "requests": requests, "beams": beams}
     return (
         Floor("generate", "transformers sdpa", transformers, params),

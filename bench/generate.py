@@ -1,17 +1,17 @@
-"""Whole models on real texts: bertgen beside transformers and CTranslate2, with the same weights, sources and lengths.
+"""Whole models on real texts: bertgen, transformers and CTranslate2 with the same weights, sources and output lengths.
 
-Three kinds of requests, greedy and with four beams: `fixed`, outputs of 32 tokens; `mixed`, the lengths of real
-targets; `single`, one request after another, as long as those. No engine may end by itself, and each output stops at
-its length; what an engine computes beyond it does not count.
+Three kinds of requests, greedy and with four beams: `fixed`, outputs of 32 tokens; `mixed`, lengths of real targets;
+`single`, the same one request after another. Engines cannot choose EOS, and each output stops at its given length;
+tokens beyond it are ignored.
 
-Each engine runs with batches of several sizes, from small to large while that pays; the best one is timed again by
-turns with the others'. Before every run that counts comes a short one that does not. Tokens are compared before a time
-is kept: one that differs from bertgen's beyond what rounding explains fails the run, and has no time. Engines with
-rounded weights may differ, and how many outputs are equal is told. Each engine has a process of its own; the peak of
-its memory is that of the process, on a GPU that of torch's allocations.
+Each engine runs with increasing batch sizes while they make it faster; then the best sizes of all engines are timed by
+turns. Each timed run follows a short warm-up run. Tokens are compared before a time is kept: a difference from
+bertgen's that rounding does not explain fails the run, which then has no time. Engines with rounded weights may differ;
+the number of equal outputs is reported. Each engine has its own process, and its peak memory is that of the process, or
+on a GPU of torch's allocator.
 
-The limit of a case: its matrix products at the speed of a large one, or the decoder's weights read once a step,
-whichever takes longer.
+The limit of a case is the longer of two times: its matrix products at the speed of a large product, and reading the
+weights of the decoder once per step.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from .int4 import Int4
 from .result import OURS, Row
 from .workload import Budget, Case, Plan
 
-SLACK = 1.1  # larger batches are tried until one takes so much longer than the best
-LOADS = 3  # of each engine
+SLACK = 1.1  # larger batches are tried until one takes this many times as long as the best
+LOADS = 3  # timed loads per engine
 STATIC = "transformers BART, static and compiled"
 
 
 class Engine:
-    """How an engine is made, and whether its tokens have to be ours.
+    """How to make an engine, and whether its tokens must equal bertgen's.
 
     Args:
-        kind, arguments: the contender, and what it takes besides the model.
-        judged: False for weights that are rounded.
+        kind, arguments: the class, and its arguments after the model.
+        judged: False for rounded weights.
     """
 
     def __init__(self, kind: type[Contender], *arguments: Any, judged: bool = True):
@@ -53,7 +53,7 @@ class Engine:
 
 ENGINES = {
     OURS: Engine(Bertgen),
-    "bertgen int4": Engine(Int4, 64, True, "int8", judged=False),  # the fastest: output layer, and by integers
+    "bertgen int4": Engine(Int4, 64, True, "int8", judged=False),  # the fastest: with the output layer, in integers
     "transformers sdpa": Engine(Transformers, "sdpa"),
     "transformers eager": Engine(Transformers, "eager"),
     STATIC: Engine(StaticBart),
@@ -69,35 +69,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_arguments(parser, device=True)
     add_model(parser)
     parser.add_argument("--input", type=Path, metavar="FILE", help="lines of source TAB target, or of sources alone "
-                        "(default: WikiSplit's where it is, else made-up ids)")  # fmt: skip
+                        "(default: WikiSplit where it is present, else random ids)")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=workload.KINDS, default=workload.KINDS, metavar="KIND",
-                        help="of requests: fixed, mixed, single (default: all)")  # fmt: skip
+                        help="kinds of requests: fixed, mixed, single (default: all)")  # fmt: skip
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], metavar="N", help="default: 1 4")
     parser.add_argument("--requests", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument("--singles", type=int, default=4, metavar="N", help="requests one by one (default: 4)")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="default: 8 16 32")
     parser.add_argument("--budgets", type=int, nargs="+", default=[], metavar="N",
-                        help="batches of at most so many source tokens, too")  # fmt: skip
+                        help="also batches of at most N source tokens")  # fmt: skip
     parser.add_argument(
-        "--length", type=int, default=workload.FIXED, metavar="N", help="of fixed outputs (default: 32)"
+        "--length", type=int, default=workload.FIXED, metavar="N", help="length of fixed outputs (default: 32)"
     )
-    parser.add_argument("--source-length", type=int, metavar="N", help="of all sources, which are made up then")
+    parser.add_argument(
+        "--source-length", type=int, metavar="N", help="length of all sources, which are then random ids"
+    )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--engines", nargs="+", choices=(*ENGINES, ALL), metavar="NAME",
                         help=f"{ALL}, or some of {', '.join(ENGINES)} (on a CPU without the compiled one)")  # fmt: skip
-    parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
-    parser.add_argument("--no-load", action="store_true", help="do not measure how long models take to load")
+    parser.add_argument(
+        "--same-process", action="store_true", help="run all engines in one process, with shared threads"
+    )
+    parser.add_argument("--no-load", action="store_true", help="skip the measurement of load times")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=workload.SIZES, default="base", help="of a model of random weights")
-    parser.add_argument("--model", metavar="PATH", help='given weights instead: folder or hub id, or "demo"')
+    parser.add_argument("--size", choices=workload.SIZES, default="base", help="size of a model with random weights")
+    parser.add_argument("--model", metavar="PATH", help='use these weights instead: folder, hub id or "demo"')
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
                         help="default: float32 on a CPU, float16 on a GPU")  # fmt: skip
 
 
 def plan(args: argparse.Namespace) -> tuple[str, Plan]:
-    """What the model is called, and how it is made."""
+    """The name of the model, and how it is made."""
     dtype = args.dtype or ("float16" if args.device == "cuda" else "float32")
     size = workload.SIZES[args.size] if args.model is None else workload.size_of(args.model)
     return args.model or args.size, Plan(size, args.model, args.device, dtype)
@@ -144,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def engines(names: Sequence[str], model: Plan, apart: bool) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Those that are there, bertgen first, and why the others are missing."""
+    """The installed engines, bertgen first, and why the others are missing."""
     present: dict[str, Contender] = {}
     missing: dict[str, str] = {}
     for name in dict.fromkeys([OURS, *names]):
@@ -172,7 +176,7 @@ def absent(case: Case, model: str, missing: dict[str, str]) -> list[Row]:
 
 
 class Race:
-    """One case, the contenders by turns."""
+    """One case, which the contenders run by turns."""
 
     def __init__(self, case: Case, present: dict[str, Contender], judge: Judge):
         self.case, self.present, self.judge = case, present, judge
@@ -188,7 +192,7 @@ class Race:
             self.turn(sizes)
 
     def turn(self, sizes: Sequence[int]) -> None:
-        """Each contender once: the first time with batches of these sizes, while that pays, then with the best one."""
+        """Run each contender once: the first time with increasing batch sizes, later with its best one."""
         for name in self.present:
             if name not in self.best:
                 self.best[name] = self._choose(name, sizes)
@@ -205,7 +209,7 @@ class Race:
         return fastest if taken[fastest] < math.inf else None
 
     def _time(self, name: str, batch: int) -> float:
-        """Seconds of a run whose tokens are accepted; infinitely many of another one."""
+        """Seconds of a run; inf where it fails or its tokens are not accepted."""
         case, key = self.case, (name, batch)
         try:
             run = self.present[name].measured(case.sources, case.lengths, case.beams, batch)
@@ -225,7 +229,7 @@ class Race:
         return run.seconds
 
     def rows(self, model: str, plan: Plan, limit: dict[str, float]) -> list[Row]:
-        """One for each contender and setting."""
+        """One row per contender and setting."""
         tokens = sum(self.case.lengths)
         item = torch.finfo(getattr(torch, plan.dtype)).bits // 8
         fastest = tokens / self.case.limit(plan.size, limit["FLOP"], limit["B"], item)
@@ -245,7 +249,7 @@ class Race:
 
 
 def said(agreement: Agreement, judged: bool) -> str:
-    """How many outputs are ours token for token."""
+    """How many outputs equal bertgen's token for token."""
     if judged:
         return f"{agreement} equal"
     return f"{agreement.equal} of {agreement.compared} equal, {agreement.compared - agreement.equal} differ"
@@ -265,12 +269,12 @@ def told(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
-    """The smallest of sorted values that so many percent do not exceed."""
+    """The smallest of sorted values that at least `percent` of them do not exceed."""
     return values[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 
 def loads(present: dict[str, Contender], name: str, model: Plan) -> list[Row]:
-    """Seconds until an engine has its model in memory, from files that the system has read before."""
+    """Seconds to load the model of each engine, from files in the page cache."""
     output.say("loading: each engine in processes that begin with nothing")
     return [
         Row("load", {"model": name}, one, seconds=child.call(loading, ENGINES[one].kind, model, ENGINES[one].arguments))
@@ -279,7 +283,7 @@ def loads(present: dict[str, Contender], name: str, model: Plan) -> list[Row]:
 
 
 def loading(kind: type[Contender], model: Plan, arguments: tuple[Any, ...]) -> list[float]:
-    """Of an engine's own files, the first time left out."""
+    """Load times of an engine from its own files, without the first one."""
     with tempfile.TemporaryDirectory() as folder:
         load = kind.saved(model.build(), Path(folder), *arguments)
         return [machine.seconds(load) for _ in range(1 + LOADS)][1:]

@@ -2,19 +2,19 @@
 
     python -m bertgen.bench.int4 [products] [decode] [--form symmetric] [--group 64] [--threads 2] [--repeats 7]
 
-`products`: `ops.int4_matmul`, with x as it is and rounded to 8 bits, beside `F.linear`, `ops.linear` and torch's 4-bit
-product. Each contender goes through enough weights that the caches do not hold them, and all take turns; printed are
-medians of the ratios of each turn. torch's own product is so slow that it gets four weights, and only up to 4 rows.
-GB/s are bytes of packed weights, scales and zero points; the limit is what a sum over a large tensor reads.
+`products`: `ops.int4_matmul`, with x in float32 and rounded to 8 bits, against `F.linear`, `ops.linear` and torch's
+4-bit product. Each contender cycles through enough weights to exceed the caches, and all take turns; the medians of the
+ratios per turn are printed. torch's 4-bit product is so slow that it runs on four weights and at most 4 rows. GB/s are
+bytes of packed weights, scales and zero points; the limit is the bandwidth of a sum over a large tensor.
 
 `decode`: a model of 6 + 6 layers of hidden size 768 and a vocabulary of 32,000, greedy, one request at a time: in 4
-bits with the output layer and without, each by integers and not, in float32, and in int8 by CTranslate2, from the same
-weights, asked for as many tokens, each in a process of its own. A token's time is that of an output of many tokens less
-that of one token, so that the encoder does not count. Medians; ratios are those of each turn. Random weights: tokens
-differ between formats, their number does not.
+bits with and without the output layer, each in integers and in float32 products, in float32, and in int8 by
+CTranslate2, from the same weights, with equal output lengths, each in its own process. The time per token is that of a
+long output minus that of one token, so that the encoder does not count. Times are medians; ratios are per turn. Weights
+are random: tokens differ between formats, but not their number.
 
-BERTGEN_CPU=avx2 holds bertgen to AVX2; ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2, ONEDNN_MAX_CPU_ISA=AVX2
-and CT2_FORCE_CPU_ISA=AVX2 hold the others.
+BERTGEN_CPU=avx2 limits bertgen to AVX2; ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2, ONEDNN_MAX_CPU_ISA=AVX2
+and CT2_FORCE_CPU_ISA=AVX2 limit the others.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def packed_weight(n: int, k: int, group: int, form: str) -> dict[str, torch.Tens
 
 
 def bandwidth() -> float:
-    """Bytes a second that a sum over a tensor far larger than the caches reads."""
+    """Bytes per second that a sum over a tensor far larger than the caches reads."""
     large = torch.ones(2**26)
     return large.nbytes / statistics.median(seconds(lambda x, _: x.sum(), large, [None]) for _ in range(7))
 
 
 def torch_int4(n: int, k: int, group: int) -> tuple[Callable[..., Any], Weight] | None:
-    """torch's own product with 4-bit weights and one of them, or None where it has none."""
+    """torch's 4-bit product and a weight for it, or None where this torch has none."""
     try:
         scales = torch.randn(k // group, n, 2)
         weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k)).int(), 1), scales
@@ -86,7 +86,7 @@ def torch_int4(n: int, k: int, group: int) -> tuple[Callable[..., Any], Weight] 
 
 @torch.no_grad()
 def products(args: argparse.Namespace) -> None:
-    """Print a table of ratios, one row for each shape of a weight."""
+    """Print a table of ratios, one row per weight shape."""
     limit = bandwidth()
     integers = args.form != "codebook"
     print(f"{args.form}, group {args.group}, {args.threads} threads; {limit / 1e9:.1f} GB/s can be read")
@@ -127,7 +127,7 @@ def products(args: argparse.Namespace) -> None:
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Print milliseconds a token, one row for each contender."""
+    """Print milliseconds per token, one row per contender."""
     size = workload.SIZES[args.size]
     present, (sources, _) = decoders(size, args.group), workload.texts(None, 1, size.vocabulary)
 
@@ -155,13 +155,13 @@ def decode(args: argparse.Namespace) -> None:
 
 
 def ratio(one: list[float], other: list[float]) -> str:
-    """The median of each turn's, and the smallest and the largest."""
+    """The median of the ratios per turn, and their range."""
     ratios = [a / b for a, b in zip(one, other, strict=True)]
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 class Int4(Bertgen):
-    """In 4 bits; as it is loaded, so that the float weights are gone."""
+    """bertgen with 4-bit weights, quantized during loading so that the float weights are freed."""
 
     def __init__(self, model: EncoderDecoderModel, group: int, head: bool, compute_dtype: str | None = None):
         with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ class Int4(Bertgen):
 
 
 def decoders(size: workload.Size, group: int) -> dict[str, Contender]:
-    """By name, each in a process of its own; says so where CTranslate2 is missing."""
+    """Name -> engine in its own process; prints a line where CTranslate2 is missing."""
     present: dict[str, Contender] = {
         "int4, integers, output layer too": Apart(Int4, size, group, True, "int8"),
         "int4, integers": Apart(Int4, size, group, False, "int8"),

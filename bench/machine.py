@@ -16,8 +16,8 @@ import torch
 from bertgen import __version__, ops
 
 PACKAGES = ("torch", "triton", "transformers", "ctranslate2", "liger_kernel", "gemlite", "bitsandbytes", "torchao")
-BUSY = 0.5  # cores that others keep busy, above which times are too long
-WRITTEN = ("bench/results", "docs/report")  # by the benchmarks themselves: no change of what is measured
+BUSY = 0.5  # cores used by other processes above which times are not trusted
+WRITTEN = ("bench/results", "docs/report")  # written by the benchmarks: not a change of what is measured
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -27,8 +27,8 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes and FLOPs a second that the machine reaches now: reading or copying a large array, whichever is faster, and
-    a large matrix product, by the faster of the libraries that there are."""
+    """Bytes and FLOPs per second that the machine reaches now: reading or copying a large array (the faster one), and a
+    large matrix product by the fastest library."""
     if device.type == "cuda":
         from .clock import on_device
 
@@ -46,7 +46,7 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """What a figure depends on besides its command."""
+    """What a figure depends on besides its command: device, versions, commit, time."""
     device = device or torch.device("cpu")
     found: dict[str, Any] = {"device": device.type, "processor": processor(), "cores": os.cpu_count()}
     if device.type == "cuda":
@@ -63,7 +63,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def gpu(device: torch.device) -> dict[str, Any]:
-    """Name, memory, driver, and the clocks that the device has now and may have."""
+    """Name, memory, driver, current and maximum clocks."""
     properties = torch.cuda.get_device_properties(device)
     asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "-i", str(device.index or 0)]
@@ -82,12 +82,12 @@ def processor() -> str:
 
 
 def clock() -> str | None:
-    """MHz of a core now."""
+    """Current MHz of a core."""
     return _cpuinfo("cpu MHz")
 
 
 def busy(path: Path = Path("/proc/stat"), seconds: float = 0.5) -> float | None:
-    """Cores that others keep busy while this process sleeps for so long; None where the system does not tell."""
+    """Cores that other processes use while this one sleeps for `seconds`; None where the system has no figure."""
     if not path.exists():
         return None
 
@@ -107,7 +107,7 @@ def _cpuinfo(name: str) -> str | None:
 
 
 def git(*words: str) -> str:
-    """Of the checkout that this file lies in; nothing where it is none."""
+    """Output of a git command in the checkout of this file; empty outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -116,7 +116,7 @@ def git(*words: str) -> str:
 
 
 def changes() -> str:
-    """Of files since the commit, but for what benchmarks write."""
+    """`git status` of changed files, except those that benchmarks write."""
     return git("status", "--porcelain", "--", ":(top)", *(f":(top,exclude){path}" for path in WRITTEN))
 
 
@@ -128,7 +128,7 @@ def version(package: str) -> str | None:
 
 
 def described(environment: dict[str, Any]) -> str:
-    """In some words: the device, the versions, the commit."""
+    """A short description: device, versions, commit."""
     dirty = ", with changes" if environment["dirty"] else ""
     threads = environment["threads"]
     machine = f"{threads} thread{'s' * (threads > 1)} of {environment['processor']} ({environment['isa']})"

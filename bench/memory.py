@@ -1,7 +1,7 @@
-"""Memory of this process at its peak.
+"""Peak memory of this process.
 
-On a CPU the kernel keeps the largest resident size of a process (VmHWM). Once what is not needed is given back, that
-mark is reset; what it has risen to behind a run is the peak. On a GPU torch keeps such a mark of its allocations.
+On a CPU Linux keeps the largest resident size of a process (VmHWM). `reset` frees unused memory and resets that mark;
+`peak` reads it after a run. On a GPU torch keeps such a mark of its allocations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STATUS, MARK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset(device: torch.device) -> int | None:
-    """Begin the mark anew; bytes that are held. None where this system keeps no mark."""
+    """Reset the mark; returns the allocated bytes, None where the system has no mark."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -29,7 +29,7 @@ def reset(device: torch.device) -> int | None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Most bytes that were held since `reset`."""
+    """The largest number of bytes allocated since `reset`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _line("VmHWM") if MARK.exists() else None

@@ -1,15 +1,15 @@
-"""Compile every kernel for sm_80, sm_90 and sm_100 without a device, and say what came out.
+"""Compile every kernel for sm_80, sm_90 and sm_100 without a device, and print facts about the machine code.
 
     python -m bertgen.bench.offline [--kernel NAME] [--all] [--write] [--table FILE] [--markdown] [--sass]
         [--processes N]
 
-Prints registers, spills, shared memory and counts of SASS instructions of each variant; for its hot loops, instructions
-per score or weight. Exits with 1 where a variant spills, takes more shared memory than a program may have, lacks an
-instruction it should have, multiplies an index in 32 bits, or where the committed table says something else.
+Prints registers, spills, shared memory and counts of SASS instructions of each variant, and instructions of its hot
+loops per score or weight. The exit code is 1 where a variant spills, exceeds the shared memory of a program, lacks a
+required instruction, multiplies an index in 32 bits, or differs from the committed table.
 
-The table has these facts for some versions of triton, each with a digest of the sources it came from. A variant of
-which the sources are the same is not compiled again, but for a twentieth of them, another one every day; --all compiles
-all of them. --write puts what was found into the table: what became worse shows in its diff.
+The table has these facts for several versions of triton, with a digest of the sources of each variant. Variants with
+unchanged sources are not compiled again, except for a twentieth of them, another one every day; --all compiles all.
+--write puts the facts into the table: its diff shows what became worse.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
-SHARE = 20  # one in so many is compiled although its sources did not change
+SHARE = 20  # one in SHARE variants is compiled although its sources did not change
 ARCHITECTURES = (80, 90, 100)
 SASS = {
     "LDG.128": r"\bLDG\.E\S*\.128",
@@ -40,12 +40,12 @@ SASS = {
     "UTCHMMA": r"\bUTC\w*MMA",
     "MUFU": r"\bMUFU",
 }
-SPIN = 24  # a shorter loop waits for a barrier
-HOT = 0.25  # a loop is hot if it has this share of the instructions that the largest has
+SPIN = 24  # instructions; shorter loops wait for a barrier
+HOT = 0.25  # a loop is hot with at least this share of the instructions of the largest loop
 
 
 def compiled(variant: Any, arch: int, show: bool = False) -> dict[str, Any]:
-    """Facts about one variant, from the tools in the triton wheel."""
+    """Compile one variant and return facts about it, from the tools in the triton wheel."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -92,7 +92,7 @@ def compiled(variant: Any, arch: int, show: bool = False) -> dict[str, Any]:
 def hot_loops(sass: str) -> list[int]:
     """Instructions of the innermost loops, smallest first: between a backward branch and its target.
 
-    Small loops beside the largest are left out. A program without a loop counts as one.
+    Loops much smaller than the largest are left out. A program without loops counts as one loop.
     """
     place, labels, found = 0, {}, []
     for line in sass.splitlines():
@@ -109,9 +109,9 @@ def hot_loops(sass: str) -> list[int]:
 
 
 def narrow_products(ttir: str) -> list[str]:
-    """32-bit products of an index and something that is no constant: from 2^31 elements on an address would wrap.
+    """32-bit products of an index and a non-constant, which would overflow from 2^31 elements on.
 
-    An index is whatever does not follow from the kernel's arguments and constants alone.
+    An index is any value that does not depend on the kernel's arguments and constants alone.
     """
     constant: set[str] = set()
     given = set(re.findall(r"(%\w+): (?:i32|i64|f32|!tt\.ptr)", ttir))
@@ -135,7 +135,7 @@ def narrow_products(ttir: str) -> list[str]:
 
 
 def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
-    """What a variant must not be."""
+    """Problems of a compiled variant; empty where it has none."""
     from bertgen.kernels.tuning import SHARED_BYTES
 
     found = []
@@ -150,11 +150,11 @@ def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
 
 
 def digest(variant: Any, arch: int) -> str:
-    """Of what a compiled variant depends on besides the compiler: its file, what that imports, and its constants."""
+    """Digest of what a variant depends on besides the compiler: its file, the files it imports, its constants."""
     files, waiting = {}, [Path(variant.kernel.fn.__code__.co_filename)]
     while waiting:
         path = waiting.pop()
-        if path not in files and path.stem != "tuning":  # a variant has its own tiles
+        if path not in files and path.stem != "tuning":  # constants of the variant include the tiles
             files[path] = path.read_text()
             imported = re.findall(r"^from \.(\w+) import", files[path], re.MULTILINE)
             waiting += [path.with_name(f"{name}.py") for name in imported]
@@ -165,7 +165,7 @@ def digest(variant: Any, arch: int) -> str:
 
 
 def sampled(name: str) -> bool:
-    """Whether a variant is compiled today although its sources did not change."""
+    """Whether a variant with unchanged sources is compiled today."""
     place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return (place + datetime.date.today().toordinal()) % SHARE == 0
 
@@ -211,18 +211,18 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", help="one operator only")
-    parser.add_argument("--all", action="store_true", help="compile what did not change, too")
-    parser.add_argument("--write", action="store_true", help="put what was found into the table")
-    parser.add_argument("--table", type=Path, default=TABLE, help="another table than bench/results/offline.json")
-    parser.add_argument("--markdown", action="store_true", help="print the table for a page at the end")
+    parser.add_argument("--all", action="store_true", help="also compile variants with unchanged sources")
+    parser.add_argument("--write", action="store_true", help="write the facts into the table")
+    parser.add_argument("--table", type=Path, default=TABLE, help="use another table than bench/results/offline.json")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
     parser.add_argument("--sass", action="store_true", help="print the machine code")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many compile at a time")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number of parallel processes")
     args = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET was set: ignored, since the interpreter compiles nothing", file=sys.stderr)
     tables = json.loads(args.table.read_text()) if args.table.exists() else {}
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # never an old one
+        os.environ["TRITON_CACHE_DIR"] = cache  # an empty cache: compile everything
         import triton
         from bertgen.kernels.all_cases import CHECKS
 
@@ -264,7 +264,7 @@ def main() -> int:
 
 
 def _lines(tables: dict[str, dict[str, Any]]) -> str:
-    """JSON with a line for each variant."""
+    """JSON with one line per variant."""
     parts = []
     for version, table in tables.items():
         rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in table.items())

@@ -1,8 +1,8 @@
-"""Operators beside eager torch, torch.compile, torch's own kernels and others', where they are installed.
+"""Operators against eager torch, torch.compile, torch's own kernels and those of other installed packages.
 
-Every answer is compared with float64 before it is timed, and one that is not accepted is not timed: exit code 1 where
-it is bertgen's. Two kinds of cases: shapes that matter (shapes.py), whose bytes or FLOPs are known, and the cases of
-the kernels' tests, small and odd, beside the operator's definition in plain torch. Contenders take turns (clock.py).
+Every output is compared with float64 before it is timed. An output that is not accepted is not timed, and the exit code
+is 1 where it is bertgen's. Two kinds of cases: shapes of real models (shapes.py), with known bytes and FLOPs; and the
+small and odd cases of the kernels' tests, against the reference in plain torch. Contenders take turns (clock.py).
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from .clock import race
 from .result import Row
 from .shapes import MAKERS, SIZES, Contender, Shape, shapes
 
-ROTATED = 2**26  # bytes: on a CPU calls go through copies of their arguments until the caches do not hold them
-COPIES = 8  # of them, at most
+ROTATED = 2**26  # bytes: on a CPU calls cycle through copies of their arguments that exceed the caches
+COPIES = 8  # maximum number of copies
 ROUNDING = 32  # units in the last place of the largest element
 CASES = ("none", "core", "all")
 NAMES = tuple(dict.fromkeys((*MAKERS, *CHECKS)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is timed, and for how long."""
+    """Which cases to time, and for how long."""
     output.add_arguments(parser, device=True)
-    parser.add_argument("--size", choices=SIZES, help="of the shapes (default: full on a GPU, small on a CPU)")
+    parser.add_argument("--size", choices=SIZES, help="sizes of the shapes (default: full on a GPU, small on a CPU)")
     parser.add_argument("--op", choices=NAMES, metavar="NAME", help=f"one operator only: {', '.join(NAMES)}")
-    parser.add_argument("--cases", choices=CASES, default="all", help="of the kernels' tests (default: all)")
-    parser.add_argument("--seconds", type=float, default=0.2, metavar="S", help="for each contender (default: 0.2)")
+    parser.add_argument(
+        "--cases", choices=CASES, default="all", help="which cases of the kernels' tests (default: all)"
+    )
+    parser.add_argument("--seconds", type=float, default=0.2, metavar="S", help="time per contender (default: 0.2)")
     parser.add_argument("--no-compile", nargs="*", choices=MAKERS, metavar="NAME",
-                        help="without torch.compile, which takes its time, for these operators (for all)")  # fmt: skip
+                        help="skip torch.compile for these operators (no NAME: for all)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 def of_shape(
     shape: Shape, device: torch.device, limit: dict[str, float], seconds: float, compile: bool = True
 ) -> list[Row]:
-    """A row for each contender."""
-    torch.compiler.reset()  # it compiles a function for so many shapes, and then stops to without a word
+    """One row per contender."""
+    torch.compiler.reset()  # else it silently stops compiling at its limit of shapes
     contenders = dict(shape.contenders)
     if shape.op in ops.OPS and "bertgen" in contenders:
         ours = contenders["bertgen"]
@@ -76,7 +78,7 @@ def of_shape(
     given = [cloned(shape.arguments) for _ in range(copies)]
     plain, exact = shape.reference(**cloned(shape.arguments)), shape.reference(**as_float64(cloned(shape.arguments)))
     work = {"B": shape.bytes, "FLOP": shape.flop}
-    unit = max(work, key=lambda unit: work[unit] / limit[unit])  # what takes longer
+    unit = max(work, key=lambda unit: work[unit] / limit[unit])  # the tighter limit
     rows, calls = [], {}
     for name, contender in contenders.items():
         row = Row(shape.op, shape.params, name, amount=work[unit], unit=unit, limit=limit[unit])
@@ -88,7 +90,7 @@ def of_shape(
         try:
             calls[name] = [contender.make(**arguments) for arguments in given]
             answer = contender.view(calls[name][0]())
-        except Exception as error:  # whatever another package raises
+        except Exception as error:  # other packages raise any type
             row.absent = f"{type(error).__name__}: {error}".splitlines()[0]
             if row.ours:
                 row.wrong, row.absent = row.absent, None
@@ -103,7 +105,7 @@ def of_shape(
 
 
 def judge(row: Row, problem: str | None, judged: bool = True) -> bool:
-    """Whether a contender may be timed. A wrong answer of ours fails the run, one of others' is theirs to mend."""
+    """Whether a contender may be timed. A wrong output of bertgen fails the run; others are reported as missing."""
     if problem is not None and row.ours:
         row.wrong = problem
     elif problem is not None:
@@ -114,7 +116,7 @@ def judge(row: Row, problem: str | None, judged: bool = True) -> bool:
 
 
 def rounded(answer: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Whether rounding explains what others' answer is off by: they never promised our bound."""
+    """Whether rounding explains the error of another package, which does not promise bertgen's bound."""
     if answer.shape != exact.shape or not answer.is_floating_point():
         return False
     error = (answer.double() - exact).abs().max()
@@ -135,7 +137,7 @@ def cloned(arguments: dict[str, Any]) -> dict[str, Any]:
 def of_cases(
     which: str, only: str | None, device: torch.device, dtype: torch.dtype, seconds: float
 ) -> Iterator[list[Row]]:
-    """Rows of the cases of the kernels' tests: the definition in plain torch, and the operator."""
+    """Rows of the cases of the kernels' tests: the reference in plain torch, and the operator."""
     for name, check in CHECKS.items():
         for case in check.cases if only in (None, name) else ():
             if which == "all" or (which == "core" and case.core):
@@ -143,10 +145,10 @@ def of_cases(
 
 
 def own(name: str, check: Check, device: torch.device) -> Callable[..., Any]:
-    """What answers a case here: the kernel on a GPU, the operator's C++ function on a CPU.
+    """bertgen's function for a case on this device: the kernel on a GPU, the C++ function on a CPU.
 
     Raises:
-        BackendError: there is none.
+        BackendError: there is no such function.
     """
     if device.type == "cuda":
         return check.triton
@@ -170,7 +172,7 @@ def by_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def of_case(name: str, check: Check, case: Case, device: torch.device, dtype: torch.dtype, seconds: float) -> list[Row]:
-    """The definition, and who answers the case here. The cases are the kernels': on a CPU some are not taken."""
+    """Rows of the reference and of `own`. Cases are made for the kernels: the C++ functions do not take all of them."""
     rows = [Row(name, {"case": case.name}, contender) for contender in ("eager", "bertgen")]
     makers = {"eager": lambda: check.reference, "bertgen": lambda: own(name, check, device)}
     calls, plain, exact = {}, [], []

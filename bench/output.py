@@ -1,4 +1,4 @@
-"""What the parts have in common: their options, the table they print, the files they write, the exit code."""
+"""Shared by the parts: common options, the printed table, the written files, the exit code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ ENGINEERING = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def add_arguments(parser: argparse.ArgumentParser, device: bool = False) -> None:
-    """Where results go, and on which device they are taken."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for report, compare and check")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table for other programs")
+    """Output files, and the device."""
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the result as JSON, for report, compare and check"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the result as a CSV table")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor (floors.py)")
     if device:
         import torch
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, device: bool = False) -> None
 
 
 def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
-    """An empty result, with what it depends on; says so where others keep the machine busy."""
+    """An empty result with its environment; prints a line where other processes keep the machine busy."""
     result = Result(part, command(part), machine.environment(device), path=args.json)
     if result.busy:
         say(f"others keep {result.busy:.1f} cores busy: times will be too long, and are not judged")
@@ -41,7 +43,7 @@ def begin(part: str, args: argparse.Namespace, device: Any) -> Result:
 
 
 def command(part: str) -> str:
-    """That was given, files left out."""
+    """The command line of this run, without output files."""
     words = sys.argv[1:]
     start = ["bertgen", "bench", part] if part in words else ["python", "-m", f"bertgen.bench.{part}"]
     words = words[words.index(part) + 1 :] if part in words else words
@@ -56,7 +58,7 @@ def command(part: str) -> str:
 
 
 def say(text: str) -> None:
-    """Progress, beside the tables."""
+    """Print progress to stderr."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
@@ -66,7 +68,7 @@ def head() -> None:
 
 
 def add(result: Result, rows: Sequence[Row]) -> None:
-    """Rows of one case into the result, onto the screen, and from time to time into the file: a run may be stopped."""
+    """Add and print the rows of one case; saves the file from time to time, since a run may be stopped."""
     result.rows += rows
     first = best(row for row in rows if row.contender == rows[0].contender)
     for row in rows:
@@ -89,12 +91,12 @@ def line(row: Row, first: Row | None) -> str:
 
 
 def pace(row: Row) -> float:
-    """Work per second; runs per second where nobody knows the work."""
+    """Work per second; runs per second where the amount of work is unknown."""
     return row.rate or 1 / row.median
 
 
 def time_text(seconds: float) -> str:
-    """Three digits and the unit that suits."""
+    """Three digits and a suitable unit."""
     for scale, unit in ((1, "s"), (1e-3, "ms")):
         if abs(seconds) >= scale:
             return f"{seconds / scale:.3g} {unit}"
@@ -102,7 +104,7 @@ def time_text(seconds: float) -> str:
 
 
 def engineering(value: float) -> str:
-    """12.3 G, for a unit to follow."""
+    """A value with an SI prefix, as in "12.3 G", for a unit to follow."""
     for scale, prefix in ENGINEERING:
         if value >= scale:
             return f"{value / scale:.3g} {prefix}"
@@ -110,7 +112,7 @@ def engineering(value: float) -> str:
 
 
 def end(result: Result, args: argparse.Namespace) -> int:
-    """Write the files, name what is missing, wrong or doubtful, check the floors where asked for; the exit code."""
+    """Write the files, print what is missing, wrong or doubtful, check floors with --check; returns the exit code."""
     from . import check
 
     missing: dict[str, set[str]] = {}

@@ -1,18 +1,19 @@
-"""What a decode step takes besides its operators: 24 + 24 layers so small that hardly anything else is left.
+"""Overhead of a decode step: its time minus that of its operators, for 24 + 24 very small layers.
 
     python -m bertgen.bench.overhead [--repeats 9] [--json FILE]
 
-On one thread, in a process of its own, one source. Two runs, one of which decodes STEPS tokens more, are timed; the
-difference over STEPS is a step. All operators that each of them calls are recorded by a TorchDispatchMode, with the
-tensors themselves, and called again one after the other, with nothing between. That difference over STEPS is the
-operators of a step, and what a step takes more than these is overhead: Python, modules, bookkeeping, the search.
+One source, one thread, in a separate process. Two runs are timed, of which one decodes STEPS more tokens; their
+difference divided by STEPS is the time of a step. A TorchDispatchMode records all operators of both runs with their
+tensors, and replays them one after the other without anything in between. The difference of the replays divided by
+STEPS is the time of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search.
 
-Recorded is what torch's dispatcher sees, operators of bertgen's extension (`torch.ops.bertgen_C`) like torch's own,
-but not those on an allocator's handle (`allocator_step` ..): they are bookkeeping, and it may be gone. A step
-of transformers is recorded under no_grad, where `linear` falls into `t`, `addmm` and views; one of bertgen's engine in
-inference mode, where it does not. A call from Python costs more than one from within an operator, so the share of the
-operators is rather too large, and that of overhead too small, the more so where there are more of them. What an
-operator writes in place (a cache, a count of positions) is put back before each replay, else indices would run away.
+The recording has the operators that pass torch's dispatcher, including those of bertgen's extension
+(`torch.ops.bertgen_C`), but not those on the handle of an allocator (`allocator_step` ..): these are bookkeeping, and
+the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into `t`, `addmm`
+and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more than a call
+inside an operator, so the share of operators is overestimated and overhead underestimated, the more the more operators
+there are. Tensors that operators write in place (a cache, a count of positions) are restored before each replay, since
+indices would otherwise grow out of range.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def compare(size: Size, repeats: int) -> list[Row]:
-    """A row for each way to decode, greedy and with four beams; times in seconds of a step."""
+    """One row per engine, greedy and with four beams; times in seconds per step."""
     return child.call(measured, size, repeats)
 
 
@@ -89,12 +90,12 @@ def of_engine(model: EncoderDecoderModel, source: list[int], beams: int) -> Call
 
 
 def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Of each run: a step and its operators, and how many operators there are. By turns, and the fastest counts: what
-    others do on the machine comes on top of so short times."""
+    """Of each run: time of a step, of its operators, and their number. Runs take turns, and the fastest turn counts:
+    noise only adds to such short times."""
     lengths = 1, 1 + STEPS
     recorded: dict[str, list[Recording]] = {}
     for name, run in runs.items():
-        run(max(lengths))  # what is made at the first call
+        run(max(lengths))  # warm-up: what is created at the first call
         recorded[name] = [Recording(run, tokens) for tokens in lengths]
     whole: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
     bare: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
@@ -121,7 +122,7 @@ def per_step(taken: list[tuple[float, ...]]) -> float:
 
 
 class Recording(TorchDispatchMode):
-    """The operators that a run calls, with their arguments, and what their tensors held before one wrote to them."""
+    """The operators that a run calls, with their arguments, and the contents of tensors before they were written."""
 
     def __init__(self, run: Callable[[int], Any], tokens: int):
         super().__init__()
@@ -152,7 +153,7 @@ class Recording(TorchDispatchMode):
                 self._before[storage.data_ptr()] = storage, storage.clone()
 
     def replayed(self) -> float:
-        """Seconds of all calls once more."""
+        """Seconds of a replay of all calls."""
         for storage, before in self._before.values():
             storage.copy_(before)
         with torch.inference_mode() if self.inference else torch.no_grad():

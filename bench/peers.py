@@ -1,7 +1,7 @@
-"""Other people's kernels for the same operators, where they are installed: none of them is needed.
+"""Kernels of other packages for the same operators; all packages are optional.
 
-Each function gives a call without arguments, or raises: ImportError where the package is absent, anything else where
-it does not take the case. `bertgen bench ops` tells the reason instead of a time.
+Each function returns a call without arguments, or raises: ImportError where the package is not installed, any other
+error where it does not take the case. `bertgen bench ops` reports the reason instead of a time.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def varlen_attention(arguments: dict[str, Any]) -> Call:
 def liger_layer_norm(
     x: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float
 ) -> Call:
-    """Liger's LayerNorm after torch's additions: it fuses none."""
+    """Liger's LayerNorm after torch's additions, which it does not fuse."""
     from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
     return lambda: LigerLayerNormFunction.apply(x + bias + residual, weight, shift, eps)
 
 
-FEW = 4  # rows that torch's 4-bit product on a CPU is asked for
+MAX_ROWS_CPU = 4  # rows up to which torch's slow 4-bit product on a CPU is run
 
 
 def tinygemm(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call:
-    """torch's own 4-bit product of the same weights: its even columns lie in the high nibbles."""
+    """torch's 4-bit product of the same weights, repacked: it has even columns in the high nibbles."""
     if x.is_cpu:
         return _tinygemm_cpu(x, packed, scale)
     swapped = (packed << 4) | (packed >> 4)
@@ -52,8 +52,8 @@ def tinygemm(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call
 
 
 def _tinygemm_cpu(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call:
-    if len(x) > FEW:
-        raise ValueError(f"so slow on a CPU that it is asked for at most {FEW} rows")
+    if len(x) > MAX_ROWS_CPU:
+        raise ValueError(f"so slow on a CPU that it is asked for at most {MAX_ROWS_CPU} rows")
     nibbles = torch.stack((packed & 15, packed >> 4), -1).view(len(packed), -1).int()
     tiled = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
     scales = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1).contiguous()
@@ -62,7 +62,7 @@ def _tinygemm_cpu(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) ->
 
 
 def bitsandbytes_nf4(x: torch.Tensor, weight: torch.Tensor, group: int) -> Call:
-    """bitsandbytes' product with NF4 weights of its own rounding."""
+    """bitsandbytes' product with NF4 weights, which it rounds itself."""
     import bitsandbytes
 
     packed, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
@@ -70,7 +70,7 @@ def bitsandbytes_nf4(x: torch.Tensor, weight: torch.Tensor, group: int) -> Call:
 
 
 def torchao_int4(x: torch.Tensor, weight: torch.Tensor, group: int) -> Call:
-    """torchao's int4 linear layer with weights of its own rounding."""
+    """torchao's int4 linear layer with weights, which it rounds itself."""
     from torchao.quantization import Int4WeightOnlyConfig, quantize_
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
@@ -81,7 +81,7 @@ def torchao_int4(x: torch.Tensor, weight: torch.Tensor, group: int) -> Call:
 
 
 def gemlite_int4(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> Call:
-    """gemlite's product of the same weights, after its own tuning."""
+    """gemlite's product of the same weights, after its autotuning."""
     from gemlite.core import DType, GemLiteLinear
 
     (features, half), groups = packed.shape, scale.shape[1]

@@ -1,13 +1,13 @@
-"""What weights in 4 bits take, lose and gain: size, BLEU and tokens/s beside floats, and the error layer by layer.
+"""4-bit weights against float weights: size, BLEU and tokens/s, and the rounding error of each layer.
 
     python -m bertgen.bench.quantization models [--model demo] [--data test.tsv] [--num-beams 4] [--repeats 3]
         [--lines N]
     python -m bertgen.bench.quantization layers [--model demo] [--per-layer]
 
-`models` converts the model to each format, and translates the data with all of them by turns, each on its own, as
-`bertgen evaluate` does; tokens/s and their ratio to float32 are medians, the ratio that of each turn. `layers` prints
-decibels of the weights over their rounding errors, 6 dB to a bit: layers of one kind are one row, with their mean;
-`--per-layer` prints each.
+`models` converts the model to each format and translates the data with `bertgen evaluate`, one format after another in
+each turn; tokens/s are medians, and ratios to float32 are medians of the ratios per turn. `layers` prints the ratio of
+the weights to their rounding errors in decibels, 6 dB per bit: one row per kind of layer with the mean, or with
+`--per-layer` one row per layer.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def models(args: argparse.Namespace) -> None:
 
 
 def evaluated(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What `bertgen evaluate --json` prints."""
+    """The report of `bertgen evaluate --json`."""
     start = time.perf_counter()
     words = ["--model", str(folder), "--data", str(data), "--num-beams", str(args.num_beams), "--json", "--quiet"]
     command = [sys.executable, "-m", "bertgen", "evaluate", *words]
@@ -88,7 +88,7 @@ def layers(args: argparse.Namespace) -> None:
     """Print the errors of layers in Markdown."""
     model = EncoderDecoderModel.from_pretrained(args.model, dtype="float32")
     rows: dict[str, list[list[float]]] = {}
-    seen = set()  # halves may share weights
+    seen = set()  # encoder and decoder may share weights
     for half in ("decoder", "encoder"):
         for name, module in model.get_submodule(half).named_modules(prefix=half):
             if not isinstance(module, nn.Linear) or module.weight in seen:
@@ -114,10 +114,10 @@ def main() -> None:
         if function is layers:
             part.add_argument("--per-layer", action="store_true")
             continue
-        part.add_argument("--data", type=Path, default=DATA, help="source TAB reference; by default Tatoeba's")
+        part.add_argument("--data", type=Path, default=DATA, help="lines of source TAB reference (default: Tatoeba)")
         part.add_argument("--num-beams", type=int, default=4)
         part.add_argument("--repeats", type=int, default=3)
-        part.add_argument("--lines", type=int, help="of the data (default: all)")
+        part.add_argument("--lines", type=int, help="number of lines of the data (default: all)")
     args = parser.parse_args()
     args.run(args)
 

@@ -1,8 +1,8 @@
-"""What was measured, in one form for every part: an environment, and a row for each contender in each case.
+"""Results of all parts: an environment, and a row per case and contender (an engine or implementation that is timed).
 
-A file is JSON: the version of this form, the part and the command that wrote it, the environment, and the rows. A row
+A file is JSON: the version of the schema, the part and the command that wrote it, the environment, and the rows. A row
 has the name and the parameters of its case, the contender, and every single time. Medians, quartiles, rates and shares
-of the machine's limit stand beside them for other readers; they follow from the rest.
+of the machine's limit are added for other readers; they follow from the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .machine import BUSY
 
 SCHEMA = 1
 OURS = "bertgen"
-FEW = 8  # turns, of which the smallest and the largest tell the spread
+FEW = 8  # up to so many turns the spread is their range, above it the interquartile range
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Row:
     """One contender in one case.
 
     Attributes:
-        name: of what is done: an operator, "generate", "train", ...
-        params: of the case, by name; numbers, words and truth values.
-        contender: who does it.
-        seconds: of each run.
-        amount: of what a run does, in `unit`: "B" (bytes), "FLOP", "token", "sentence".
-        limit: units per second that the machine can do at most; None where nobody knows.
-        correct: what was compared, and what came of it.
-        absent: why there is no time: a package is missing, or it does not take the case.
-        wrong: what is wrong with its answer, for which reason it was not timed.
+        name: the work: an operator, "generate", "train", ...
+        params: parameters of the case by name: numbers, strings and bools.
+        contender: the engine or implementation; those of bertgen begin with "bertgen".
+        seconds: time of each run.
+        amount: work of a run, in `unit`: "B" (bytes), "FLOP", "token", "sentence".
+        limit: maximum units per second of the machine; None where it is unknown.
+        correct: the outcome of the comparison of outputs.
+        absent: why there is no time: a package is missing, or it does not support the case.
+        wrong: why its output is wrong; it was not timed then.
         extra: other figures, by name.
     """
 
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def quartiles(self) -> tuple[float, float] | None:
-        """Of the seconds; None for a single one, which has no spread."""
+        """Quartiles of the seconds; None for a single run."""
         if len(self.seconds) < 2:
             return None
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -72,7 +72,7 @@ class Row:
 
     @property
     def fraction(self) -> float | None:
-        """Of the machine's limit."""
+        """The rate as a share of the machine's limit."""
         return self.rate / self.limit if self.rate and self.limit else None
 
     @property
@@ -81,24 +81,24 @@ class Row:
 
     @property
     def case(self) -> tuple[str, str]:
-        """What rows that compete with each other have in common."""
+        """The key that rows of the same case share."""
         return self.name, json.dumps(self.params, sort_keys=True)
 
     @property
     def title(self) -> str:
-        """The case in words."""
+        """The name and the parameters of the case as text."""
         return ", ".join([self.name, *(f"{key} {value}" for key, value in self.params.items())])
 
 
 @dataclass
 class Result:
-    """What one part measured.
+    """The result of one part.
 
     Attributes:
         part: "ops", "generate", ...
         command: that repeats it.
-        environment: `machine.environment`; "busy_behind" is how busy others kept the machine when the run had ended.
-        warnings: what a reader must know besides: that the run was stopped, or failed.
+        environment: `machine.environment`; "busy_behind" is `machine.busy` at the end of the run.
+        warnings: other reasons for doubt: that the run was stopped, or failed.
     """
 
     part: str
@@ -110,24 +110,24 @@ class Result:
 
     @property
     def wrong(self) -> list[Row]:
-        """Rows whose answers are not accepted."""
+        """Rows with outputs that are not accepted."""
         return [row for row in self.rows if row.wrong]
 
     @property
     def busy(self) -> float | None:
-        """Cores that others kept busy, where it is so many that times are too long to be judged."""
+        """Cores that other processes used, where they exceed BUSY; else None."""
         found = [self.environment.get(name) or 0.0 for name in ("busy", "busy_behind")]
         return max(found) if max(found) > BUSY else None
 
     @property
     def doubts(self) -> list[str]:
-        """Why its figures are not to be relied on, each in words; nothing where they are."""
+        """Reasons not to rely on the figures; empty where there are none."""
         busy = [f"others kept {self.busy:.1f} cores busy, times are too long"] if self.busy else []
         return [*busy, *self.warnings]
 
     @property
     def cases(self) -> dict[tuple[str, str], list[Row]]:
-        """Rows by their case, in order."""
+        """Rows by case, in order."""
         found: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             found.setdefault(row.case, []).append(row)
@@ -139,7 +139,7 @@ DERIVED = ("median", "quartiles", "rate", "fraction")
 
 
 def save(result: Result, path: Path) -> None:
-    """Write a file of JSON, a row in each line, and its folder where there is none."""
+    """Write a JSON file, one row per line; makes its folder."""
     head = {"schema": SCHEMA, "part": result.part, "command": result.command, "environment": result.environment}
     head |= {"warnings": result.warnings} if result.warnings else {}
     rows = [{name: getattr(row, name) for name in (*FIELDS, *DERIVED)} for row in result.rows]
@@ -152,7 +152,7 @@ def load(path: Path) -> Result:
     """Read a file that `save` wrote.
 
     Raises:
-        InputError: it cannot be read, or is none of these.
+        InputError: it cannot be read, or is not such a file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -169,7 +169,7 @@ def load(path: Path) -> Result:
 
 
 def save_csv(result: Result, path: Path) -> None:
-    """The rows as a table for other programs: a column for each figure, the environment in every line."""
+    """Write the rows as CSV: one column per figure, and the environment in every line."""
     where = {key: result.environment.get(key) for key in ("device", "processor", "bertgen", "torch", "commit", "dirty")}
     columns = ["part", "name", "params", "contender", "samples", "median_s", "low_s", "high_s", "amount", "unit"]
     where["warnings"] = "; ".join(result.doubts)
@@ -187,7 +187,7 @@ def save_csv(result: Result, path: Path) -> None:
 
 
 def ratio(theirs: Row, ours: Row) -> tuple[float, float, float]:
-    """How many times as long the others take: of the medians, and the middle half of single turns; all of few."""
+    """Time of `theirs` over `ours`: ratio of the medians, and the spread of the ratios per turn (see FEW)."""
     turns = sorted(a / b for a, b in zip(theirs.seconds, ours.seconds))
     low, high = turns[0], turns[-1]
     if len(turns) > FEW:
@@ -196,7 +196,7 @@ def ratio(theirs: Row, ours: Row) -> tuple[float, float, float]:
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """The fastest of rows of one contender that differ in a setting; one that was timed once only stands behind."""
+    """The fastest row of a contender over its settings, among those with the most runs."""
     timed = [row for row in rows if row.seconds]
     most = max((len(row.seconds) for row in timed), default=0)
     return min((row for row in timed if len(row.seconds) == most), key=lambda row: row.median, default=None)

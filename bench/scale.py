@@ -1,9 +1,8 @@
 """How the time of generation grows: with the batch, the source, the output, the beams, the layers.
 
-From one point each of these is varied by itself, for all engines by turns. To the points of each a line is fitted,
-seconds = fixed + each * x, by least squares of relative errors; printed beside it is the largest of them, which says
-how far a line tells the truth. Ids are made up: what they say does not change a time. Tokens are compared as in
-`generate`.
+Starting from one point, each of these is varied alone, for all engines by turns. A line, seconds = fixed + each * x, is
+fitted to the points of each by least squares of relative errors; the largest relative error is printed with it. Ids are
+random, since their values do not affect the time. Tokens are compared as in `generate`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ POINT = {"batch": 8, "source": 32, "target": 32, "beams": 1}
 
 
 class Line(NamedTuple):
-    """seconds = fixed + each * x; `error` is the largest relative one of a point."""
+    """seconds = fixed + each * x; `error` is the largest relative error of a point."""
 
     fixed: float
     each: float
@@ -40,14 +39,16 @@ class Line(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, what is varied, how often."""
+    """The model, the axes, the number of turns."""
     output.add_arguments(parser, device=True)
     generate.add_model(parser)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), metavar="AXIS", help=", ".join(AXES))
-    parser.add_argument("--most", type=int, default=10**9, metavar="N", help="leave out values above it")
+    parser.add_argument("--most", type=int, default=10**9, metavar="N", help="leave out values above N")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--engines", nargs="+", choices=generate.ENGINES, default=ENGINES, metavar="NAME")
-    parser.add_argument("--same-process", action="store_true", help="all engines in one process, sharing its threads")
+    parser.add_argument(
+        "--same-process", action="store_true", help="run all engines in one process, with shared threads"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             for axis, group in itertools.groupby(points, key=lambda pair: pair[0]):
                 along = [point for _, point in group]
                 races = [Race(made(point, model.size.vocabulary), present, judge) for point in along]
-                for _ in range(args.repeats):  # by turns: the machine's drift is no growth
+                for _ in range(args.repeats):  # by turns, so that drift of the machine does not look like growth
                     for point, race in zip(along, races):
                         race.turn([point["batch"]])
                 for point, race in zip(along, races):
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def by_layers(axes: Sequence[str], most: int, own: int) -> dict[int, list[tuple[str, dict[str, int]]]]:
-    """The points with the axis each belongs to, by the depth of the model that they need."""
+    """Number of layers -> (axis, point) of all points that need a model of that depth."""
     found: dict[int, list[tuple[str, dict[str, int]]]] = {}
     for axis in axes:
         for value in AXES[axis]:
@@ -99,7 +100,7 @@ def by_layers(axes: Sequence[str], most: int, own: int) -> dict[int, list[tuple[
 
 
 def made(point: dict[str, int], vocabulary: int) -> Case:
-    """Requests of made-up ids, all of one length."""
+    """Requests of random ids, all of one length."""
     sources, _ = made_up(1, vocabulary)
     ids = sources[0]
     length = point["source"]
@@ -123,7 +124,7 @@ def series(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[int, float]]
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Line:
-    """By least squares of relative errors, so that small values count as much as large ones."""
+    """Fit a line by least squares of relative errors, so that small values count as much as large ones."""
     x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
     terms = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
     fixed, each = torch.linalg.lstsq(terms, torch.ones_like(y)[:, None]).solution[:, 0].tolist()

@@ -1,7 +1,7 @@
-"""Operators at the sizes that matter, and who else does the same: eager torch, torch.compile, torch's own kernels.
+"""Operators at the sizes of real models, with their contenders: eager torch, torch.compile, torch's own kernels.
 
-`full` are the sizes of 24 layers of hidden size 1024 with a vocabulary of 50,358 and batches that fill a GPU; `small`
-those of 6 layers of hidden size 768, a vocabulary of 32,000 and batches for a CPU; `smoke` only show that all runs.
+`full`: 24 layers of hidden size 1024, a vocabulary of 50,358 and batches that fill a GPU. `small`: 6 layers of hidden
+size 768, a vocabulary of 32,000 and batches for a CPU. `smoke`: tiny sizes for a quick test.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from . import peers
 from .contenders import silent_transformers
 
 Call = Callable[[], torch.Tensor]
-NORM, GELU, SOFTMAX = 8.0, 10.0, 4.0  # operations for an element, about
+NORM, GELU, SOFTMAX = 8.0, 10.0, 4.0  # approximate operations per element
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who does an operator's work.
+    """An implementation of an operator.
 
     Attributes:
-        make: from the operator's arguments, by name, a call without arguments on tensors as its caller would hold them.
-        view: makes its answer the operator's.
-        judged: whether the answer has to be the operator's; other weights, say, make another product.
+        make: the operator's arguments, by name -> a call without arguments, on tensors in the layout that it expects.
+        view: converts its output to that of the operator.
+        judged: whether its output must equal the operator's; with other weights, say, it cannot.
     """
 
     make: Callable[..., Call]
@@ -57,9 +57,9 @@ class Shape:
 
     Attributes:
         arguments: of the operator, by name.
-        reference: its definition; run in float64 it is the truth.
-        contenders: "eager" is what a model without bertgen would run.
-        bytes, flop: that must be moved and done, whoever does it.
+        reference: its reference implementation; in float64 it gives the exact output.
+        contenders: by name; "eager" is what a model without bertgen runs.
+        bytes, flop: minimum of bytes to move and of operations.
     """
 
     op: str
@@ -72,7 +72,7 @@ class Shape:
 
 
 class Sizes(NamedTuple):
-    """Of one model and its batches."""
+    """The sizes of one model and its batches."""
 
     heads: int
     width: int  # of a head
@@ -80,7 +80,7 @@ class Sizes(NamedTuple):
     decode: tuple[tuple[int, int], ...]  # rows, past positions
     cross: tuple[tuple[int, int, int], ...]  # sources, beams, length
     reorder: tuple[tuple[int, int, int], ...]  # sources, beams, positions
-    tokens: int  # of layers that work on each token by itself
+    tokens: int  # of operators that process each token separately
     hidden: int
     linear: tuple[tuple[int, int], ...]  # N, K
     few: tuple[int, ...]  # rows of such products
@@ -117,19 +117,19 @@ SIZES = {
 
 
 def shapes(size: str, device: torch.device, dtype: torch.dtype, only: str | None = None) -> Iterator[Shape]:
-    """All shapes of a size, or those of one operator; made one after the other, since they are large."""
+    """All shapes of a size, or those of one operator; lazily, since they are large."""
     for name, make in MAKERS.items():
         if only in (None, name):
             yield from make(SIZES[size], device, dtype)
 
 
 def of(function: Callable[..., Any], **more: Any) -> Callable[..., Call]:
-    """Makes calls of a function of the operator's own arguments."""
+    """A `Contender.make` for a function that takes the operator's arguments."""
     return lambda **arguments: functools.partial(function, **arguments, **more)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Call]:
-    """Makes calls of what torch.compile makes of a function, for exactly this shape."""
+    """A `Contender.make` for a function compiled by torch.compile for static shapes."""
     return lambda **arguments: functools.partial(torch.compile(function, dynamic=False), **arguments)
 
 
@@ -162,7 +162,7 @@ def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterato
 
 
 def _lengths(batch: int, length: int, fill: float) -> torch.Tensor:
-    """Of the rows of a batch: all the same, or `fill` of it on average; the same ones each time."""
+    """Lengths of a batch, deterministic: all equal to `length`, or `fill` of it on average."""
     torch.manual_seed(0)
     if fill == 1:
         return torch.full((batch,), length)
@@ -170,7 +170,7 @@ def _lengths(batch: int, length: int, fill: float) -> torch.Tensor:
 
 
 def _padded(attend: Callable[..., torch.Tensor], inside: torch.Tensor, masked: bool) -> Callable[..., Call]:
-    """Makes calls on a padded batch [B, H, S, D], as models without packing have it."""
+    """A `Contender.make` on a padded batch [B, H, S, D], as in models without packing."""
 
     def make(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, **rest: Any) -> Call:
         index = inside.flatten().nonzero()[:, 0]
@@ -185,7 +185,7 @@ def _padded(attend: Callable[..., torch.Tensor], inside: torch.Tensor, masked: b
 
 
 def _attentions(device: torch.device, masked: bool) -> dict[str, Callable[..., torch.Tensor]]:
-    """torch's attention as it chooses, compiled, and by each of its backends."""
+    """torch's attention: its default choice, compiled, and each of its backends."""
     attend = F.scaled_dot_product_attention
     calls = {"eager": attend, "compiled": torch.compile(lambda *given, **named: attend(*given, **named), dynamic=False)}
     if device.type == "cuda":
@@ -227,7 +227,7 @@ def decode(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[S
 
 
 def _grown(past: int, compile: bool = False) -> Callable[..., Call]:
-    """Keys and values in order, to which each step concatenates a position, as transformers does."""
+    """Contiguous keys and values, to which each step concatenates a position, as transformers does."""
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -248,7 +248,7 @@ def _grown(past: int, compile: bool = False) -> Callable[..., Call]:
 
 
 def _gathered(past: int) -> Callable[..., Call]:
-    """Attention alone, over keys and values that lie in order already, the new ones too."""
+    """Attention alone, over contiguous keys and values that include the new position."""
 
     def make(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **cache: Any) -> Call:
         keys, values = (
@@ -290,7 +290,7 @@ def _sources(q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, 
 
 
 def _per_beam(q: torch.Tensor, max_rows: int, compile: bool = False, **cache: Any) -> Call:
-    """Keys and values once for each beam, as transformers keeps them."""
+    """Keys and values repeated for each beam, as in transformers."""
     keys, values = (t.repeat_interleave(max_rows, 0).contiguous() for t in _sources(q, **cache))
 
     def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -300,14 +300,14 @@ def _per_beam(q: torch.Tensor, max_rows: int, compile: bool = False, **cache: An
 
 
 def _shared(q: torch.Tensor, max_rows: int, **cache: Any) -> Call:
-    """The beams as the queries of one source, which nobody but us does."""
+    """The beams as the queries of one source: keys and values are not repeated."""
     keys, values = (t.contiguous() for t in _sources(q, **cache))
     queries = q.unflatten(0, (-1, max_rows)).transpose(1, 2)
     return lambda: F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
 
 
 def reorder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
-    """The beams of one layer continue others: rows of the slot table are gathered, or all keys and values."""
+    """Beam reorder of one layer: gather rows of the slot table (bertgen), or all keys and values (eager)."""
     for sources, beams, positions in sizes.reorder:
         torch.manual_seed(0)
         rows = sources * beams
@@ -390,7 +390,7 @@ def _product(rows: int, n: int, k: int, device: torch.device, dtype: torch.dtype
 
 
 def linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
-    """Few rows: up to some tens of them the time is that of reading the weight."""
+    """Products of few rows, of which up to some tens take the time of reading the weight."""
     for n, k in sizes.linear:
         for rows in sizes.few:
             contenders = {
@@ -408,12 +408,12 @@ def linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[S
 
 
 def _packed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Call:
-    """oneDNN with a copy of the weight in an order of its own."""
+    """oneDNN with a copy of the weight in its packed layout."""
     return functools.partial(linear_onednn, x, torch.ops.mkldnn._reorder_linear_weight(weight, len(x)), bias)
 
 
 def _work(rows: int, n: int, k: int, dtype: torch.dtype, bits: float | None = None) -> tuple[float, float]:
-    """Bytes and FLOPs of a product. `bits`: of a weight, where they are not those of the dtype."""
+    """Bytes and FLOPs of a product. `bits`: bits per weight (default: those of the dtype)."""
     item = torch.finfo(dtype).bits / 8
     return n * k * (item if bits is None else bits / 8) + rows * (n + k) * item, 2.0 * rows * n * k
 
@@ -437,7 +437,7 @@ def linear_gelu(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Itera
 
 
 def int4(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
-    """Eager torch, and who rounds by rules of its own, have the weights before they were rounded: another product."""
+    """4-bit products. Eager torch, and packages that round weights themselves, get the unrounded weights."""
     for n, k in sizes.int4:
         weight = _product(1, n, k, device, dtype)["weight"]
         packed, scale, _ = quantize(weight)
@@ -462,14 +462,14 @@ def int4(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Sha
             reference = _rounded(int4_matmul_reference)
             work = _work(rows, n, k, dtype, 4 + torch.finfo(dtype).bits / 64)
             yield Shape("int4_matmul", params, arguments, reference, contenders, *work)
-            if device.type == "cpu":  # elsewhere x is multiplied as it is
+            if device.type == "cpu":  # integer products exist on a CPU only
                 some = {name: contenders[name] for name in ("eager", "bertgen")}
                 integers = params | dict(integers=True), arguments | dict(int8=True)
                 yield Shape("int4_matmul", *integers, reference, some, *work)
 
 
 def _rounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same without the weight in floats."""
+    """A function without its argument `weight` (in floats)."""
     return lambda weight, **arguments: function(**arguments)
 
 
@@ -505,7 +505,7 @@ def choice(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[S
 
 
 def encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Shape]:
-    """All layers: transformers' model on a padded batch, what torch.compile makes of it, and ours on packed tokens."""
+    """A whole encoder: transformers' model on a padded batch, the same compiled, and bertgen's on packed tokens."""
     config = BertGenerationConfig(
         vocab_size=8, hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
         intermediate_size=4 * sizes.hidden, initializer_range=0.05,
@@ -536,10 +536,10 @@ def encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[
 def encoder_reference(
     embeds: torch.Tensor, inside: torch.Tensor, config: BertGenerationConfig, **weights: torch.Tensor
 ) -> torch.Tensor:
-    """BERT's encoder (Devlin et al. 2019, arXiv 1810.04805) by its definition.
+    """Reference of BERT's encoder (Devlin et al. 2019, arXiv 1810.04805).
 
     Args:
-        embeds: [T, hidden], of the real tokens. inside: bool [B, S], where they stand. weights: as in a checkpoint.
+        embeds: [T, hidden] of the real tokens. inside: bool [B, S], their positions. weights: as in a checkpoint.
 
     Returns:
         [T, hidden]

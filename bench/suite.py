@@ -1,8 +1,8 @@
 """`bertgen bench suite`: ops, generate, scale and train one after the other, and the report.
 
-Each part is a process of its own, so that none is in another's memory, and has a share of the time; one that is not
-done then is stopped, and keeps the cases that it has done. `smoke` shows that all runs; `quick` takes less than 10
-minutes on two CPU cores, or 9 on a GPU; `full` is what the committed figures come from.
+Each part runs in its own process, with a time limit; a part that exceeds it is stopped and keeps its finished cases.
+`smoke` is a quick test; `quick` takes less than 10 minutes on two CPU cores, or 9 on a GPU; `full` produces the
+committed figures.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .generate import STATIC
 from .result import OURS, Result, load, save
 
 BROKEN = 1
-PATIENCE = 15.0  # seconds that a stopped part may take to end
+PATIENCE = 15.0  # seconds that a stopped part gets to end
 
 
 class Step(NamedTuple):
-    """A part with its options, and after how many seconds it is stopped."""
+    """A part with its options, and its time limit in seconds."""
 
     name: str
     words: str
@@ -82,18 +82,18 @@ LEVELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How much, and where it goes."""
+    """The level, the device, and the output folder."""
     levels = list(dict.fromkeys(level for level, _ in LEVELS))
     parser.add_argument("--level", choices=levels, default="quick", help="default: quick")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for PART-DEVICE.json")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the steps: ops, generate, scale, train, ...")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="for the page (default: that of the results)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these steps: ops, generate, scale, train, ...")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="for the page (default: the output folder)")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor (floors.py)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the steps, and return 1 where one failed, or a ratio is below its floor; 4 where that is not judged."""
+    """Run the steps. Return 1 where one failed or a ratio is below its floor, 4 where that is not judged."""
     steps = LEVELS.get((args.level, args.device))
     if steps is None:
         raise ConfigError(f"--level {args.level} is not for --device {args.device}")
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def noted(step: Step, device: str, file: Path, what: str) -> None:
-    """Write into the result of a step that it is not whole; a result without rows where there is none."""
+    """Add a warning to the result of a step that is not complete; makes an empty result where there is none."""
     known = file.exists()
     result = load(file) if known else Result(step.part, f"bertgen bench {step.words}", machine.environment())
     if not known:
@@ -134,7 +134,7 @@ def noted(step: Step, device: str, file: Path, what: str) -> None:
 
 
 def within(seconds: float, command: Sequence[str]) -> int | None:
-    """The exit code of a command; None where it had to be stopped, and with it the processes that it started."""
+    """Run a command with a time limit; returns its exit code, None where it and its child processes were stopped."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
         return process.wait(seconds)

@@ -1,4 +1,4 @@
-"""Sentences encoded and decoded per second: bertgen, sentencepiece alone, and transformers, by turns.
+"""Sentences encoded and decoded per second by bertgen, sentencepiece alone and transformers, by turns.
 
     python -m bertgen.bench.tokenizer --input train.tsv [--lines 50000] [--repeats 5] [--json FILE]
 
@@ -23,7 +23,7 @@ from . import output
 from .machine import seconds
 from .result import Row
 
-SHARE = 10  # transformers gets one text in so many, since it takes its time
+SHARE = 10  # transformers, which is slow, gets one in SHARE texts
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""A training step: forward, backward and AdamW, of bertgen and of transformers, from the same weights and texts.
+"""A training step of bertgen and of transformers: forward, backward and AdamW, with the same weights and texts.
 
-Before a time is taken the loss and the norm of its gradient are compared, without dropout: they have to be equal but
-for rounding, else the run fails. The steps that count have the model's dropout. Batches are padded and masked; labels
-on padding do not count. Each engine has a process of its own, whose peak of memory is that of a step with everything
-that training holds.
+First the loss and the norm of its gradient are compared without dropout: they must be equal up to rounding, else the
+run fails. Timed steps have the model's dropout. Batches are padded and masked; labels of padding are ignored. Each
+engine has its own process; its peak memory includes weights, gradients and the state of the optimizer.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .result import OURS, Row
 from .workload import PAD, Plan, Tokens
 
 ENGINES = (OURS, "transformers sdpa", "transformers eager")
-IGNORED = -100  # label of a place that does not count
+IGNORED = -100  # label of an ignored position
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}  # relative, of the loss and the gradient
 
 
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_model(parser)
     parser.add_argument("--input", type=Path, metavar="FILE", help="as of `generate`")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], metavar="N", help="default: 8 32")
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="that count (default: 5)")
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="timed steps (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     result = output.begin("train", args, device)
     name, plan = generate.plan(args)
     if args.dtype is None and args.device == "cuda":
-        plan = plan._replace(dtype="bfloat16")  # whose gradients do not leave its range
+        plan = plan._replace(dtype="bfloat16")  # in float16 gradients may overflow
     result.environment["input"] = "made-up ids and lengths" if args.input is None else args.input.name
     result.environment["dtype"] = plan.dtype
     output.head()
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compared(name: str, plan: Plan, sources: Tokens, targets: Tokens, steps: int) -> list[Row]:
-    """A row for each engine, by turns."""
+    """One row per engine; they take turns."""
     tokens = sum(map(len, sources)) + sum(map(len, targets))
     rows, trainers, expected = [], {}, None
     for engine in ENGINES:
@@ -78,7 +77,7 @@ def compared(name: str, plan: Plan, sources: Tokens, targets: Tokens, steps: int
             continue
         row.correct = f"loss {found[0]:.4f} and gradient equal to {apart:.0e}"
         trainers[engine] = trainer
-    for turn in range(steps + 1):  # the first one makes the optimizer's state
+    for turn in range(steps + 1):  # the first step creates the state of the optimizer
         for row in rows:
             if row.contender in trainers:
                 seconds, loaded, peak = trainers[row.contender].call("step")
@@ -120,7 +119,7 @@ class Trainer:
         return loss.item(), float(torch.stack(squares).sum().sqrt())
 
     def step(self) -> tuple[float, int | None, int | None]:
-        """Seconds of one step; bytes held before it, and at most in it."""
+        """Seconds of one step; bytes allocated before it, and at most during it."""
         loaded = memory.reset(self.device)
         start = time.perf_counter()
         self.model(**self.batch).loss.backward()

@@ -1,12 +1,12 @@
-"""Which launch is fastest, measured on a GPU: writes kernels/tuned.py.
+"""Measures launches on a GPU and writes the fastest ones to kernels/tuned.py.
 
     python -m bertgen.bench.tune [--op NAME] [--output FILE]
 
-A rule of kernels/tuning.py proposes a launch; its neighbours (tiles that may change, warps, stages) compete with it.
-A neighbour is compiled for the device first and dropped where it spills, takes too much shared memory or lost its
-tensor-core instructions; then it is called, compared with the definition, and timed by turns with the others. One that
-is not 3% faster than the rule's own launch is not worth an entry. Nothing that fixes the order of a row's sum across
-batches (splits of K, chunks of keys) may change.
+A rule of kernels/tuning.py gives a launch; its neighbours (other tiles, warps, stages) are tried against it. A
+neighbour is first compiled for the device, and dropped where it spills, exceeds shared memory or loses its tensor-core
+instructions. Then its output is compared with the reference, and it is timed by turns with the others. A launch that is
+not at least 3% faster than that of the rule gets no entry. Constants that determine the order of a row's sum (splits of
+K, chunks of keys) are never changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .clock import on_device
 from .ops import cloned
 from .shapes import Shape, shapes
 
-# Tiles that may change, by rule; warps and stages may always.
+# Tiles that are varied, by rule; warps and stages are always varied.
 TILES: dict[str, dict[str, tuple[int, ...]]] = {
     "attention": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128)},
     "attention_dq": {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64)},
@@ -45,12 +45,12 @@ TILES: dict[str, dict[str, tuple[int, ...]]] = {
 WARPS, STAGES = (1, 2, 4, 8), (1, 2, 3, 4, 6)
 TUNED = Path(__file__).parents[1] / "kernels/tuned.py"
 TURNS = 7
-GAIN = 0.97  # of the rule's own time, that an entry must stay below
+GAIN = 0.97  # an entry must take less than this share of the time of the rule's launch
 Key = tuple[str, tuple[Any, ...]]
 
 
 def neighbours(name: str, launch: tuning.Launch) -> Iterator[tuning.Launch]:
-    """Launches that differ in one or two things from the rule's."""
+    """Launches that differ from the rule's in one or two constants."""
     choices = {**TILES.get(name, {}), "num_warps": WARPS, "num_stages": STAGES}
     now = {**launch.tiles, "num_warps": launch.num_warps, "num_stages": launch.num_stages}
     for changed in itertools.chain(*(itertools.combinations(choices, n) for n in (1, 2))):
@@ -62,7 +62,7 @@ def neighbours(name: str, launch: tuning.Launch) -> Iterator[tuning.Launch]:
 
 
 def usable(key: Key, launches: list[tuning.Launch], processes: int | None = None) -> list[tuning.Launch]:
-    """The launches whose kernels compile as they should, where the variants of a check say which kernel that is."""
+    """The launches that compile without problems; all of them where no variant names this rule."""
     places = [
         (op, index)
         for op, check in CHECKS.items()
@@ -82,7 +82,7 @@ def _problems(job: tuple[list[tuple[str, int]], int, tuning.Launch]) -> list[str
         variant = with_launch(CHECKS[op].variants[index], launch)
         try:
             wrong = offline.problems(variant, arch, offline.compiled(variant, arch))
-        except Exception as error:  # whatever the compiler says of tiles it cannot do
+        except Exception as error:  # the compiler raises any type for unsupported tiles
             wrong = [f"{type(error).__name__}: {error}"]
         if wrong:
             return wrong
@@ -101,10 +101,10 @@ def with_launch(variant: Any, launch: tuning.Launch) -> Any:
 def tuned(
     call: Callable[[], Any], right: Callable[[], bool], seconds: Callable[[Callable[[], Any]], float]
 ) -> dict[Key, tuning.Launch]:
-    """The launches of one call that are faster than the rules' own.
+    """The launches of one call that are faster than those of the rules.
 
     Args:
-        call: what is made faster. right: whether its answer is accepted. seconds: its time, by a fair clock.
+        call: the call to tune. right: whether its output is accepted. seconds: measures the time of a call.
     """
     with tuning.record_keys() as keys:
         call()
@@ -122,7 +122,7 @@ def tuned(
                         times[launch] = seconds(call)
                 except Exception:  # it does not launch on this device
                     continue
-        # The clock again, by turns, for those that may be the best.
+        # Time the best candidates again, by turns.
         leaders = sorted(times, key=times.__getitem__)[:4]
         for launch in {*leaders, own}:
             with tuning.override_launches({key: launch}):
@@ -147,7 +147,7 @@ def source(found: dict[Key, tuning.Launch], device: str, commit: str) -> str:
 
 
 def of_shape(shape: Shape, seconds: Callable[[Callable[[], Any]], float]) -> dict[Key, tuning.Launch]:
-    """What is faster than the rules for bertgen's own call of a shape."""
+    """The launches that are faster than the rules for bertgen's call of a shape."""
     contender = shape.contenders["bertgen"]
     call = contender.make(**shape.arguments)
     plain, exact = shape.reference(**cloned(shape.arguments)), shape.reference(**as_float64(cloned(shape.arguments)))

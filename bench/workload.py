@@ -1,8 +1,7 @@
-"""What every engine is asked: a model, sources, and the length at which each output stops.
+"""The workload of all engines: a model, sources, and the length at which each output stops.
 
-Random weights seldom stop, and where they do is no matter of the engine; weights that are given may stop anywhere. So
-the head has a bias that puts the three special ids out of reach, the same in every engine, and each request stops at a
-length that is given.
+Where a model chooses EOS depends on its weights, not on the engine. So the bias of the output layer excludes the three
+special ids, in every engine, and each request stops at a given length.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Tokens = list[list[int]]
 
 
 class Size(NamedTuple):
-    """Of a model; `layers` in each half."""
+    """The size of a model; `layers` in the encoder and in the decoder."""
 
     hidden: int
     layers: int
@@ -39,12 +38,12 @@ class Size(NamedTuple):
 
     @property
     def of_source_token(self) -> int:
-        """Weights that a token of the source meets: the encoder's, and those of the decoder's keys and values."""
+        """Weights used per source token: the encoder, and the cross-attention keys and values of the decoder."""
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate + 2 * self.hidden**2)
 
     @property
     def of_output_token(self) -> int:
-        """Weights that a token of an output meets: of the decoder's layers and of the head."""
+        """Weights used per output token: the decoder layers and the output layer."""
         return self.of_source_token + self.vocabulary * self.hidden
 
     def build(self) -> EncoderDecoderModel:
@@ -60,10 +59,10 @@ SIZES = {
 
 
 class Plan(NamedTuple):
-    """Which model, and where it runs. An engine that starts in a process of its own builds it there.
+    """The model and its device. An engine in a separate process builds the model there.
 
     Attributes:
-        path: of a checkpoint; None makes random weights of the size.
+        path: of a checkpoint; None makes random weights of this size.
         dtype: a name in torch.
     """
 
@@ -78,11 +77,11 @@ class Plan(NamedTuple):
 
 
 class Budget(int):
-    """Of source tokens in a batch, padding included, instead of a number of requests."""
+    """A batch size in source tokens, including padding, instead of requests."""
 
 
 class Case(NamedTuple):
-    """Requests, and at which length each one's output stops."""
+    """Requests, and the length of the output of each."""
 
     kind: str
     beams: int
@@ -94,15 +93,15 @@ class Case(NamedTuple):
         return f"{self.kind}, {'greedy' if self.beams == 1 else f'beam {self.beams}'}"
 
     def flop(self, size: Size) -> float:
-        """Of the matrix products that the asked tokens need: two for each weight and token."""
+        """FLOPs of the matrix products of all tokens: two per weight and token."""
         source, output = sum(map(len, self.sources)), sum(self.lengths) * self.beams
         return 2.0 * (source * size.of_source_token + output * size.of_output_token)
 
     def limit(self, size: Size, flops: float, bandwidth: float, item: int = 4) -> float:
-        """Seconds that no engine can beat: the products at full speed, or the decoder's weights read once a step.
+        """Lower bound in seconds: the products at full speed, or the decoder's weights read once per step.
 
         Args:
-            flops, bandwidth: per second, what the machine does. item: bytes of a weight.
+            flops, bandwidth: of the machine, per second. item: bytes per weight.
         """
         if self.kind == "single":
             alone = [Case("fixed", self.beams, [ids], [n]) for ids, n in zip(self.sources, self.lengths)]
@@ -111,7 +110,7 @@ class Case(NamedTuple):
 
 
 def build(size: Size) -> EncoderDecoderModel:
-    """The model of a size, with random weights; each call makes the same."""
+    """A model of this size with random weights; each call makes the same weights."""
     half = dict(
         vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, intermediate_size=size.intermediate, initializer_range=0.05,
@@ -137,14 +136,14 @@ def given(path: str) -> EncoderDecoderModel:
 
 
 def endless(model: EncoderDecoderModel) -> EncoderDecoderModel:
-    """The model, which will not choose a special id any more."""
+    """Exclude the special ids from the output of the model, in place."""
     with torch.no_grad():
         model.decoder.head.bias[[PAD, END, START]] = OUT_OF_REACH
     return model
 
 
 def size_of(path: str) -> Size:
-    """Of a checkpoint, from its configuration.
+    """The size of a checkpoint, from its configuration.
 
     Raises:
         ConfigError: its halves differ in depth or width.
@@ -162,7 +161,7 @@ def size_of(path: str) -> Size:
 
 
 def made_up(count: int, vocabulary: int) -> tuple[Tokens, list[int]]:
-    """Sources of random ids, as long as sentences are, and lengths of outputs."""
+    """Sources of random ids with lengths of sentences, and lengths of outputs."""
     draw = random.Random(0)
     lengths = [min(LONGEST - 1, max(8, round(draw.lognormvariate(4.1, 0.4)))) for _ in range(count)]
     sources = [[draw.randrange(FIRST, vocabulary) for _ in range(n)] for n in lengths]
@@ -173,9 +172,9 @@ def texts(data: Path | None, count: int, vocabulary: int, tokenizer: str = "demo
     """Sources, and lengths of their targets, at most LONGEST - 1.
 
     Args:
-        data: lines of source TAB target, or of sources alone, whose outputs are as long as they are; None makes up
-            ids and lengths.
-        tokenizer: of the texts; ids that the vocabulary does not have become others.
+        data: lines of source TAB target, or of sources only, whose outputs are as long as the sources; None gives
+            random ids and lengths.
+        tokenizer: of the texts; ids outside the vocabulary are mapped into it.
     """
     if data is None:
         return made_up(count, vocabulary)
@@ -202,7 +201,7 @@ def cases(
     """One for each number of beams.
 
     Args:
-        length: of every output of the kind "fixed". source_length: of every source, which is made up then.
+        length: of every output of the kind "fixed". source_length: of every source, which then has random ids.
     """
     sources, lengths = texts(data, count, size.vocabulary, tokenizer)
     if source_length is not None:

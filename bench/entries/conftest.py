@@ -1,4 +1,4 @@
-"""Settings of pytest-benchmark: a tenth of a second for each entry, so that all take minutes."""
+"""Settings of pytest-benchmark: a tenth of a second per entry, so that all entries take minutes."""
 
 
 def pytest_configure(config):

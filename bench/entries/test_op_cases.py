@@ -1,8 +1,8 @@
-"""Entry points for pytest-benchmark: every case of the kernels' tests, by its definition and by bertgen.
+"""Entry points for pytest-benchmark: every case of the kernels' tests, by the reference and by bertgen.
 
     pytest bench --benchmark-only [--benchmark-autosave] [--benchmark-compare] [-k NAME]
 
-An answer is compared before it is timed. What does not answer a case on this device is skipped with the reason.
+Outputs are compared before they are timed. A contender without a function for this device is skipped with a reason.
 """
 
 from __future__ import annotations
