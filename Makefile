@@ -50,7 +50,7 @@ test-long: $(VENV)/.tools ## run the test suite and the long tests
 
 test-kernels: $(VENV)/.tools ## run all kernel cases in Triton's interpreter and compile all variants for GPUs
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
-	$(PYTEST) -m long tests/kernels/test_kernels.py $(ARGS)
+	$(PYTEST) -m long tests/bench/test_offline.py $(ARGS)
 
 test-transformers: $(OTHER)/constraints.txt ## test the drop-in under the oldest supported transformers
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<

@@ -11,13 +11,13 @@ from tests.support.benchmarks import make_result, make_row, run_bench
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch):
-    """Those of a machine that does 10 GB/s and 100 GFLOP/s; to measure them takes a second or more."""
+    """Limits of a machine with 10 GB/s and 100 GFLOP/s; measuring them would take a second or more."""
     monkeypatch.setattr(machine, "limits", lambda *_: {"B": 1e10, "FLOP": 1e11})
 
 
 @pytest.fixture
 def generated(tmp_path):
-    """The command on few requests of a small model, all in this process: exit code, and the result."""
+    """Run `bertgen bench generate` in this process, with few requests and a small model: exit code and result."""
 
     def command(*more: object) -> tuple[int, Result]:
         few = "--size smoke --requests 3 --repeats 1 --batches 2 --only fixed --same-process --no-load".split()
@@ -30,7 +30,7 @@ def generated(tmp_path):
 
 @pytest.fixture
 def doubtful(tmp_path):
-    """Files of a result of a quiet machine, of one that others kept busy before or behind, and of one cut short."""
+    """Name -> result file: a quiet machine, a machine that was busy before or after, and a stopped run."""
 
     def rows(ours=1.0):
         params = {"model": "base", "requests": "mixed", "beams": 4, "batch": 1}

@@ -10,7 +10,7 @@ from tests.support.benchmarks import SMOKE
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_a_difference_is_excused_at_a_tie_only(beams):
-    """The judge's own search is asked where outputs differ; its margins are those of our logits."""
+    """`Judge` searches for margins only where outputs differ; they are those of bertgen's logits."""
     model = SMOKE.build()
     case = workload.Case("fixed", beams, [[7, 8, 9]], [6])
     (ours,) = contenders.Bertgen(model).run(case.sources, case.lengths, beams, 1)

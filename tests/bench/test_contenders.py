@@ -16,7 +16,7 @@ def test_an_engine_in_a_process_of_its_own():
 
 
 def test_runs_that_compile_do_not_count(monkeypatch):
-    """They go on until one adds no graph; a setting that was run before needs none."""
+    """Warm-up runs repeat until one adds no graph; a setting that was run before needs none."""
     from torch._dynamo.utils import counters
 
     engine, graphs, ran = object.__new__(contenders.StaticBart), iter([3, 2, 0]), []
@@ -33,7 +33,7 @@ def test_runs_that_compile_do_not_count(monkeypatch):
 
 
 def test_batches_of_the_compiled_model_have_one_number_of_rows(monkeypatch):
-    """That of the largest batch of the run, and not of a run before."""
+    """The number of rows of the largest batch of the run, not of an earlier run."""
     engine, shapes_run = object.__new__(contenders.StaticBart), []
 
     def generate(filled, limits, beams, tokens, **_):

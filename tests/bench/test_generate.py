@@ -131,7 +131,7 @@ def test_given_weights_and_texts(tmp_path):
 
 @pytest.mark.long
 def test_all_engines_and_loading(tmp_path):
-    """The compiled one and those with rounded weights, too, each in a process of its own."""
+    """Including the compiled engine and those with rounded weights, each in its own process."""
     words = "--size smoke --requests 2 --repeats 1 --batches 2 --only fixed".split()
     code = run_bench("generate", *words, "--engines", "all", "--json", tmp_path / "a.json")
     found = result.load(tmp_path / "a.json")

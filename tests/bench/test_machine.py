@@ -17,7 +17,7 @@ def test_the_environment_says_what_a_figure_depends_on():
 
 
 def test_how_busy_others_keep_the_machine(tmp_path, monkeypatch):
-    """user, nice, system, idle, waiting for a disk, interrupts, stolen: 100 ticks pass, and 20 + 5 of them idle."""
+    """user, nice, system, idle, iowait, interrupts, steal: 100 ticks pass, 20 + 5 of them idle."""
     stat = tmp_path / "stat"
     stat.write_text("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1 2 3")
     monkeypatch.setattr(machine.time, "sleep", lambda _: stat.write_text("cpu  60 0 10 90 15 5 0 20 0 0\n"))

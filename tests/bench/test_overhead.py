@@ -11,7 +11,7 @@ from tests.support.benchmarks import run_module
 
 @pytest.mark.parametrize("operator", ["add_", "_foreach_add_"])
 def test_a_recording_is_replayed_from_the_same_state(operator):
-    """A step that counts up in place, a tensor or a list of them: replays would run away with its index."""
+    """A step increments a tensor (or a list of them) in place: without a restore, replays would go on counting."""
     table, place = torch.arange(4), torch.zeros((), dtype=torch.int64)
 
     def run(steps):

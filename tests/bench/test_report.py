@@ -70,7 +70,7 @@ def test_the_report_is_one_page_with_pictures(tmp_path, capsys):
 
 
 def test_a_picture_has_one_point_for_a_batch():
-    """Of two the one with more turns, of equal ones the faster."""
+    """Of two rows the one with more turns; with equally many, the faster one."""
     params = {"model": "base", "requests": "fixed", "beams": 1}
     rows = [
         make_row(params={**params, "batch": batch, "count": count}, seconds=seconds, amount=12.0, unit="token")

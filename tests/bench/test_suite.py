@@ -17,7 +17,7 @@ from tests.support.benchmarks import ROOT, make_result, make_row, run_bench
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_step_that_is_stopped_or_fails_is_on_the_page(monkeypatch, tmp_path, kept):
-    """Also where it was stopped before it had written anything."""
+    """Also where it was stopped before it wrote a file."""
 
     def within(seconds, command):
         name = Path(command[-1])
@@ -42,7 +42,7 @@ def test_a_step_that_is_stopped_or_fails_is_on_the_page(monkeypatch, tmp_path, k
 
 
 def test_a_step_of_the_suite_that_takes_too_long_is_stopped(tmp_path):
-    """And with it what it has started, so that nothing goes on in the background of the next step."""
+    """Including its child processes, so that nothing runs in the background of the next step."""
     start = time.monotonic()
     inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
@@ -67,7 +67,7 @@ def test_the_time_of_a_quick_suite_is_bounded():
 
 @pytest.mark.parametrize(("level", "device"), suite.LEVELS)
 def test_the_words_of_the_suite_are_taken(level, device, monkeypatch, tmp_path):
-    """Every step of every level is parsed by the command it names."""
+    """The command of every step of every level parses its options."""
     import shlex
 
     asked = []

@@ -9,7 +9,7 @@ from tests.support.benchmarks import SMOKE
 
 
 class Local:
-    """What a child is, in this process."""
+    """A `Child` in this process."""
 
     def __init__(self, make, *arguments):
         self.made = make(*arguments)

@@ -1,4 +1,4 @@
-"""The tuner: which launches it tries, drops and keeps. The clock here is a table; what it times runs on a CPU."""
+"""The tuner: which launches it tries, drops and keeps. Times come from a table; calls run on a CPU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 def _patch_range_bounds():
-    """Triton 3.6 converts a loop's bound, an array of one element, by int(), which numpy 2.4 no longer does."""
+    """Triton 3.6 converts a loop bound, an array of one element, by int(), which numpy 2.4 rejects."""
     original = interpreter._patch_lang_tensor
 
     def patched(tensor, scope):
@@ -27,10 +27,10 @@ def _patch_range_bounds():
 
 
 def _remember_builtins():
-    """Triton looks through its whole language at every call of a device function, half of the time that tests take."""
+    """Cache the names of triton.language: Triton scans them at each device function call, half of the test time."""
 
     @functools.cache
-    def names(package):  # asked for the first time while nothing is patched
+    def names(package):  # first called while nothing is patched
         return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
 
     def patched(package, builder, scope):
@@ -47,10 +47,10 @@ _remember_builtins()
 
 
 def pytest_configure(config):
-    """The interpreter computes with numpy, which warns of every infinity and nan that a case is about."""
+    """Silence numpy, with which the interpreter computes, on the infinities and NaNs of cases."""
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton")
 
 
 def pytest_collection_modifyitems(items):
-    """An operator without a backward has no test of it, rather than one that is skipped."""
+    """Operators without a backward have no gradient test, instead of a skipped one."""
     items[:] = [item for item in items if "NOTSET" not in item.name]

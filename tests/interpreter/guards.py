@@ -1,4 +1,4 @@
-"""Memory that notices: what a kernel reads and writes outside its tensors, and what it leaves unwritten."""
+"""Guarded memory: detects reads and writes outside of tensors, and elements that are not written."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from contextlib import contextmanager
 
 import torch
 
-BAND = 64  # elements before and behind each tensor
-PATTERN = 0x5A  # of every byte of a band and of new memory
+BAND = 64  # elements before and after each tensor
+PATTERN = 0x5A  # byte of bands and of new memory
 
 
 def guarded(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of a tensor, aligned as it is, with its strides and what lies between its rows; and the whole memory.
-
-    Before and behind it lie bands.
-    """
+    """A copy of a tensor with the same alignment, strides and gaps, between two guard bands; and the whole memory."""
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
     start = BAND + tensor.storage_offset() % 16
     whole = _pattern(start + extent + BAND, tensor.dtype)
@@ -39,7 +36,7 @@ def unwritten(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def guarded_allocations(monkeypatch) -> Iterator[list[torch.Tensor]]:
-    """Inside, `torch.empty` and `torch.empty_like` give memory between bands; yields all of it."""
+    """Inside, `torch.empty` and `torch.empty_like` allocate between guard bands; yields all these allocations."""
     wholes: list[torch.Tensor] = []
     empty = torch.empty
 

@@ -1,4 +1,4 @@
-"""Every kernel against its reference, on every case: the answer, the gradients, and the memory around them.
+"""Every kernel against its reference, on every case: outputs, gradients, and the memory around them.
 
 CORE=1 takes only the cases of the short run.
 """

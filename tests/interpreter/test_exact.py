@@ -1,4 +1,4 @@
-"""4-bit weights as the kernels unpack them, by tiles of each size and all at once: no bit may be off."""
+"""4-bit weights as the kernels unpack them, in tiles of each size and dequantized at once: bit-identical."""
 
 from __future__ import annotations
 

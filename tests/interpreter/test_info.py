@@ -1,4 +1,4 @@
-"""`bertgen info --check` runs the kernels and tells which are wrong."""
+"""`bertgen info --check` runs the kernels and reports which are wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole models through the kernels: the same losses, gradients and tokens as through the definitions."""
+"""Whole models with the kernels: the same losses, gradients and tokens as with the references."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batch():
 
 
 def by_each(run):
-    """What comes of a run through the definitions and through the kernels."""
+    """The results of a run with the references and with the kernels."""
     for name in ("reference", "triton"):
         before = ops.set_backend(name)
         try:

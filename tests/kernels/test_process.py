@@ -1,4 +1,4 @@
-"""process: what the reference promises, in numbers, and what it refuses."""
+"""process: numerical properties of the reference, and arguments that raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sample: what the reference promises, in numbers, and what it refuses."""
+"""sample: numerical properties of the reference, and arguments that raise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def options(rows: int, **given) -> dict[str, torch.Tensor]:
-    """Arguments of `sample_reference` besides the scores: without limits but for what is given."""
+    """Arguments of `sample_reference` besides the scores; limits are off by default."""
     wanted = dict(seed=0, request=0, step=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     assert not given.keys() - wanted
     kinds = dict.fromkeys(("temperature", "top_p", "min_p"), torch.float32) | {"top_k": torch.int32}
@@ -74,7 +74,7 @@ def test_gumbel_numbers_are_finite_and_right_at_both_ends():
 
 
 def test_gumbel_numbers_have_their_distribution():
-    """Kolmogorov-Smirnov on 200,000 numbers: 1.95 / sqrt(n) is passed by one in a thousand seeds; this one is fixed."""
+    """Kolmogorov-Smirnov on 200,000 numbers with a fixed seed: one seed in a thousand exceeds 1.95 / sqrt(n)."""
     block = torch.arange(50000)
     zero = torch.zeros_like(block)
     numbers = gumbel_reference(philox_reference(zero + 12345, block, zero + 3, zero + 7)).flatten().double()
@@ -94,7 +94,7 @@ DRAWS = 20_000
     ids=str,
 )
 def test_draws_have_the_distribution_of_the_softmax(given):
-    """Chi-square over 20,000 steps of one request: its mean plus five deviations, which a fixed seed passes or not."""
+    """Chi-square over 20,000 steps of one request with a fixed seed: at most the mean plus five standard deviations."""
     scores = 1.5 * torch.randn(1, 24, generator=seeded(3))
     arguments = options(DRAWS, seed=99, request=5, step=torch.arange(DRAWS), **given)
     tokens, log_probs = sample_reference(scores.expand(DRAWS, -1), **arguments)
@@ -139,7 +139,7 @@ def test_a_draw_depends_on_nothing_but_its_row():
 
 
 def test_a_large_vocabulary_has_no_favourites():
-    """All tokens equal: halves, and the words of a counter, are drawn equally often (five deviations)."""
+    """All scores equal: both halves, and the four words of a counter, are drawn equally often (five deviations)."""
     draws, vocabulary = 500, 50358
     scores = torch.zeros(1, vocabulary).expand(50, -1)
     steps = torch.arange(draws).split(50)
@@ -164,7 +164,7 @@ def settings(count: int):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_survivors_are_those_of_warp(ties):
-    """Where top-p's limit falls among equal scores, warp's sort says which of them stay; here it is the last ones."""
+    """Of equal scores at the limit of top-p, warp keeps those that its sort puts last, and sample the last ids."""
     rows = 4
     generator = seeded(7)
     for temperature, k, p, least in settings(150):
@@ -222,7 +222,7 @@ def test_rows_of_strange_scores_have_a_token(temperature):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_cases_come_near_no_tie(case, dtype):
-    """Their integers are compared exactly, so a last bit of a logarithm or a sum must not decide."""
+    """Tokens are compared exactly, so the last bit of a logarithm or a sum must not decide one."""
     arguments = case.make(dtype, CPU)
     scores = arguments.pop("scores").double().nan_to_num(-math.inf, float(torch.finfo(torch.float32).max), -math.inf)
     hot = arguments["temperature"] > COLDEST

@@ -1,4 +1,4 @@
-"""top_log_probs: what the reference promises, in numbers, and what it refuses."""
+"""top_log_probs: numerical properties of the reference, and arguments that raise."""
 
 from __future__ import annotations
 

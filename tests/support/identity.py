@@ -1,4 +1,4 @@
-"""Products with the identity: every 4-bit weight as a product sees it, which must be its definition bit for bit."""
+"""Products with the identity: every 4-bit weight as a product uses it, bit-identical to the reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def weight(form: str, group: int, dtype: torch.dtype, device: torch.device) -> d
 
 
 def wrong(rows: int, form: str, group: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Weights that `ops.int4_matmul` of so many rows takes for another value than the definition's."""
+    """Number of weights that `ops.int4_matmul` with so many rows dequantizes differently from the reference."""
     given = weight(form, group, dtype, device)
     expected = dequantize_reference(given["packed"], given["scale"], given.get("zero"), given.get("codebook"))
     one = torch.eye(COLUMNS, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""The kernels without running them: what they compile to, and the rule by which their answers are accepted."""
+"""Kernels compiled without a device: the committed table of facts, and how machine code is read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from bertgen.kernels.all_cases import CHECKS
-from bertgen.kernels.checks import difference
 from bertgen.kernels.language import HAS_TRITON
 
 from bertgen.bench import offline
@@ -23,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_variant_compiles_as_the_table_says(record_property):
-    """No spills, wide loads and tensor cores where they belong, and registers and instructions as in the table."""
+    """No spills, wide loads and tensor cores where required, and registers and instructions as in the table."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bertgen.bench.offline"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -32,7 +30,7 @@ def test_every_variant_compiles_as_the_table_says(record_property):
     record_property("count", done.stdout.splitlines()[-1])
 
 
-# What the compiler's output is read for
+# Facts read from the output of the compiler
 
 
 TTIR = """
@@ -69,7 +67,7 @@ def test_hot_loops_are_the_innermost_ones():
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
 def test_the_table_is_of_the_sources_that_are_here():
-    """What `bertgen.bench.offline` leaves out is what did not change; its table is of all variants, and none is bad."""
+    """The table has all variants, with the digests of the current sources, and no problems."""
     tables = json.loads((ROOT / "bench/results/offline.json").read_text())
     variants = {
         f"{op}/{variant.name}/sm_{arch}": (variant, arch)
@@ -93,29 +91,3 @@ def test_a_digest_is_of_what_a_variant_depends_on(tmp_path):
     assert digest(variant, 80) != digest(dataclasses.replace(variant, num_warps=16), 80)
     assert digest(variant, 80) != digest(dataclasses.replace(variant, constants={}), 80)
     assert digest(variant, 80) == digest(dataclasses.replace(variant, name="another"), 80)
-
-
-# The rule by which answers are accepted
-
-
-def test_an_answer_is_accepted_within_twice_the_error_of_plain_torch():
-    exact = torch.randn(50, dtype=torch.float64)
-    plain = (exact + 1e-4).float()
-    assert difference(plain, plain, exact) is None
-    assert difference((exact - 1.9e-4).float(), plain, exact) is None
-    assert "allowed are" in difference((exact + 2.1e-4).float(), plain, exact)
-    assert "allowed are" in difference((exact + 1e-6).float(), exact.float(), exact)
-
-
-def test_nans_infinities_shapes_and_dtypes_are_looked_at_first():
-    exact = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf], dtype=torch.float64)
-    plain = exact.float()
-    assert difference(plain, plain, exact) is None
-    for place, name in ((0, "nan"), (1, "nan"), (2, "inf"), (3, "-inf")):
-        wrong = plain.clone()
-        wrong[place] = 0.0 if place else torch.nan
-        assert f"have {name} or lack it" in difference(wrong, plain, exact)
-    assert "instead of" in difference(plain.half(), plain, exact)
-    assert "instead of" in difference(plain[:2], plain, exact)
-    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3]), torch.tensor([1, 3])) == "1 of 2 integers differ"
-    assert difference(torch.zeros(0), torch.zeros(0), torch.zeros(0).double()) is None
