@@ -9,11 +9,11 @@ STEPS is the time of the operators of a step. The rest of a step is overhead: Py
 
 The recording has the operators that pass torch's dispatcher, including those of bertgen's extension
 (`torch.ops.bertgen_C`), but not those on the handle of an allocator (`allocator_step` ..): these are bookkeeping, and
-the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into
-`t`, `addmm` and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more than a call
-inside an operator, so the share of operators is overestimated and overhead underestimated, the more the more operators
-there are. Tensors that operators write in place (a cache, a count of positions) are restored before each replay, since
-indices would otherwise grow out of range.
+the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into `t`,
+`addmm` and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more than a
+call inside an operator, so the share of operators is overestimated and overhead underestimated, the more the more
+operators there are. Tensors that operators write in place (a cache, a count of positions) are restored before each
+replay, since indices would otherwise grow out of range.
 """
 
 from __future__ import annotations
