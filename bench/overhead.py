@@ -8,11 +8,11 @@ tensors, and replays them one after the other without anything in between. The d
 STEPS is the time of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search.
 
 The recording has the operators that pass torch's dispatcher, including those of bertgen's extension
-(`torch.ops.bertgen_C`), but not those on a handle of an allocator (`allocator_step` and others): these are bookkeeping,
-and the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into
-`t`, `addmm` and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more
-than a call inside an operator, so the share of operators is overestimated and overhead underestimated, the more the
-more operators there are. Tensors that operators write in place (a cache, a count of positions) are restored before each
+(`torch.ops.bertgen_C`), but not those on the handle of an allocator (`allocator_step` ..): these are bookkeeping, and
+the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into `t`,
+`addmm` and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more than a
+call inside an operator, so the share of operators is overestimated and overhead underestimated, the more the more
+operators there are. Tensors that operators write in place (a cache, a count of positions) are restored before each
 replay, since indices would otherwise grow out of range.
 """
 
