@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import BertgenError
-from .console import drop, say
+from .console import print_message, silence_if_broken
 from .exit_codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
 from .parser import Parser, as_typed
 
@@ -31,7 +31,7 @@ COMMANDS = {
         "  bertgen run --model demo --input in.jsonl --output out.jsonl --field en --output-field de --num-beams 4",
     ),
     "score": (
-        "log-probabilities that a model gives to given targets",
+        "log-probabilities of given targets under a model",
         "example:\n  bertgen score --model demo --data pairs.tsv --output scores.txt",
     ),
     "evaluate": (
@@ -39,7 +39,7 @@ COMMANDS = {
         "example:\n  bertgen evaluate --model demo --data test.tsv --num-beams 4",
     ),
     "compare": (
-        "the outputs of a model here and in transformers, token for token, and the time they take",
+        "compare outputs and speed of a model in bertgen and in transformers, token for token",
         "example:\n  bertgen compare --model demo --input texts.txt --num-beams 4",
     ),
     "train": (
@@ -47,15 +47,15 @@ COMMANDS = {
         "example:\n  bertgen train --train train.tsv --dev dev.tsv --output model --epochs 10",
     ),
     "convert": (
-        "the same model in other forms: a checkpoint of today, BART, CTranslate2",
+        "convert a model: to the current checkpoint format, BART or CTranslate2",
         "example:\n  bertgen convert --model demo --to bart --output demo-bart",
     ),
     "bench": (
-        "measure: operators, generation and training beside other engines; reports and comparisons",
+        "benchmark operators, generation and training against other engines; reports and comparisons",
         "example:\n  bertgen bench suite --level quick --output build/bench",
     ),
     "info": (
-        "versions, devices, which backend each operator takes and why; a model's shape",
+        "versions, devices, the backend of each operator with the reason; the shape of a model",
         "example:\n  bertgen info --model demo",
     ),
 }
@@ -78,28 +78,30 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
-            say("interrupted")
+            print_message("interrupted")
             return 128 + signal.SIGINT
         except _Terminated:
-            say("terminated")
+            print_message("terminated")
             return 128 + signal.SIGTERM
         except BrokenPipeError:
-            drop(sys.stdout)
+            silence_if_broken(sys.stdout)
             return BROKEN_PIPE
         except OSError as error:  # CheckpointError and OutputError among them
             # An unbuffered stdout has nothing left to drop; the files' own errors have names and types.
-            nameless = drop(sys.stdout) or (type(error) is OSError and error.filename is None)
-            say(f"error: {f'stdout cannot be written: {error.strerror}' if nameless else as_typed(str(error), flags)}")
+            nameless = silence_if_broken(sys.stdout) or (type(error) is OSError and error.filename is None)
+            print_message(
+                f"error: {f'stdout cannot be written: {error.strerror}' if nameless else as_typed(str(error), flags)}"
+            )
             return BAD_FILE
         except BertgenError as error:
-            say(f"error: {as_typed(str(error), flags)}")
+            print_message(f"error: {as_typed(str(error), flags)}")
             return BAD_INPUT
         except Exception as error:
             if _lacks_memory(error):
-                say(f"error: out of memory: {' '.join(str(error).split()) or 'this process has no more'}")
+                print_message(f"error: out of memory: {' '.join(str(error).split()) or 'this process has no more'}")
                 return BAD_FILE
             traceback.print_exc()
-            say(f"error: {type(error).__name__} is a fault in bertgen; please report what stands above")
+            print_message(f"error: {type(error).__name__} is a fault in bertgen; please report the traceback above")
             return FAULT
 
 
@@ -112,14 +114,14 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def _open_streams() -> None:
-    """Open a standard stream that the caller has closed, so that no file gets its number; it answers with an error."""
+    """Open a standard stream that the caller has closed, so that no file gets its number; using it is an error."""
     for name, mode, flag in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
-        if getattr(sys, name) is None:  # what is said to a closed stderr vanishes
+        if getattr(sys, name) is None:  # messages to a closed stderr are lost
             setattr(sys, name, open(os.open(os.devnull, flag), mode, encoding="utf-8"))
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come: unwind, so that no half-written file stays."""
+    """Raised at SIGTERM, so that no half-written file stays."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`bertgen bench`: what takes how long, here and in others' engines. Each part is a module of `bertgen.bench`."""
+"""`bertgen bench`: benchmarks of bertgen and other engines. Each part is a module of `bertgen.bench`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .parser import Parser
 # Part, a module of bertgen.bench -> help, example.
 PARTS = {
     "ops": (
-        "operators beside eager torch, torch.compile, torch's own kernels and others'",
+        "operators against eager torch, torch.compile, torch's own kernels and other libraries",
         "bertgen bench ops --size small --json ops.json",
     ),
     "generate": (
-        "whole models on real texts beside transformers and CTranslate2",
+        "whole models on real texts against transformers and CTranslate2",
         "bertgen bench generate --size demo --requests 8 --json generate.json",
     ),
     "scale": (
-        "how the time grows with batch, source, output, beams and layers",
+        "time as a function of batch, source, output, beams and layers",
         "bertgen bench scale --size demo --json scale.json",
     ),
-    "train": ("a training step beside transformers: time and memory", "bertgen bench train --size demo"),
+    "train": ("a training step against transformers: time and memory", "bertgen bench train --size demo"),
     "dropin": (
-        "a model of transformers before and after accelerate: generate, and a training step",
+        "a transformers model before and after accelerate: generate, and a training step",
         "bertgen bench dropin --json dropin.json",
     ),
     "suite": (
@@ -36,18 +36,18 @@ PARTS = {
         "bertgen bench report ops.json generate.json --output report",
     ),
     "compare": (
-        "two results of the same cases: what became faster or slower beyond the spread",
+        "compare two results of the same cases: differences beyond the spread",
         "bertgen bench compare before.json after.json",
     ),
     "check": (
-        "whether bertgen is as many times faster than the others as it has to be; exits with 1 where it is not",
+        "check that the speed-ups reach their floors; exits with 1 where one does not",
         "bertgen bench check generate.json",
     ),
 }
 
 
 class _Parser(Parser):
-    """Of a part, whose module is imported when the part is asked for: most need torch."""
+    """The parser of a part; it imports the module of the part when it parses, as most need torch."""
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
         part = importlib.import_module(f"...bench.{self.prog.split()[-1]}", __name__)

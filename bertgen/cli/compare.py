@@ -9,13 +9,13 @@ import re
 from typing import Any
 
 from ..errors import InputError
-from .console import say
+from .console import print_message
 from .exit_codes import FAILED_LINES
-from .options import add_generation, add_model, generation, make_generator
+from .options import add_generation, add_model, generation_options, make_generator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the texts, and what counts as a difference."""
+    """The model, the texts, and the margin of a difference."""
     add_model(parser)
     add_generation(parser)
     group = parser.add_argument_group("comparison")
@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1e-4,
         metavar="X",
-        help="tokens whose log-probabilities are as near as this are a matter of rounding (default: 0.0001)",
+        help="tokens with log-probabilities this close differ by rounding (default: 0.0001)",
     )
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts for transformers (default: 32)")
+    group.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="texts per batch of transformers (default: 32)"
+    )
     group.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -47,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.input}: no texts")
     generator = make_generator(args)
     try:
-        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation(args, generator))
+        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation_options(args, generator))
     except InputError as error:
         raise InputError(re.sub(r"^text (\d+)", lambda m: f"{args.input}, line {int(m[1]) + 1}", str(error))) from error
     if found.missing:
-        say(
+        print_message(
             f"transformers does not find {len(found.missing)} weights of this checkpoint, such as {found.missing[0]}: "
             "it was given bertgen's"
         )

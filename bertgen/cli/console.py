@@ -1,4 +1,4 @@
-"""What the commands say on stderr: messages, and a progress bar."""
+"""Output of the commands on stderr: messages and a progress bar."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import time
 from datetime import timedelta
 from typing import Any, TextIO
 
-PATIENCE = 2.0  # seconds of work before a progress bar appears
+BAR_SECONDS = 2.0  # seconds of work before a progress bar appears
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
-def say(message: str) -> None:
-    """Print a message under the program's name; a stderr that takes nothing changes no exit code."""
+def print_message(message: str) -> None:
+    """Print a message under the program's name; a stderr that cannot be written changes no exit code."""
     try:
         print(f"bertgen: {message}", file=sys.stderr, flush=True)
     except OSError:
-        drop(sys.stderr)
+        silence_if_broken(sys.stderr)
 
 
-def drop(stream: TextIO) -> bool:
-    """Whether a stream takes nothing; then it is not tried again when Python ends, with an exit code of its own."""
+def silence_if_broken(stream: TextIO) -> bool:
+    """Whether a stream cannot be written; it then goes to /dev/null, so that Python does not fail on it at exit."""
     try:
         stream.flush()
         return False
@@ -43,7 +43,7 @@ class Progress:
     def __init__(self, total: float | None, shown: bool):
         self.total, self.shown, self.start = total, shown, time.monotonic()
         self.terminal = sys.stderr.isatty()
-        self.said = self.start
+        self.last_line = self.start
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -54,17 +54,17 @@ class Progress:
             self.bar.stop()
 
     def update(self, done: float, lines: int, tokens: int) -> None:
-        """Show that so much of the total, so many lines and tokens are behind us."""
+        """Show the progress: how much of the total is done, and how many lines and tokens."""
         now = time.monotonic()
         seconds = now - self.start
-        if not self.shown or (seconds < PATIENCE if self.terminal else now - self.said < LOG_SECONDS):
+        if not self.shown or (seconds < BAR_SECONDS if self.terminal else now - self.last_line < LOG_SECONDS):
             return
         note = f"{lines} lines, {lines / seconds:.1f} lines/s, {tokens / seconds:.0f} tokens/s"
         if self.total and done:
             note += f", {timedelta(seconds=round(seconds * (self.total - done) / done))} left"
         if not self.terminal:
-            self.said = now
-            say(f"{100 * done / self.total:.0f}%, {note}" if self.total else note)
+            self.last_line = now
+            print_message(f"{100 * done / self.total:.0f}%, {note}" if self.total else note)
             return
         if self.bar is None:
             from rich.console import Console

@@ -1,4 +1,4 @@
-"""`bertgen convert`: the same model in other forms."""
+"""`bertgen convert`: a model in another format or precision."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, and what becomes of it."""
+    """The model, its new form and where it is written."""
     parser.add_argument("--model", required=True, metavar="PATH", help='folder or hub id, or "demo"')
     parser.add_argument("--tokenizer", metavar="PATH", help="folder or hub id (default: where the model is)")
     parser.add_argument(
         "--to",
         choices=("bertgen", "bart", "ct2"),
         default="bertgen",
-        help="safetensors under the names of today, for bertgen and transformers (default); a BART for transformers; "
-        "a model of CTranslate2",
+        help="safetensors with current parameter names, for bertgen and transformers (default); a BART for "
+        "transformers; a model of CTranslate2",
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new one, which appears when it is whole")
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="new folder, which appears when it is complete"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="of the weights (default: the checkpoint's)",
+        help="dtype of the weights (default: the checkpoint's)",
     )
     group = parser.add_argument_group("4 bits", "docs/quantization.md explains formats and sizes.")
     group.add_argument("--int4", action="store_true", help="weights of linear layers in 4 bits, the rest in 16")

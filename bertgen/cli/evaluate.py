@@ -9,9 +9,9 @@ import os
 import time
 
 from ..errors import ConfigError, InputError
-from .console import Progress, say
+from .console import Progress, print_message
 from .exit_codes import FAILED_LINES
-from .options import add_generation, add_model, generation, make_generator
+from .options import add_generation, add_model, generation_options, make_generator
 from .parser import as_typed
 from .records import add_writing
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if not grouped:
         raise InputError(told(problems[0]) if problems else f"{args.data}: no pairs")
     generator = make_generator(args)
-    options = generation(args, generator)
+    options = generation_options(args, generator)
     sources = list(grouped)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(NewFile(args.output, args.overwrite)) if args.output else None
@@ -99,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
         "tokens_per_second": tokens / seconds,
     }
     for problem in sorted(problems, key=lambda problem: problem[0])[:MESSAGES]:
-        say(as_typed(told(problem), args.flags))
+        print_message(as_typed(told(problem), args.flags))
     if problems:
-        say(f"{len(problems)} lines could not be used, and are not in the scores")
+        print_message(f"{len(problems)} lines could not be used, and are not in the scores")
     code = FAILED_LINES if problems else 0
     if args.json:
         print(json.dumps(result))

@@ -13,14 +13,14 @@ from ..errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to tell besides the versions."""
+    """The model and the checks."""
     parser.add_argument("--model", metavar="PATH", help='describe this model, too: folder or hub id, or "demo"')
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--check",
         nargs="*",
         metavar="OP",
-        help="run the kernels of these operators (none named: of all) and compare them with their definitions",
+        help="run the kernels of these operators (default: all) and compare them with their reference implementations",
     )
 
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
-    """For each operator what came of the short run of its cases, and whether one failed."""
+    """Operator -> result of a short run of its cases; and whether one failed."""
     import torch
 
     from ..kernels.all_cases import CHECKS
@@ -72,7 +72,7 @@ def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
         if name not in CHECKS:
             raise ConfigError(f"--check {name}: there are checks of {', '.join(CHECKS)}")
     if not HAS_TRITON or (device == "cpu" and not INTERPRETED):
-        return {"none": "no kernel runs here, only definitions: nothing to compare"}, False
+        return {"none": "no kernel runs here, only reference implementations: nothing to compare"}, False
     dtypes = [torch.float32, torch.float16] + [torch.bfloat16] * (device == "cuda")  # Triton's interpreter has no last
     found, failed = {}, False
     for name, check in CHECKS.items():

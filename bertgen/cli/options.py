@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import say
+from .console import print_message
 
 if TYPE_CHECKING:
     from ..generator import Generator
@@ -20,7 +20,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
-        help="of the weights (default: the checkpoint's, on a CPU float32)",
+        help="dtype of the weights (default: the checkpoint's, on a CPU float32)",
     )
     group.add_argument("--max-rows", type=int, metavar="N", help="sequences decoded together (default: by device)")
     group.add_argument(
@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 _GENERATION: dict[str, tuple[Any, str]] = {
     "num-beams": (int, "width of the beam search; 1 is greedy"),
     "num-beam-groups": (int, "beams in so many groups, which look for different outputs"),
-    "diversity-penalty": (float, "of a token that an earlier group chose in the same step"),
+    "diversity-penalty": (float, "penalty of a token that an earlier group chose in the same step"),
     "max-new-tokens": (int, "longest output, in tokens"),
     "max-length": (int, "the same with the start token counted"),
     "min-length": (int, "shortest output, the start token counted"),
@@ -43,7 +43,7 @@ _GENERATION: dict[str, tuple[Any, str]] = {
     "no-repeat-ngram-size": (int, "no n-gram of this size occurs twice"),
     "encoder-no-repeat-ngram-size": (int, "no n-gram of this size is copied from the input"),
     "repetition-penalty": (float, "above 1: tokens that occurred become less likely"),
-    "temperature": (float, "of sampling"),
+    "temperature": (float, "temperature of sampling"),
     "top-k": (int, "sample among the K best tokens"),
     "top-p": (float, "sample among the best tokens that have this probability together"),
     "min-p": (float, "sample among the tokens with at least this share of the best one's probability"),
@@ -53,27 +53,27 @@ _GENERATION: dict[str, tuple[Any, str]] = {
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """The options of generation that have a flag."""
-    group = parser.add_argument_group("generation", "What is not given is as the model's generation_config.json says.")
+    group = parser.add_argument_group("generation", "Defaults are those of the model's generation_config.json.")
     for flag, (kind, help) in _GENERATION.items():
         choices = ("true", "false", "never") if flag == "early-stopping" else None
         metavar = None if choices else {int: "N", float: "X"}[kind]
         group.add_argument(f"--{flag}", type=kind, choices=choices, metavar=metavar, help=help)
     group.add_argument("--do-sample", action="store_true", default=None, help="draw tokens instead of taking the best")
-    group.add_argument("--seed", type=int, metavar="N", help="of sampling")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of sampling")
 
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 
 
-def generation(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
-    """The generation options that were given; says which of them are without effect."""
+def generation_options(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
+    """The generation options of the command line; prints those that have no effect."""
     names = [flag.replace("-", "_") for flag in _GENERATION] + ["do_sample", "seed"]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if given.get("early_stopping") in ("true", "false"):
         given["early_stopping"] = given["early_stopping"] == "true"
     idle = [args.flags[name] for name in _OF_SAMPLING if name in given]
     if idle and not given.get("do_sample", generator.model.generation_config.do_sample):
-        say(f"{', '.join(idle)}: of no effect without --do-sample")
+        print_message(f"{', '.join(idle)}: of no effect without --do-sample")
     return given
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a command line that cannot be read, and of the names of options in errors."""
+"""The command-line parser: its errors, and the names of options in the errors of the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .exit_codes import BAD_INPUT
 
-# What options are called in Python, where that is not how they are typed.
+# Options whose name in Python is not the name of the flag.
 _ALIASES = {"num_return_sequences": "n_best", "truncation": "truncate"}
 _OF_PATHS = ("FILE", "FOLDER", "PATH")
 _DASH_IS_STDOUT = ("stats",)
@@ -23,10 +23,10 @@ _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says the reason first, what may have been meant, and where all options are listed."""
+    """Prints the reason of an error first, then a suggestion, then how to list all options."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class; an argument that nobody knows is an error of the command it was given to."""
+        """As the base class; an unknown argument is an error of its command."""
         self._given = list(sys.argv[1:] if args is None else args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:

@@ -1,4 +1,4 @@
-"""Records, one for each line: where they go, and what is said about them."""
+"""Writes records to stdout, shows their progress and prints the job summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .console import Progress, say
+from .console import Progress, print_message
 from .parser import as_typed
 
 if TYPE_CHECKING:
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def add_writing(group: Any) -> None:
-    """What to do about lines that cannot be used, and about an output that is there."""
+    """The options about lines that cannot be used, and about an output that exists."""
     group.add_argument(
         "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
     )
     group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
 
 
-def write_stdout(record: bytes) -> None:
-    """Write a record at once, with a line end."""
+def write_record(record: bytes) -> None:
+    """Write a record to stdout at once, with a line end."""
     sys.stdout.buffer.write(record if record.endswith(b"\n") else record + b"\n")
     sys.stdout.buffer.flush()
 
@@ -39,17 +39,17 @@ def progress(args: argparse.Namespace, total: int | None) -> Progress:
 
 
 def summarize(report: JobReport, args: argparse.Namespace) -> None:
-    """Say what went wrong, and where there is an output what was done."""
+    """Print the messages of a job, and with an output file its counts and rates."""
     output = args.output
     for message in report.messages:
-        say(as_typed(message, args.flags))
+        print_message(as_typed(message, args.flags))
     told = len(report.messages)
     if report.failed + report.truncated > told:
-        say(f"... and {report.failed + report.truncated - told} more such lines")
+        print_message(f"... and {report.failed + report.truncated - told} more such lines")
     if output:
         run = report.this_run
         seconds = max(run.seconds, 1e-9)
-        say(
+        print_message(
             f"{output}: {report.lines} lines, {report.failed} failed, {report.truncated} truncated; {seconds:.1f} s, "
             f"{run.lines / seconds:.1f} lines/s, {run.tokens / seconds:.0f} tokens/s"
         )

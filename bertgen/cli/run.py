@@ -13,10 +13,10 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, OutputError
-from .console import say
+from .console import print_message
 from .exit_codes import FAILED_LINES
-from .options import add_generation, add_model, generation, make_generator
-from .records import add_writing, progress, size_of, summarize, write_stdout
+from .options import add_generation, add_model, generation_options, make_generator
+from .records import add_writing, progress, size_of, summarize, write_record
 
 if TYPE_CHECKING:
     from ..jobs import JobReport
@@ -30,34 +30,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_generation(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--n-best", type=int, default=1, metavar="N", help="outputs per text, best first")
-    group.add_argument("--scores", action="store_true", help="log-probability / length ** length penalty, too")
+    group.add_argument("--scores", action="store_true", help="also write log-probability / length ** length penalty")
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
     group = parser.add_argument_group(
         "files",
         "One record per line, in order.\n"
-        "text   outputs, separated by tabs, each behind its score\n"
-        "tsv    the same, in columns behind those of the line\n"
+        "text   outputs, separated by tabs, each after its score\n"
+        "tsv    the same, in columns after those of the line\n"
         "jsonl  the line's fields and one more: the output, or a list of outputs",
     )
     group.add_argument("--input", metavar="FILE", help="lines to read")
     group.add_argument(
         "--output",
         metavar="FILE",
-        help="appears when all of it is written (default: stdout); until then FILE.part and FILE.job hold what is "
-        "done, and the same command goes on from there",
+        help="appears when it is complete (default: stdout); until then FILE.part and FILE.job hold the finished "
+        "records, and the same command resumes the job",
     )
     group.add_argument("--format", choices=("text", "tsv", "jsonl"), help="(default: by suffix, else text)")
     group.add_argument("--column", type=int, metavar="N", help="tsv: column of the text, from 1 (default: 1)")
     group.add_argument("--field", metavar="NAME", help="jsonl: field of the text (default: text)")
     group.add_argument("--output-field", metavar="NAME", help="jsonl: field of the output (default: output)")
     add_writing(group)
-    group.add_argument("--restart", action="store_true", help="throw away what an earlier run has done")
-    group.add_argument("--window", type=int, metavar="N", help="lines done together (default: by model, at most 4096)")
+    group.add_argument("--restart", action="store_true", help="discard the records of an earlier run")
     group.add_argument(
-        "--commit-seconds", type=float, metavar="X", help="of work that a killed job may lose (default: 2)"
+        "--window", type=int, metavar="N", help="lines processed together (default: by model, at most 4096)"
     )
-    group.add_argument("--num-shards", type=int, metavar="N", help="cut the input into N ranges of lines")
-    group.add_argument("--shard-index", type=int, metavar="I", help="and do only this one, from 0")
+    group.add_argument(
+        "--commit-seconds", type=float, metavar="X", help="seconds of work that a killed job may lose (default: 2)"
+    )
+    group.add_argument("--num-shards", type=int, metavar="N", help="split the input into N ranges of lines")
+    group.add_argument("--shard-index", type=int, metavar="I", help="process only this range, from 0")
     group.add_argument("--stats", metavar="FILE", help="write statistics as JSON at the end; - is stdout")
 
 
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         check_input(args.input)  # before the model takes its time
     generator = make_generator(args)
     options = dict(
-        generation(args, generator),
+        generation_options(args, generator),
         n_best=args.n_best,
         scores=args.scores,
         column=args.column,
@@ -96,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
         else:
             name, lines = _lines(args, stack)
             if name == "stdin" and sys.stdin.isatty():
-                say("type a text and press Enter; Ctrl-D ends")
+                print_message("type a text and press Enter; Ctrl-D ends")
                 options["window"] = 1
-            reports = follow_lines(generator, lines, write_stdout, name=name, format=format, **options)
-        report = _followed(reports, args)
+            reports = follow_lines(generator, lines, write_record, name=name, format=format, **options)
+        report = _run_to_end(reports, args)
     if args.stats:
         _write_statistics(args.stats, statistics(report, generator))
     if not args.quiet:
@@ -132,18 +134,18 @@ def _check(args: argparse.Namespace) -> None:
             if os.path.realpath(args.stats) in map(os.path.realpath, grown):
                 raise ConfigError(f"--stats {args.stats} is the input or the output")
         folder = os.path.dirname(os.path.realpath(args.stats))
-        if not os.path.isdir(folder):  # said before the work, not after it
+        if not os.path.isdir(folder):  # before the work, not after it
             raise OutputError(f"{args.stats} cannot be written: there is no folder {folder}")
 
 
-def _followed(reports: Generator[JobReport, None, None], args: argparse.Namespace) -> JobReport:
-    """The last report, after showing the others."""
+def _run_to_end(reports: Generator[JobReport, None, None], args: argparse.Namespace) -> JobReport:
+    """Run a job to its end with a progress bar; returns the last report."""
     report = None
     try:
         with contextlib.closing(reports):
             report = next(reports)
             if report.before and not args.quiet:
-                say(f"resuming at line {report.first_line + report.lines + 1} of {args.input}")
+                print_message(f"resuming at line {report.first_line + report.lines + 1} of {args.input}")
             total, done = report.total_bytes, report.bytes
             if total is None:
                 total = size_of(args.input)
@@ -154,7 +156,7 @@ def _followed(reports: Generator[JobReport, None, None], args: argparse.Namespac
             return report
     except BaseException:
         if report and report.committed and not args.quiet:
-            say(f"{report.committed} lines are done and kept; the same command goes on from there")
+            print_message(f"{report.committed} lines are done and kept; the same command goes on from there")
         raise
 
 
@@ -178,7 +180,7 @@ def _second_interrupt_ends() -> Iterator[None]:
 
 
 def _format(args: argparse.Namespace) -> str:
-    """What was said, else what the names of the files say."""
+    """The format of --format, else of the names of the files."""
     from ..files import text_input
     from ..files.line_formats import format_of
 
@@ -190,7 +192,7 @@ def _format(args: argparse.Namespace) -> str:
 
 
 def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, Iterable[bytes]]:
-    """Name and lines of what `run` reads where it writes to stdout."""
+    """Name and lines of the input of a job that writes to stdout."""
     from ..files.text_input import lines_of, open_input
 
     if args.text:
@@ -200,11 +202,11 @@ def _lines(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, 
     return args.input, lines_of(stack.enter_context(open_input(args.input)), args.input)
 
 
-def _write_statistics(path: str, found: dict[str, Any]) -> None:
+def _write_statistics(path: str, values: dict[str, Any]) -> None:
     from ..files.atomic import NewFile
 
     if path == "-":
-        print(json.dumps(found))
+        print(json.dumps(values))
         return
     with NewFile(path, overwrite=True) as file:
-        file.write(json.dumps(found, indent=2).encode() + b"\n")
+        file.write(json.dumps(values, indent=2).encode() + b"\n")

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from .exit_codes import FAILED_LINES
 from .options import add_model, make_generator
-from .records import add_writing, progress, size_of, summarize, write_stdout
+from .records import add_writing, progress, size_of, summarize, write_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jsonl  the line's fields and log_prob",
     )
     group.add_argument("--data", required=True, metavar="FILE", help="source TAB target, or JSON lines")
-    group.add_argument("--output", metavar="FILE", help="appears when all of it is written (default: stdout)")
+    group.add_argument("--output", metavar="FILE", help="appears when it is complete (default: stdout)")
     group.add_argument("--format", choices=("tsv", "jsonl"), help="(default: by suffix, else tsv)")
     group.add_argument("--source-column", type=int, metavar="N", help="tsv: from 1 (default: 1)")
     group.add_argument("--target-column", type=int, metavar="N", help="tsv: from 1 (default: 2)")
     group.add_argument("--source-field", metavar="NAME", help="jsonl: (default: source)")
     group.add_argument("--target-field", metavar="NAME", help="jsonl: (default: target)")
-    group.add_argument("--tokens", action="store_true", help="what each token gets, too; JSON lines in any case")
+    group.add_argument(
+        "--tokens", action="store_true", help="also write the log-probability of each token; records are JSON lines"
+    )
     group.add_argument(
         "--length-penalty",
         type=float,
         metavar="X",
-        help="log-probability / length ** X: in tsv instead of it, in jsonl as score beside it",
+        help="write log-probability / length ** X: in tsv instead of the log-probability, in jsonl as the field score",
     )
     add_writing(group)
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with contextlib.ExitStack() as stack:
         lines = lines_of(stack.enter_context(open_input(args.data)), args.data)
-        write = stack.enter_context(NewFile(args.output, args.overwrite)).write if args.output else write_stdout
+        write = stack.enter_context(NewFile(args.output, args.overwrite)).write if args.output else write_record
         reports = score_lines(generator, lines, write, name=args.data, **options)
         bar = stack.enter_context(progress(args, size_of(args.data)))
         stack.enter_context(contextlib.closing(reports))

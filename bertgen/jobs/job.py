@@ -29,7 +29,7 @@ clock = time.monotonic
 
 
 def run_file(generator: Generator, input: str | os.PathLike, output: str | os.PathLike, **options: Any) -> JobReport:
-    """Generate for every line of a file into another; arguments and errors as `follow_file`, whose end it waits for."""
+    """Generate for every line of a file into another, to the end; arguments and errors as `follow_file`."""
     return deque(follow_file(generator, input, output, **options), maxlen=1).pop()
 
 
@@ -48,11 +48,11 @@ def follow_file(
 ) -> abc.Generator[JobReport, None, None]:
     """Generate for every line of a file into another; yields the report before the first line and at every line.
 
-    Memory holds one window of lines, however long the file. Behind a window the records are made to last, in OUT.part
-    beside the output OUT (`PartFile`), if `commit_seconds` or 4096 lines have gone by; and when the job fails or is
-    left. If it was killed, the same call goes on behind the last such window, and the output is what it would have
-    been, byte for byte: where a window ends is no matter of time. Only where it samples without a seed, or with
-    `max_time`, there is no such thing. Nothing appears under the output's name before the end.
+    Memory holds one window of lines, however long the file. After a window the records are committed to the disk, in
+    OUT.part beside the output OUT (`PartFile`), if `commit_seconds` or 4096 lines have passed since the last commit;
+    also when the job fails or its generator is closed. After a kill, the same call resumes after the last committed
+    window, and the output is the same, byte for byte, because the windows do not depend on time. This does not hold for
+    sampling without a seed or for `max_time`. Nothing appears under the output's name before the end.
 
     Input or output may be a pipe or a device: a device is written to directly, and nothing is resumed.
 
@@ -62,16 +62,16 @@ def follow_file(
         format: "text", "tsv" or "jsonl"; by default what the suffixes .txt, .tsv, .jsonl and .ndjson say, "text" where
             there is none.
         overwrite: replace a file that is there already.
-        restart: throw away what an earlier run has done.
+        restart: throw away the records of an earlier run.
         num_shards, shard_index: answer only lines [lines * index // shards, lines * (index + 1) // shards), from 0;
-            the outputs of all shards, one behind the other, are that of the whole.
-        commit_seconds: of work that a killed job may lose, besides the window that it was at; 0 commits every window.
+            the outputs of all shards, one after the other, are the output of the whole.
+        commit_seconds: of work that a killed job may lose, besides its current window; 0 commits every window.
         options: those of `follow_lines`, except `name` and `first`.
 
     Raises:
         ConfigError: bad options; a file has the suffix of no format; the output is there already, it is the input, or
-            another process writes it; what an earlier run has done was of other lines, options, weights or versions
-            (the message says which).
+            another process writes it; an earlier run had other lines, options, weights or versions (the message
+            says which).
         InputError: the input cannot be read, is no text, or has changed meanwhile; one of its lines cannot be used
             (file, line, reason) and the job is `strict`, or none of the first window can be.
         OutputError: the output cannot be written, the disk is full.
@@ -88,12 +88,12 @@ def follow_file(
         if is_regular(file) and (part.target.is_file() or not part.target.exists()):
             with part:
                 source = InputFile(file, str(input))
-                yield from _durable(processor, source, part, num_shards, shard_index, commit_seconds)
+                yield from _follow_regular_file(processor, source, part, num_shards, shard_index, commit_seconds)
         elif num_shards > 1:
             raise ConfigError(f"shards are of files: {input} or {output} is none")
         else:
             with NewFile(output, overwrite) as new:
-                yield from _direct(processor, lines_of(file, input), new.write, 0)
+                yield from _follow_stream(processor, lines_of(file, input), new.write, 0)
 
 
 def follow_lines(
@@ -108,7 +108,7 @@ def follow_lines(
 ) -> abc.Generator[JobReport, None, None]:
     """Generate for lines and write their records in order; yields the report before the first line and at every line.
 
-    A record has `n_best` outputs, best first. In text format they are separated by tabs; in TSV they are columns behind
+    A record has `n_best` outputs, best first. In text format they are separated by tabs; in TSV they are columns after
     those of the line; in JSONL `output_field` joins the fields of the line, a string or with `n_best` above 1 a list,
     and with `scores` so does `<output_field>_score`. In text and TSV a score stands in a column before its output, and
     white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty. A
@@ -138,10 +138,10 @@ def follow_lines(
             first window has several lines and none of them can be used.
     """
     processor = GenerationProcessor.from_options(generator, name=name, format=format, **options)
-    yield from _direct(processor, lines, write, first)
+    yield from _follow_stream(processor, lines, write, first)
 
 
-def _direct(
+def _follow_stream(
     processor: GenerationProcessor, lines: Iterable[bytes], write: Callable[[bytes], Any], first: int
 ) -> abc.Generator[JobReport, None, None]:
     report = JobReport(first_line=first)
@@ -152,7 +152,7 @@ def _direct(
     yield report
 
 
-def _durable(
+def _follow_regular_file(
     processor: GenerationProcessor,
     source: InputFile,
     part: PartFile,
@@ -173,7 +173,7 @@ def _durable(
         try:
             report.restore(saved)
         except (KeyError, TypeError, ValueError) as error:
-            raise part.damaged(error) from error
+            raise part.damage_error(error) from error
     finished, since = report.saved(), clock()  # of whole windows
 
     def commit() -> None:
@@ -186,11 +186,11 @@ def _durable(
         for window in processor.windows(source.read(start + report.bytes, report.total_lines - report.lines)):
             yield from processor.process(window, first + report.lines, part.write, report)
             source.check()
-            part.mark()
+            part.end_window()
             finished = report.saved()
             if clock() - since >= commit_seconds or report.lines - report.committed >= COMMIT_LINES:
                 commit()
-    except BaseException:  # a signal, or a caller that has enough
+    except BaseException:  # a signal, or a caller that closes the generator
         if finished["lines"] > report.committed:
             with contextlib.suppress(OutputError):
                 commit()

@@ -1,10 +1,10 @@
-"""The output of a job while it grows: a file of finished windows, and beside it what they are the answer to.
+"""The unfinished output of a job: a file with the records of finished windows, and a file with its metadata.
 
-For an output OUT there are OUT.part, the records, and OUT.job, JSON: the task, how many bytes of OUT.part count, their
-digest, and the report. A commit puts the records on the disk, then replaces OUT.job in one step; so OUT.job never
-speaks of bytes that are not there, and what OUT.part has behind them is cut off by the next run. What was marked, a
-finished window, is committed by the next commit, whatever was written behind it. At the end OUT.part
-takes the name OUT, then OUT.job goes.
+For an output OUT there are OUT.part, the records, and OUT.job, a JSON object: the metadata (under "task"), the number
+of committed bytes of OUT.part, their digest, and the report. A commit syncs the records, then replaces OUT.job in one
+step. So OUT.job never counts bytes that are not on the disk, and the next run cuts OUT.part off after the committed
+bytes. A commit includes the records of ended windows alone. At the end OUT.part is renamed to OUT, then OUT.job is
+removed.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class PartFile:
         self.job = self.target.with_name(self.target.name + ".job")
         self._buffer = bytearray()
         self._saved: dict[str, Any] | None = None
-        self._removable = False  # nothing but an empty start of ours is there
-        self._marked = 0, ""  # bytes that may be committed, and their digest
+        self._removable = False  # the files are there and have no records
+        self._window_end = 0, ""  # bytes of ended windows, and their digest
         self._renamed = False  # whether a run before this one gave OUT its name and could not remove OUT.job
 
     @property
     def names(self) -> list[Path]:
-        """All that a job writes to."""
+        """All files that a job writes."""
         return [self.target, self.part, self.job, temporary_file(self.job)]
 
     def __enter__(self) -> PartFile:
         if not self.job.exists():
-            self._refuse_existing()
+            self._check_absent()
         with output_errors(self.path):
             self._handle = self._locked()
             self._removable = os.fstat(self._handle).st_size == 0 and not self.job.exists()
@@ -87,67 +87,67 @@ class PartFile:
         finally:
             os.close(self._handle)
 
-    def begin(self, task: dict[str, Any]) -> dict[str, Any] | None:
-        """Take up the task; the report of the last commit, or None where there was none.
+    def begin(self, metadata: dict[str, Any]) -> dict[str, Any] | None:
+        """Start the job or resume it; returns the report of the last commit, None where there was none.
 
         Args:
-            task: what the records depend on, as a JSON object.
+            metadata: what the records depend on, as a JSON object.
 
         Raises:
-            ConfigError: what is there is of another task, or not as it was committed.
+            ConfigError: the part file is of other metadata, or is not as it was committed.
         """
-        self._task = json.loads(json.dumps(task))
+        self._metadata = json.loads(json.dumps(metadata))
         size = os.fstat(self._handle).st_size
-        self._saved = None if self.restart else self._load(size)
+        self._saved = None if self.restart else self._read_job_file(size)
         if self._saved is None:
-            self._refuse_existing()
+            self._check_absent()
             self._digest, self._bytes = hashlib.sha256(), 0
-            self._marked = 0, self._digest.hexdigest()
-            self._save({}, complete=False)  # before the first record, so that OUT.part is known to be ours
+            self._window_end = 0, self._digest.hexdigest()
+            self._write_job_file({}, complete=False)  # before the first record, so that OUT.part is known to be ours
             self._removable = True
         else:
-            self._take_up(size)
-        self._marked = self._bytes, self._digest.hexdigest()
+            self._check_saved(size)
+        self._window_end = self._bytes, self._digest.hexdigest()
         with output_errors(self.path):
             os.ftruncate(self._handle, self._bytes)
             os.lseek(self._handle, self._bytes, os.SEEK_SET)
         return self._saved["report"] if self._saved and self._saved["report"] else None
 
-    def damaged(self, error: Exception) -> ConfigError:
-        """What to raise where OUT.job says what it cannot have been told."""
+    def damage_error(self, error: Exception) -> ConfigError:
+        """The error to raise about an OUT.job with impossible content."""
         return ConfigError(f"{self.job} is damaged ({error!r}); {_START_OVER}")
 
     def write(self, record: bytes) -> None:
-        """Append to the records; they count from the next mark on."""
+        """Append to the records; a commit includes them after the next `end_window`."""
         self._buffer += record
         if len(self._buffer) >= _BUFFER:
             self._flush()
 
-    def mark(self) -> None:
-        """What is written so far may be committed."""
+    def end_window(self) -> None:
+        """End a window: the next commit includes all records written so far."""
         self._flush()
-        self._marked = self._bytes, self._digest.hexdigest()
+        self._window_end = self._bytes, self._digest.hexdigest()
 
     def commit(self, report: dict[str, Any], complete: bool) -> None:
-        """Make last what was written before the mark.
+        """Put the records of all ended windows on the disk, then OUT.job.
 
         Args:
-            report: of what stands before the mark; comes back from `begin` of the next run.
+            report: of these records; `begin` of the next run returns it.
             complete: these were the last records.
         """
         with output_errors(self.path):
             sync_handle(self._handle)
         self._removable = False
-        self._save(report, complete)
+        self._write_job_file(report, complete)
 
     def finish(self) -> None:
         """Give the complete records the name of the output."""
         if self._renamed:
             self._remove()
             return
-        self._refuse_existing()
+        self._check_absent()
         with output_errors(self.path):
-            self._let_go()
+            self._close_for_windows()
             rename_file(self.part, self.target)
             remove_files(self.job)
 
@@ -155,12 +155,12 @@ class PartFile:
         while True:
             handle = os.open(self.part, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
             try:
-                found = os.fstat(handle)
-                if not stat.S_ISREG(found.st_mode):
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
                     raise ConfigError(f"{self.part} is no file; {self.path} grows there")
                 self._lock(handle)
                 with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(found, os.stat(self.part)):
+                    if os.path.samestat(status, os.stat(self.part)):
                         return handle
             except BaseException:
                 os.close(handle)
@@ -177,8 +177,8 @@ class PartFile:
         except OSError:
             pass  # a file system without locks
 
-    def _load(self, size: int) -> dict[str, Any] | None:
-        """What OUT.job says; None where it is not there."""
+    def _read_job_file(self, size: int) -> dict[str, Any] | None:
+        """The content of OUT.job; None where there is none."""
         try:
             saved = json.loads(self.job.read_bytes())
             if saved["version"] != VERSION:
@@ -198,11 +198,11 @@ class PartFile:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise self.damaged(error) from error
+            raise self.damage_error(error) from error
 
-    def _take_up(self, size: int) -> None:
-        """Check that task and records are those of OUT.job."""
-        if differences := _differences(self._saved["task"], self._task):
+    def _check_saved(self, size: int) -> None:
+        """Check that metadata and records are those of OUT.job."""
+        if differences := _differences(self._saved["task"], self._metadata):
             raise ConfigError(f"{self.path} was begun as another job: {differences}; {_START_OVER}")
         self._bytes = self._saved["bytes"]
         with output_errors(self.path):
@@ -217,7 +217,7 @@ class PartFile:
         if self._renamed:
             self._bytes = 0
             return
-        self._refuse_existing()
+        self._check_absent()
         if size < self._bytes or self._digest.hexdigest() != self._saved["digest"]:
             raise ConfigError(
                 f"{self.part} has changed: its first {self._bytes} bytes are not those of {self.job}; {_START_OVER}"
@@ -230,29 +230,29 @@ class PartFile:
         self._bytes += len(self._buffer)
         self._buffer = bytearray()
 
-    def _save(self, report: dict[str, Any], complete: bool) -> None:
+    def _write_job_file(self, report: dict[str, Any], complete: bool) -> None:
         content = dict(
             version=VERSION,
-            task=self._task,
-            bytes=self._marked[0],
-            digest=self._marked[1],
+            task=self._metadata,
+            bytes=self._window_end[0],
+            digest=self._window_end[1],
             complete=complete,
             report=report,
         )
         write_file(self.job, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n", name=self.path)
 
     def _remove(self) -> None:
-        """Leave nothing, in an order that a later run understands wherever this one is stopped."""
+        """Remove all files of the job, in an order that a later run can read wherever this one is stopped."""
         with output_errors(self.path):
-            self._let_go()
+            self._close_for_windows()
             remove_files(self.part, *self.names[2:])
 
-    def _let_go(self) -> None:
+    def _close_for_windows(self) -> None:
         if os.name == "nt":  # where a file that is open keeps its name
             os.close(self._handle)
             self._handle = os.open(os.devnull, os.O_RDONLY)
 
-    def _refuse_existing(self) -> None:
+    def _check_absent(self) -> None:
         if self.target.exists() and not self.overwrite:
             raise ConfigError(f"{self.path} is there already; overwrite replaces it")
 
@@ -268,11 +268,13 @@ def _digest(handle: int, size: int) -> Any:
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two tasks, in words; nothing where they are the same."""
+    """The differences of two jobs' metadata in words; empty where they are the same."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    return ", ".join(f"{name} was {_short(then.get(name))} and is {_short(now.get(name))}" for name in names)
+    return ", ".join(
+        f"{name} was {_abbreviated(then.get(name))} and is {_abbreviated(now.get(name))}" for name in names
+    )
 
 
-def _short(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

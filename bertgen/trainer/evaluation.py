@@ -1,4 +1,4 @@
-"""Judging a model on development pairs."""
+"""Evaluation of a model on development pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dev_bleu(
 ) -> float:
     """Return BLEU of greedy outputs for the first `sentences` different sources, against all their references.
 
-    An output ends at the length of the longest target of `corpus`: an untrained model knows no end.
+    An output ends at the length of the longest target of `corpus`: an untrained model never ends one.
     """
     chosen = dict(list(references(corpus.pairs).items())[:sentences])
     longest = int(corpus.targets.lengths.max()) + 1  # the start token counts

@@ -21,12 +21,12 @@ from ..model.devices import resolve_device
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, shares
+from .distributed import Interrupt, ProcessGroup
 from .evaluation import dev_bleu, dev_loss
+from .initialization import make_model, write_tokenizer
 from .optimization import cross_entropy, learning_rate, make_optimizer, update_average
 from .options import TrainingConfig
-from .processes import Interrupt, Processes
 from .report import Progress, write_curve, write_history
-from .start import make_model, write_tokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -59,7 +59,7 @@ class Trainer:
         self.output = Path(config.output)
         self.device = self._device()
         self.precision = self._precision()
-        self.processes = Processes(self.device)
+        self.processes = ProcessGroup(self.device)
         self.first = self.processes.rank == 0
 
     def _device(self) -> torch.device:
@@ -121,7 +121,7 @@ class Trainer:
         }
         del self.identity["accumulation"]
         if saved:
-            state.check_unchanged(saved["identity"], self.identity)
+            state.check_same_run(saved["identity"], self.identity)
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.tokenizer).to(self.device)
         self.corpus = Corpus(pairs, self.tokenizer, config.max_length, self.model.config, config.train)
@@ -219,7 +219,7 @@ class Trainer:
                 self.position = self.epoch + share.start / len(plan)
                 reason = self._reason()
                 if self.first:
-                    self._look_after(reason)
+                    self._evaluate_and_save_if_due(reason)
                 if reason:
                     return reason
                 self._update(plan, share)
@@ -239,7 +239,7 @@ class Trainer:
         return "max_minutes" if late else None
 
     def _done(self) -> float:
-        """Return the part of the run that is behind us."""
+        """Return the finished part of the run, from 0 to 1."""
         config = self.config
         ends = (
             (self.step, config.steps),
@@ -249,7 +249,7 @@ class Trainer:
         )
         return min(1.0, max(value / limit for value, limit in ends if limit))
 
-    def _look_after(self, reason: str | None) -> None:
+    def _evaluate_and_save_if_due(self, reason: str | None) -> None:
         """Evaluate and save where it is due."""
         interrupted = reason is not None and reason.startswith("SIG")
         due = self.step % self.config.evaluate_every == 0 or reason is not None
@@ -272,7 +272,7 @@ class Trainer:
             smoothed, plain = cross_entropy(logits, targets, config.label_smoothing)
             self.scaler.scale(smoothed / labels).backward()
             loss += plain
-        loss = self.processes.add_up(self.model, loss)
+        loss = self.processes.sum_gradients(self.model, loss)
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)

@@ -1,4 +1,4 @@
-"""What the person at the machine sees: the history, the loss curve and the progress."""
+"""Reports of a run: the history, the loss curve and the progress."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Progress:
         return not self.quiet and time.monotonic() - self.since >= self.interval
 
     def show(self, step: int, epoch: int, done: float, seconds: float) -> None:
-        """Show where the run stands: `done` is the part of it that is behind us, `seconds` what that took."""
+        """Show where the run stands: `done` is the finished part of it, `seconds` the time it took."""
         elapsed = time.monotonic() - self.since
         note = (
             f"update {step}, epoch {epoch + 1}, loss {float(self.loss) / self.labels:.3f}, "

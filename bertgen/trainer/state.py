@@ -46,7 +46,7 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_unchanged(saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_same_run(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse to resume another run than the one that was saved.
 
     Raises:

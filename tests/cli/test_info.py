@@ -36,7 +36,7 @@ def test_info(tiny_checkpoint, capsys):
 def test_info_with_checks_where_no_kernel_runs(capsys):
     assert cli.main(["info", "--check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["check"] == {
-        "none": "no kernel runs here, only definitions: nothing to compare"
+        "none": "no kernel runs here, only reference implementations: nothing to compare"
     }
     assert cli.main(["info", "--check", "bias_gelu", "no_such"]) == 2
     assert "--check no_such: there are checks of attention" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     """Nothing of it where stderr is no terminal, with --quiet, or where the work is short."""
     (tmp_path / "in.txt").write_text("one two\n" * 200)
     arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--overwrite", "--max-rows", 300)
-    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    monkeypatch.setattr(console, "BAR_SECONDS", 0.0)
     assert "%" not in bertgen_run(*arguments)[2]
     shown = {}
 
@@ -210,7 +210,7 @@ def test_progress_bar_on_a_terminal(bertgen_run, tmp_path, monkeypatch):
     assert re.fullmatch(r"200 lines, [\d.]+ lines/s, \d+ tokens/s, 0:00:00 left", shown["note"])
     shown.clear()
     assert bertgen_run(*arguments, "--quiet") == (0, "", "") and not shown
-    monkeypatch.setattr(console, "PATIENCE", 100.0)
+    monkeypatch.setattr(console, "BAR_SECONDS", 100.0)
     bertgen_run(*arguments)
     assert not shown
 
@@ -354,7 +354,7 @@ def test_a_fault_has_a_code_of_its_own(bertgen_run, monkeypatch):
     monkeypatch.setattr(cli.run, "make_generator", lambda _: 1 / 0)
     code, out, err = bertgen_run("one")
     assert (code, out) == (70, "") and "Traceback" in err
-    assert err.endswith("bertgen: error: ZeroDivisionError is a fault in bertgen; please report what stands above\n")
+    assert err.endswith("bertgen: error: ZeroDivisionError is a fault in bertgen; please report the traceback above\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -228,7 +228,7 @@ def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypa
     out, kept = tmp_path / "out.txt", []
     for death in range(1, lines):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(part_file.PartFile, "mark", mark_or_die(death))
+            patch.setattr(part_file.PartFile, "end_window", mark_or_die(death))
             if forked(lambda: run_file(echo, tmp_path / "in.txt", out, **options)) == 0:
                 break
         saved = json.loads((tmp_path / "out.txt.job").read_bytes())
@@ -241,8 +241,8 @@ def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypa
 
 
 def mark_or_die(death):
-    """In the place of `PartFile.mark`; its call of this number is the last thing that the process does."""
-    mark, calls = part_file.PartFile.mark, iter(range(1, 1000))
+    """In the place of `PartFile.end_window`; its call of this number is the last thing that the process does."""
+    mark, calls = part_file.PartFile.end_window, iter(range(1, 1000))
 
     def marked(self):
         mark(self)

@@ -27,8 +27,8 @@ from bertgen.metrics import bleu
 from bertgen.trainer import Trainer, TrainingConfig, loop, state
 from bertgen.trainer import data as trainer_data
 from bertgen.trainer.data import Corpus, train_vocabulary
+from bertgen.trainer.distributed import Interrupt
 from bertgen.trainer.optimization import cross_entropy, learning_rate, make_optimizer, update_average
-from bertgen.trainer.processes import Interrupt
 from bertgen.trainer.report import write_curve
 
 

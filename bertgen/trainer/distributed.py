@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 
-class Processes:
+class ProcessGroup:
     """This process's place among those of the run, as torchrun's environment variables say; 0 of 1 without it."""
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Processes:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Be connected to the others."""
+        """Connect the processes, and disconnect them at the end."""
         if self.world == 1:
             yield
             return
@@ -37,19 +37,19 @@ class Processes:
             dist.destroy_process_group()
 
     def wait(self) -> None:
-        """Return when all processes are here."""
+        """Return when all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
     def agree(self, *numbers: int) -> list[int]:
-        """Return the largest that any process gave, of each number."""
+        """Return the largest value of each number over all processes."""
         if self.world == 1:
             return list(numbers)
         largest = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.tolist()
 
-    def add_up(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    def sum_gradients(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Replace the gradients of all processes by their sum, and return the sum of their losses (scalars)."""
         if self.world == 1:
             return loss

@@ -1,4 +1,4 @@
-"""What a run starts from: tokenizer and model."""
+"""Initialization of a run: its tokenizer and its model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(
             config.model, config.model, encoder_dtype=torch.float32, decoder_dtype=torch.float32
         )
-        _begin_and_end(model, tokenizer)
+        _set_start_and_end_ids(model, tokenizer)
         model.generation_config.max_length = config.max_length
     else:
         model = EncoderDecoderModel.from_pretrained(config.model, dtype=torch.float32)
@@ -61,25 +61,25 @@ def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
             raise ConfigError(f"the tokenizer has {len(tokenizer)} pieces, the model's vocabulary {half.vocab_size}")
         if config.max_length > half.max_tokens:
             raise ConfigError(f"max_length={config.max_length}: the model has {half.max_tokens} positions")
-    settle_ids(model, tokenizer)
+    set_special_ids(model, tokenizer)
     return model.train()
 
 
-def _begin_and_end(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
-    """Give a model that nobody has trained the special ids of its tokenizer, whatever its halves were made with."""
+def _set_start_and_end_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
+    """Give an untrained model the special ids of its tokenizer, whatever ids its halves have."""
     starts, ends = (tokenizer.bos_token_id, tokenizer.cls_token_id), (tokenizer.eos_token_id, tokenizer.sep_token_id)
     model.config.decoder_start_token_id = next((one for one in starts if one is not None), None)
     model.config.eos_token_id = next((one for one in ends if one is not None), None)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def settle_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
+def set_special_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
     """Write the ids by which training begins, ends and pads targets into the configurations that are saved.
 
     What the model generates with comes first, then its configuration, then the tokenizer.
 
     Raises:
-        ConfigError: nobody names a token to begin or to end with.
+        ConfigError: no token to begin or to end with is configured.
     """
     config, options = model.config, model.generation_config
     end = target_end_token(config, tokenizer, options)
