@@ -442,7 +442,7 @@ class TestExtension:
         assert allocator.check() == Violation.SOUND and allocator.statistics().requests == 0
 
 
-# The extension's absence
+# Without the extension
 
 
 def subprocess_says(code, **environment):
@@ -458,39 +458,7 @@ def test_without_the_extension():
     assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 says to do without | python"
 
 
-@needs_extension
-def test_an_extension_of_other_sources(monkeypatch):
-    """A checkout that went on, and was not built again."""
-
-    def missing(name, function):
-        raise RuntimeError(f"operator {name} does not exist")
-
-    monkeypatch.setattr(torch.library, "register_fake", missing)
-    monkeypatch.setattr(extension, "_reason", "")
-    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
-    assert not extension.available()
-    assert "bertgen_C::decode_attention does not exist): build it again" in extension.why_not()
-
-
-@needs_extension
-def test_a_variable_chooses_the_instruction_set(monkeypatch):
-    before = extension.instruction_set()
-    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
-    try:
-        for name in ("portable", "sse9"):
-            monkeypatch.setattr(extension, "_reason", "")
-            monkeypatch.setenv("BERTGEN_CPU", name)
-            if name == "portable":
-                assert extension.instruction_set() == "portable"
-            else:
-                with pytest.raises(BackendError, match="'sse9' is not one of portable, avx2, avx512"):
-                    extension.available()
-    finally:
-        monkeypatch.undo()
-        extension.use_instruction_set(before)
-
-
-def test_an_extension_that_is_asked_for_and_not_there(monkeypatch):
+def test_a_required_extension_that_is_missing_is_an_error(monkeypatch):
     monkeypatch.setattr(extension, "why_not", lambda: "it fell off")
     with pytest.raises(BackendError, match="the C.. extension is needed here, but it fell off"):
         BlockAllocator(1, 1, 1, backend="cpp")

@@ -51,7 +51,7 @@ def taken(monkeypatch):
 
 
 def logits(model, ids=IDS, **options):
-    """Of every step [steps, rows, vocabulary], nobody ending."""
+    """Logits of every step [steps, rows, vocabulary]; no row ends."""
     call = dict(
         max_new_tokens=STEPS, min_new_tokens=STEPS, return_dict_in_generate=True, output_logits=True, eos_token_id=1
     )
@@ -313,7 +313,7 @@ def test_no_sources():
 
 
 def test_each_part_is_read_under_its_name():
-    """The operator beside the layer written out in float64, in which every part has numbers of its own."""
+    """The operator against the layer written out in float64; every part has different numbers."""
     call = Call()
     y, layer = call.run().double(), {name: [t.double() for t in part] for name, part in call.layer._asdict().items()}
     x, tables = call.other["x"].double(), call.tables

@@ -1,4 +1,4 @@
-"""The CPU kernels of the C++ extension against their equations in float64."""
+"""The C++ extension: its CPU kernels against their equations in float64, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from bertgen.kernels.checks import difference
 
+from bertgen import BackendError
 from bertgen.ops import extension
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -29,7 +30,7 @@ def int32(*numbers):
 
 
 class Self:
-    """Arguments of decode_attention over a pool whose every slot that nobody may read is poison."""
+    """Arguments of decode_attention over a pool with poison in each slot that must not be read."""
 
     def __init__(self, lengths, heads, width, seed=0, scale=1.0, poison=math.nan):
         torch.manual_seed(seed)
@@ -166,7 +167,7 @@ def test_what_is_written(dtype):
 
 
 @needs_extension
-def test_rows_may_share_a_slot_that_nobody_reads():
+def test_rows_may_share_a_slot_that_no_row_reads():
     case = Self([3, 1, 9], 4, 64)
     expected = case.expected(torch.float32), case.expected(torch.float64)
     assert difference(case.call(slots=case.slots[:1].expand(3).contiguous()), *expected) is None
@@ -389,3 +390,38 @@ def test_the_binding_compiles_without_a_warning():
     command = [compiler(), *STRICT, *macros, *includes, "-fsyntax-only", *sources]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Loading
+
+
+@needs_extension
+def test_an_extension_of_other_sources(monkeypatch):
+    """A checkout that went on, and was not built again."""
+
+    def missing(name, function):
+        raise RuntimeError(f"operator {name} does not exist")
+
+    monkeypatch.setattr(torch.library, "register_fake", missing)
+    monkeypatch.setattr(extension, "_reason", "")
+    monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
+    assert not extension.available()
+    assert "bertgen_C::decode_attention does not exist): build it again" in extension.why_not()
+
+
+@needs_extension
+def test_a_variable_chooses_the_instruction_set(monkeypatch):
+    before = extension.instruction_set()
+    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
+    try:
+        for name in ("portable", "sse9"):
+            monkeypatch.setattr(extension, "_reason", "")
+            monkeypatch.setenv("BERTGEN_CPU", name)
+            if name == "portable":
+                assert extension.instruction_set() == "portable"
+            else:
+                with pytest.raises(BackendError, match="'sse9' is not one of portable, avx2, avx512"):
+                    extension.available()
+    finally:
+        monkeypatch.undo()
+        extension.use_instruction_set(before)

@@ -162,7 +162,7 @@ def test_decode_attention_over_slots(lengths):
     seen = [table[row, : max(length, 0)].tolist() for row, length in enumerate(lengths)]
     unused = torch.ones(len(keys), dtype=torch.bool)
     unused[[slot for slots in seen for slot in slots]] = False
-    keys[unused], values[unused] = math.nan, math.nan  # slots nobody may read
+    keys[unused], values[unused] = math.nan, math.nan  # slots that must not be read
     for row, length in enumerate(lengths):
         table[row, max(length, 0) :] = 2**31 - 1  # no slot
     q, k, v = (torch.randn(rows, 2, 8) for _ in range(3))
@@ -305,7 +305,7 @@ def test_the_calls_that_are_large_on_a_gpu_agree_with_small_ones(name):
     assert close(large, small.double()) and float(small.abs().max()) > 0.1
 
 
-def test_activations_behind_a_product_go_to_their_kernels(monkeypatch):
+def test_activations_after_a_product_use_their_kernels(monkeypatch):
     """Where kernels would run; recorders stand in for them here."""
     torch.manual_seed(0)
     x, weight, bias = torch.randn(3, 8), torch.randn(6, 8), torch.randn(6)
