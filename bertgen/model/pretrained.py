@@ -388,7 +388,7 @@ class PretrainedModel(nn.Module):
                     "bits of bertgen and bitsandbytes can be loaded"
                 )
         state = {name: t for name, t in state.items() if t.is_floating_point() or _is_packed(name)}
-        rounded = {f"{path}.weight" for path in self._linear_layers(wanted)} if wanted else set()
+        rounded = {f"{path}.weight" for path in linear_layers(self, wanted)} if wanted else set()
         placed: dict[tuple, dict[str, torch.Tensor]] = {}  # by where it lies, as one tensor may have several names
         loaded: dict[str, torch.Tensor] = {}
         others: dict[str, tuple[Any, ...]] = {}  # of another shape than the configuration's
@@ -442,21 +442,6 @@ class PretrainedModel(nn.Module):
             mismatched_keys=set(others.values()),
             error_msgs=set(),
         )
-
-    def _linear_layers(self, config: Int4Config) -> list[str]:
-        """Names of the layers that a configuration rounds."""
-        names = dict(self.named_modules())
-        for skipped in config.skip:
-            if not any(_is_within(name, skipped) for name in names):
-                raise ConfigError(f"skip names {skipped!r}, and no module of a {type(self).__name__} is called so")
-        heads = {id(m.decoder) for m in self.modules() if isinstance(m, LMHead)}
-        return [
-            name
-            for name, module in names.items()
-            if type(module) is nn.Linear
-            and (config.head or id(module) not in heads)
-            and not any(_is_within(name, skipped) for skipped in config.skip)
-        ]
 
     def _install(
         self, path_or_id: str | os.PathLike, state: dict[str, torch.Tensor], config: Int4Config | None
@@ -623,6 +608,26 @@ def _substituted(pattern: str, replacement: str, name: str) -> str:
         return re.sub(pattern, replacement, name)
     except (re.error, IndexError) as error:
         raise ConfigError(f"key_mapping: {pattern!r} -> {replacement!r} is no regular expression: {error}") from error
+
+
+def linear_layers(model: PretrainedModel, config: Int4Config) -> list[str]:
+    """Names of the layers that a configuration rounds.
+
+    Raises:
+        ConfigError: `skip` names no module.
+    """
+    names = dict(model.named_modules())
+    for skipped in config.skip:
+        if not any(_is_within(name, skipped) for name in names):
+            raise ConfigError(f"skip names {skipped!r}, and no module of a {type(model).__name__} is called so")
+    heads = {id(m.decoder) for m in model.modules() if isinstance(m, LMHead)}
+    return [
+        name
+        for name, module in names.items()
+        if type(module) is nn.Linear
+        and (config.head or id(module) not in heads)
+        and not any(_is_within(name, skipped) for skipped in config.skip)
+    ]
 
 
 def _is_within(name: str, part: str) -> bool:

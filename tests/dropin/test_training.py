@@ -11,7 +11,7 @@ import transformers
 from torch.utils.data import Dataset
 
 import bertgen
-from tests.dropin.test_accelerate import batch, calls, distance, pair  # noqa: F401  (calls is a fixture)
+from tests.support.dropin_models import batch, distance, make_model
 
 STEPS, ACCUMULATED = 50, 4
 
@@ -53,14 +53,14 @@ def curve(model, folder, num_steps=STEPS, **options):
     return [entry["loss"] for entry in logged], [entry["grad_norm"] for entry in logged], trainer
 
 
-def test_trainer_with_accumulation(tmp_path, calls):  # noqa: F811
+def test_trainer_with_accumulation(tmp_path, calls):
     """The curves are those of transformers, whose losses and gradients are as many times too large as batches are
     accumulated: AdamW does not see that, so that the weights stay together.
     """
-    theirs, ours = pair(), bertgen.accelerate(pair())
+    theirs, ours = make_model(), bertgen.accelerate(make_model())
     expected, norms, _ = curve(theirs, tmp_path / "theirs")
     got, own_norms, trainer = curve(ours, tmp_path / "ours")
-    assert len(got) == STEPS and len(calls) == STEPS * ACCUMULATED and not ours._bertgen.detours
+    assert len(got) == STEPS and len(calls) == STEPS * ACCUMULATED and not ours._bertgen.fallbacks
     assert expected[-1] < 0.9 * expected[0]  # it learns
     for a, b in zip(got, expected, strict=True):
         assert math.isclose(a, b / ACCUMULATED, rel_tol=2e-3), (a, b)
@@ -74,12 +74,12 @@ def test_trainer_with_accumulation(tmp_path, calls):  # noqa: F811
 
 
 @pytest.mark.parametrize("order", ["adapters first", "accelerated first"])
-def test_adapters(order, tmp_path, calls):  # noqa: F811
+def test_adapters(order, tmp_path, calls):
     given, labels = batch()
     config = peft.LoraConfig(target_modules=["query", "value", "word_embeddings"], init_lora_weights=False, r=4)
 
     def adapted(fast):
-        model = pair()
+        model = make_model()
         if fast and order == "accelerated first":
             bertgen.accelerate(model)
         torch.manual_seed(5)
@@ -105,11 +105,11 @@ def test_adapters(order, tmp_path, calls):  # noqa: F811
         plain = [model(**given, labels=labels).loss for model in (theirs, ours)]
     assert distance(*plain) <= 1e-4 and distance(plain[0], loss) > 1e-3
     ours.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(bertgen.accelerate(pair()), tmp_path)
+    again = peft.PeftModel.from_pretrained(bertgen.accelerate(make_model()), tmp_path)
     assert distance(again.eval()(**given, labels=labels).loss, ours(**given, labels=labels).loss) <= 1e-5
     merged = [model.merge_and_unload() for model in (theirs, ours)]
     assert distance(*(model(**given, labels=labels).loss for model in merged)) <= 1e-4
-    assert not merged[1]._bertgen.detours
+    assert not merged[1]._bertgen.fallbacks
 
 
 ADAPTERS = {
@@ -135,13 +135,13 @@ def randomized(model):
 
 def in_both_orders(adapt, order):
     """A model of transformers that `adapt` has changed, and an accelerated one."""
-    ours = pair()
+    ours = make_model()
     if order == "accelerated first":
         bertgen.accelerate(ours)
         given, labels = batch()
         ours(**given, labels=labels)
     adapted = []
-    for model in (pair(), ours):
+    for model in (make_model(), ours):
         torch.manual_seed(5)
         adapted.append(randomized(adapt(model)))
     return adapted[0], bertgen.accelerate(adapted[1])
@@ -212,8 +212,8 @@ def test_several_adapters_and_a_half_that_has_one(order):
 
 def test_noise_on_embeddings_in_a_trainer(tmp_path):
     """NEFTune: the hook draws noise of the shape [batch, position, hidden], and scales it by two of these."""
-    theirs, ours = pair(), bertgen.accelerate(pair())
+    theirs, ours = make_model(), bertgen.accelerate(make_model())
     curves = [curve(model, tmp_path, neftune_noise_alpha=5.0, num_steps=3)[0] for model in (theirs, ours)]
     assert len(curves[0]) == 3 and curves[0] == curves[1]
-    assert any("something is hung on Embedding" in why for why in ours._bertgen.detours)
+    assert any("Embedding has a hook" in reason for reason in ours._bertgen.fallbacks)
     assert not bertgen.explain(ours).obstacles  # the Trainer has taken it away

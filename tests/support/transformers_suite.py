@@ -71,7 +71,7 @@ class Outcomes:
 
     def __init__(self):
         self.calls: Counter[str] = Counter()
-        self.detours: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
         self.tests: dict[str, str] = {}
         self.through: set[str] = set()
 
@@ -101,7 +101,7 @@ class Accelerated(Outcomes):
         super().__init__()
         from bertgen.dropin import forward, generation
         from bertgen.dropin.models import ACCELERATED
-        from bertgen.dropin.state import State
+        from bertgen.dropin.state import AccelerationState
 
         self.depth, self.classes = 0, ACCELERATED
         for cls in ACCELERATED:
@@ -109,13 +109,13 @@ class Accelerated(Outcomes):
             cls.from_pretrained = classmethod(self.then_accelerate(cls.from_pretrained.__func__))
         for module in (forward, generation):
             module._run = self.counted(module._run, module.__name__.rpartition(".")[2])
-        note = State.detour
+        count_fallback = AccelerationState.count_fallback
 
-        def detour(state, method, name, reason):
-            self.detours[f"{method}: {reason}"] += 1
-            return note(state, method, name, reason)
+        def counted(state, method, name, reason):
+            self.fallbacks[f"{method}: {reason}"] += 1
+            return count_fallback(state, method, name, reason)
 
-        State.detour = detour
+        AccelerationState.count_fallback = counted
 
     def then_accelerate(self, make):
         """Only the outermost of the calls: a model that is being made or loaded is not accelerated yet."""
@@ -134,7 +134,7 @@ class Accelerated(Outcomes):
                 try:
                     bertgen.accelerate(model)
                 except bertgen.UnsupportedError as error:
-                    self.detours[f"accelerate: {error}"] += 1
+                    self.fallbacks[f"accelerate: {error}"] += 1
             return result
 
         return made
@@ -182,7 +182,7 @@ def run_one(way: str, checkout: Path, rest: list[str], report: Path) -> None:
     code = pytest.main([*options, *FILES, *rest], plugins=[plugin])
     if code not in (0, 1):
         raise SystemExit(int(code))
-    found = dict(tests=plugin.tests, through=sorted(plugin.through), detours=plugin.detours)
+    found = dict(tests=plugin.tests, through=sorted(plugin.through), fallbacks=plugin.fallbacks)
     report.write_text(json.dumps(found))
 
 
@@ -207,7 +207,7 @@ def show(way: str, ran: dict[str, Any]) -> None:
         through = sum(test.startswith(f"{file}::") for test in ran["through"])
         line = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
         print(f"{way:12} {Path(file).stem:32} {line}" + (f"; {through} through bertgen" if through else ""))
-    for reason, count in Counter(ran["detours"]).most_common(8):
+    for reason, count in Counter(ran["fallbacks"]).most_common(8):
         print(f"{'':12} {count} calls took transformers' code, {reason}")
 
 

@@ -18,15 +18,7 @@ from transformers.models.bert_generation import modeling_bert_generation as mode
 from transformers.models.roberta import modeling_roberta
 
 import bertgen
-from tests.dropin.test_accelerate import SIZES, batch, calls, distance, pair  # noqa: F401  (calls is a fixture)
-
-
-def layer(model, number=0):
-    return model.encoder.encoder.layer[number]
-
-
-def last(model):
-    return model.decoder.base_model.encoder.layer[-1]
+from tests.support.dropin_models import SIZES, batch, distance, halve_output, last_layer, layer, make_model
 
 
 class Scaled(nn.Dropout):
@@ -62,10 +54,6 @@ def by_position(module, args, output):
     return output * (1 + torch.arange(output.size(1))[:, None] / output.size(2))
 
 
-def half_as_much(module, args, output):
-    return (output[0] * 0.5, *output[1:]) if isinstance(output, tuple) else output * 0.5
-
-
 def changed(output, **fields):
     for name, value in fields.items():
         output[name] = value
@@ -77,7 +65,7 @@ def with_half(forward):
 
     @functools.wraps(forward)
     def patched(*args, **kwargs):
-        return half_as_much(None, None, forward(*args, **kwargs))
+        return halve_output(None, None, forward(*args, **kwargs))
 
     return patched
 
@@ -88,7 +76,7 @@ def own_forward(module):
 
 class Halving(accelerate.hooks.ModelHook):
     def post_forward(self, module, output):
-        return half_as_much(module, None, output)
+        return halve_output(module, None, output)
 
 
 def weight_norm(module):
@@ -120,21 +108,23 @@ def set_config(half, **values):
 
 # What is done to one model.
 ON_MODULES = {
-    "a hook on an activation": lambda m: layer(m).intermediate.intermediate_act_fn.register_forward_hook(half_as_much),
-    "a hook before a dropout": lambda m: last(m).output.dropout.register_forward_pre_hook(lambda m, a: (a[0] * 0.5,)),
-    "a hook on the dropout of embeddings": lambda m: m.encoder.embeddings.dropout.register_forward_hook(half_as_much),
+    "a hook on an activation": lambda m: layer(m).intermediate.intermediate_act_fn.register_forward_hook(halve_output),
+    "a hook before a dropout": lambda m: last_layer(m).output.dropout.register_forward_pre_hook(
+        lambda module, args: (args[0] * 0.5,)
+    ),
+    "a hook on the dropout of embeddings": lambda m: m.encoder.embeddings.dropout.register_forward_hook(halve_output),
     "another dropout": lambda m: setattr(layer(m).output, "dropout", Scaled()),
     "another dropout of embeddings": lambda m: setattr(m.encoder.embeddings, "dropout", Scaled()),
     "no module as dropout": lambda m: (
         setattr(layer(m).output, "dropout", nn.Identity()), setattr(layer(m).output.LayerNorm, "eps", 3.0)
     ),
-    "another activation": lambda m: setattr(last(m).intermediate, "intermediate_act_fn", nn.Tanh()),
-    "another function in the activation": lambda m: setattr(last(m).intermediate.intermediate_act_fn, "act", F.relu),
+    "another activation": lambda m: setattr(last_layer(m).intermediate, "intermediate_act_fn", nn.Tanh()),
+    "a function in an activation": lambda m: setattr(last_layer(m).intermediate.intermediate_act_fn, "act", F.relu),
     "scaling": lambda m: setattr(layer(m).attention.self, "scaling", 3.0),
-    "scaling of cross-attention": lambda m: setattr(last(m).crossattention.self, "scaling", 3.0),
-    "the size of heads": lambda m: setattr(last(m).attention.self, "attention_head_size", 16),
+    "scaling of cross-attention": lambda m: setattr(last_layer(m).crossattention.self, "scaling", 3.0),
+    "the size of heads": lambda m: setattr(last_layer(m).attention.self, "attention_head_size", 16),
     "chunks of a layer": lambda m: (
-        setattr(layer(m), "chunk_size_feed_forward", 1), layer(m).intermediate.register_forward_hook(half_as_much)
+        setattr(layer(m), "chunk_size_feed_forward", 1), layer(m).intermediate.register_forward_hook(halve_output)
     ),
     "eps of a LayerNorm": lambda m: setattr(layer(m).output.LayerNorm, "eps", 3.0),
     "a buffer of positions": lambda m: m.encoder.embeddings.position_ids.copy_(torch.arange(40).flip(0)[None]),
@@ -146,7 +136,7 @@ ON_MODULES = {
     "a half that is wrapped": lambda m: setattr(m, "encoder", Wrapped(m.encoder)),
     "a layer of one's own": lambda m: setattr(layer(m).intermediate, "dense", own_linear(layer(m).intermediate.dense)),
     "another kind of norm": lambda m: setattr(layer(m).output, "LayerNorm", nn.RMSNorm(32)),
-    "a hook on a Linear": lambda m: last(m).intermediate.dense.register_forward_hook(by_position),
+    "a hook on a Linear": lambda m: last_layer(m).intermediate.dense.register_forward_hook(by_position),
     "a hook on a LayerNorm": lambda m: layer(m).output.LayerNorm.register_forward_hook(by_position),
     "a hook on word embeddings": lambda m: m.get_input_embeddings().register_forward_hook(by_position),
     "a hook on position embeddings": lambda m: m.encoder.embeddings.position_embeddings.register_forward_hook(
@@ -156,12 +146,12 @@ ON_MODULES = {
         lambda module, args: (args[0].flip(1),)
     ),
     "a hook on the head": lambda m: m.decoder.lm_head.decoder.register_forward_hook(by_position),
-    "a hook on a layer": lambda m: layer(m, 1).register_forward_hook(half_as_much),
-    "a hook on an attention": lambda m: last(m).crossattention.self.register_forward_hook(half_as_much),
+    "a hook on a layer": lambda m: layer(m, 1).register_forward_hook(halve_output),
+    "a hook on an attention": lambda m: last_layer(m).crossattention.self.register_forward_hook(halve_output),
     "a hook on the encoder": lambda m: m.encoder.encoder.register_forward_hook(
         lambda module, args, output: changed(output, last_hidden_state=output.last_hidden_state * 0.5)
     ),
-    "hooks replaced": lambda m: setattr(layer(m).output.dense, "_forward_hooks", {9: half_as_much}),
+    "hooks replaced": lambda m: setattr(layer(m).output.dense, "_forward_hooks", {9: halve_output}),
     "a hook on the whole": lambda m: m.register_forward_hook(
         lambda module, args, output: changed(output, logits=output.logits.flip(-1))
     ),
@@ -173,8 +163,8 @@ ON_MODULES = {
         lambda module, args, output: changed(output, logits=output.logits.flip(-1))
     ),
     "a forward of its own": lambda m: own_forward(layer(m).attention),
-    "a forward of a leaf": lambda m: own_forward(last(m).output.dense),
-    "a forward of an activation": lambda m: own_forward(last(m).intermediate.intermediate_act_fn),
+    "a forward of a leaf": lambda m: own_forward(last_layer(m).output.dense),
+    "a forward of an activation": lambda m: own_forward(last_layer(m).intermediate.intermediate_act_fn),
     "a forward of the decoder": lambda m: setattr(
         m.decoder, "forward", functools.partial(flipped, m.decoder.forward)
     ),
@@ -184,13 +174,13 @@ ON_MODULES = {
     "hooks of accelerate on the whole": lambda m: accelerate.hooks.add_hook_to_module(m, FlippedHook()),
     "weight norm, which is a hook": lambda m: weight_norm(layer(m).output.dense),
     "spectral norm, which is a hook": lambda m: torch.nn.utils.spectral_norm(layer(m).output.dense).eval(),
-    "a parametrization": lambda m: parametrization(last(m).output.dense),
+    "a parametrization": lambda m: parametrization(last_layer(m).output.dense),
     "pruned weights": lambda m: prune.l1_unstructured(layer(m).output.dense, "weight", amount=0.5),
     "attention of one's own": own_attention,
     "a configuration that is not causal": lambda m: set_config(m.decoder, is_causal=False),
     "modes that differ": lambda m: (
         setattr(layer(m).attention.self.dropout, "p", 1.0), layer(m).attention.self.dropout.train(),
-        layer(m).intermediate.intermediate_act_fn.register_forward_hook(half_as_much),
+        layer(m).intermediate.intermediate_act_fn.register_forward_hook(halve_output),
     ),
     "prepare_inputs_for_generation": lambda m: setattr(
         m, "prepare_inputs_for_generation", functools.partial(without_mask, m.prepare_inputs_for_generation)
@@ -332,7 +322,7 @@ def unlike(found, expected):
 
 @pytest.fixture(scope="module")
 def untouched():
-    return everything(pair())
+    return everything(make_model())
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -341,7 +331,7 @@ def test_what_is_done_to_a_model_acts(name, order, untouched, monkeypatch):
     monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
     results = []
     for accelerated in (False, True):
-        model = pair()
+        model = make_model()
         if accelerated and order == "after":
             everything(bertgen.accelerate(model))
         torch.manual_seed(4)
@@ -368,7 +358,7 @@ def patch(monkeypatch):
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("name", ON_CODE)
 def test_what_is_done_to_a_class_or_a_file_acts(name, order, untouched, patch, monkeypatch):
-    theirs, ours = pair(), pair()
+    theirs, ours = make_model(), make_model()
     if order == "after":
         everything(bertgen.accelerate(ours))
     with monkeypatch.context():
@@ -382,13 +372,13 @@ def test_what_is_done_to_a_class_or_a_file_acts(name, order, untouched, patch, m
     assert not bertgen.explain(ours).obstacles
 
 
-def test_what_acts_here_as_well_is_no_obstacle(calls):  # noqa: F811
+def test_what_acts_in_bertgen_too_causes_no_fallback(calls):
     """Modes, probabilities of dropout, eps, parametrizations, checkpointing, attention of another name."""
-    model, plain = bertgen.accelerate(pair()), pair()
+    model, plain = bertgen.accelerate(make_model()), make_model()
     for m in (model, plain):
         layer(m).output.LayerNorm.eps = 0.5
         layer(m).chunk_size_feed_forward = 1
-        parametrization(last(m).output.dense)
+        parametrization(last_layer(m).output.dense)
         m.set_attn_implementation("eager")
         m.gradient_checkpointing_enable()
         for module in m.modules():
@@ -400,33 +390,6 @@ def test_what_acts_here_as_well_is_no_obstacle(calls):  # noqa: F811
     given, labels = batch()
     assert distance(*(m(**given, labels=labels).loss for m in (model, plain))) <= 1e-4
     assert calls == ["forward"] and not bertgen.explain(model).obstacles
-
-
-def test_the_obstacle_is_named_and_logged_once(caplog):
-    model = bertgen.accelerate(pair())
-    handle = last(model).output.dropout.register_forward_hook(half_as_much)
-    given, labels = batch()
-    with caplog.at_level("WARNING", logger="bertgen"):
-        for _ in range(3):
-            model(**given, labels=labels)
-    assert len(caplog.records) == 1 and "decoder.bert.encoder.layer.1.output.dropout" in caplog.text
-    assert "something is hung on Dropout" in bertgen.explain(model).obstacles[""]
-    assert "decoder" in bertgen.explain(model).obstacles and "encoder" not in bertgen.explain(model).obstacles
-    handle.remove()
-    model.register_forward_hook(half_as_much)
-    assert bertgen.explain(model).obstacles[""].startswith("generate: something is hung on EncoderDecoderModel")
-
-
-def test_a_look_at_a_model_that_is_as_it_was_calls_nothing(monkeypatch):
-    """What a call pays for every module is one look at its attributes, in C."""
-    model = bertgen.accelerate(pair())
-    state = model._bertgen
-    assert state.ready(model) is state.ready_to_generate(model)
-    monkeypatch.setattr(type(state), "_settle", None)
-    monkeypatch.setattr(bertgen.dropin.obstacles, "generation_obstacle", None)
-    given, labels = batch()
-    model(**given, labels=labels)
-    model.generate(**given, max_new_tokens=3)
 
 
 # What only BERT has.
@@ -446,7 +409,7 @@ ON_BERT = {
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("name", ON_BERT)
 def test_what_is_done_to_a_bert_acts(name, order):
-    theirs, ours, plain = pair("bert"), pair("bert"), pair("bert")
+    theirs, ours, plain = make_model("bert"), make_model("bert"), make_model("bert")
     if order == "after":
         everything(bertgen.accelerate(ours))
     for model in (theirs, ours):
@@ -467,7 +430,7 @@ def test_a_pooler_that_somebody_has_changed_acts(change):
         if change == "activation":
             m.pooler.activation = nn.ReLU()
         elif change == "hook":
-            m.pooler.activation.register_forward_hook(half_as_much)
+            m.pooler.activation.register_forward_hook(halve_output)
         else:
             own_forward(m.pooler)
     found = [m(**given).pooler_output for m in models]
@@ -475,7 +438,7 @@ def test_a_pooler_that_somebody_has_changed_acts(change):
 
 
 def test_the_activation_of_a_roberta_head_is_a_name_in_its_file(patch):
-    theirs, ours = pair("roberta"), bertgen.accelerate(pair("roberta"))
+    theirs, ours = make_model("roberta"), bertgen.accelerate(make_model("roberta"))
     given, labels = batch(pad=1)
     before = theirs(**given, labels=labels).loss
     assert distance(ours(**given, labels=labels).loss, before) <= 1e-4
@@ -484,33 +447,8 @@ def test_the_activation_of_a_roberta_head_is_a_name_in_its_file(patch):
     assert distance(ours(**given, labels=labels).loss, expected) <= 1e-4 and distance(expected, before) > 1e-3
 
 
-def test_hooks_on_all_modules_see_what_transformers_shows_them():
-    given, labels = batch()
-    seen = []
-    for model in (pair(), bertgen.accelerate(pair())):
-        shapes = []
-        handle = nn.modules.module.register_module_forward_hook(
-            lambda module, args, output, shapes=shapes: shapes.append(
-                (type(module).__name__, getattr(output, "shape", 0))
-            )
-        )
-        model(**given, labels=labels)
-        handle.remove()
-        seen.append(shapes)
-    assert seen[0] == seen[1] and ("Linear", (3, 9, 48)) in seen[0]
-
-
-def test_gradients_that_a_hook_sees_have_positions():
-    given, labels = batch()
-    seen = []
-    for model in (pair(), bertgen.accelerate(pair())):
-        layer(model).output.LayerNorm.register_full_backward_hook(lambda m, inputs, outputs: seen.append(outputs[0]))
-        model.train()(**given, labels=labels).loss.backward()
-    assert seen[0].shape == (3, 9, 32) and distance(*seen) <= 1e-5
-
-
 def test_a_part_that_is_compiled_runs_compiled():
-    model, given = bertgen.accelerate(pair()), dict(input_ids=batch()[0]["input_ids"])
+    model, given = bertgen.accelerate(make_model()), dict(input_ids=batch()[0]["input_ids"])
     with torch.no_grad():
         expected = model.encoder(**given).last_hidden_state
         part = layer(model).intermediate
@@ -524,15 +462,15 @@ def test_a_part_that_is_compiled_runs_compiled():
 
 
 def test_a_loss_of_ones_own_is_that_of_the_decoder():
-    decoder = bertgen.accelerate(pair().decoder)
+    decoder = bertgen.accelerate(make_model().decoder)
     ids = batch()[0]["input_ids"]
     assert float(decoder(ids, labels=ids).loss.detach()) != 5.0
     decoder.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 5.0
     assert float(decoder(ids, labels=ids).loss.detach()) == 5.0
 
 
-def test_a_subclass_of_an_accelerated_class_overrides_what_generate_calls(calls):  # noqa: F811
-    model = bertgen.accelerate(pair())
+def test_a_subclass_of_an_accelerated_class_overrides_what_generate_calls(calls):
+    model = bertgen.accelerate(make_model())
     given, _ = batch()
     plain = model.generate(**given, max_new_tokens=5)
 
@@ -545,9 +483,9 @@ def test_a_subclass_of_an_accelerated_class_overrides_what_generate_calls(calls)
     assert "Own._get_logits_processor" in bertgen.explain(model).obstacles[""]
 
 
-def test_hidden_act_set_behind_the_construction_changes_nothing(calls):  # noqa: F811
+def test_hidden_act_set_behind_the_construction_changes_nothing(calls):
     """transformers reads it once; so does the check, which finds that model and configuration differ."""
-    theirs, ours = pair(), bertgen.accelerate(pair())
+    theirs, ours = make_model(), bertgen.accelerate(make_model())
     given, labels = batch()
     for value in ("relu", "no such activation"):
         for model in (theirs, ours):
