@@ -29,8 +29,8 @@ from bertgen import (
     UnsupportedError,
     pipeline,
 )
-from bertgen.arguments import IGNORED, REFUSED, _note
-from bertgen.hub import OPTIONS
+from bertgen.arguments import IGNORED, REFUSED, _log_ignored
+from bertgen.hub import HUB_OPTIONS
 from tests.model.test_model import TINY, distance, tiny
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
@@ -54,7 +54,7 @@ def test_every_argument_of_transformers_has_a_meaning_here():
     theirs |= set(re.findall(r'kwargs\.pop\("(\w+)"', source))
     theirs |= set(re.findall(r'"(\w+)"', re.search(r"for name in (\[.*?\])", source)[1]))
     assert len(theirs) > 40
-    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *OPTIONS, *IGNORED, *REFUSED}
+    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *REFUSED}
     ours |= {"torch_dtype", "device_map"}  # other names
     ours |= {"pretrained_model_name_or_path", "model_args", "kwargs"}
     assert theirs <= ours, theirs - ours
@@ -62,7 +62,7 @@ def test_every_argument_of_transformers_has_a_meaning_here():
 
 @pytest.mark.parametrize("name", [*IGNORED])
 def test_what_changes_nothing_is_noted_once_at_debug_level(name, saved, caplog):
-    _note.cache_clear()
+    _log_ignored.cache_clear()
     value = False if name in ("from_tf", "from_flax") else True
     with caplog.at_level(logging.DEBUG, logger="bertgen"):
         for _ in range(2):

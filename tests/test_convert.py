@@ -286,7 +286,7 @@ def test_folder_appears_whole_or_not_at_all(tiny_checkpoint, tmp_path, monkeypat
 
 def test_folder_that_holds_something_stays_as_it_is(tiny_checkpoint, tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         convert(tiny_checkpoint, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()

@@ -88,7 +88,7 @@ def test_a_stop_sequence_ends_outputs_with_its_first_token(generator):
         tokenizer.decode(found[0]["generated_token_ids"]).removeprefix("<s>").strip()
     )
     assert bool(caught) == (len(ids) > 1)
-    with pytest.warns(UserWarning, match="the first ends outputs, as in transformers"):
+    with pytest.warns(UserWarning, match="the first one ends outputs, as in transformers"):
         pipe("one", stop_sequence="eins zwei drei")
     with pytest.raises(ConfigError, match="stop_sequence='' has no tokens"):
         pipe("one", stop_sequence="")
@@ -158,5 +158,5 @@ def test_options_of_a_task_that_are_none(tiny_checkpoint, tmp_path, value):
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "task_specific_params": value}))
-    with pytest.raises(CheckpointError, match="task_specific_params must be a dict of options of each task"):
+    with pytest.raises(CheckpointError, match="task_specific_params must be a dict of the options of each task"):
         pipeline("summarization", tmp_path / "model")

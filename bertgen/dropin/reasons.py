@@ -168,7 +168,7 @@ def _transformers_class(cls: type) -> type:
 
 
 def _why_not_untouched(module: nn.Module) -> str | None:
-    """Why a module does more than its class says: a hook, a compiled call, an overridden method. None if it does not."""
+    """Why a module does more than its class says: a hook, a compiled call, an overridden method. Else None."""
     hooks = [hook for kind in HOOKS for hook in hooks_of(module, kind).values() if not _enables_gradients(module, hook)]
     compiled = module.__dict__.get("_compiled_call_impl") is not None
     if compiled or not all(map(_only_records, hooks)) or _overridden(module) is not None:

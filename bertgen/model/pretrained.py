@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint, memory
-from ..arguments import by_its_place, into_its_folder, older, settled
+from ..arguments import directory_aliases, path_aliases, supported_options, value_or_alias
 from ..config import BitsAndBytesConfig, GenerationConfig, Int4Config, half_config, int4_config, read_json, special_ids
 from ..config.base import check_flag, check_mapping, check_name
 from ..errors import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError, quoted
@@ -28,6 +28,7 @@ from ..layers.meta_init import outlined
 from ..layers.stack import Stack
 from ..quantization.bitsandbytes import from_bitsandbytes
 from ..quantization.int4 import quantize, why_not_int4_weight
+from .state_dict import count_layers, fold_token_types, rename_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class PretrainedModel(nn.Module):
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Accepted, as of `from_pretrained`: operators are chosen call by call, and attention weights are real ones."""
-        settled({"attn_implementation": attn_implementation})
+        supported_options({"attn_implementation": attn_implementation})
 
     # The names that these have in transformers from 5.23 on.
     activation_checkpointing_disable = gradient_checkpointing_disable
@@ -230,7 +231,7 @@ class PretrainedModel(nn.Module):
                 module.recompute = options
 
     @classmethod
-    @by_its_place
+    @path_aliases
     @torch.inference_mode(False)  # the weights outlive the call: later ones may want gradients or version counters
     def from_pretrained(
         cls,
@@ -293,7 +294,7 @@ class PretrainedModel(nn.Module):
             dict(overrides, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         )
         target = resolve_device(_placed(device, overrides.pop("device_map", None)))
-        dtype = older(overrides, "torch_dtype", dtype)
+        dtype = value_or_alias(dtype, overrides, "torch_dtype")
         short = {name: overrides.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in overrides}
         if any(short.values()):
             if quantization_config is not None:
@@ -326,15 +327,15 @@ class PretrainedModel(nn.Module):
         elif path_or_id is None:
             raise ConfigError("from_pretrained needs a directory or a hub id, or a config and a state_dict")
         else:
-            state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, **hub)
+            state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, hub=hub)
         for pattern, replacement in (key_mapping or {}).items():
-            state = checkpoint.renamed(state, partial(_substituted, pattern, replacement))
+            state = rename_tensors(state, partial(_substituted, pattern, replacement))
         if stored is not None:
             method, stored = stored, int4_config(stored)
             if method.get("quant_method") == "bitsandbytes":
                 state = from_bitsandbytes(state, stored.format)
         if fold_embeddings:
-            state, rows = checkpoint.fold_embeddings(state, _first_position(path_or_id, hub))
+            state, rows = fold_token_types(state, _first_position(path_or_id, hub))
             config.max_position_embeddings = rows
         chosen = _resolve_dtype(dtype, config, state)
         if not ignore_mismatched_sizes:
@@ -347,7 +348,7 @@ class PretrainedModel(nn.Module):
         if generation_config is not None:
             model.generation_config = generation_config
         elif path_or_id is not None:
-            options = resolve_file(path_or_id, "generation_config.json", required=False, **hub)
+            options = resolve_file(path_or_id, "generation_config.json", hub, required=False)
         if options is not None:
             model.generation_config = GenerationConfig.from_model_files(options, config)
         if recompute is not None:
@@ -480,13 +481,13 @@ class PretrainedModel(nn.Module):
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
         """The checkpoint's tensors under this model's names. Extended by the layouts a class accepts."""
         state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
-        return checkpoint.renamed(state, _newer_name)
+        return rename_tensors(state, _newer_name)
 
     @property
     def _initializer_range(self) -> float:
         return self.config.initializer_range
 
-    @into_its_folder
+    @directory_aliases
     def save_pretrained(
         self,
         directory: str | os.PathLike,
@@ -706,7 +707,7 @@ def _devices() -> str:
 
 def _first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:
     """The position at which the checkpoint's texts begin, whatever kind of model will hold its weights."""
-    values = read_json(resolve_file(path_or_id, "config.json", **hub))
+    values = read_json(resolve_file(path_or_id, "config.json", hub))
     if values.get("model_type") not in ("bert", "roberta"):
         raise ConfigError(f"fold_embeddings is for a BERT or RoBERTa; {path_or_id} is {values.get('model_type')!r}")
     return half_config(values).first_position
@@ -714,7 +715,7 @@ def _first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:
 
 def _check_size(path_or_id: str | os.PathLike, cls: type, config: Any, state: dict[str, torch.Tensor]) -> None:
     """CheckpointError where a configuration asks for more or wider layers than a checkpoint has, before any is made."""
-    found = checkpoint.layers_in(state)
+    found = count_layers(state)
     widest = max((side for tensor in state.values() for side in tensor.shape), default=0)
     for half in (config, getattr(config, "encoder", config), getattr(config, "decoder", config)):
         asked = getattr(half, "num_hidden_layers", 0)

@@ -18,7 +18,7 @@ import sentencepiece
 
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
-from ..hub import checked_file
+from ..hub import check_file
 from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
@@ -369,7 +369,7 @@ def _read_model(vocab_file: Any) -> bytes:
     if not isinstance(vocab_file, (str, os.PathLike)):
         raise ConfigError(f"vocab_file must be the path of a sentencepiece model, got {vocab_file!r}")
     if (path := Path(vocab_file)).exists():
-        checked_file(path)
+        check_file(path)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -15,7 +15,7 @@ import tokenizers
 
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
-from ..hub import checked_file, resolve_file
+from ..hub import check_file, resolve_file
 from .alignment import Part
 from .base import Tokenizer
 from .encoding import truncated
@@ -62,7 +62,7 @@ class FastTokenizer(Tokenizer):
         given = [one for one in (tokenizer_file, *vocabulary) if one is not None]
         for one in given:
             if isinstance(one, (str, os.PathLike)) and os.path.exists(one):
-                checked_file(Path(one))
+                check_file(Path(one))
         if given != [tokenizer_file] and given != list(vocabulary):
             raise ConfigError(
                 f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(given)}"
@@ -210,7 +210,7 @@ class FastTokenizer(Tokenizer):
     @classmethod
     def has_vocabulary(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> bool:
         """Whether a directory or repository holds a vocabulary of this class, be it a tokenizer.json of its kind."""
-        path = resolve_file(path_or_id, TOKENIZER_FILE, required=False, **hub)
+        path = resolve_file(path_or_id, TOKENIZER_FILE, hub, required=False)
         return super().has_vocabulary(path_or_id, hub) if path is None else model_in(path) == cls.MODEL
 
     def parts(self) -> dict[str, Any]:

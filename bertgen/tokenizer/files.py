@@ -38,11 +38,11 @@ def find_vocabulary(
     """Return the files of the first alternative (key -> name) that is there; CheckpointError where none is."""
     *others, last = alternatives
     for names in others:
-        found = {key: resolve_file(path_or_id, name, required=False, **hub) for key, name in names.items()}
+        found = {key: resolve_file(path_or_id, name, hub, required=False) for key, name in names.items()}
         if None not in found.values():
             return found
     try:
-        return {key: resolve_file(path_or_id, name, **hub) for key, name in last.items()}
+        return {key: resolve_file(path_or_id, name, hub) for key, name in last.items()}
     except CheckpointError as error:
         instead = "".join(f"; {' and '.join(names.values())} would do instead" for names in others)
         raise CheckpointError(f"{error}{instead}") from error
@@ -51,7 +51,7 @@ def find_vocabulary(
 def has_one_of(path_or_id: str | os.PathLike, alternatives: tuple[dict[str, str], ...], hub: dict[str, Any]) -> bool:
     """Whether all files of one alternative (key -> name) are there."""
     return any(
-        all(resolve_file(path_or_id, name, required=False, **hub) for name in names.values()) for names in alternatives
+        all(resolve_file(path_or_id, name, hub, required=False) for name in names.values()) for names in alternatives
     )
 
 
@@ -73,7 +73,7 @@ def saved_options(path_or_id: str | os.PathLike, known: set[str], hub: dict[str,
 
 def read_optional(path_or_id: str | os.PathLike, filename: str, hub: dict[str, Any]) -> dict[str, Any]:
     """A JSON file of a tokenizer; empty where there is none."""
-    path = resolve_file(path_or_id, filename, required=False, **hub)
+    path = resolve_file(path_or_id, filename, hub, required=False)
     return {} if path is None else read_json(path)
 
 
