@@ -14,7 +14,7 @@ from bertgen import BertGenerationTokenizer, EncoderDecoderModel, GenerationConf
 from bertgen.decoding import settle
 from bertgen.decoding.stopping_criteria import Criteria, StopStrings, build
 from tests.support.checkpoints import FIRST
-from tests.support.searches import both
+from tests.support.generate_comparison import both
 
 WORDS = list(FIRST.values())
 

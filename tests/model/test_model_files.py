@@ -33,7 +33,7 @@ from bertgen.cli import main
 from bertgen.config import read_json
 from tests.model.test_halves import HALVES, KINDS, TINY
 from tests.model.test_model import tiny
-from tests.test_documentation_page import make_bert
+from tests.support.bert_checkpoint import make_bert
 from tests.tokenizer.test_fast import write_roberta_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a pickle", "ignore:Detected pickle protocol")

@@ -24,7 +24,7 @@ from bertgen import (
 )
 from bertgen.cli import main
 from tests.model.test_halves import HALVES, TINY
-from tests.test_documentation_page import make_bert
+from tests.support.bert_checkpoint import make_bert
 from tests.tokenizer.test_fast import write_roberta_vocabulary
 
 CLS, SEP, PAD = 101, 102, 0
