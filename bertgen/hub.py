@@ -199,7 +199,7 @@ def _download(repository: str, filename: str, options: HubOptions, required: boo
 
 
 def check_file(path: Path) -> Path:
-    """The path of a model's file; CheckpointError if it is not a readable file with content of its own."""
+    """The path of a model's file; CheckpointError if it is not readable or not the file itself."""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist")
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Loading and saving: every file layout, both directions with transformers, and files nobody should load."""
+"""Loading and saving: every file layout, both directions with transformers, and files that must be refused."""
 
 from __future__ import annotations
 

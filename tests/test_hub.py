@@ -87,8 +87,8 @@ def test_a_file_of_a_directory_is_found_or_named(here):
     (here / "model/config.json").write_text("{}")
     (here / "model/sub/config.json").write_text("{}")
     assert resolve_file("./model", "config.json").resolve() == here / "model/config.json"
-    found = resolve_file("./model", "config.json", {"subfolder": "sub"})
-    assert found.resolve() == here / "model/sub/config.json"
+    result = resolve_file("./model", "config.json", {"subfolder": "sub"})
+    assert result.resolve() == here / "model/sub/config.json"
     assert resolve_file("./model", "other.json", required=False) is None
     with pytest.raises(CheckpointError, match=r"has no other\.json; it holds: config.json, sub"):
         resolve_file("./model", "other.json")

@@ -1,4 +1,4 @@
-"""Accelerated models of transformers: the same answers, and everything that transformers does goes on working."""
+"""`accelerate`, `restore` and `explain`: the models they take, and what they leave as it was."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_a_wrapped_constructor_does_not_cause_a_fallback(monkeypatch, calls):
     for cls in (EncoderDecoderModel, transformers.BertGenerationEncoder, transformers.BertGenerationDecoder):
         make = cls.__init__
         monkeypatch.setattr(cls, "__init__", lambda self, *args, make=make, **options: make(self, *args, **options))
-    model, (given, _) = bertgen.accelerate(make_model()), batch()
-    model.generate(**given, max_new_tokens=3)
+    model, (inputs, _) = bertgen.accelerate(make_model()), batch()
+    model.generate(**inputs, max_new_tokens=3)
     assert calls == ["generation"] and not model._bertgen.fallbacks
 
 
@@ -28,8 +28,8 @@ def test_joined_halves_do_not_cause_a_fallback(calls):
     apart = make_model()
     model = EncoderDecoderModel(encoder=apart.encoder, decoder=apart.decoder).eval()
     model.config.decoder_start_token_id, model.config.pad_token_id = START, 0
-    given, labels = batch()
-    bertgen.accelerate(model)(**given, labels=labels)
+    inputs, labels = batch()
+    bertgen.accelerate(model)(**inputs, labels=labels)
     assert calls == ["forward"] and not model._bertgen.fallbacks
 
 
@@ -41,15 +41,15 @@ def test_halves_on_their_own(name, calls):
         return getattr(transformers, name)(config).eval()
 
     theirs, ours = build(), bertgen.accelerate(build())
-    given, _ = batch()
-    left = {key: t.flip(1) for key, t in given.items()}
-    for some in (given, left):
-        a, b = (model(**some)[0][some["attention_mask"].bool()] for model in (theirs, ours))
+    inputs, _ = batch()
+    left = {key: t.flip(1) for key, t in inputs.items()}
+    for part in (inputs, left):
+        a, b = (model(**part)[0][part["attention_mask"].bool()] for model in (theirs, ours))
         assert distance(a, b) <= 1e-5
     if name.endswith("Decoder"):
         assert torch.equal(*(model.generate(**left, max_new_tokens=9, num_beams=2) for model in (theirs, ours)))
-        assert distance(*(model(**given, logits_to_keep=2).logits for model in (theirs, ours))) <= 1e-5
-        assert distance(*(model(**given, labels=given["input_ids"]).loss for model in (theirs, ours))) <= 1e-5
+        assert distance(*(model(**inputs, logits_to_keep=2).logits for model in (theirs, ours))) <= 1e-5
+        assert distance(*(model(**inputs, labels=inputs["input_ids"]).loss for model in (theirs, ours))) <= 1e-5
         assert "generation" in calls
     assert not ours._bertgen.fallbacks and "forward" in calls
 
@@ -58,19 +58,19 @@ def test_nothing_of_transformers_is_changed():
     before = {cls: (cls.forward, cls.generate if hasattr(cls, "generate") else None) for cls in ACCELERATED}
     other = make_model()
     ours = bertgen.accelerate(make_model())
-    given, labels = batch()
-    ours(**given, labels=labels)
+    inputs, labels = batch()
+    ours(**inputs, labels=labels)
     assert all(cls.forward is f and getattr(cls, "generate", None) is g for cls, (f, g) in before.items())
     assert type(other) is EncoderDecoderModel and type(other.encoder) is transformers.BertGenerationEncoder
 
 
 def test_restore():
-    model, (given, labels) = make_model(), batch()
-    expected = model(**given, labels=labels).logits
+    model, (inputs, labels) = make_model(), batch()
+    expected = model(**inputs, labels=labels).logits
     bertgen.restore(bertgen.accelerate(model))
     assert type(model) is EncoderDecoderModel and type(model.decoder.bert) is transformers.BertGenerationEncoder
     assert not hasattr(model, "_bertgen")
-    assert torch.equal(model(**given, labels=labels).logits, expected)
+    assert torch.equal(model(**inputs, labels=labels).logits, expected)
     assert bertgen.restore(model) is model
 
 
@@ -78,52 +78,52 @@ def test_a_parametrized_layer():
     theirs, ours = make_both()
     for model in (theirs, ours):
         torch.nn.utils.parametrizations.weight_norm(model.encoder.encoder.layer[0].output.dense)
-    given, labels = batch()
-    expected, got = (model(**given, labels=labels).loss for model in (theirs, ours))
+    inputs, labels = batch()
+    expected, got = (model(**inputs, labels=labels).loss for model in (theirs, ours))
     assert distance(got, expected) <= 1e-4 and not ours._bertgen.fallbacks
 
 
 @pytest.mark.parametrize("format", ["int4", "nf4"])
 def test_four_bits(format, tmp_path):
-    given, labels = batch()
+    inputs, labels = batch()
     plain = make_model()
     plain.save_pretrained(tmp_path / "plain")
     config = bertgen.Int4Config(format, group_size=32, skip=["output"])
     expected = bertgen.EncoderDecoderModel.from_pretrained(tmp_path / "plain", quantization_config=config)
     model = bertgen.accelerate(plain, quantization=config)
     with torch.no_grad():
-        a, b = (m(**given, decoder_input_ids=labels.clamp(min=0)).logits for m in (model, expected))
+        a, b = (m(**inputs, decoder_input_ids=labels.clamp(min=0)).logits for m in (model, expected))
     assert distance(a, b) <= 1e-5
     model.save_pretrained(tmp_path / "small")
     again = bertgen.EncoderDecoderModel.from_pretrained(tmp_path / "small")
     with torch.no_grad():
-        assert distance(again(**given, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-5
+        assert distance(again(**inputs, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-5
     with pytest.raises(bertgen.UnsupportedError, match="quantized already"):
         bertgen.accelerate(model, quantization=config)
     assert bertgen.accelerate(model) is model  # once more keeps that in mind
     bertgen.restore(model)
     assert type(model.encoder.encoder.layer[0].attention.self.query) is torch.nn.Linear
     with torch.no_grad():
-        assert distance(model(**given, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-4
+        assert distance(model(**inputs, decoder_input_ids=labels.clamp(min=0)).logits, b) <= 1e-4
 
 
 def test_a_model_that_transformers_loaded_in_four_bits(tmp_path, calls):
     bertgen.register_with_transformers()
-    given, labels = batch()
+    inputs, labels = batch()
     make_model().save_pretrained(tmp_path)
     config = bertgen.Int4Config(group_size=32, skip=["output"])
     theirs, ours = (EncoderDecoderModel.from_pretrained(tmp_path, quantization_config=config) for _ in range(2))
     bertgen.accelerate(ours)
-    assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
-    tokens = [model.generate(**given, max_new_tokens=9, num_beams=2) for model in (theirs, ours)]
+    assert distance(*(model(**inputs, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+    tokens = [model.generate(**inputs, max_new_tokens=9, num_beams=2) for model in (theirs, ours)]
     assert torch.equal(*tokens) and calls == ["forward", "generation"]
     bertgen.restore(ours)  # these 4 bits are not accelerate's to undo
     assert type(ours.encoder.encoder.layer[0].attention.self.query) is bertgen.modules.Int4Linear
 
 
 def test_explain():
-    model, (given, labels) = bertgen.accelerate(make_model()), batch()
-    model(**given, labels=labels, output_attentions=True)
+    model, (inputs, labels) = bertgen.accelerate(make_model()), batch()
+    model(**inputs, labels=labels, output_attentions=True)
     report = bertgen.explain(model)
     assert report.models[""] == "EncoderDecoderModel" and report.models["decoder.bert"] == "BertGenerationEncoder"
     assert report.detours[""] == {"forward: output_attentions is requested": 1} and not report.obstacles

@@ -1,4 +1,4 @@
-"""Detection of patched code: originals of the libraries pass, whatever was put in their place does not."""
+"""Detection of patched code: originals of the libraries pass, replacements do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_known_modules_are_those_of_the_packages_and_of_python():
     assert not is_known("torchvision.ops") and not is_known(__name__) and not is_known("")
 
 
-@pytest.mark.parametrize("function", [torch.nn.functional.linear, nn.Linear.forward, functools.wraps, len], ids=str)
+@pytest.mark.parametrize(
+    "function", [torch.nn.functional.linear, nn.Linear.forward, functools.wraps, len], ids=lambda f: f.__qualname__
+)
 def test_functions_of_the_libraries_are_original(function):
     assert is_original(function)
 

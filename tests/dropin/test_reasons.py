@@ -1,5 +1,7 @@
-"""What is hung on, replaced in or patched over an accelerated model acts as it does in transformers, whenever that is
-done. Each meddling is done to a model of transformers and to an accelerated copy, and shows in what either gives."""
+"""Hooks, replaced modules and patched code act in an accelerated model as in transformers, at any time.
+
+Each change is made to a transformers model and to an accelerated copy. It must have an effect, the same one in both.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Scaled(nn.Dropout):
 
 
 class OwnLinear(nn.Linear):
-    """Looks at positions, as a fake quantizer that counts batches may."""
+    """Depends on positions."""
 
     def forward(self, x):
         assert x.dim() == 3
@@ -50,7 +52,7 @@ def own_linear(former):
 
 
 def by_position(module, args, output):
-    """A forward hook on a leaf, that of NEFTune for one, which knows [batch, position, hidden]."""
+    """A forward hook on a leaf that expects [batch, position, hidden], like that of NEFTune."""
     return output * (1 + torch.arange(output.size(1))[:, None] / output.size(2))
 
 
@@ -61,7 +63,7 @@ def changed(output, **fields):
 
 
 def with_half(forward):
-    """A function in the place of a forward, dressed as it is."""
+    """A wrapper of a forward with the same attributes."""
 
     @functools.wraps(forward)
     def patched(*args, **kwargs):
@@ -92,7 +94,7 @@ def parametrization(module):
 
 
 def uniform_attention(module, query, key, value, attention_mask, **kwargs):
-    """Attention that looks at all values alike."""
+    """Attention with equal weights."""
     return value.mean(2, keepdim=True).expand(-1, -1, query.shape[2], -1).transpose(1, 2).contiguous(), None
 
 
@@ -106,8 +108,8 @@ def set_config(half, **values):
         setattr(half.config, name, value)
 
 
-# What is done to one model.
-ON_MODULES = {
+# Changes of one model.
+MODEL_CHANGES = {
     "a hook on an activation": lambda m: layer(m).intermediate.intermediate_act_fn.register_forward_hook(halve_output),
     "a hook before a dropout": lambda m: last_layer(m).output.dropout.register_forward_pre_hook(
         lambda module, args: (args[0] * 0.5,)
@@ -132,9 +134,9 @@ ON_MODULES = {
     "fewer layers": lambda m: setattr(m.encoder.encoder, "layer", m.encoder.encoder.layer[:1]),
     "more layers": lambda m: m.encoder.encoder.layer.append(copy.deepcopy(layer(m))),
     "layers in another order": lambda m: setattr(m.encoder.encoder, "layer", m.encoder.encoder.layer[::-1]),
-    "a module of one's own": lambda m: setattr(layer(m), "output", OwnOutput(layer(m).output)),
+    "a custom module": lambda m: setattr(layer(m), "output", OwnOutput(layer(m).output)),
     "a half that is wrapped": lambda m: setattr(m, "encoder", Wrapped(m.encoder)),
-    "a layer of one's own": lambda m: setattr(layer(m).intermediate, "dense", own_linear(layer(m).intermediate.dense)),
+    "a custom layer": lambda m: setattr(layer(m).intermediate, "dense", own_linear(layer(m).intermediate.dense)),
     "another kind of norm": lambda m: setattr(layer(m).output, "LayerNorm", nn.RMSNorm(32)),
     "a hook on a Linear": lambda m: last_layer(m).intermediate.dense.register_forward_hook(by_position),
     "a hook on a LayerNorm": lambda m: layer(m).output.LayerNorm.register_forward_hook(by_position),
@@ -162,7 +164,7 @@ ON_MODULES = {
     "a hook on the decoder": lambda m: m.decoder.register_forward_hook(
         lambda module, args, output: changed(output, logits=output.logits.flip(-1))
     ),
-    "a forward of its own": lambda m: own_forward(layer(m).attention),
+    "a custom forward": lambda m: own_forward(layer(m).attention),
     "a forward of a leaf": lambda m: own_forward(last_layer(m).output.dense),
     "a forward of an activation": lambda m: own_forward(last_layer(m).intermediate.intermediate_act_fn),
     "a forward of the decoder": lambda m: setattr(
@@ -176,7 +178,7 @@ ON_MODULES = {
     "spectral norm, which is a hook": lambda m: torch.nn.utils.spectral_norm(layer(m).output.dense).eval(),
     "a parametrization": lambda m: parametrization(last_layer(m).output.dense),
     "pruned weights": lambda m: prune.l1_unstructured(layer(m).output.dense, "weight", amount=0.5),
-    "attention of one's own": own_attention,
+    "a custom attention": own_attention,
     "a configuration that is not causal": lambda m: set_config(m.decoder, is_causal=False),
     "modes that differ": lambda m: (
         setattr(layer(m).attention.self.dropout, "p", 1.0), layer(m).attention.self.dropout.train(),
@@ -232,8 +234,8 @@ def negated(update, outputs, kwargs, *args, **named):
     return kwargs
 
 
-# What is done to a class or a file, and so to all models.
-ON_CODE = {
+# Patches of a class or a file, and so of all models.
+CODE_PATCHES = {
     "an attention": lambda patch: patch(modeling.BertGenerationSelfAttention, "forward"),
     "a layer": lambda patch: patch(modeling.BertGenerationLayer, "feed_forward_chunk"),
     "a Linear": lambda patch: patch(nn.Linear, "forward"),
@@ -288,29 +290,29 @@ def tanh_of_norms(module, output):
 
 
 def everything(model):
-    """What a model gives: logits in inference, loss and gradients in training, tokens of two searches."""
-    given, labels = batch()
-    found = {}
+    """Outputs of a model: logits in inference, loss and gradients in training, tokens of two searches."""
+    inputs, labels = batch()
+    results = {}
     with torch.no_grad():
-        found["logits"] = model.eval()(**given, decoder_input_ids=labels.clamp(min=0)).logits
-    output = model.train()(**given, labels=labels)
+        results["logits"] = model.eval()(**inputs, decoder_input_ids=labels.clamp(min=0)).logits
+    output = model.train()(**inputs, labels=labels)
     output.loss.backward()
-    found["loss"] = output.loss.detach()
-    found |= {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    results["loss"] = output.loss.detach()
+    results |= {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.eval()
     for beams in (1, 3):
-        found[f"{beams} beams"] = model.generate(**given, max_new_tokens=6, num_beams=beams, no_repeat_ngram_size=4)
-    return found
+        results[f"{beams} beams"] = model.generate(**inputs, max_new_tokens=6, num_beams=beams, no_repeat_ngram_size=4)
+    return results
 
 
-def unlike(found, expected):
+def unlike(results, expected):
     """What of `expected` is not so in `found`."""
-    if set(found) != set(expected):
-        return set(found) ^ set(expected)
+    if set(results) != set(expected):
+        return set(results) ^ set(expected)
     wrong = []
     for name, value in expected.items():
-        got = found[name]
+        got = results[name]
         if not value.is_floating_point():
             same = torch.equal(got, value)
         else:
@@ -326,8 +328,8 @@ def untouched():
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ON_MODULES)
-def test_what_is_done_to_a_model_acts(name, order, untouched, monkeypatch):
+@pytest.mark.parametrize("name", MODEL_CHANGES)
+def test_changes_of_a_model_act(name, order, untouched, monkeypatch):
     monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
     results = []
     for accelerated in (False, True):
@@ -335,17 +337,17 @@ def test_what_is_done_to_a_model_acts(name, order, untouched, monkeypatch):
         if accelerated and order == "after":
             everything(bertgen.accelerate(model))
         torch.manual_seed(4)
-        ON_MODULES[name](model)
+        MODEL_CHANGES[name](model)
         if accelerated and order == "before":
             bertgen.accelerate(model)
         results.append(everything(model))
     assert not unlike(results[1], results[0])
-    assert unlike(results[0], untouched), "nothing is to be seen of it"
+    assert unlike(results[0], untouched), "the change has no effect"
 
 
 @pytest.fixture
 def patch(monkeypatch):
-    """Puts a function that halves what the former one gives, or another one, into a class, a file or a table."""
+    """Replace a function of a class, a file or a table, by default by one that halves the result."""
 
     def patched(owner, name, function=None):
         if isinstance(owner, dict):
@@ -356,23 +358,23 @@ def patch(monkeypatch):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ON_CODE)
-def test_what_is_done_to_a_class_or_a_file_acts(name, order, untouched, patch, monkeypatch):
+@pytest.mark.parametrize("name", CODE_PATCHES)
+def test_patches_of_classes_and_files_act(name, order, untouched, patch, monkeypatch):
     theirs, ours = make_model(), make_model()
     if order == "after":
         everything(bertgen.accelerate(ours))
     with monkeypatch.context():
-        ON_CODE[name](patch)
+        CODE_PATCHES[name](patch)
         bertgen.accelerate(ours)
         expected = everything(theirs)
         assert not unlike(everything(ours), expected)
-        assert unlike(expected, untouched), "nothing is to be seen of it"
+        assert unlike(expected, untouched), "the change has no effect"
     monkeypatch.undo()
     assert not unlike(everything(ours), untouched)
     assert not bertgen.explain(ours).obstacles
 
 
-def test_what_acts_in_bertgen_too_causes_no_fallback(calls):
+def test_settings_that_bertgen_follows_cause_no_fallback(calls):
     """Modes, probabilities of dropout, eps, parametrizations, checkpointing, attention of another name."""
     model, plain = bertgen.accelerate(make_model()), make_model()
     for m in (model, plain):
@@ -386,14 +388,14 @@ def test_what_acts_in_bertgen_too_causes_no_fallback(calls):
                 module.p = 1.0
         m.eval().encoder.train()
         layer(m).attention.self.dropout.p = 0.0
-        layer(m, 1).attention.self.eval()  # which decides, and not the Dropout in it
-    given, labels = batch()
-    assert distance(*(m(**given, labels=labels).loss for m in (model, plain))) <= 1e-4
+        layer(m, 1).attention.self.eval()  # this mode decides, not that of its Dropout
+    inputs, labels = batch()
+    assert distance(*(m(**inputs, labels=labels).loss for m in (model, plain))) <= 1e-4
     assert calls == ["forward"] and not bertgen.explain(model).obstacles
 
 
-# What only BERT has.
-ON_BERT = {
+# Changes of what only BERT has.
+BERT_CHANGES = {
     "a hook on token types": lambda m: m.encoder.embeddings.token_type_embeddings.register_forward_hook(by_position),
     "token types by default": lambda m: m.encoder.embeddings.token_type_ids.fill_(1),
     "another activation of the head": lambda m: setattr(
@@ -407,25 +409,25 @@ ON_BERT = {
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ON_BERT)
-def test_what_is_done_to_a_bert_acts(name, order):
+@pytest.mark.parametrize("name", BERT_CHANGES)
+def test_changes_of_a_bert_act(name, order):
     theirs, ours, plain = make_model("bert"), make_model("bert"), make_model("bert")
     if order == "after":
         everything(bertgen.accelerate(ours))
     for model in (theirs, ours):
-        ON_BERT[name](model)
+        BERT_CHANGES[name](model)
     bertgen.accelerate(ours)
     expected = everything(theirs)
     assert not unlike(everything(ours), expected) and unlike(expected, everything(plain))
 
 
 @pytest.mark.parametrize("change", ["activation", "hook", "forward"])
-def test_a_pooler_that_somebody_has_changed_acts(change):
+def test_a_changed_pooler_acts(change):
     models = [transformers.BertModel(transformers.BertConfig(**SIZES)).eval() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     bertgen.accelerate(models[1])
-    given, _ = batch()
-    plain = [m(**given).pooler_output for m in models]
+    inputs, _ = batch()
+    plain = [m(**inputs).pooler_output for m in models]
     for m in models:
         if change == "activation":
             m.pooler.activation = nn.ReLU()
@@ -433,35 +435,35 @@ def test_a_pooler_that_somebody_has_changed_acts(change):
             m.pooler.activation.register_forward_hook(halve_output)
         else:
             own_forward(m.pooler)
-    found = [m(**given).pooler_output for m in models]
-    assert distance(*plain) <= 1e-5 and distance(*found) <= 1e-5 and distance(plain[0], found[0]) > 1e-3
+    results = [m(**inputs).pooler_output for m in models]
+    assert distance(*plain) <= 1e-5 and distance(*results) <= 1e-5 and distance(plain[0], results[0]) > 1e-3
 
 
-def test_the_activation_of_a_roberta_head_is_a_name_in_its_file(patch):
+def test_the_activation_of_a_roberta_head_can_be_patched_in_its_file(patch):
     theirs, ours = make_model("roberta"), bertgen.accelerate(make_model("roberta"))
-    given, labels = batch(pad=1)
-    before = theirs(**given, labels=labels).loss
-    assert distance(ours(**given, labels=labels).loss, before) <= 1e-4
+    inputs, labels = batch(pad=1)
+    before = theirs(**inputs, labels=labels).loss
+    assert distance(ours(**inputs, labels=labels).loss, before) <= 1e-4
     patch(modeling_roberta, "gelu", F.relu)
-    expected = theirs(**given, labels=labels).loss
-    assert distance(ours(**given, labels=labels).loss, expected) <= 1e-4 and distance(expected, before) > 1e-3
+    expected = theirs(**inputs, labels=labels).loss
+    assert distance(ours(**inputs, labels=labels).loss, expected) <= 1e-4 and distance(expected, before) > 1e-3
 
 
 def test_a_part_that_is_compiled_runs_compiled():
-    model, given = bertgen.accelerate(make_model()), dict(input_ids=batch()[0]["input_ids"])
+    model, inputs = bertgen.accelerate(make_model()), dict(input_ids=batch()[0]["input_ids"])
     with torch.no_grad():
-        expected = model.encoder(**given).last_hidden_state
+        expected = model.encoder(**inputs).last_hidden_state
         part = layer(model).intermediate
         part.compile(backend="eager")
-        assert distance(model.encoder(**given).last_hidden_state, expected) <= 1e-5
+        assert distance(model.encoder(**inputs).last_hidden_state, expected) <= 1e-5
         assert "BertGenerationIntermediate" in bertgen.explain(model).obstacles["encoder"]
         part._compiled_call_impl = None
         layer(model).intermediate = torch.compile(part, backend="eager")
-        assert distance(model.encoder(**given).last_hidden_state, expected) <= 1e-5
+        assert distance(model.encoder(**inputs).last_hidden_state, expected) <= 1e-5
         assert "OptimizedModule" in bertgen.explain(model).obstacles["encoder"]
 
 
-def test_a_loss_of_ones_own_is_that_of_the_decoder():
+def test_a_custom_loss_is_used():
     decoder = bertgen.accelerate(make_model().decoder)
     ids = batch()[0]["input_ids"]
     assert float(decoder(ids, labels=ids).loss.detach()) != 5.0
@@ -471,24 +473,24 @@ def test_a_loss_of_ones_own_is_that_of_the_decoder():
 
 def test_a_subclass_of_an_accelerated_class_overrides_what_generate_calls(calls):
     model = bertgen.accelerate(make_model())
-    given, _ = batch()
-    plain = model.generate(**given, max_new_tokens=5)
+    inputs, _ = batch()
+    plain = model.generate(**inputs, max_new_tokens=5)
 
     class Own(type(model)):
         def _get_logits_processor(self, *args, **kwargs):
             return favourites()
 
     model.__class__ = Own
-    assert not torch.equal(model.generate(**given, max_new_tokens=5), plain) and calls == ["generation"]
+    assert not torch.equal(model.generate(**inputs, max_new_tokens=5), plain) and calls == ["generation"]
     assert "Own._get_logits_processor" in bertgen.explain(model).obstacles[""]
 
 
-def test_hidden_act_set_behind_the_construction_changes_nothing(calls):
-    """transformers reads it once; so does the check, which finds that model and configuration differ."""
+def test_hidden_act_set_after_the_construction_changes_nothing(calls):
+    """transformers reads it in the constructor. bertgen sees that the model and the configuration differ."""
     theirs, ours = make_model(), bertgen.accelerate(make_model())
-    given, labels = batch()
+    inputs, labels = batch()
     for value in ("relu", "no such activation"):
         for model in (theirs, ours):
             model.config.encoder.hidden_act = value
-        assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+        assert distance(*(model(**inputs, labels=labels).loss for model in (theirs, ours))) <= 1e-4
     assert not calls and "no such activation" in bertgen.explain(ours).obstacles[""]

@@ -13,14 +13,14 @@ from bertgen.dropin.state import INSIDE_FALLBACK, fallback, is_accelerated, set_
 from tests.support.dropin_models import batch, halve_output, last_layer, make_model
 
 
-@pytest.mark.parametrize("asked, process", [("auto", "reference"), ("reference", "auto")])
-def test_the_backend_holds_while_the_model_runs(asked, process, monkeypatch):
-    model, (given, labels) = bertgen.accelerate(make_model(), backend=asked), batch()
+@pytest.mark.parametrize("own, process", [("auto", "reference"), ("reference", "auto")])
+def test_the_backend_holds_while_the_model_runs(own, process, monkeypatch):
+    model, (inputs, labels) = bertgen.accelerate(make_model(), backend=own), batch()
     seen, run = [], forward._run
     monkeypatch.setattr(forward, "_run", lambda *args: (seen.append(ops.backend()), run(*args))[1])
     before = ops.set_backend(process)
     try:
-        model(**given, labels=labels)
+        model(**inputs, labels=labels)
         assert seen == ["reference"] and ops.backend() == process
     finally:
         ops.set_backend(before)
@@ -29,10 +29,10 @@ def test_the_backend_holds_while_the_model_runs(asked, process, monkeypatch):
 def test_a_reason_is_named_and_logged_once(caplog):
     model = bertgen.accelerate(make_model())
     handle = last_layer(model).output.dropout.register_forward_hook(halve_output)
-    given, labels = batch()
+    inputs, labels = batch()
     with caplog.at_level("WARNING", logger="bertgen"):
         for _ in range(3):
-            model(**given, labels=labels)
+            model(**inputs, labels=labels)
     assert len(caplog.records) == 1 and "decoder.bert.encoder.layer.1.output.dropout" in caplog.text
     assert "Dropout has a hook or an overridden method" in bertgen.explain(model).obstacles[""]
     assert "decoder" in bertgen.explain(model).obstacles and "encoder" not in bertgen.explain(model).obstacles
@@ -52,9 +52,9 @@ def test_an_unchanged_model_is_not_inspected_again(monkeypatch):
     assert state.why_not_forward(model) is None and state.why_not_generate(model) is None
     monkeypatch.setattr(type(state), "_inspect", None)
     monkeypatch.setattr(bertgen.dropin.reasons, "why_not_generate", None)
-    given, labels = batch()
-    model(**given, labels=labels)
-    model.generate(**given, max_new_tokens=3)
+    inputs, labels = batch()
+    model(**inputs, labels=labels)
+    model.generate(**inputs, max_new_tokens=3)
 
 
 def test_inside_a_fallback_every_model_declines():

@@ -41,7 +41,7 @@ def collate(rows):
 
 
 def curve(model, folder, num_steps=STEPS, **options):
-    """Losses of the updates, and the weights behind the last."""
+    """Losses of the updates, and the weights after the last one."""
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(folder), max_steps=num_steps, per_device_train_batch_size=2,
         gradient_accumulation_steps=ACCUMULATED, learning_rate=1e-3, max_grad_norm=1e9, logging_steps=1, seed=1,
@@ -69,13 +69,13 @@ def test_trainer_with_accumulation(tmp_path, calls):
     assert distance(theirs.decoder.lm_head.bias, ours.decoder.lm_head.bias) <= 1e-3
     trainer.args.predict_with_generate = True
     del calls[:]
-    found = trainer.predict(Pairs(4), max_new_tokens=5)
-    assert found.predictions.shape[0] == 4 and "generation" in calls
+    result = trainer.predict(Pairs(4), max_new_tokens=5)
+    assert result.predictions.shape[0] == 4 and "generation" in calls
 
 
 @pytest.mark.parametrize("order", ["adapters first", "accelerated first"])
 def test_adapters(order, tmp_path, calls):
-    given, labels = batch()
+    inputs, labels = batch()
     config = peft.LoraConfig(target_modules=["query", "value", "word_embeddings"], init_lora_weights=False, r=4)
 
     def adapted(fast):
@@ -90,10 +90,10 @@ def test_adapters(order, tmp_path, calls):
     results = []
     for model in (theirs, ours):
         model.train()
-        loss = model(**given, labels=labels).loss
+        loss = model(**inputs, labels=labels).loss
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        tokens = model.eval().generate(**given, max_new_tokens=8, num_beams=2)
+        tokens = model.eval().generate(**inputs, max_new_tokens=8, num_beams=2)
         results.append((loss, gradients, tokens))
     (loss, gradients, tokens), (own_loss, own_gradients, own_tokens) = results
     assert distance(own_loss, loss) <= 1e-4 and torch.equal(own_tokens, tokens)
@@ -102,13 +102,13 @@ def test_adapters(order, tmp_path, calls):
         assert distance(own_gradients[name], gradient) <= 1e-4 * max(1.0, float(gradient.abs().max())), name
     assert calls.count("forward") == 1 and calls.count("generation") == 1
     with theirs.disable_adapter(), ours.disable_adapter():
-        plain = [model(**given, labels=labels).loss for model in (theirs, ours)]
+        plain = [model(**inputs, labels=labels).loss for model in (theirs, ours)]
     assert distance(*plain) <= 1e-4 and distance(plain[0], loss) > 1e-3
     ours.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(bertgen.accelerate(make_model()), tmp_path)
-    assert distance(again.eval()(**given, labels=labels).loss, ours(**given, labels=labels).loss) <= 1e-5
+    assert distance(again.eval()(**inputs, labels=labels).loss, ours(**inputs, labels=labels).loss) <= 1e-5
     merged = [model.merge_and_unload() for model in (theirs, ours)]
-    assert distance(*(model(**given, labels=labels).loss for model in merged)) <= 1e-4
+    assert distance(*(model(**inputs, labels=labels).loss for model in merged)) <= 1e-4
     assert not merged[1]._bertgen.fallbacks
 
 
@@ -138,8 +138,8 @@ def in_both_orders(adapt, order):
     ours = make_model()
     if order == "accelerated first":
         bertgen.accelerate(ours)
-        given, labels = batch()
-        ours(**given, labels=labels)
+        inputs, labels = batch()
+        ours(**inputs, labels=labels)
     adapted = []
     for model in (make_model(), ours):
         torch.manual_seed(5)
@@ -148,10 +148,10 @@ def in_both_orders(adapt, order):
 
 
 def assert_alike(theirs, ours):
-    given, labels = batch()
+    inputs, labels = batch()
     losses, gradients = [], []
     for model in (theirs, ours):
-        losses.append(model.train()(**given, labels=labels).loss)
+        losses.append(model.train()(**inputs, labels=labels).loss)
         losses[-1].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
@@ -159,7 +159,7 @@ def assert_alike(theirs, ours):
     for name, gradient in gradients[0].items():
         assert distance(gradients[1][name], gradient) <= 1e-4 * max(1.0, float(gradient.abs().max())), name
     for beams in (1, 3):
-        tokens = [model.eval().generate(**given, max_new_tokens=5, num_beams=beams) for model in (theirs, ours)]
+        tokens = [model.eval().generate(**inputs, max_new_tokens=5, num_beams=beams) for model in (theirs, ours)]
         assert torch.equal(*tokens)
 
 
@@ -178,8 +178,8 @@ def test_adapters_of_every_kind(name, order):
     assert_alike(theirs, ours)
     if "tuning" not in name:
         with theirs.disable_adapter(), ours.disable_adapter():
-            given, labels = batch()
-            assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+            inputs, labels = batch()
+            assert distance(*(model(**inputs, labels=labels).loss for model in (theirs, ours))) <= 1e-4
         assert_alike(*(model.merge_and_unload().requires_grad_(True) for model in (theirs, ours)))
 
 

@@ -11,7 +11,7 @@ from bertgen.dropin.wrapped_model import AlteredError, WrappedModel
 from tests.support.dropin_models import batch, distance, make_both, make_model
 
 
-def test_it_is_the_same_model():
+def test_an_accelerated_model_has_the_same_modules_and_parameters():
     model = make_model()
     before = {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()}
     keys, modules = list(model.state_dict()), [id(m) for m in model.modules()]
@@ -19,11 +19,11 @@ def test_it_is_the_same_model():
     assert isinstance(model, EncoderDecoderModel) and type(model).__name__ == "EncoderDecoderModel"
     assert list(model.state_dict()) == keys and [id(m) for m in model.modules()] == modules
     assert {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()} == before
-    given, labels = batch()
+    inputs, labels = batch()
     bytes_before = sum(t.untyped_storage().nbytes() for t in _storages(model))
     with torch.no_grad():
-        model(**given, decoder_input_ids=labels.clamp(min=0))
-        model.generate(**given, max_new_tokens=4)
+        model(**inputs, decoder_input_ids=labels.clamp(min=0))
+        model.generate(**inputs, max_new_tokens=4)
     assert {name: id(p) for name, p in model.named_parameters()} == {name: i for name, (i, _) in before.items()}
     assert sum(t.untyped_storage().nbytes() for t in _storages(model)) == bytes_before  # no second copy
     wrapped = model._bertgen.wrapped_model.model
@@ -34,11 +34,11 @@ def _storages(model):
     return {p.untyped_storage().data_ptr(): p for p in model.parameters()}.values()
 
 
-def test_what_changes_afterwards_holds(calls):
-    """Dtype, weights, vocabulary, dropout and special ids, set on a model that is accelerated already."""
+def test_later_changes_act(calls):
+    """Dtype, weights, vocabulary, dropout and special ids of a model that is already accelerated."""
     theirs, ours = make_both()
-    given, labels = batch()
-    ours(**given, labels=labels)
+    inputs, labels = batch()
+    ours(**inputs, labels=labels)
     for model in (theirs, ours):
         model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()}, assign=True)
         model.tie_weights()
@@ -47,16 +47,16 @@ def test_what_changes_afterwards_holds(calls):
             model.decoder.bert.embeddings.word_embeddings.weight[99:] = 0.1
         model.config.decoder_start_token_id = 110
         model.double()
-    expected, got = (model(**given, labels=labels) for model in (theirs, ours))
+    expected, got = (model(**inputs, labels=labels) for model in (theirs, ours))
     assert got.logits.shape[-1] == 120 and got.logits.dtype == torch.float64
     assert distance(got.loss, expected.loss) <= 1e-8 and calls == ["forward"] * 2
     ours.train()
     for module in ours.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
-    assert distance(ours(**given, labels=labels).loss, expected.loss) > 1e-3
+    assert distance(ours(**inputs, labels=labels).loss, expected.loss) > 1e-3
     ours.eval()
-    assert distance(ours(**given, labels=labels).loss, expected.loss) <= 1e-8
+    assert distance(ours(**inputs, labels=labels).loss, expected.loss) <= 1e-8
 
 
 def test_modes_dropout_and_special_ids_are_synchronized():
@@ -85,7 +85,7 @@ def test_a_replaced_module_or_option_makes_it_out_of_date(name):
     assert not wrapped.is_current
 
 
-def test_the_modules_of_a_call_are_all_but_none_of_another_model():
+def test_original_modules_are_those_of_the_model_by_path():
     model = make_model("bert", decoder_kind="roberta")
     wrapped = WrappedModel(model)
     paths = dict(wrapped.original_modules)
@@ -95,7 +95,7 @@ def test_the_modules_of_a_call_are_all_but_none_of_another_model():
     assert wrapped.half("decoder.cls")[0] is model.decoder
 
 
-def test_altered_and_unsupported_models_are_told_apart():
+def test_altered_and_unsupported_models_are_distinguished():
     model = make_model()
     del model.encoder.encoder.layer[1]
     with pytest.raises(AlteredError, match="encoder.encoder.layer has 1 layers, its configuration 2"):
