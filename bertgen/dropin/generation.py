@@ -219,7 +219,7 @@ def _expected_warning(config: Any, ours: GenerationConfig, inputs: dict[str, Any
     if mask is not None or all(len(x) == 1 for x in tensors):
         return None
     if ends and ours.pad_token_id in (None, *ends):
-        return "a batch without a mask whose padding token is an end token"
+        return "a batch without a mask, with an end token as padding token"
     pad = ours.pad_token_id if ours.pad_token_id is not None else next(iter(ends), None)
     if not joint and ids is not None and pad is not None and bool((ids[:, -1] == pad).any()):
         return "a prompt that is padded on the right"

@@ -139,7 +139,7 @@ class Int4Quantizer(HfQuantizer):
                 if not getattr(linear.weight, _LOADED, False):
                     raise CheckpointError(
                         f"the checkpoint holds no float weight of {path} (skip= leaves modules as they are; bertgen "
-                        "convert --int4 rounds checkpoints whose halves share weights that are written once)"
+                        "convert --int4 rounds checkpoints with shared weights that are written once)"
                     )
                 self.round(model, path, linear.weight.detach())
             _untie(model, self.heads)

@@ -44,7 +44,7 @@ class WrappedModel:
         blocks: (path, bertgen module, original module) of the modules with a counterpart; the forward of the original
             one is not called.
         leaves: (path, torch class, original module) of the modules that are called in place of that torch class.
-        dropouts: (bertgen module, original module whose mode decides whether to drop, original Dropout).
+        dropouts: (bertgen module, original module with the mode that decides, original Dropout).
 
     Raises:
         UnsupportedError: an architecture or an activation that bertgen does not have.
