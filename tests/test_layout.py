@@ -28,7 +28,6 @@ LONGEST_LIST = 84  # lower it when the list becomes shorter
 PRIVATE_USES = {
     "bertgen/ops/operators.py: _backend",  # read in every call: a function call would cost time
     "bertgen/tokenizer/base.py: _align",  # the parts of an encoding that are made on first use
-    "kernels/select.py: _blocks",  # how many programs read a row, as in sampling
 }
 
 
