@@ -1,4 +1,4 @@
-"""Arguments of transformers' `from_pretrained`, old ones too: what each of them means here."""
+"""Arguments of transformers' `from_pretrained`, former ones too: the effect that each of them has in bertgen."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from .errors import UnsupportedError
 
 logger = logging.getLogger(__name__)
 
-# Arguments that change nothing here, and why.
+# Arguments without effect, and why they have none.
 IGNORED = {
     **dict.fromkeys(
-        ("low_cpu_mem_usage", "_fast_init", "disable_mmap"), "weights are always read one by one, into no second model"
+        ("low_cpu_mem_usage", "_fast_init", "disable_mmap"), "weights are always read one by one, into one model"
     ),
     **dict.fromkeys(("offload_folder", "offload_state_dict", "offload_buffers"), "a model is on one device as a whole"),
     **dict.fromkeys(
         ("attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "allow_all_kernels"),
-        "operators are chosen call by call (BERTGEN_BACKEND)",
+        "operators are chosen in each call (BERTGEN_BACKEND)",
     ),
     **dict.fromkeys(("trust_remote_code", "code_revision"), "code of a repository is never run"),
-    "weights_only": "pickles are read without running code, always",
-    **dict.fromkeys(("resume_download", "mirror"), "huggingface_hub knows no such option any more"),
+    "weights_only": "pickles are always read without running code",
+    **dict.fromkeys(("resume_download", "mirror"), "huggingface_hub no longer has this option"),
     **dict.fromkeys(
-        ("user_agent", "tqdm_class", "_from_auto", "_from_pipeline", "_commit_hash"), "it is about the download only"
+        ("user_agent", "tqdm_class", "_from_auto", "_from_pipeline", "_commit_hash"), "it affects the download only"
     ),
-    **dict.fromkeys(("from_tf", "from_flax"), "weights of PyTorch are what is looked for"),
+    **dict.fromkeys(("from_tf", "from_flax"), "only weights of PyTorch are read"),
 }
-# Arguments that ask for something which is not done here, unless they are off, and why not.
+# Arguments that are not supported unless they are off, and the reason or what to use instead.
 REFUSED = {
     **dict.fromkeys(
         ("tp_plan", "tp_size", "device_mesh", "distributed_config", "max_memory"),
@@ -37,7 +37,7 @@ REFUSED = {
     ),
     "gguf_file": "weights are read from safetensors and pickles",
     "proxies": "huggingface_hub takes them from the environment (HTTPS_PROXY)",
-    **dict.fromkeys(("adapter_kwargs", "adapter_name"), "adapters are loaded by peft, into a model that is there"),
+    **dict.fromkeys(("adapter_kwargs", "adapter_name"), "peft loads adapters into a loaded model"),
     "fusion_config": "layers are fused as they run",
 }
 _OFF: tuple[Any, ...] = (None, False, "", "default", {}, ())
@@ -46,52 +46,52 @@ _OFF: tuple[Any, ...] = (None, False, "", "default", {}, ())
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def also_called(own: str, *names: str) -> Callable[[_Function], _Function]:
-    """Let callers give the argument `own` by other names, those that transformers has for it."""
+def with_aliases(name: str, *aliases: str) -> Callable[[_Function], _Function]:
+    """Decorator: callers may pass the argument `name` under other names, those that transformers has for it."""
 
-    def decorated(function: _Function) -> _Function:
+    def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
-        def call(*arguments: Any, **named: Any) -> Any:
-            for name in names:
-                if name in named and own not in named:
-                    named[own] = named.pop(name)
-            return function(*arguments, **named)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for alias in aliases:
+                if alias in kwargs and name not in kwargs:
+                    kwargs[name] = kwargs.pop(alias)
+            return function(*args, **kwargs)
 
         return cast("_Function", call)
 
-    return decorated
+    return decorate
 
 
-# A model's place as transformers calls it, and the folder to save into.
-by_its_place = also_called("path_or_id", "pretrained_model_name_or_path", "pretrained_model_name")
-into_its_folder = also_called("directory", "save_directory")
+# Decorators for transformers' names of the path of a model and of the directory to save it into.
+path_aliases = with_aliases("path_or_id", "pretrained_model_name_or_path", "pretrained_model_name")
+directory_aliases = with_aliases("directory", "save_directory")
 
 
-def settled(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` without the arguments of transformers that change nothing; each is noted once, at debug level.
+def supported_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` without the arguments of transformers that have no effect; each is logged once, at debug level.
 
     Raises:
-        UnsupportedError: an argument of transformers that would change something, and is not supported.
+        UnsupportedError: an argument of transformers that would have an effect and is not supported.
     """
-    kept: dict[str, Any] = {}
+    supported: dict[str, Any] = {}
     for name, value in options.items():
         if name in ("from_tf", "from_flax") and value:
             raise UnsupportedError(f"{name}={value!r}: {IGNORED[name]}")
         if name in IGNORED:
-            _note(name)
+            _log_ignored(name)
         elif name not in REFUSED:
-            kept[name] = value
+            supported[name] = value
         elif not any(type(value) is type(off) and value == off for off in _OFF):
             raise UnsupportedError(f"{name}={value!r} is not supported: {REFUSED[name]}")
-    return kept
+    return supported
 
 
-def older(options: dict[str, Any], name: str, value: Any) -> Any:
-    """What an argument is, given as `value` or in `options` under its older name, which is taken out of them."""
-    former = options.pop(name, None)
-    return former if value is None else value
+def value_or_alias(value: Any, options: dict[str, Any], alias: str) -> Any:
+    """`value`, or if it is None the option under its former name; removes that name from `options`."""
+    aliased = options.pop(alias, None)
+    return aliased if value is None else value
 
 
 @functools.cache
-def _note(name: str) -> None:
+def _log_ignored(name: str) -> None:
     logger.debug("%s changes nothing: %s", name, IGNORED[name])

@@ -1,4 +1,4 @@
-"""Checkpoints: find, validate, read and write the weights of a model as {name: tensor}."""
+"""Files of weights: finds, checks, reads and writes the tensors of a model as {name: tensor}."""
 
 from __future__ import annotations
 
@@ -26,41 +26,45 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 
 def load_state(
-    path_or_id: str | os.PathLike, *, use_safetensors: bool | None = None, variant: str | None = None, **hub: Any
+    path_or_id: str | os.PathLike,
+    *,
+    use_safetensors: bool | None = None,
+    variant: str | None = None,
+    hub: dict[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Read all tensors of a model, whatever the layout: safetensors, sharded safetensors, .bin, sharded .bin.
+    """Read all tensors of a model from safetensors or pickles (.bin), in one file or in shards.
 
     Args:
         path_or_id: directory or hub id.
-        use_safetensors: True reads nothing else, False only the pickles.
-        variant: part of the files' names: "fp16" reads `model.fp16.safetensors`.
-        hub: see `bertgen.hub.resolve_file`.
+        use_safetensors: True reads safetensors only, False pickles only; None tries both, safetensors first.
+        variant: part of the file names: "fp16" reads `model.fp16.safetensors`.
+        hub: options of `bertgen.hub.HubOptions`.
 
     Raises:
-        CheckpointError: no weights, or a file that is truncated, corrupt, or not what its index says.
+        CheckpointError: no weights, or a file that is truncated, corrupt, or does not match its index.
     """
-    names = [name for name, wanted in ((SAFETENSORS, True), (TORCH, False)) if use_safetensors in (None, wanted)]
+    names = [name for name, safe in ((SAFETENSORS, True), (TORCH, False)) if use_safetensors in (None, safe)]
     names = [_named(name, variant) for name in names]
     layouts = [(name, sharded) for name in names for sharded in (False, True)]
     for name, sharded in layouts:
-        path = resolve_file(path_or_id, _index_of(name, variant) if sharded else name, required=False, **hub)
+        path = resolve_file(path_or_id, _index_of(name, variant) if sharded else name, hub, required=False)
         if path is None:
             continue
         if not sharded:
             return _read_file(path)
-        return _read_shards(path, lambda shard: resolve_file(path_or_id, shard, **hub))
-    looked = [_index_of(name, variant) if sharded else name for name, sharded in layouts]
-    raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(looked)}")
+        return _read_shards(path, lambda shard: resolve_file(path_or_id, shard, hub))
+    expected = [_index_of(name, variant) if sharded else name for name, sharded in layouts]
+    raise CheckpointError(f"{path_or_id} has no weights: looked for {', '.join(expected)}")
 
 
 def _named(name: str, variant: str | None) -> str:
-    """The name of a file of weights, of a variant of it where there is one."""
+    """The name of a file of weights, with the variant if there is one."""
     stem, _, suffix = name.rpartition(".")
     return name if variant is None else f"{stem}.{variant}.{suffix}"
 
 
 def _index_of(name: str, variant: str | None) -> str:
-    """The table of shards of a file of weights; as transformers, a variant is named behind "index"."""
+    """The name of the index of shards. As in transformers, a variant comes after "index"."""
     if variant is None:
         return f"{name}.index.json"
     return f"{name.replace(f'.{variant}.', '.')}.index.{variant}.json"
@@ -71,33 +75,21 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, t
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
     for shard in weight_map.values():
-        # A name from the index is only ever a plain file beside it: no folder, no drive, no parent.
+        # A shard must be a plain file beside the index: no folder, no drive, no parent.
         if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.(safetensors|bin)", shard):
-            raise CheckpointError(f"{index} names a shard {shard!r}, which is no plain file name")
+            raise CheckpointError(f"{index} names a shard {shard!r}, which is not a plain file name")
     state: dict[str, torch.Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         path = find(shard)
         assert path is not None
         for name, tensor in _read_file(path).items():
             if name in state:
-                raise CheckpointError(f"{path} has {name!r}, which another shard has, too")
+                raise CheckpointError(f"{path} has {name!r}, which another shard has as well")
             state[name] = tensor
     missing = sorted(set(weight_map) - set(state))
     if missing:
-        raise CheckpointError(f"{index} lists {missing[0]!r}, which is in no shard ({len(missing)} such tensors)")
+        raise CheckpointError(f"{index} lists {missing[0]!r}, which no shard has ({len(missing)} such tensors)")
     return state
-
-
-def renamed(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
-    """Tensors by other names; CheckpointError where tensors that differ would get one name."""
-    found: dict[str, torch.Tensor] = {}
-    former: dict[str, str] = {}
-    for name, tensor in state.items():
-        new = new_name(name)
-        if new in found and not (found[new].dtype == tensor.dtype and torch.equal(found[new], tensor)):
-            raise CheckpointError(f"{former[new]} and {name} are two weights for one name, {new}")
-        found[new], former[new] = tensor, name
-    return found
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -105,7 +97,7 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         state = dict(_read_safetensors(path)) if path.suffix == ".safetensors" else _read_torch(path)
     except BertgenError:
         raise
-    except Exception as error:  # what a library makes of a broken file may be anything
+    except Exception as error:  # a library may raise any error for a broken file
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
     _check_tensors(path, state)
@@ -113,20 +105,20 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """CheckpointError where a tensor has no values, or claims more of them than the file has bytes."""
+    """CheckpointError if a tensor has no values, or claims more bytes than the file has."""
     size = path.stat().st_size
     for name, tensor in state.items():
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
             kind = tensor.device.type if tensor.layout == torch.strided else tensor.layout
-            raise CheckpointError(f"{path}: {name} is a tensor of the kind {kind!s}, without the values of a weight")
+            raise CheckpointError(f"{path}: {name} is a tensor of kind {kind!s}, without the values of a weight")
         if tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(f"{path}: {name} claims the shape {tuple(tensor.shape)}, the file has {size} bytes")
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    _refuse_duplicate_keys(path)
+    _check_unique_names(path)
     with safe_open(path, framework="pt") as file:
-        # Copies of weights that were written once: {dropped name: kept name}.
+        # Names of tied weights, which are written once: {dropped name: kept name}.
         aliases = {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
         names = dict.fromkeys(file.keys())  # in the file's order: the first tensor may decide on the dtype
         for name in names:
@@ -136,8 +128,8 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(kept)
 
 
-def _refuse_duplicate_keys(path: Path) -> None:
-    """The safetensors library takes the last of two equal names; a file that has them was not written by it."""
+def _check_unique_names(path: Path) -> None:
+    """CheckpointError if a name occurs twice: the safetensors library never writes this, but reads the last tensor."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > min(100_000_000, path.stat().st_size):
@@ -154,20 +146,21 @@ def _refuse_duplicate_keys(path: Path) -> None:
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     warnings.warn(
-        f"{path.name} is a pickle; safetensors loads faster and safer (save_pretrained writes it)", stacklevel=2
+        f"{path.name} is a pickle; safetensors loads faster and more safely (save_pretrained writes it)",
+        stacklevel=2,
     )
     if zipped := _is_zip(path):
-        _refuse_bombs(path)
+        _check_claimed_size(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise CheckpointError(f"{path} does not hold a dict of tensors")
     if unnamed := next((name for name in state if not isinstance(name, str)), None):
-        raise CheckpointError(f"{path} has a tensor of the name {unnamed!r}, which is no text")
+        raise CheckpointError(f"{path} has a tensor named {unnamed!r}, which is not a string")
     return state
 
 
-def _refuse_bombs(path: Path) -> None:
-    """torch stores what it saves as it is; CheckpointError where an archive would grow when it is read."""
+def _check_claimed_size(path: Path) -> None:
+    """CheckpointError if an archive would grow when it is read: torch saves without compression."""
     with zipfile.ZipFile(path) as archive:
         claimed = sum(item.file_size for item in archive.infolist())
     if claimed > path.stat().st_size:
@@ -177,30 +170,6 @@ def _refuse_bombs(path: Path) -> None:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def layers_in(state: dict[str, torch.Tensor]) -> int:
-    """Layers of the deepest stack that a checkpoint has weights of."""
-    found = (re.search(r"\.layer\.(\d{1,9})\.", name) for name in state)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def fold_embeddings(state: dict[str, torch.Tensor], first: int) -> tuple[dict[str, torch.Tensor], int]:
-    """Make a BERT's embeddings a sum of two: token type 0 joins the positions, which then begin with row `first`.
-
-    Returns:
-        The tensors with the new table of positions and without token types, and how many positions there are.
-
-    Raises:
-        CheckpointError: there are no such tables.
-    """
-    tables = {name.rpartition(".embeddings.")[2]: name for name in state if name.endswith("_embeddings.weight")}
-    tables = {name.removeprefix("embeddings."): full for name, full in tables.items()}
-    positions, types = tables.get("position_embeddings.weight"), tables.get("token_type_embeddings.weight")
-    if positions is None or types is None:
-        raise CheckpointError(f"fold_embeddings needs tables of positions and token types; there are {list(tables)}")
-    folded = state[positions][first:] + state[types][0]
-    return {**{name: t for name, t in state.items() if name != types}, positions: folded}, folded.shape[0]
 
 
 def save_state(

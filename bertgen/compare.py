@@ -1,4 +1,4 @@
-"""The same model here and in transformers, side by side on the same texts: the tokens, and the time they take."""
+"""Compares a model in bertgen and in transformers on the same texts: the tokens, and the time they take."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .config.validators import check_integer
 from .errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
 from .generator import Generator
 from .hub import as_path, local_directory
-from .optional_imports import load_transformers, quiet
+from .optional_imports import load_transformers, silence
 from .packing import padded
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of generation and the tokens that came of it, end tokens included."""
+    """Seconds of generation, and the tokens that were generated, end tokens included."""
 
     seconds: float
     tokens: int
@@ -34,16 +34,15 @@ class Speed:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two outputs of one text that are not the same.
+    """Two different outputs of one text.
 
     Attributes:
-        index: of the text.
-        position: of the first token that differs, from 0.
-        tokens: ours and theirs there; None where an output has ended before.
-        texts: ours and theirs.
-        margin: how far the model holds the two apart: the difference of the log-probabilities that it gives to the
-            two tokens behind what is common, or under beams, if that is smaller, of the outputs' scores; infinite
-            where an output has ended before.
+        index: index of the text.
+        position: position of the first token that differs, from 0.
+        tokens: bertgen's and transformers' token there; None if an output ended before.
+        texts: bertgen's and transformers'.
+        margin: difference of the log-probabilities of the two tokens, in bertgen's model; with beams the difference of
+            the outputs' scores if it is smaller; infinite if an output ended before.
     """
 
     index: int
@@ -55,10 +54,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it: texts compared, those whose outputs differ, and the speed of both.
+    """Comparison result.
 
-    `missing` are weights that transformers did not find in the checkpoint: it was given them from here, as transformers
-    5 cannot load weights that encoder and decoder share and that were written once.
+    Attributes:
+        texts: number of texts compared.
+        ours, theirs: speed of bertgen and of transformers.
+        differences: the texts with different outputs.
+        missing: weights that transformers did not find in the checkpoint and got from bertgen's model: transformers 5
+            cannot load weights that encoder and decoder share and that were written once.
     """
 
     texts: int
@@ -71,18 +74,18 @@ class Comparison:
 def compare(
     generator: Generator, path_or_id: str | os.PathLike, texts: Sequence[str], *, batch_size: int = 32, **options: Any
 ) -> Comparison:
-    """Generate for the texts here and in transformers.
+    """Generate for the texts with bertgen and with transformers.
 
     Args:
-        generator: the model as it runs here; what it is given in tokens, transformers is given too.
-        path_or_id: where transformers finds the same checkpoint, with the dtype and on the device of the generator's.
-        texts: those without tokens are left out.
-        batch_size: texts of like length that transformers gets at once.
-        options: of `GenerationConfig`, for both.
+        generator: bertgen's model. transformers gets the same tokens.
+        path_or_id: the same checkpoint, which transformers loads with the generator's dtype, on its device.
+        texts: texts without tokens are left out.
+        batch_size: texts in a batch of transformers; their lengths are similar.
+        options: options of `GenerationConfig`, for both.
 
     Raises:
-        InputError: a text that cannot be used (its index).
-        UnsupportedError: options under which outputs are not determined, or that transformers has not.
+        InputError: an invalid text, with its index.
+        UnsupportedError: options with random outputs, or that transformers does not have.
         BackendError: transformers is not installed. CheckpointError: it cannot load the checkpoint.
     """
     if not isinstance(generator, Generator):
@@ -92,7 +95,7 @@ def compare(
     if config.do_sample:
         raise UnsupportedError("do_sample=True: the draws differ, whatever the seed; compare greedy search or beams")
     if (config.num_beam_groups or 1) > 1:
-        raise UnsupportedError(f"num_beam_groups={config.num_beam_groups}: transformers 5 has no diverse beams itself")
+        raise UnsupportedError(f"num_beam_groups={config.num_beam_groups}: transformers 5 has no diverse beams")
     if config.max_length is None and config.max_new_tokens is None:
         options = {**options, "max_length": generator.model.config.decoder.max_tokens}
     as_path(path_or_id)
@@ -105,7 +108,7 @@ def compare(
     texts = [texts[index] for index in places]
     sources = [rows[index].ids for index in places]
 
-    generator.generate(texts[:1], **options)  # what only the first call does is not timed
+    generator.generate(texts[:1], **options)  # the first call does more, so it is not timed
     _generate(model, sources[:1], config, 1, options)
     start = time.monotonic()
     outputs = generator.generate(texts, **options)
@@ -120,8 +123,8 @@ def compare(
     their_texts = decode([list(theirs[i]) for i in different], skip_special_tokens=True)
     differences = []
     for i, margin, text in zip(different, margins, their_texts, strict=True):
-        position = _common(ours[i], theirs[i])
-        tokens = (_at(ours[i], position), _at(theirs[i], position))
+        position = _common_length(ours[i], theirs[i])
+        tokens = (_token_at(ours[i], position), _token_at(theirs[i], position))
         differences.append(Difference(places[i], position, tokens, (outputs[i].text, text), margin))
     return Comparison(
         len(texts),
@@ -133,21 +136,21 @@ def compare(
 
 
 def _load(path_or_id: str | os.PathLike, generator: Generator) -> tuple[Any, tuple[str, ...]]:
-    """The model in transformers, and the weights that it did not find."""
+    """The model in transformers, and the names of the weights that it did not find."""
     transformers = load_transformers("a comparison")
     own = generator.model
     try:
-        with quiet(transformers):
-            model, found = transformers.EncoderDecoderModel.from_pretrained(
+        with silence(transformers):
+            model, info = transformers.EncoderDecoderModel.from_pretrained(
                 local_directory(path_or_id) or path_or_id, dtype=own.dtype, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {path_or_id}: {error}") from error
-    missing, known = sorted(found["missing_keys"]), own.state_dict()
-    foreign = [name for name, t in model.state_dict().items() if name in known and known[name].shape != t.shape]
+    missing, weights = sorted(info["missing_keys"]), own.state_dict()
+    foreign = [name for name, t in model.state_dict().items() if name in weights and weights[name].shape != t.shape]
     if foreign:
-        raise CheckpointError(f"path_or_id {path_or_id} is another model than the generator's: {foreign[0]} differs")
-    model.load_state_dict({name: known[name] for name in missing if name in known}, strict=False)
+        raise CheckpointError(f"path_or_id {path_or_id} is not the generator's model: {foreign[0]} has another shape")
+    model.load_state_dict({name: weights[name] for name in missing if name in weights}, strict=False)
     return model.eval().to(own.device), tuple(missing)
 
 
@@ -155,8 +158,8 @@ def _load(path_or_id: str | os.PathLike, generator: Generator) -> tuple[Any, tup
 def _generate(
     model: Any, sources: list[list[int]], config: GenerationConfig, batch_size: int, options: dict[str, Any]
 ) -> list[tuple[int, ...]]:
-    """Outputs of transformers as token ids: no start token, nothing behind the end token."""
-    found: list[tuple[int, ...]] = [()] * len(sources)
+    """Outputs of transformers as token ids, from after the start token to the end token."""
+    outputs: list[tuple[int, ...]] = [()] * len(sources)
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -167,20 +170,20 @@ def _generate(
         for i, row in zip(batch, rows, strict=True):
             tokens = row[1:]  # without the start token
             length = next((k + 1 for k, token in enumerate(tokens) if token in config.end_tokens), len(tokens))
-            found[i] = tuple(tokens[:length])
-    return found
+            outputs[i] = tuple(tokens[:length])
+    return outputs
 
 
 def _margins(
     generator: Generator, cases: list[tuple[str, tuple[int, ...], tuple[int, ...]]], config: GenerationConfig
 ) -> list[float]:
-    """How far the model holds the outputs of each text apart, at the first token that differs or as a whole."""
+    """The `Difference.margin` of each text and its two outputs."""
     texts = [text for text, *_ in cases for _ in range(2)]
     outputs = [output for _, *pair in cases for output in pair]
     scored = generator.score(texts, outputs) if cases else []
     margins = []
     for one, other in zip(scored[::2], scored[1::2]):
-        position = _common(one.token_ids, other.token_ids)
+        position = _common_length(one.token_ids, other.token_ids)
         if position == min(len(one.token_ids), len(other.token_ids)):
             margins.append(float("inf"))
             continue
@@ -191,11 +194,11 @@ def _margins(
     return margins
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two rows begin with alike."""
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of equal tokens at the beginning of two rows."""
     pairs = enumerate(zip(one, other))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _at(row: Sequence[int], position: int) -> int | None:
+def _token_at(row: Sequence[int], position: int) -> int | None:
     return row[position] if position < len(row) else None

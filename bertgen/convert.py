@@ -1,9 +1,9 @@
-"""The same model in other forms: a checkpoint of today, a BART (transformers), CTranslate2.
+"""Converts a model to a safetensors checkpoint with current names, to a BART for transformers, or to CTranslate2.
 
-A bert-generation encoder-decoder is a BART weight for weight (Lewis et al. 2019, arXiv 1910.13461): layers with their
-LayerNorm behind the residual, learned positions (two rows of which BART never reads), a LayerNorm on the embeddings,
-erf GELU, no scale on the embeddings, a bias on the logits. Names are all that differ, and that BART's LayerNorms have
-an epsilon of 1e-5 which no configuration changes.
+A bert-generation encoder-decoder has the architecture of BART (Lewis et al. 2019, arXiv 1910.13461): layers with
+LayerNorm after the residual, learned positions (of which BART never reads two rows), a LayerNorm on the embeddings, erf
+GELU, unscaled embeddings, a bias on the logits. Two things differ: the names, and the epsilon of LayerNorm, which is
+always 1e-5 in BART.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from . import checkpoint
 from .config import BertGenerationConfig, EncoderDecoderConfig, Int4Config, read_json, write_json
 from .errors import ConfigError, UnsupportedError
 from .model import EncoderDecoderModel
-from .optional_imports import load_ctranslate2, load_transformers, quiet
+from .optional_imports import load_ctranslate2, load_transformers, silence
 from .tokenizer import AutoTokenizer, Tokenizer
 
 BART_EPSILON = 1e-5
 BART_UNREAD_POSITIONS = 2
 
-# Part of one of our layers -> of one of BART's.
-_PARTS = {
+# Module of a layer -> module of a BART layer.
+_BART_MODULES = {
     "attention.self.query": "self_attn.q_proj",
     "attention.self.key": "self_attn.k_proj",
     "attention.self.value": "self_attn.v_proj",
@@ -49,12 +49,13 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Drift:
-    """What another epsilon does to a model: the same random tokens, with its own and with the other.
+    """The effect of another epsilon on a model's logits, on random tokens.
 
     Attributes:
         logit: largest difference of a logit.
-        relative: the same over the largest logit.
-        positions, turned: positions looked at, and those of them at which another token has the largest logit.
+        relative: this difference divided by the largest logit.
+        positions: number of positions compared.
+        turned: number of positions where another token has the largest logit.
     """
 
     logit: float
@@ -72,24 +73,25 @@ def convert(
     dtype: torch.dtype | str | None = None,
     int4: Int4Config | None = None,
 ) -> Drift | None:
-    """Write a model and its tokenizer into a new directory, which appears when it is whole.
+    """Write a model and its tokenizer into a new directory, which appears when it is complete.
 
     Args:
-        path_or_id: an encoder-decoder of any layout that `from_pretrained` reads.
-        directory: not there yet, or empty.
-        to: "bertgen": safetensors under the names of today, which transformers loads as well. "bart": a BART for
-            transformers. "ct2": a model of CTranslate2, which needs that package and transformers.
-        tokenizer: where it is, if not with the model.
-        dtype: of the weights; None takes the checkpoint's.
-        int4: hold the weights of linear layers in 4 bits, and what stays floats in 16; for "bertgen" only. transformers
-            loads the result after `register_with_transformers()`. Weights that both halves share are written once.
+        path_or_id: an encoder-decoder in any layout that `from_pretrained` reads.
+        directory: must not exist, or be empty.
+        to: "bertgen": safetensors with current names, which transformers loads as well. "bart": a BART for
+            transformers. "ct2": a CTranslate2 model; this needs the packages ctranslate2 and transformers.
+        tokenizer: directory or hub id of the tokenizer; None takes the model's.
+        dtype: dtype of the weights; None takes the checkpoint's.
+        int4: hold the weights of linear layers in 4 bits, and the other ones in 16 bits; for "bertgen" only.
+            transformers loads the result after `register_with_transformers()`. Weights that both halves share are
+            written once.
 
     Returns:
-        What BART's epsilon changes; None for "bertgen", and for "ct2", where the epsilon is the model's own.
+        The effect of BART's epsilon; None for "bertgen", and for "ct2", which keeps the model's epsilon.
 
     Raises:
-        ConfigError: an unknown form, a directory that holds something, or a checkpoint in 4 bits to be rounded again.
-        UnsupportedError: the model is no BART (what differs).
+        ConfigError: an unknown format, a directory that is not empty, or a 4-bit checkpoint to be rounded again.
+        UnsupportedError: the model cannot be a BART; the message names the difference.
         BackendError: a package is missing.
         CheckpointError: as `EncoderDecoderModel.from_pretrained`.
     """
@@ -99,50 +101,50 @@ def convert(
         raise ConfigError(f"weights in 4 bits are for bertgen, not for {to}")
     target = Path(directory)
     if target.is_dir() and any(target.iterdir()):
-        raise ConfigError(f"{target} is there already and not empty; a conversion makes a new folder")
-    peers = None
+        raise ConfigError(f"{target} exists and is not empty; a conversion makes a new folder")
+    packages = None
     if to == "ct2":
         purpose = "conversion to CTranslate2"
-        peers = _Peers(load_ctranslate2(purpose), load_transformers(purpose))
+        packages = _Packages(load_ctranslate2(purpose), load_transformers(purpose))
     if to != "bertgen":
         check_bart(EncoderDecoderConfig.from_pretrained(path_or_id))
     model = EncoderDecoderModel.from_pretrained(path_or_id, dtype=dtype, quantization_config=int4)
     if to != "bertgen":
         model.dequantize()
-    words = AutoTokenizer.from_pretrained(path_or_id if tokenizer is None else tokenizer)
-    if peers is not None:
-        _check_ctranslate2(model, words)
+    text_tokenizer = AutoTokenizer.from_pretrained(path_or_id if tokenizer is None else tokenizer)
+    if packages is not None:
+        _check_ctranslate2(model, text_tokenizer)
     with checkpoint.new_directory(target) as path:
-        if peers is not None:
-            _write_ctranslate2(model, words, path, peers)
+        if packages is not None:
+            _write_ctranslate2(model, text_tokenizer, path, packages)
         elif to == "bart":
-            _write_bart(model, words, path)
+            _write_bart(model, text_tokenizer, path)
         else:
             half = "float16" if int4 is not None and model.dtype == torch.float32 else None
             model.save_pretrained(path, deduplicate=int4 is not None, stored_dtype=half)
-            words.save_pretrained(path)
+            text_tokenizer.save_pretrained(path)
     return epsilon_drift(model.float()) if to == "bart" else None
 
 
-class _Peers(NamedTuple):
-    """The modules that a conversion to CTranslate2 takes."""
+class _Packages(NamedTuple):
+    """The packages that a conversion to CTranslate2 needs."""
 
     ctranslate2: Any
     transformers: Any
 
 
 def check_bart(config: EncoderDecoderConfig) -> None:
-    """UnsupportedError unless a model of this configuration is a BART."""
+    """UnsupportedError unless a model of this configuration can be a BART."""
     halves = {"encoder": config.encoder, "decoder": config.decoder}
     for name, half in halves.items():
         if type(half) is not BertGenerationConfig:
-            raise UnsupportedError(f"the {name} is of kind {half.model_type!r}; a BART has halves like bert-generation")
+            raise UnsupportedError(f"the {name} is of kind {half.model_type!r}; a BART needs bert-generation")
         if half.hidden_act != "gelu":
             raise UnsupportedError(f"the {name} has hidden_act {half.hidden_act!r}; only 'gelu' is converted")
     for field in ("hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
         one, other = (getattr(half, field) for half in halves.values())
         if one != other:
-            raise UnsupportedError(f"{field} is {one} in the encoder and {other} in the decoder; a BART has one")
+            raise UnsupportedError(f"{field} is {one} in the encoder and {other} in the decoder; a BART has one value")
 
 
 def _check_ctranslate2(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
@@ -150,17 +152,17 @@ def _check_ctranslate2(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None
     if encoder.layer_norm_eps != decoder.layer_norm_eps:
         raise UnsupportedError(
             f"layer_norm_eps is {encoder.layer_norm_eps} in the encoder and {decoder.layer_norm_eps} in the decoder; "
-            "CTranslate2 has one"
+            "CTranslate2 has one value for both"
         )
     if len(tokenizer) < decoder.vocab_size:
         raise UnsupportedError(
             f"the tokenizer has {len(tokenizer)} tokens, the model a vocabulary of {decoder.vocab_size}; for "
-            "CTranslate2 each id is a token"
+            "CTranslate2 each id needs a token"
         )
 
 
 def bart_config(model: EncoderDecoderModel) -> dict[str, Any]:
-    """Content of config.json of the BART that the model is."""
+    """The config.json of the model as a BART."""
     config, (encoder, decoder) = model.config, (model.config.encoder, model.config.decoder)
     options = model.generation_config
     start = options.bos_token_id if options.decoder_start_token_id is None else options.decoder_start_token_id
@@ -189,7 +191,7 @@ def bart_config(model: EncoderDecoderModel) -> dict[str, Any]:
         "use_cache": config.use_cache,
         **{name: getattr(decoder, name) if value is None else value for name, value in ids.items()},
         "decoder_start_token_id": start,
-        "forced_eos_token_id": None,  # what is not named here is as in the first BART
+        "forced_eos_token_id": None,  # BART's own default would force one
         "tie_word_embeddings": _has_one_table(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         # CTranslate2 reads these, transformers does not.
@@ -200,12 +202,12 @@ def bart_config(model: EncoderDecoderModel) -> dict[str, Any]:
 
 
 def bart_state(model: EncoderDecoderModel) -> dict[str, torch.Tensor]:
-    """The model's tensors under BART's names; one table of words where all three are equal, else each."""
+    """The model's tensors with BART's names; one word embedding if all three are equal, else each of them."""
     tables, state = _tables(model), {}
     if _has_one_table(model):
         state["model.shared.weight"] = tables[0]
     else:
-        state["model.shared.weight"] = tables[1]  # nothing reads it, but it has to be there
+        state["model.shared.weight"] = tables[1]  # never read, but it must exist
         names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
         state.update(zip(names, tables, strict=True))
     for half, stack in (("encoder", model.encoder), ("decoder", model.decoder.body)):
@@ -217,14 +219,14 @@ def bart_state(model: EncoderDecoderModel) -> dict[str, torch.Tensor]:
         for index, layer in enumerate(stack.encoder.layer):
             for name, tensor in layer.state_dict().items():
                 part, _, kind = name.rpartition(".")
-                state[f"model.{half}.layers.{index}.{_PARTS[part]}.{kind}"] = tensor
+                state[f"model.{half}.layers.{index}.{_BART_MODULES[part]}.{kind}"] = tensor
     state["final_logits_bias"] = model.decoder.head.decoder.bias[None]
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
 @torch.no_grad()
 def epsilon_drift(model: EncoderDecoderModel, epsilon: float = BART_EPSILON) -> Drift:
-    """What LayerNorms with another epsilon change, on 8 random texts of at most 32 tokens; the model stays as it is."""
+    """The effect of another LayerNorm epsilon, on 8 random texts of at most 32 tokens; the model is not changed."""
     draw = torch.Generator("cpu").manual_seed(0)
     config = model.config.decoder
     shape = 8, min(32, config.max_tokens, model.config.encoder.max_tokens)
@@ -232,10 +234,10 @@ def epsilon_drift(model: EncoderDecoderModel, epsilon: float = BART_EPSILON) -> 
     ids, inputs = (
         torch.randint(half.vocab_size, shape, generator=draw, device="cpu").to(model.device) for half in halves
     )
-    read = torch.ones_like(inputs, dtype=torch.bool)
+    mask = torch.ones_like(inputs, dtype=torch.bool)
 
     def logits() -> torch.Tensor:
-        return model.decoder.head(model.target_states(ids, None, inputs, read)[0]).float()
+        return model.decoder.head(model.target_states(ids, None, inputs, mask)[0]).float()
 
     own = logits()
     with _epsilon(model, epsilon):
@@ -248,14 +250,14 @@ def epsilon_drift(model: EncoderDecoderModel, epsilon: float = BART_EPSILON) -> 
 @contextmanager
 def _epsilon(model: nn.Module, epsilon: float) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    former = [norm.eps for norm in norms]
+    own = [norm.eps for norm in norms]
     for norm in norms:
         norm.eps = epsilon
     try:
         yield
     finally:
-        for norm, own in zip(norms, former, strict=True):
-            norm.eps = own
+        for norm, value in zip(norms, own, strict=True):
+            norm.eps = value
 
 
 def _tables(model: EncoderDecoderModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -265,8 +267,8 @@ def _tables(model: EncoderDecoderModel) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def _has_one_table(model: EncoderDecoderModel) -> bool:
-    one, *others = _tables(model)
-    return all(torch.equal(one, other) for other in others)
+    first, *others = _tables(model)
+    return all(torch.equal(first, other) for other in others)
 
 
 def _write_bart(model: EncoderDecoderModel, tokenizer: Tokenizer, directory: Path) -> None:
@@ -276,12 +278,12 @@ def _write_bart(model: EncoderDecoderModel, tokenizer: Tokenizer, directory: Pat
     tokenizer.save_pretrained(directory)
 
 
-def _write_ctranslate2(model: EncoderDecoderModel, tokenizer: Tokenizer, directory: Path, peers: _Peers) -> None:
-    """By way of a BART, with CTranslate2's own loader, but with the epsilon of the model."""
+def _write_ctranslate2(model: EncoderDecoderModel, tokenizer: Tokenizer, directory: Path, packages: _Packages) -> None:
+    """Write a BART, let CTranslate2's loader convert it, and set the model's epsilon."""
     with tempfile.TemporaryDirectory(dir=directory.parent) as bart:
         _write_bart(model, tokenizer, Path(bart))
-        with quiet(peers.transformers):
-            peers.ctranslate2.converters.TransformersConverter(bart).convert(str(directory), force=True)
+        with silence(packages.transformers):
+            packages.ctranslate2.converters.TransformersConverter(bart).convert(str(directory), force=True)
     config = read_json(directory / "config.json")
     write_json(directory / "config.json", {**config, "layer_norm_epsilon": model.config.decoder.layer_norm_eps})
     tokenizer.save_pretrained(directory)

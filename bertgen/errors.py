@@ -1,10 +1,10 @@
-"""The errors a user of bertgen can meet. Each is also the builtin that code written for transformers expects."""
+"""The errors of bertgen. Each derives from the builtin error that code written for transformers expects."""
 
 from typing import Any
 
 
 class BertgenError(Exception):
-    """Base of every error bertgen raises on purpose."""
+    """Base of all errors that bertgen raises on purpose."""
 
 
 class ConfigError(BertgenError, ValueError):
@@ -12,11 +12,11 @@ class ConfigError(BertgenError, ValueError):
 
 
 class InputError(BertgenError, ValueError):
-    """Text, ids, masks or lengths that the model cannot take; the message names the value and the limit."""
+    """Text, ids, masks or lengths that the model does not accept; the message names the value and the limit."""
 
 
 class CapacityError(InputError):
-    """A request that can never run, because it alone is larger than what there is; the message names both sizes."""
+    """A request that can never run, because it alone needs more than the engine has; the message names both sizes."""
 
 
 class CheckpointError(BertgenError, OSError):
@@ -28,26 +28,26 @@ class OutputError(BertgenError, OSError):
 
 
 class UnsupportedError(BertgenError, NotImplementedError):
-    """The request has a meaning, but bertgen does not do it."""
+    """A valid request that bertgen does not support."""
 
 
 class BackendError(BertgenError, RuntimeError):
-    """A backend or device that was asked for by name cannot run."""
+    """A backend or device that was selected by name cannot run."""
 
 
 class CallbackError(BertgenError, RuntimeError):
-    """A function that a request brought along raised what would end a thread or a program, such as SystemExit."""
+    """A function passed with a request raised an exception that ends a thread or a program, such as SystemExit."""
 
 
 def quoted(value: Any, limit: int = 200) -> str:
-    """Any value as an error message quotes it: short, and whatever its `repr` does.
+    """Any value as a short text for an error message, also if its `repr` fails.
 
-    Of a tensor or an array the shape and the dtype, as its numbers may be many, or on a device, or nowhere.
+    A tensor or an array is given by its shape and dtype: its numbers may be many, or on a device, or nowhere.
     """
     if isinstance(shape := getattr(value, "shape", None), tuple) and shape and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(shape)} and dtype {value.dtype}"
     try:
         text = repr(value)
-    except (Exception, SystemExit, GeneratorExit):  # an integer of too many digits, or a class's own __repr__ fails
+    except (Exception, SystemExit, GeneratorExit):  # an integer with too many digits, or a failing __repr__
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

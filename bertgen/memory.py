@@ -1,4 +1,4 @@
-"""Work that may not fit into memory."""
+"""Memory: run what may not fit, give back what is not used."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 
 def attempt(work: Callable[[], T], device: torch.device) -> T | None:
-    """What the work returns; None where the memory of the device does not suffice."""
+    """The result of the work; None if the memory of the device does not suffice."""
     try:
         return work()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # Here and not above: while an exception is handled its traceback keeps the tensors of the attempt alive.
+    # Not in the except block: there the traceback keeps the tensors of the attempt alive.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 
 
 def release(tensor: torch.Tensor) -> None:
-    """Give back the memory of a tensor that lies in a mapped file; if it is read again, it comes from the file again.
+    """Give back the memory of a tensor in a mapped file; a later read takes it from the file again.
 
-    That of any other tensor may go to the disk for a while. Does nothing where the system cannot do it (it is asked by
-    `madvise` with MADV_PAGEOUT, Linux 5.4).
+    The memory of any other tensor may be swapped out. Does nothing if the system does not support it (`madvise` with
+    MADV_PAGEOUT, Linux 5.4).
     """
     if sys.platform != "linux" or tensor.device.type != "cpu":
         return
@@ -41,6 +41,6 @@ def release(tensor: torch.Tensor) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed."""
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    """Whether an error means that an allocation failed."""
+    messages = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)

@@ -1,4 +1,4 @@
-"""The parts on their own: modules for other models, with the names and the state of the torch modules they replace."""
+"""Modules for other models, with the names and the state of the torch modules they replace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .model.inputs import check_columns, check_mask
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last dimension, which takes the sum before it along: LayerNorm(x + bias + residual).
+    """`nn.LayerNorm` over the last dimension, fused with the sum before it: LayerNorm(x + bias + residual).
 
-    Statistics are in float32 whatever the dtype of x (Ba et al. 2016, arXiv 1607.06450).
+    Statistics are in float32 for any dtype of x (Ba et al. 2016, arXiv 1607.06450).
     """
 
     def forward(
@@ -26,8 +26,8 @@ class LayerNorm(nn.LayerNorm):
         """x and residual [.., hidden], bias [hidden] -> [.., hidden]"""
         if len(self.normalized_shape) != 1 or self.weight is None or self.bias is None:
             raise UnsupportedError(f"LayerNorm over {self.normalized_shape} without weight and bias is not supported")
-        given = {"x": x} | {name: t for name, t in (("residual", residual), ("bias", bias)) if t is not None}
-        check_columns(self.weight, self.normalized_shape[0], **given)
+        tensors = {"x": x} | {name: t for name, t in (("residual", residual), ("bias", bias)) if t is not None}
+        check_columns(self.weight, self.normalized_shape[0], **tensors)
         if residual is not None and residual.shape != x.shape:
             raise InputError(f"residual {tuple(residual.shape)} must have the shape of x, {tuple(x.shape)}")
         if bias is not None and bias.dim() != 1:
@@ -66,8 +66,8 @@ class FeedForward(nn.Module):
 class MultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with the same state, for batches [B, L, hidden] (batch_first=True).
 
-    Padding, wherever it stands, is left out instead of masked. Attention weights are not returned, and a mask of one's
-    own is refused; `is_causal` counts positions, padding included.
+    Padding at any place is left out instead of masked. Attention weights are not returned, and `attn_mask` is not
+    supported; `is_causal` counts positions, padding included.
     """
 
     def forward(
@@ -84,8 +84,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         """query [B, T, hidden], key and value [B, S, hidden], key_padding_mask bool [B, S], True hides a key.
 
         Returns:
-            [B, T, hidden], and None where `nn.MultiheadAttention` has the weights. Zeros before the output projection
-            where a query has no key to see.
+            [B, T, hidden], and None in place of the weights. A query without visible keys has zeros before the output
+            projection.
         """
         if check_flag(need_weights, "need_weights") or attn_mask is not None:
             raise UnsupportedError("need_weights=True and attn_mask are not supported: no matrix of weights is made")
@@ -104,10 +104,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = self._projected(query, key, value)
         cu_q = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
         cu_k = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * source
-        seen = None if key_padding_mask is None else ~key_padding_mask.bool()
+        visible = None if key_padding_mask is None else ~key_padding_mask.bool()
         out = ops.attention(
             q, k, v, cu_q, cu_k, length, source,
-            causal=is_causal, key_mask=seen, dropout=self.dropout if self.training else 0.0,
+            causal=is_causal, key_mask=visible, dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
         out = ops.linear(out.reshape(rows * length, hidden), self.out_proj.weight, self.out_proj.bias)
         return out.view(rows, length, hidden), None

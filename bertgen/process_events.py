@@ -1,4 +1,4 @@
-"""Process events that engines and workers must survive: the end of the interpreter, and a fork."""
+"""Process events that engines and workers must handle: the end of the interpreter, and a fork."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 
 class Component(Protocol):
-    """An object with threads or locks, which is told of forks and of the end of the interpreter."""
+    """An object with threads or locks, which is notified of forks and of the end of the interpreter."""
 
     def after_fork(self) -> None:
-        """Called in the child of a fork. Only this thread exists there; locks may be held by threads that do not."""
+        """Called in the child of a fork, where only this thread exists. Locks may be held by threads that are gone."""
 
     def before_exit(self) -> None:
-        """Called when the interpreter is about to end. After it no other thread may run torch code."""
+        """Called before the interpreter ends. After this no other thread may run torch code."""
 
 
 _components: weakref.WeakSet[Component] = weakref.WeakSet()
 _registered = False
 _forking_thread: int | None = None  # in the child of a fork, the thread that forked
-_executor: ThreadPoolExecutor | None = None  # in the child of a fork, a thread that was started there
+_executor: ThreadPoolExecutor | None = None  # in the child of a fork, one thread that was started there
 
 
 def register(component: Component) -> None:
-    """Tell a component of forks and of the end of the interpreter, for as long as the component exists."""
+    """Notify a component of forks and of the end of the interpreter, as long as the component exists."""
     global _registered
-    if not _registered:  # with the first one, and not when this is imported
+    if not _registered:  # with the first component: importing has no effects
         _registered = True
         atexit.register(_end)
         if hasattr(os, "register_at_fork"):
@@ -43,15 +43,15 @@ def register(component: Component) -> None:
 
 
 def is_child() -> bool:
-    """Whether this is the child of a fork of a process that had registered components."""
+    """Whether this process is the fork of a process with registered components."""
     return _forking_thread is not None
 
 
 def run(work: Callable[[], T]) -> T:
     """Run a function in a thread that can use torch's thread pool, and return its result.
 
-    The thread that forked cannot in the child: its pool exists in the parent only, and it would wait for it for ever. A
-    thread started in the child has a pool of its own.
+    In the child of a fork, the thread that forked would wait forever for its pool, which exists in the parent only. A
+    thread that is started in the child gets a new pool.
     """
     global _executor
     if _forking_thread != threading.get_ident() or torch.get_num_threads() == 1:

@@ -1,9 +1,9 @@
-"""Settings of the whole test session; fixtures live beside the tests that use them."""
+"""Settings of the test session. Fixtures of one file or folder stand there."""
 
 import os
 
 os.environ["MPLBACKEND"] = "agg"  # before it is imported: no test needs a display
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only cost time
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpre
 
 
 def pytest_configure(config):
-    """No test waits for a model hub, but those that ask for it."""
+    """No test uses the model hub, except those marked `network`."""
     if config.option.markexpr != "network":
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Tests that run many others in a process of their own say how many."""
+    """Print how many tests ran inside tests that start a test session in another process."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties if report.when == "call" else ():
             if name == "count":
@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """Folder of a tiny trained model with its tokenizer; tests/support/checkpoints.py says what it knows."""
+    """Folder of a tiny trained model with its tokenizer; its task is described in tests/support/checkpoints.py."""
     from tests.support.checkpoints import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")

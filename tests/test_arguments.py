@@ -1,4 +1,4 @@
-"""Arguments of transformers' `from_pretrained`: each acts, or changes nothing, or is refused by its name."""
+"""Arguments of transformers' `from_pretrained`: each has its effect, has none, or is refused by name."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from bertgen import (
     UnsupportedError,
     pipeline,
 )
-from bertgen.arguments import IGNORED, REFUSED, _note
-from bertgen.hub import OPTIONS
+from bertgen.arguments import IGNORED, REFUSED, _log_ignored
+from bertgen.hub import HUB_OPTIONS
 from tests.support.tiny_models import TINY, distance, tiny
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
@@ -54,7 +54,7 @@ def test_every_argument_of_transformers_has_a_meaning_here():
     theirs |= set(re.findall(r'kwargs\.pop\("(\w+)"', source))
     theirs |= set(re.findall(r'"(\w+)"', re.search(r"for name in (\[.*?\])", source)[1]))
     assert len(theirs) > 40
-    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *OPTIONS, *IGNORED, *REFUSED}
+    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *REFUSED}
     ours |= {"torch_dtype", "device_map"}  # other names
     ours |= {"pretrained_model_name_or_path", "model_args", "kwargs"}
     assert theirs <= ours, theirs - ours
@@ -62,7 +62,7 @@ def test_every_argument_of_transformers_has_a_meaning_here():
 
 @pytest.mark.parametrize("name", [*IGNORED])
 def test_what_changes_nothing_is_noted_once_at_debug_level(name, saved, caplog):
-    _note.cache_clear()
+    _log_ignored.cache_clear()
     value = False if name in ("from_tf", "from_flax") else True
     with caplog.at_level(logging.DEBUG, logger="bertgen"):
         for _ in range(2):
@@ -176,8 +176,8 @@ def test_weights_can_be_given_renamed_and_left_out(saved, tmp_path, caplog):
     model = EncoderDecoderModel.from_pretrained(saved)
     state = {name: t.clone() for name, t in load_file(saved / "model.safetensors").items()}
     other = {name: t * 1.01 for name, t in state.items()}
-    given = EncoderDecoderModel.from_pretrained(saved, state_dict=other)
-    assert torch.equal(given.encoder.embeddings.LayerNorm.weight, other["encoder.embeddings.LayerNorm.weight"])
+    changed = EncoderDecoderModel.from_pretrained(saved, state_dict=other)
+    assert torch.equal(changed.encoder.embeddings.LayerNorm.weight, other["encoder.embeddings.LayerNorm.weight"])
     alone = EncoderDecoderModel.from_pretrained(None, config=model.config, state_dict=state)
     assert distance(logits(alone), logits(model)) == 0
     with pytest.raises(ConfigError, match="needs a directory or a hub id"):
@@ -193,11 +193,11 @@ def test_weights_can_be_given_renamed_and_left_out(saved, tmp_path, caplog):
     with pytest.raises(CheckpointError, match="position_embeddings"):
         EncoderDecoderModel.from_pretrained(renamed)
     options = dict(ignore_mismatched_sizes=True, output_loading_info=True)
-    found, info = EncoderDecoderModel.from_pretrained(renamed, **options)
+    result, info = EncoderDecoderModel.from_pretrained(renamed, **options)
     expected = transformers.EncoderDecoderModel.from_pretrained(renamed, **options)[1]
     assert {name: set(values) for name, values in expected.items() if name in info} == info
     assert (
-        found.encoder.embeddings.position_embeddings.weight.shape
+        result.encoder.embeddings.position_embeddings.weight.shape
         == model.encoder.embeddings.position_embeddings.weight.shape
     )
     assert "of another shape in the file, initialised at random: encoder.embeddings.position" in caplog.text
@@ -227,9 +227,9 @@ def test_saving_takes_the_arguments_of_transformers(saved, tmp_path):
     assert not (tmp_path / "none").exists()
     state = {name: t * 2 for name, t in model.state_dict().items()}
     model.save_pretrained(tmp_path / "given", state_dict=state, save_function=torch.save, token=None)
-    found = load_file(tmp_path / "given" / "model.safetensors")
-    assert found.keys() == load_file(saved / "model.safetensors").keys()
-    assert all(torch.equal(t, state[name]) for name, t in found.items())
+    results = load_file(tmp_path / "given" / "model.safetensors")
+    assert results.keys() == load_file(saved / "model.safetensors").keys()
+    assert all(torch.equal(t, state[name]) for name, t in results.items())
     for size in ("5GB", "20KB"):
         model.save_pretrained(tmp_path / size, variant="fp16", max_shard_size=size)
         theirs = transformers.EncoderDecoderModel.from_pretrained(tmp_path / size, variant="fp16")

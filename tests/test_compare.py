@@ -1,4 +1,4 @@
-"""`bertgen compare`: what it finds between a model here and in transformers."""
+"""`bertgen compare`: the differences it finds between a model in bertgen and in transformers."""
 
 import json
 import random
@@ -53,32 +53,32 @@ def bertgen_compare(tiny_checkpoint, tmp_path, capsys):
 )
 def test_the_same_model_gives_the_same_tokens(bertgen_compare, texts, options):
     code, out, err = bertgen_compare(["\ufeff" + texts[0], "", *texts[1:], " "], "--json", *options)
-    found = json.loads(out)
+    results = json.loads(out)
     assert (code, err) == (0, "")
-    assert (found["texts"], found["equal"], found["beyond_margin"], found["differences"]) == (30, 30, 0, [])
-    assert found["bertgen"]["tokens"] == found["transformers"]["tokens"] > 30
-    for speed in (found["bertgen"], found["transformers"]):
+    assert (results["texts"], results["equal"], results["beyond_margin"], results["differences"]) == (30, 30, 0, [])
+    assert results["bertgen"]["tokens"] == results["transformers"]["tokens"] > 30
+    for speed in (results["bertgen"], results["transformers"]):
         assert speed["tokens_per_second"] == pytest.approx(speed["tokens"] / speed["seconds"])
 
 
-def test_outputs_end_where_ours_do_if_nobody_says_where(generator, tiny_checkpoint, tmp_path, texts):
+def test_outputs_end_at_the_same_length_without_a_limit(generator, tiny_checkpoint, tmp_path, texts):
     """transformers' own default would be 20 tokens."""
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     model.generation_config = GenerationConfig(
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=2, suppress_tokens=[1]
     )
     model.save_pretrained(tmp_path)
-    found = compare.compare(Generator(model, generator.tokenizer), tmp_path, texts[:2])
-    assert found.ours.tokens == found.theirs.tokens == 2 * 47 and found.differences == []
+    result = compare.compare(Generator(model, generator.tokenizer), tmp_path, texts[:2])
+    assert result.ours.tokens == result.theirs.tokens == 2 * 47 and result.differences == []
 
 
 def test_differences_are_named(generator, disturbed, tiny_checkpoint, texts):
     """Against another model: each as its own `generate` has it, the margin by this model's logits."""
     theirs = transformers.EncoderDecoderModel.from_pretrained(disturbed).eval()
     judge = transformers.EncoderDecoderModel.from_pretrained(tiny_checkpoint).eval()
-    found = compare.compare(generator, disturbed, ["", *texts])
-    wrong = {one.index: one for one in found.differences}
-    assert found.texts == 30 and 3 < len(wrong) < 30 and found.missing == ()
+    results = compare.compare(generator, disturbed, ["", *texts])
+    wrong = {one.index: one for one in results.differences}
+    assert results.texts == 30 and 3 < len(wrong) < 30 and results.missing == ()
     for index, text in enumerate(texts, 1):
         ids = torch.tensor(generator.tokenizer.encode_batch([text]))
         row = theirs.generate(ids)[0, 1:].tolist()
@@ -108,12 +108,12 @@ def test_margin_under_beams_is_the_smaller_one(generator):
 def test_command_says_what_differs(bertgen_compare, generator, disturbed, texts, monkeypatch):
     monkeypatch.setattr(compare, "local_directory", lambda path: disturbed)  # transformers loads another model
     code, out, _ = bertgen_compare(texts, "--json")
-    found = json.loads(out)
-    rows = found["differences"]
-    assert code == 1 and found["beyond_margin"] == len(rows) == 30 - found["equal"] > 3
+    results = json.loads(out)
+    rows = results["differences"]
+    assert code == 1 and results["beyond_margin"] == len(rows) == 30 - results["equal"] > 3
     largest = max(row["margin"] for row in rows)
     code, out, _ = bertgen_compare(texts, "--margin", largest + 1e-3)
-    assert code == 0 and f"{found['equal']} outputs equal token for token, {len(rows)} not, 0 by more than" in out
+    assert code == 0 and f"{results['equal']} outputs equal token for token, {len(rows)} not, 0 by more than" in out
     first = rows[0]
     pieces = generator.tokenizer.convert_ids_to_tokens(first["tokens"])
     assert first["pieces"] == pieces

@@ -1,4 +1,4 @@
-"""Conversion: to a checkpoint of today, to BART and to CTranslate2; the oracles load the results."""
+"""Conversion to a current checkpoint, to BART and to CTranslate2; transformers and CTranslate2 load the results."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ SPECIAL = dict(pad_token_id=0, bos_token_id=2, eos_token_id=1, decoder_start_tok
 
 @pytest.fixture(scope="module")
 def bart(tiny_checkpoint, tmp_path_factory):
-    """Folder of the tiny checkpoint as a BART, and the drift that was told."""
+    """Folder of the tiny checkpoint as a BART, and the drift."""
     folder = tmp_path_factory.mktemp("bart") / "new" / "folder"
     return folder, convert(tiny_checkpoint, folder, "bart")
 
@@ -86,8 +86,8 @@ def texts():
 
 def load_bart(folder, epsilon=None):
     """The BART as transformers loads it, without a weight missing or left over."""
-    model, found = transformers.BartForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
+    model, info = transformers.BartForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     if epsilon is not None:
         set_epsilon(model, epsilon)
     return model.eval()
@@ -100,7 +100,7 @@ def set_epsilon(model, epsilon):
 
 
 def make_model(encoder=(), decoder=(), **joint):
-    """A random model whose every weight, LayerNorms and biases included, has its own value."""
+    """A random model; LayerNorms and biases have random values as well."""
     torch.manual_seed(3)
     config = EncoderDecoderConfig(
         encoder=BertGenerationConfig(**{**HALF, **dict(encoder)}),
@@ -145,8 +145,8 @@ def test_bart_is_the_model_but_for_its_epsilon(bart, tiny_checkpoint):
 def test_bart_gives_the_same_tokens(bart, tiny_checkpoint, texts, options):
     ours, theirs = EncoderDecoderModel.from_pretrained(tiny_checkpoint), load_bart(bart[0])
     ids, mask = padded(AutoTokenizer.from_pretrained(tiny_checkpoint).encode_batch(texts), 0)
-    found = ours.generate(ids, attention_mask=mask, **options)
-    assert torch.equal(found, theirs.generate(ids, attention_mask=mask, **options))
+    results = ours.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(results, theirs.generate(ids, attention_mask=mask, **options))
     assert theirs.generation_config.max_length == MAX_LENGTH, "the options of generation come along"
     assert theirs.config.forced_eos_token_id is None, "which BART has by default"
 
@@ -215,7 +215,7 @@ def test_drift_leaves_the_model_alone():
         ({}, {"max_position_embeddings": 9}, "max_position_embeddings is 20 in the encoder and 9 in the decoder"),
     ],
 )
-def test_what_is_no_bart(encoder, decoder, message, tmp_path):
+def test_models_that_cannot_be_a_bart(encoder, decoder, message, tmp_path):
     decoder = {**HALF, **decoder, "is_decoder": True, "add_cross_attention": True}
     config = EncoderDecoderConfig(encoder={**HALF, **encoder}, decoder=decoder, **SPECIAL)
     with pytest.raises(UnsupportedError, match=message):
@@ -237,7 +237,7 @@ def test_bart_needs_a_start_token():
 
 
 @pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
-def test_old_checkpoint_becomes_one_of_today(tiny_checkpoint, tmp_path, texts):
+def test_an_old_checkpoint_becomes_a_current_one(tiny_checkpoint, tmp_path, texts):
     """A pickle with gamma and beta, and the decoder's weights only: as TensorFlow's checkpoints were converted."""
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint, tie_encoder_decoder=True)
     old = tmp_path / "old"
@@ -253,8 +253,8 @@ def test_old_checkpoint_becomes_one_of_today(tiny_checkpoint, tmp_path, texts):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "spiece.model", "tokenizer_config.json",
     ]  # fmt: skip
-    theirs, found = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "new", output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    theirs, info = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     assert largest_difference(model, theirs.eval())[0] <= 2e-5
     assert Generator(tmp_path / "new").generate(texts) == Generator(old).generate(texts)
 
@@ -269,7 +269,7 @@ def test_demo_can_be_loaded_by_transformers(tmp_path):
 # folders and errors
 
 
-def test_folder_appears_whole_or_not_at_all(tiny_checkpoint, tmp_path, monkeypatch):
+def test_the_folder_appears_complete_or_not_at_all(tiny_checkpoint, tmp_path, monkeypatch):
     words = type(AutoTokenizer.from_pretrained(tiny_checkpoint))
     save = words.save_pretrained
 
@@ -284,9 +284,9 @@ def test_folder_appears_whole_or_not_at_all(tiny_checkpoint, tmp_path, monkeypat
         assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_holds_something_stays_as_it_is(tiny_checkpoint, tmp_path):
+def test_a_folder_that_is_not_empty_stays_as_it_is(tiny_checkpoint, tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         convert(tiny_checkpoint, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
@@ -300,10 +300,11 @@ def test_command(tiny_checkpoint, bart, tmp_path, capsys):
     arguments = ["convert", "--model", str(tiny_checkpoint), "--output", str(tmp_path / "new"), "--to", "bart"]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
-    written, said = out.splitlines()
+    written, message = out.splitlines()
     assert written == f"{tmp_path}/new is written" and err == ""
     logit, relative = f"{bart[1].logit:.2g}", f"{bart[1].relative:.2g}"
-    assert said.startswith("BART's LayerNorms have an epsilon of 1e-05") and f"up to {logit}, {relative} of" in said
+    assert message.startswith("BART's LayerNorms have an epsilon of 1e-05")
+    assert f"up to {logit}, {relative} of" in message
     assert cli.main(arguments) == 2 and "not empty" in capsys.readouterr().err
     assert cli.main(["convert", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "other")]) == 3
     capsys.readouterr()
@@ -341,10 +342,11 @@ def test_ctranslate2_gives_the_same_tokens_and_scores(ctranslate2, tiny_checkpoi
     pieces = [words.convert_ids_to_tokens(ids) for ids in words.encode_batch(texts, add_special_tokens=False)]
     for width in (1, 4):
         outputs = generator.generate(texts, num_beams=width)
-        found = translator.translate_batch(
+        results = translator.translate_batch(
             pieces, beam_size=width, max_decoding_length=MAX_LENGTH, return_end_token=True
         )
-        assert [words.convert_tokens_to_ids(one.hypotheses[0]) for one in found] == [list(o.token_ids) for o in outputs]
+        ids = [words.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
+        assert ids == [list(output.token_ids) for output in outputs]
     targets = [words.convert_ids_to_tokens(list(output.token_ids[:-1])) for output in outputs]
     scored = generator.score(texts, [output.token_ids for output in outputs])
     for ours, theirs in zip(scored, translator.score_batch(pieces, targets), strict=True):
@@ -369,7 +371,7 @@ def test_ctranslate2_with_tables_of_their_own(ctranslate2, tiny_checkpoint, tmp_
         assert theirs.log_probs == pytest.approx(ours.log_probs, abs=5e-5)
 
 
-def test_what_ctranslate2_cannot_have(ctranslate2, tiny_checkpoint, tmp_path):
+def test_models_that_ctranslate2_does_not_support(ctranslate2, tiny_checkpoint, tmp_path):
     make_model(decoder={"layer_norm_eps": 1e-5}).save_pretrained(tmp_path / "a")
     make_model({"vocab_size": 70}, {"vocab_size": 70}).save_pretrained(tmp_path / "b")
     with pytest.raises(UnsupportedError, match="layer_norm_eps is 1e-12 in the encoder and 1e-05 in the decoder"):

@@ -1,4 +1,4 @@
-"""The model that ships: it is there, it is small, it translates, and transformers agrees with it token for token."""
+"""The model of the package: it is small, it translates, and transformers gives the same tokens."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import transformers
 
 from bertgen import BackendError, EncoderDecoderConfig, EncoderDecoderModel
 from bertgen.cli import main
+from tests.support.bert_checkpoint import make_bert
 
 DISCOFUSE = "google/roberta2roberta_L-24_discofuse"
 BERT_LARGE = "google-bert/bert-large-uncased"
@@ -48,27 +49,6 @@ def make_discofuse(folder: Path, tiny: Path) -> None:
     torch.save(EncoderDecoderModel.from_pretrained(tiny).state_dict(), folder / "pytorch_model.bin")
     special = dict(bos_token_id=2, decoder_start_token_id=2, eos_token_id=1, pad_token_id=0)
     write_json(folder / "generation_config.json", **special, num_beams=4, max_length=40)
-
-
-def make_bert(folder: Path) -> None:
-    """A pre-training BERT with its vocabulary."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = "this is a long article to summarize short summary".split()
-    tokens = ["[PAD]", *words, *letters, *(f"##{letter}" for letter in letters)]
-    tokens = list(dict.fromkeys(tokens))
-    tokens += [f"[unused{i}]" for i in range(99 - len(tokens))]
-    tokens += ["[UNUSED99]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    assert tokens.index("[CLS]") == 101
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    write_json(folder / "tokenizer_config.json", do_lower_case=True, model_max_length=512)
-    torch.manual_seed(0)
-    model = transformers.BertForPreTraining(
-        transformers.BertConfig(
-            vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            max_position_embeddings=64,
-        )
-    )  # fmt: skip
-    model.save_pretrained(folder)
 
 
 def make_bbc_encoder(folder: Path, tiny: Path) -> None:

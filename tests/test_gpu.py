@@ -1,6 +1,6 @@
 """What only a CUDA device can show: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
 
-The functions of drills.py run small on the CPU in engine/test_equal_tokens.py.
+The functions of engine_checks.py run small on the CPU in engine/test_equal_tokens.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bertgen import GenerationConfig, ops
 from bertgen.config import EngineConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
-from tests.support import drills, identity
-from tests.support.large import LARGE, ROWS
+from tests.support import engine_checks, int4_products
+from tests.support.large_tensors import LARGE, ROWS
 
 pytestmark = pytest.mark.gpu
 
@@ -44,11 +44,11 @@ def test_case(check, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", identity.GROUPS)
-@pytest.mark.parametrize("form", identity.FORMS)
+@pytest.mark.parametrize("group", int4_products.GROUPS)
+@pytest.mark.parametrize("form", int4_products.FORMS)
 def test_4_bit_weights_are_unpacked_bit_for_bit(form, group, dtype):
     for rows in (1, 16, 17, 33, 64, INT4_DENSE_ROWS + 1):
-        assert identity.wrong(rows, form, group, dtype, CUDA) == 0, rows
+        assert int4_products.wrong(rows, form, group, dtype, CUDA) == 0, rows
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -91,9 +91,9 @@ def test_memory_is_left_alone_that_is_not_a_kernels_own():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_models_equal_transformers(seed):
-    from tests.support.twins import make_twins
+    from tests.support.reference_models import make_model_pair
 
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, labels = twins.batch()
     inputs = dict(input_ids=ids.to(CUDA), attention_mask=mask.to(CUDA), labels=labels.to(CUDA))
     read = (labels != -100).to(CUDA)[..., None]
@@ -107,23 +107,23 @@ def test_models_equal_transformers(seed):
 
 
 def test_engine_gives_the_tokens_of_generate_here_and_on_the_cpu(tiny_checkpoint, record_property):
-    record_property("count", drills.gives_the_same_tokens(tiny_checkpoint, CUDA, 300))
+    record_property("count", engine_checks.gives_the_same_tokens(tiny_checkpoint, CUDA, 300))
 
 
 def test_engine_draws_by_keys_alone(tiny_checkpoint, record_property):
-    record_property("count", drills.draws_by_keys_alone(tiny_checkpoint, CUDA, 200))
+    record_property("count", engine_checks.draws_by_keys_alone(tiny_checkpoint, CUDA, 200))
 
 
 def test_engine_backs_off_wherever_memory_fails(tiny_checkpoint):
-    drills.backs_off(tiny_checkpoint, CUDA, range(1, 12), 60)
+    engine_checks.backs_off(tiny_checkpoint, CUDA, range(1, 12), 60)
 
 
 def test_engine_leaves_no_memory_behind(tiny_checkpoint):
-    drills.leaves_nothing(tiny_checkpoint, CUDA, 20)
+    engine_checks.leaves_nothing(tiny_checkpoint, CUDA, 20)
 
 
 def test_engine_holds_one_cache(tiny_checkpoint):
-    drills.holds_one_cache(tiny_checkpoint, CUDA)
+    engine_checks.holds_one_cache(tiny_checkpoint, CUDA)
 
 
 def test_engine_in_too_little_memory(tiny_checkpoint):
@@ -131,11 +131,11 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
 
     The cache is larger than that room, so it can be made again only where the old one has gone.
     """
-    model, r = drills.loaded(tiny_checkpoint, CUDA), random.Random(0)
+    model, r = engine_checks.loaded(tiny_checkpoint, CUDA), random.Random(0)
     options = resolve_generation_config(GenerationConfig(max_length=12).over(model.generation_config))
     requests = [Request([r.randrange(5, 64) for _ in range(48)], options, number=i) for i in range(1024)]
     limits = EngineConfig(max_rows=1024, cache_bytes=1 << 28)
-    expected = drills.outputs(drills.completed(Engine(model, limits), requests))
+    expected = engine_checks.outputs(engine_checks.completed(Engine(model, limits), requests))
     total = torch.cuda.get_device_properties(CUDA).total_memory
     for room in (64, 32, 16, 8):
         engine = Engine(model, limits)
@@ -143,7 +143,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
         assert engine.cache.bytes > room << 20
         try:
             torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (room << 20)) / total)
-            assert drills.outputs(drills.completed(engine, requests)) == expected
+            assert engine_checks.outputs(engine_checks.completed(engine, requests)) == expected
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert engine.statistics.pages_used == 0 and engine.cache.rows == 0

@@ -1,4 +1,4 @@
-"""The kernels in Triton's interpreter, which takes a process of its own: the short run of tests/interpreter.
+"""The kernels in Triton's interpreter, in another process: the short run of tests/interpreter.
 
 `make test-kernels` runs all that is there.
 """
@@ -33,7 +33,8 @@ def interpreted(*files: str) -> int:
 def test_the_core_cases_of_every_kernel(record_property):
     cases = {name: [case for case in check.cases if case.core] for name, check in CHECKS.items()}
     assert all(cases.values()), cases
-    expected = sum(2 if case.gradients else 1 for some in cases.values() for case in some) * 2  # float32 and float16
+    runs = sum(2 if case.gradients else 1 for core in cases.values() for case in core)
+    expected = 2 * runs  # float32 and float16
     assert interpreted("test_cases.py") == expected
     record_property("count", f"{expected} core tests of kernels in the interpreter")
 

@@ -1,4 +1,4 @@
-"""The parts on their own, beside the torch modules they replace."""
+"""The modules of `bertgen.modules` equal the torch modules they replace."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_int4_linear(group, symmetric):
     ours = Int4Linear.from_linear(linear, config)
     weight = dequantize_reference(ours.packed, ours.scale, ours.zero, None)
     error = (weight - linear.weight).abs().view(48, -1, group)
-    # Half a level; of symmetric groups the end that has no level of its own is one whole level off.
+    # Half a level; in symmetric groups one end has no level, and is off by a whole one.
     worst = ours.scale.abs()[..., None] * (1.0 if symmetric else 0.5)
     assert bool((error <= worst * 1.001 + 1e-7).all()) and not error[0].any()
     x = torch.randn(2, 3, 256)

@@ -1,4 +1,4 @@
-"""What is installed, what importing does, and who imports whom."""
+"""What is installed, what importing does, and which modules import which."""
 
 import ast
 import configparser
@@ -58,7 +58,7 @@ OF_TRANSFORMERS = {name for name, path in SOURCES.items() if imports_transformer
 
 
 def run(*command, cwd, **environment):
-    """Runs a command without a trace in the tree and returns what it printed."""
+    """Run a command that leaves no files in the tree, and return its output."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": "", **environment}
     done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,7 +76,7 @@ FILES += ["README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", "setu
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the tree without what else may lie in it; building there leaves the real one alone."""
+    """A copy of the tracked files of the tree, to build in."""
     copy = tmp_path_factory.mktemp("checkout") / "bertgen"
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -99,7 +99,7 @@ def build(source, out, **environment):
 
 @pytest.fixture(scope="module")
 def site(distributions, tmp_path_factory):
-    """The wheel unpacked as pip would, beside another package that is called kernels."""
+    """The wheel unpacked as pip does it, next to another package named kernels."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(distributions[1]) as wheel:
         wheel.extractall(folder)
@@ -160,8 +160,8 @@ def test_without_a_compiler_there_is_no_extension_and_the_build_says_so(checkout
         environment = {**os.environ, **compilers, "BERTGEN_REQUIRE_EXT": required}
         done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
-        said = "but it does not compile" if code else "installing without the C++ extension: it does not compile"
-        assert said in done.stderr
+        message = "but it does not compile" if code else "installing without the C++ extension: it does not compile"
+        assert message in done.stderr
     assert not list((tmp_path / "out").rglob("_C*"))
 
 
@@ -212,7 +212,7 @@ def test_wheel_works_from_any_directory(site, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["default", "strict", "compat"])
 def test_editable_install(mode, checkout, tmp_path):
-    """In an environment of its own, which sees the libraries of this one but not its editable install of bertgen."""
+    """In a new environment with the libraries of this one, but without its editable install of bertgen."""
     source = shutil.copytree(checkout, tmp_path / "source")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     paths = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
@@ -380,7 +380,7 @@ def test_unknown_name():
         bertgen.GPT2Model  # noqa: B018
 
 
-# Who imports whom
+# Which modules import which
 
 
 def ladders():
@@ -433,7 +433,7 @@ def test_ladder(name):
     for imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package):
         top, module, *rest = [*imported.split("."), ""]
         if name != "bertgen.optional_imports" and own != "dropin":
-            assert top != "transformers", "transformers is the oracle of the tests, not a part of the package"
+            assert top != "transformers", "only optional_imports and dropin import transformers"
         assert top not in ("kernels", "bench"), f"{top} is imported as bertgen.{top}"
         if top != "bertgen" or module == "__version__":
             continue

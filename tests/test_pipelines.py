@@ -1,4 +1,4 @@
-"""`pipeline`, which gives what transformers 4 gave."""
+"""`pipeline`: calls and results of transformers 4."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_ids_in_place_of_texts(generator):
     model, tokenizer = generator.model, generator.tokenizer
     expected = model.generate(tokenizer("one two", return_tensors="pt").input_ids, num_beams=2, num_return_sequences=2)
     for options in (dict(return_tensors=True), dict(return_type=0), dict(return_text=False)):
-        found = pipe("one two", num_beams=2, num_return_sequences=2, **options)
-        assert [list(one) for one in found] == [["translation_token_ids"]] * 2
-        for one, row in zip(found, expected, strict=True):
+        results = pipe("one two", num_beams=2, num_return_sequences=2, **options)
+        assert [list(one) for one in results] == [["translation_token_ids"]] * 2
+        for one, row in zip(results, expected, strict=True):
             ids = one["translation_token_ids"]
             assert (
                 ids.dtype == torch.int64
@@ -83,12 +83,12 @@ def test_a_stop_sequence_ends_outputs_with_its_first_token(generator):
     ids = tokenizer.encode(first.replace("\u2581", " "), add_special_tokens=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = pipe("one two three", stop_sequence=first.replace("\u2581", " "), return_tensors=True)
-    assert found[0]["generated_token_ids"][-1] == ids[0] and text.startswith(
-        tokenizer.decode(found[0]["generated_token_ids"]).removeprefix("<s>").strip()
+        results = pipe("one two three", stop_sequence=first.replace("\u2581", " "), return_tensors=True)
+    assert results[0]["generated_token_ids"][-1] == ids[0] and text.startswith(
+        tokenizer.decode(results[0]["generated_token_ids"]).removeprefix("<s>").strip()
     )
     assert bool(caught) == (len(ids) > 1)
-    with pytest.warns(UserWarning, match="the first ends outputs, as in transformers"):
+    with pytest.warns(UserWarning, match="the first one ends outputs, as in transformers"):
         pipe("one", stop_sequence="eins zwei drei")
     with pytest.raises(ConfigError, match="stop_sequence='' has no tokens"):
         pipe("one", stop_sequence="")
@@ -154,9 +154,9 @@ def test_options_of_a_task_in_the_configuration(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("value", [5, [1], {"summarization": 5}])
-def test_options_of_a_task_that_are_none(tiny_checkpoint, tmp_path, value):
+def test_invalid_options_of_a_task(tiny_checkpoint, tmp_path, value):
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "task_specific_params": value}))
-    with pytest.raises(CheckpointError, match="task_specific_params must be a dict of options of each task"):
+    with pytest.raises(CheckpointError, match="task_specific_params must be a dict of the options of each task"):
         pipeline("summarization", tmp_path / "model")

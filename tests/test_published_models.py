@@ -58,7 +58,7 @@ def test_sentence_fusion(revision):
 
 
 @pytest.mark.parametrize("name", ["wikisplit", "cnn_daily_mail", "gigaword", "bbc"])
-def test_its_relatives_load_and_answer(name):
+def test_related_models_load_and_generate(name):
     (output,) = Generator(f"google/roberta2roberta_L-24_{name}").generate([CHOPPY])
     assert len(output.text.split()) > 3
 

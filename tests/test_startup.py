@@ -1,4 +1,4 @@
-"""What a start does not import: what is heavy, and needed by other commands only."""
+"""A start imports nothing heavy that only other commands need."""
 
 import subprocess
 import sys
@@ -26,8 +26,8 @@ for kind, act in (("Bert", "xielu"), ("Roberta", "prelu"), ("BertGeneration", "g
 
 @pytest.mark.parametrize("what", ["run", "load"])
 def test_a_start_imports_no_compiler_and_nothing_of_other_commands(what, tmp_path):
-    found = f"import sys; print('heavy:', *sorted({set(HEAVY)!r} & set(sys.modules)))"
-    code = f"{RUN if what == 'run' else LOADS}\n{found}"
+    report = f"import sys; print('heavy:', *sorted({set(HEAVY)!r} & set(sys.modules)))"
+    code = f"{RUN if what == 'run' else LOADS}\n{report}"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy:"

@@ -1,4 +1,4 @@
-"""torch's default dtype and device, and its other switches, change nothing: every tensor names its own."""
+"""torch's default dtype and device, and its other switches, change no result: every tensor names its own."""
 
 import ast
 import contextlib
@@ -248,12 +248,12 @@ def made(tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def usual(made):
     """What the calls give where no switch is set, each on first use."""
-    found = {}
+    results = {}
 
     def of(call):
-        if call not in found:
-            found[call] = CALLS[call](made)
-        return found[call]
+        if call not in results:
+            results[call] = CALLS[call](made)
+        return results[call]
 
     return of
 
@@ -290,7 +290,7 @@ def test_no_switch_of_torch_changes_a_result(switch, call, made, usual):
         pytest.skip("gradients were switched off")
     expected = usual(call)
     with SWITCHES[switch]():
-        found = CALLS[call](made)
+        results = CALLS[call](made)
     # Without gradients forward is decoded by other operators.
     tolerance = 1e-5 if switch in ("no_grad", "inference_mode") and call.endswith("forward") else 0.0
-    assert_same(found, expected, tolerance=tolerance)
+    assert_same(results, expected, tolerance=tolerance)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..arguments import by_its_place, into_its_folder
+from ..arguments import directory_aliases, path_aliases
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from .base import ELSEWHERE, Config, make_directory, read_json, write_json
@@ -320,7 +320,7 @@ class GenerationConfig(Config):
         return "beam_sample" if self.do_sample else "beam_search"
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def from_pretrained(cls, path_or_id: str | os.PathLike, config_file_name: str | None = None, **options: Any) -> Any:
         """Read `generation_config.json` of a directory or hub id.
 
@@ -331,10 +331,10 @@ class GenerationConfig(Config):
                 `from_dict`.
         """
         overrides, hub = split_hub_options(options)
-        path = resolve_file(path_or_id, config_file_name or "generation_config.json", **hub)
+        path = resolve_file(path_or_id, config_file_name or "generation_config.json", hub)
         return cls.from_dict(read_json(path), **overrides)
 
-    @into_its_folder
+    @directory_aliases
     def save_pretrained(
         self, directory: str | os.PathLike, config_file_name: str | None = None, push_to_hub: bool = False
     ) -> None:

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..arguments import by_its_place, into_its_folder
+from ..arguments import directory_aliases, path_aliases
 from ..errors import ConfigError, UnsupportedError, quoted
-from ..hub import as_path, checked_file, resolve_file, split_hub_options
+from ..hub import as_path, check_file, resolve_file, split_hub_options
 from .base import Config, make_directory, read_json, write_json
 from .validators import check_flag, check_integer, check_kind, check_number, check_special_ids, check_token_id
 
@@ -47,7 +47,7 @@ class _ModelConfig(Config):
         raise ConfigError(f"config must be of the class {cls.__name__}, got {quoted(value)}")
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def get_config_dict(
         cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,10 +59,10 @@ class _ModelConfig(Config):
         options, own = split_hub_options(options)
         path = as_path(path_or_id)
         if path.suffix != ".json" or not path.is_file():
-            return read_json(resolve_file(path_or_id, "config.json", **{**own, **(hub or {})})), options
-        return read_json(checked_file(path)), options
+            return read_json(resolve_file(path_or_id, "config.json", {**own, **(hub or {})})), options
+        return read_json(check_file(path)), options
 
-    @into_its_folder
+    @directory_aliases
     def save_pretrained(self, directory: str | os.PathLike, push_to_hub: bool = False) -> None:
         """Write `config.json` into `directory`, which is created if needed."""
         write_json(make_directory(directory, push_to_hub) / "config.json", self.to_dict())
@@ -146,7 +146,7 @@ class BertGenerationConfig(_ModelConfig):
         return {**self.extra, **own, "model_type": self.model_type}
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id; `overrides` replace single options.
 
@@ -293,7 +293,7 @@ class EncoderDecoderConfig(_ModelConfig):
         return {**self.extra, **own, "is_encoder_decoder": True, "model_type": self.model_type}
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, hub: dict[str, Any] | None = None, **overrides: Any):
         """Read `config.json` of a directory or hub id, as `BertGenerationConfig.from_pretrained` does."""
         values, overrides = cls.get_config_dict(path_or_id, hub=hub, **overrides)

@@ -1,1 +1,1 @@
-"""The drop-in: models of transformers that run bertgen's operators over their own parameters."""
+"""The drop-in: transformers models that run bertgen's operators on their own parameters."""

@@ -1,4 +1,4 @@
-"""`accelerate`: one line that makes a model of transformers fast, and `restore`, which undoes it."""
+"""`accelerate` makes a transformers model fast in one line; `restore` undoes it; `explain` says how a model runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import ConfigError, UnsupportedError, quoted
 from ..layers.linear import Int4Linear
 from ..model.int4_layers import layers_to_quantize
 from ..optional_imports import load_transformers
-from .state import State
-from .wrapped_model import MODELS, AlteredError, Twin
+from .state import AccelerationState, is_accelerated, set_state, state_of, take_state
+from .wrapped_model import MODELS, AlteredError, WrappedModel
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Explanation:
     """How an accelerated model runs.
 
     Attributes:
-        models: names of the modules that are accelerated, "" for the model itself, and their classes.
-        operators: of each operator its name, and which backend it takes and why.
-        detours: of each accelerated module, method and reason -> calls that went through transformers' own code.
-        obstacles: of each accelerated module that would take such a detour now whatever it is called with, the reason;
-            behind "generate: " where only `generate` would.
+        models: names of the accelerated modules ("" is the model itself) -> names of their classes.
+        operators: name of each operator, and which backend it takes and why.
+        detours: name of each accelerated module -> "method: reason" -> calls that went through transformers' own code.
+        obstacles: name of each accelerated module that now runs transformers' own code whatever it is called with ->
+            the reason. It begins with "generate: " if only `generate` does.
     """
 
     models: dict[str, str]
@@ -47,64 +47,67 @@ class Explanation:
 
 
 def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None, generate: bool = True) -> Any:
-    """Make a model of transformers run bertgen's operators over its own parameters, in place.
+    """Make a transformers model run bertgen's operators on its own parameters, in place.
 
-    Its class becomes a subclass of the one it had, of the same name; modules, parameters, their names and what is
-    saved stay as they are. Calls that bertgen does not know go through transformers' own code, and the log says why.
+    The model's class becomes a subclass of the one it had, with the same name. Modules, parameters, their names and
+    saved files stay as they are. A call that bertgen does not support goes through transformers' own code; the log says
+    why.
 
     Args:
-        model: an `EncoderDecoderModel`, a `BertGenerationEncoder` or `BertGenerationDecoder` of transformers, or a
-            module that holds one, such as a PeftModel. Halves that are `BertModel`, `BertLMHeadModel`, `RobertaModel`
-            or `RobertaForCausalLM` count as well.
-        backend: as `bertgen.ops.set_backend` takes it; holds while this model runs. "auto" leaves the choice to the
-            process, which is the fastest backend unless it was told otherwise.
+        model: a transformers `EncoderDecoderModel`, `BertGenerationEncoder` or `BertGenerationDecoder`, or a module
+            that contains one, such as a PeftModel. Halves may also be `BertModel`, `BertLMHeadModel`, `RobertaModel` or
+            `RobertaForCausalLM`.
+        backend: as `bertgen.ops.set_backend` takes it; it holds while this model runs. "auto" leaves the choice to the
+            process, which takes the fastest backend by default.
         quantization: an `Int4Config` (or what `from_pretrained` takes as `quantization_config`), or "int4", "nf4",
-            "fp4": hold the weights of linear layers in 4 bits. This replaces them: the model is for inference then, and
-            `restore` gives floats that are the rounded values.
-        generate: let `model.generate` search with bertgen, with the tokens and outputs of transformers.
+            "fp4": hold the weights of linear layers in 4 bits. This replaces the weights: the model is then for
+            inference only, and `restore` gives floats with the rounded values.
+        generate: let `model.generate` search with bertgen. It returns the same tokens and outputs as transformers.
 
     Returns:
         The model.
 
     Raises:
-        UnsupportedError: nothing in the model is of such a class, or its architecture is one bertgen does not have.
-        ConfigError: a quantization that is none. InputError: weights that the groups do not divide.
-        BackendError: transformers is not installed; an unknown backend.
+        UnsupportedError: no module of the model has such a class, or bertgen does not have its architecture.
+        ConfigError: an invalid quantization. InputError: weights that the groups do not divide.
+        BackendError: transformers is not installed, or the backend is unknown.
     """
     _check_module(model)
-    accelerated = _classes()
+    accelerated_classes = _accelerated_classes()
     ops.set_backend(ops.set_backend(backend))  # checks the name
-    found: list[Any] = [m for m in model.modules() if type(m) in accelerated or type(m) in accelerated.values()]
-    if not found:
+    classes = {*accelerated_classes, *accelerated_classes.values()}
+    supported: list[Any] = [module for module in model.modules() if type(module) in classes]
+    if not supported:
         raise UnsupportedError(
             f"nothing in a {type(model).__name__} can be accelerated; models that can: {', '.join(MODELS)}"
         )
-    tops = list(_outermost(model, found))
-    for top in tops:
-        with suppress(AlteredError):  # it runs as it is, until that is taken out of it again
-            Twin(top)  # or UnsupportedError, before anything is changed
+    outermost = list(_outermost(supported))
+    for module in outermost:
+        with suppress(AlteredError):  # it falls back to transformers until the alteration is undone
+            WrappedModel(module)  # an UnsupportedError comes before anything is changed
     if quantization is not None:
         config = int4_config(Int4Config(quantization) if isinstance(quantization, str) else quantization)
-        for top in tops:
-            _quantize(top, config)
-    for module in found:
-        if type(module) in accelerated:
-            module.__class__ = accelerated[type(module)]
-        quantized = quantization is not None or ("_bertgen" in module.__dict__ and module._bertgen.quantized)
-        module.__dict__["_bertgen"] = State(backend, generate, quantized)
+        for module in outermost:
+            _quantize(module, config)
+    for module in supported:
+        if type(module) in accelerated_classes:
+            module.__class__ = accelerated_classes[type(module)]
+        former = take_state(module)
+        quantized = quantization is not None or (former is not None and former.quantized)
+        set_state(module, AccelerationState(backend, generate, quantized))
     return model
 
 
 def restore(model: nn.Module) -> Any:
-    """Undo `accelerate`, in place: classes are those of transformers again, weights it put into 4 bits become floats.
+    """Undo `accelerate`, in place: classes are transformers' again, and weights it put into 4 bits become floats.
 
     Returns:
-        The model, also where nothing in it was accelerated.
+        The model, also if nothing in it was accelerated.
     """
     _check_module(model)
-    found: list[Any] = [module for module in model.modules() if hasattr(type(module), "_bertgen")]
-    for module in found:
-        module.__class__, state = type(module).__base__, module.__dict__.pop("_bertgen", None)
+    accelerated: list[Any] = [module for module in model.modules() if is_accelerated(module)]
+    for module in accelerated:
+        module.__class__, state = type(module).__base__, take_state(module)
         if state is None or not state.quantized:
             continue
         for path, layer in list(module.named_modules()):
@@ -116,18 +119,28 @@ def restore(model: nn.Module) -> Any:
 
 
 def explain(model: nn.Module) -> Explanation:
-    """What of a model is accelerated, which backend each operator takes, and which calls went another way and why."""
+    """Which modules are accelerated, which backend each operator takes, which calls fell back to transformers and why.
+
+    Returns:
+        An `Explanation`; print it for a readable form.
+    """
     _check_module(model)
-    found: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(type(m), "_bertgen")}
+    accelerated: dict[str, Any] = {name: module for name, module in model.named_modules() if is_accelerated(module)}
     device = next((p.device.type for p in model.parameters()), "cpu")
-    ready = {name: m._bertgen.ready(m) for name, m in found.items()}
-    loops = {name: m._bertgen.ready_to_generate(m) for name, m in found.items() if hasattr(m, "generate")}
-    loops = {name: f"generate: {why}" for name, why in loops.items() if isinstance(why, str)}
+    reasons: dict[str, str] = {}
+    for name, module in accelerated.items():
+        reason = state_of(module).why_not_forward(module)
+        if reason is None and hasattr(module, "generate"):
+            reason = state_of(module).why_not_generate(module)
+            reason = None if reason is None else f"generate: {reason}"
+        if reason is not None:
+            reasons[name] = reason
+    fallbacks = {name: dict(state_of(module).fallbacks) for name, module in accelerated.items()}
     return Explanation(
-        models={name: type(m).__name__ for name, m in found.items()},
-        operators=ops.explain(device) if found else [],
-        detours={name: dict(m._bertgen.detours) for name, m in found.items() if m._bertgen.detours},
-        obstacles=loops | {name: why for name, why in ready.items() if isinstance(why, str)},
+        models={name: type(module).__name__ for name, module in accelerated.items()},
+        operators=ops.explain(device) if accelerated else [],
+        detours={name: counts for name, counts in fallbacks.items() if counts},
+        obstacles=reasons,
     )
 
 
@@ -136,24 +149,24 @@ def _check_module(model: Any) -> None:
         raise ConfigError(f"model must be a torch.nn.Module, got {quoted(model)}")
 
 
-def _classes() -> dict[Any, Any]:
+def _accelerated_classes() -> dict[Any, Any]:
     load_transformers("accelerate")
     from . import models
 
     return models.ACCELERATED
 
 
-def _outermost(model: nn.Module, found: list[nn.Module]) -> Iterator[nn.Module]:
-    """Those of the modules that are in none of the others."""
-    inner = {id(m) for one in found for m in one.modules() if m is not one}
-    return (one for one in found if id(one) not in inner)
+def _outermost(modules: list[nn.Module]) -> Iterator[nn.Module]:
+    """The modules that none of the others contains."""
+    inner = {id(child) for module in modules for child in module.modules() if child is not module}
+    return (module for module in modules if id(module) not in inner)
 
 
-def _quantize(model: Any, config: Int4Config) -> None:
-    """Replace linear layers by ones in 4 bits."""
-    ours = Twin(model).ours
-    if ours.quantization is not None:
-        raise UnsupportedError(f"the model is quantized already ({ours.quantization.format})")
-    for path in layers_to_quantize(ours, config):
-        model.set_submodule(path, Int4Linear.from_linear(model.get_submodule(path), config))
-    model.config.quantization_config = config.to_dict()
+def _quantize(original: Any, config: Int4Config) -> None:
+    """Replace linear layers by layers in 4 bits."""
+    model = WrappedModel(original).model
+    if model.quantization is not None:
+        raise UnsupportedError(f"the model is quantized already ({model.quantization.format})")
+    for path in layers_to_quantize(model, config):
+        original.set_submodule(path, Int4Linear.from_linear(original.get_submodule(path), config))
+    original.config.quantization_config = config.to_dict()

@@ -1,10 +1,10 @@
 """Attention of any transformers model by `ops.attention`: `attn_implementation="bertgen"`.
 
-transformers asks for a mask once a forward, and for attention once a layer. `visible_keys` answers the first with the
-mask that sdpa would get, and notes on it what it says in lengths; `attend` reads the note, so that no layer has to look
-at the mask itself. A mask without one, which a model or a user made, is applied as it is.
+transformers makes a mask once a forward and calls the attention once a layer. `visible_keys` returns the mask that sdpa
+would get, and attaches its content in lengths (`VisibleKeys`). `attend` reads these, so that no layer has to read the
+mask itself. A mask without them, made by a model or a user, is applied as it is.
 
-It does what transformers' sdpa does, padding included: a query that no key is left for gives 0.
+The results are those of transformers' sdpa, padding included: a query without visible keys gives 0.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ..errors import InputError, UnsupportedError
 from ..kernels.plain import is_traced
 from ..packing import Packing
 
-# What models hand to attention beside a mask, and would change its result.
-_REFUSED = {
+# Arguments of attention, besides the mask, that would change its result.
+_UNSUPPORTED = {
     "sliding_window": "a sliding window",
     "softcap": "a softcap of the scores",
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
     "position_bias": "a bias of the scores by position",
-    "indices": "a choice of keys for each query",
+    "indices": "a selection of keys for each query",
     "cache": "a paged cache",
     "block_table": "a paged cache",
-    "cu_seq_lens_q": "rows that are packed already",
+    "cu_seq_lens_q": "rows that are already packed",
 }
-_NOTE = "_bertgen_visible"
+_ATTRIBUTE = "_bertgen_visible"  # of a mask: its VisibleKeys
 
 
 @dataclass(frozen=True)
-class Visible:
+class VisibleKeys:
     """Which keys the queries of a batch see.
 
     Attributes:
         causal: query i of row b sees keys up to q_start[b] + i; up to i where q_start is None.
         q_start: int32 [B]. key_len: int32 [B], hides the keys from there on. key_mask: bool [B, S], False hides a key.
-        version: of the mask this is noted on, which nobody may have written into since.
+        version: of the mask that this belongs to, which must not have been written to since.
     """
 
     causal: bool
@@ -56,10 +56,10 @@ class Visible:
     repeated: dict[int, tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
 
     def of_heads(self, heads: int) -> tuple[torch.Tensor | None, ...]:
-        """q_start, key_len and key_mask where each head of a row is a row; made once for all layers."""
+        """q_start, key_len and key_mask with one row for each head of a row; made once for all layers."""
         if heads not in self.repeated:
-            given = self.q_start, self.key_len, self.key_mask
-            self.repeated[heads] = tuple(None if x is None else x.repeat_interleave(heads, 0) for x in given)
+            tensors = self.q_start, self.key_len, self.key_mask
+            self.repeated[heads] = tuple(None if x is None else x.repeat_interleave(heads, 0) for x in tensors)
         return self.repeated[heads]
 
 
@@ -76,52 +76,54 @@ def visible_keys(
     allow_is_bidirectional_skip: bool = False,
     **options: Any,
 ) -> torch.Tensor | None:
-    """The mask of a forward, as transformers' `sdpa_mask` makes it, with a note for `attend`.
+    """The mask of a forward, as transformers' `sdpa_mask` makes it, with `VisibleKeys` for `attend`.
 
     Args:
         q_offset: position of the first query among the keys.
-        attention_mask: [B, at most S], 0 or False hides a key; for keys behind its end it is False.
+        attention_mask: [B, at most S], 0 or False hides a key, and so are all keys after its end.
         options: as `sdpa_mask`.
 
     Returns:
-        bool [B, 1, T, S]; None where all keys are seen, or where `attend` can tell by is_causal.
+        bool [B, 1, T, S]; None if all keys are visible, or if is_causal tells `attend` enough.
 
     Raises:
         UnsupportedError: a mask with a window.
     """
     if local_size is not None:
-        raise UnsupportedError(f'attn_implementation="bertgen" has no sliding window, this model asks for {local_size}')
+        raise UnsupportedError(
+            f'attn_implementation="bertgen" has no sliding window, this model needs one of {local_size}'
+        )
     dense = dict(
         batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
         mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip, **options,
     )  # fmt: skip
     causal = mask_function is causal_mask_function
-    plain = causal or mask_function is bidirectional_mask_function
-    if not plain or kv_offset or _is_graph():  # nothing may be read from a mask that is recorded
+    known = causal or mask_function is bidirectional_mask_function
+    if not known or kv_offset or _is_graph():  # a recorded mask must not be read
         return sdpa_mask(**dense)
-    # In inference mode a tensor has no version, by which a write into the mask is noticed.
+    # A tensor of inference mode has no version, which shows whether the mask was written to.
     with torch.inference_mode(False):
         lengths, keys = _padding(attention_mask, kv_length)
         if lengths is None and keys is None:
-            # One query sees all keys, several see those up to their own place: what `attend` does without a mask.
-            told = not isinstance(q_offset, torch.Tensor) and q_offset == (kv_length - 1 if q_length == 1 else 0)
-            if (allow_is_causal_skip and told) if causal else allow_is_bidirectional_skip:
+            # Without a mask `attend` lets one query see all keys, and several see the keys up to their own position.
+            is_default = not isinstance(q_offset, torch.Tensor) and q_offset == (kv_length - 1 if q_length == 1 else 0)
+            if (allow_is_causal_skip and is_default) if causal else allow_is_bidirectional_skip:
                 return None
         mask = sdpa_mask(**{**dense, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
         start = None
         if causal:
             start = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device).expand(batch_size).contiguous()
-            if q_length == 1:  # there is no order among the queries: a length says it
+            if q_length == 1:  # one query: a length says the same
                 seen = start + 1
                 lengths = seen if lengths is None else torch.minimum(seen, lengths)
                 causal, start = False, None
-        setattr(mask, _NOTE, Visible(causal, start, lengths, keys, mask._version))
+        setattr(mask, _ATTRIBUTE, VisibleKeys(causal, start, lengths, keys, mask._version))
     return mask
 
 
 def _padding(mask: torch.Tensor | None, keys: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Key lengths int32 [B], or where keys are hidden in front of others the mask bool [B, S]; None twice for none."""
+    """Key lengths int32 [B], or a mask bool [B, S] if hidden keys come before visible ones; (None, None) if none is."""
     if mask is None:
         return None, None
     mask = mask[:, :keys].bool()
@@ -148,52 +150,52 @@ def attend(
     """Attention of one layer, as transformers calls it.
 
     Args:
-        query: [B, H, T, D]. key, value: [B, H / n, S, D]; n query heads in a row share one of theirs.
-        attention_mask: what `visible_keys` gave, or one's own: bool, False hides a key, or floats to be added to the
-            scores, of a shape that broadcasts to [B, H, T, S].
-        scaling: of the scores; None is D^-0.5.
-        dropout: probability with which a weight is dropped; 0 outside of training.
-        is_causal: None is that of the module; it counts where there is no mask and more than one query.
-        options: what else a model hands on; what would change the result is refused.
+        query: [B, H, T, D]. key, value: [B, H / n, S, D]; n consecutive query heads share a head of keys and values.
+        attention_mask: of `visible_keys`, or any other: bool, False hides a key, or floats to add to the scores, of a
+            shape that broadcasts to [B, H, T, S].
+        scaling: factor of the scores; None is D^-0.5.
+        dropout: probability of dropping a weight; 0 outside of training.
+        is_causal: None takes that of the module. Used without a mask and with more than one query.
+        options: other arguments; those that would change the result are refused.
 
     Returns:
-        [B, T, H, D], contiguous, and None: weights are not kept. Autograd works.
+        [B, T, H, D], contiguous, and None in place of the weights. Autograd works.
 
     Raises:
-        UnsupportedError: what the kernels do not compute. InputError: shapes or dtypes that do not fit together.
+        UnsupportedError: the kernels do not compute it. InputError: shapes or dtypes that do not fit together.
     """
     _check(query, key, value, attention_mask, options)
     rows, heads, length, width = query.shape
     if scaling is not None and not math.isclose(scaling, width**-0.5):
         query = query * (scaling * width**0.5)
-    note = _note(attention_mask, (rows, 1, length, key.shape[2]))
-    if attention_mask is not None and note is None:
+    visible = _visible_keys_of(attention_mask, (rows, 1, length, key.shape[2]))
+    if attention_mask is not None and visible is None:
         key, value = (_repeated(x, heads) for x in (key, value))
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         out, _ = ops.masked_attention(q, k, v, attention_mask, dropout)
         return out.contiguous(), None
-    if note is None:
+    if visible is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        note = Visible(bool(length > 1 and causal))  # in a trace a length is a tensor
+        visible = VisibleKeys(bool(length > 1 and causal))  # in a trace a length is a tensor
     if length > 1:
         key, value = (_repeated(x, heads) for x in (key, value))
     elif key.shape[1] < heads:
-        # The queries that share a head of keys become the queries of that head. There is one position: no order.
+        # The query heads that share a head of keys become queries of that head; with one position there is no order.
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    out = _attend(query, key, value, note, dropout)
+    out = _attend(query, key, value, visible, dropout)
     return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
 
-def _note(mask: torch.Tensor | None, shape: tuple[int, ...]) -> Visible | None:
-    """What `visible_keys` noted on a mask that is still as it made it."""
-    note = getattr(mask, _NOTE, None)
-    return note if note is not None and mask.shape == shape and mask._version == note.version else None
+def _visible_keys_of(mask: torch.Tensor | None, shape: tuple[int, ...]) -> VisibleKeys | None:
+    """The `VisibleKeys` of a mask that was not changed since `visible_keys` made it; None if there is none."""
+    visible = getattr(mask, _ATTRIBUTE, None)
+    return visible if visible is not None and mask.shape == shape and mask._version == visible.version else None
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible, dropout: float) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: VisibleKeys, dropout: float) -> torch.Tensor:
     """q [B, H, T, D] over k, v [B, H, S, D] -> [B, H, T, D]"""
     (rows, heads, length, _), keys, device = q.shape, k.shape[2], q.device
-    # A cache holds [B, H, S, D] in this order: each head of a row is then a row of one head, and nothing is copied.
+    # A cache holds [B, H, S, D] in this order. Each head of a row is then taken as a row of one head, without a copy.
     by_head = k.is_contiguous() and v.is_contiguous()
     if by_head:
         q, k, v = (x.reshape(-1, 1, x.shape[3]) for x in (q, k, v))
@@ -215,13 +217,13 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible,
 
 
 def _is_graph() -> bool:
-    """Whether what runs is recorded, for other masks too."""
+    """Whether the code is recorded, to run with other masks later."""
     return torch.compiler.is_compiling() or is_traced()
 
 
 @functools.lru_cache(maxsize=16)
 def _full(rows: int, length: int, device: torch.device) -> Packing:
-    """Rows of one length; those of a forward are the same in all layers."""
+    """Rows of one length; all layers of a forward share them."""
     with torch.inference_mode(False):
         return Packing.full(rows, length, device)
 
@@ -232,11 +234,11 @@ def _repeated(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, options: dict[str, Any]) -> None:
-    for name, what in _REFUSED.items():
+    for name, feature in _UNSUPPORTED.items():
         if options.get(name) is not None:
-            raise UnsupportedError(f'attn_implementation="bertgen" does not compute {what} ({name})')
+            raise UnsupportedError(f'attn_implementation="bertgen" does not compute {feature} ({name})')
     if options.get("output_attentions"):
-        raise UnsupportedError('attn_implementation="bertgen" keeps no weights (output_attentions); "eager" does')
+        raise UnsupportedError('attn_implementation="bertgen" returns no weights (output_attentions); "eager" does')
     if any(x.dim() != 4 for x in (q, k, v)):
         raise InputError(f"{_shapes(q, k, v)}: expected [B, heads, length, head_dim]")
     if v.shape[3] != q.shape[3]:
@@ -249,7 +251,7 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, options
         return
     if not isinstance(mask, torch.Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise UnsupportedError(f"a mask is a bool or floating tensor, got {kind}")
+        raise UnsupportedError(f"a mask must be a bool or floating tensor, got {kind}")
     scores = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if mask.dim() != 4 or any(size not in (1, wanted) for size, wanted in zip(mask.shape, scores)):
         raise InputError(f"mask {tuple(mask.shape)}: does not broadcast to the scores {scores}")

@@ -1,4 +1,4 @@
-"""bertgen's cache as `past_key_values` of transformers' models and of their own loops.
+"""`PagedCache`: bertgen's cache as `past_key_values` of transformers' models and generation loops.
 
 Importing this module imports transformers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache as TheirCache
+from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, EncoderDecoderCache
 
 from ..cache.cache import Cache
@@ -16,36 +16,35 @@ from ..errors import UnsupportedError
 
 
 class PagedCache(EncoderDecoderCache):
-    """Keys and values written in place, and reordered by a table, for a model of transformers.
+    """Keys and values that are written in place and reordered by a table, for a transformers model.
 
-    A model that is accelerated reads the slots where they are, and the keys of a source exist once. The modules of
-    transformers get all keys of a row in order, gathered in each step; what the cache saves them is the reordering. The
-    keys of sources are kept as they come, which in transformers' beam search is once for each beam, and are not
-    reordered: all beams of a request have the same.
+    An accelerated model reads the slots in place and stores the keys of each source once. The modules of transformers
+    get all keys of a row in order, gathered in each step; for them the cache saves the reordering only. They store the
+    keys of a source once for each beam, and these are not reordered, as all beams of a request have the same source.
 
     Args:
-        config: transformers' configuration of the decoder, or of the encoder-decoder.
-        ours: a cache that is filled already.
+        config: transformers' configuration of the decoder or of the encoder-decoder.
+        ours: a cache that is already filled.
 
     Attributes:
-        ours: bertgen's cache; None as long as nothing was written.
+        ours: bertgen's cache; None until something is written.
     """
 
     def __init__(self, config: Any, ours: Cache | None = None):
         self.config = getattr(config, "decoder", config)
         self.ours = ours
         layers = range(self.config.num_hidden_layers)
-        own = TheirCache(layers=[OwnLayer(self, i) for i in layers])
-        cross = TheirCache(layers=[CrossLayer(self, i) for i in layers])
+        own = TransformersCache(layers=[SelfAttentionLayer(self, i) for i in layers])
+        cross = TransformersCache(layers=[CrossAttentionLayer(self, i) for i in layers])
         super().__init__(own, cross)
 
     @property
     def is_shared(self) -> bool:
-        """Whether the cache is in such a state that an accelerated model can go on from it."""
+        """Whether an accelerated model can continue from this cache."""
         return self.ours is None or self.ours.has_cross or not any(self.is_updated.values())
 
     def attach(self, ours: Cache) -> None:
-        """Take a cache that an accelerated model has filled."""
+        """Use a cache that an accelerated model has filled."""
         self.ours = ours
         for layer in self.is_updated:
             self.is_updated[layer] = ours.has_cross
@@ -54,18 +53,18 @@ class PagedCache(EncoderDecoderCache):
         self.__init__(self.config)  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row r continues the history of row beam_idx[r], a row with the same source."""
+        """Let row r continue the history of row beam_idx[r], which has the same source."""
         if self.ours is not None:
             self.ours.reorder(beam_idx)
 
     def crop(self, *_: Any) -> None:
-        raise UnsupportedError("a PagedCache does not shrink; where tokens are taken back use a DynamicCache")
+        raise UnsupportedError("a PagedCache cannot be cropped or split; use a DynamicCache")
 
     batch_repeat_interleave = batch_select_indices = crop
 
 
-class OwnLayer(CacheLayerMixin):
-    """One layer's keys and values of past tokens."""
+class SelfAttentionLayer(CacheLayerMixin):
+    """Keys and values of past tokens in one layer."""
 
     is_sliding = False
 
@@ -77,7 +76,7 @@ class OwnLayer(CacheLayerMixin):
         return self.cache.ours is not None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make the cache for rows like those of key_states [R, heads, T, head_dim]."""
+        """Allocate the cache for the rows of key_states [R, heads, T, head_dim]."""
         (rows, heads, count, head_dim), config = key_states.shape, self.cache.config
         self.cache.ours = Cache.of_batch(
             config.num_hidden_layers, heads, head_dim, key_states.dtype, key_states.device,
@@ -87,7 +86,7 @@ class OwnLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [R, heads, T, head_dim]; returns all of each row so far."""
+        """Append [R, heads, T, head_dim], and return the keys and values of all tokens of each row."""
         if self.cache.ours is None:
             self.lazy_initialization(key_states, value_states)
         ours, count = self.cache.ours, key_states.shape[2]
@@ -119,8 +118,8 @@ class OwnLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
 
-class CrossLayer(DynamicLayer):
-    """One layer's keys and values of the sources, padded, one for each row."""
+class CrossAttentionLayer(DynamicLayer):
+    """Keys and values of the sources in one layer, padded, one source for each row."""
 
     def __init__(self, cache: PagedCache, index: int):
         super().__init__()
@@ -132,7 +131,7 @@ class CrossLayer(DynamicLayer):
 
     @property
     def keys(self) -> torch.Tensor | None:
-        return self._found(0, self._keys)
+        return self._shared(0, self._keys)
 
     @keys.setter
     def keys(self, keys: torch.Tensor | None) -> None:
@@ -140,19 +139,19 @@ class CrossLayer(DynamicLayer):
 
     @property
     def values(self) -> torch.Tensor | None:
-        return self._found(1, self._values)
+        return self._shared(1, self._values)
 
     @values.setter
     def values(self, values: torch.Tensor | None) -> None:
         self._values = values
 
-    def _found(self, which: int, written: torch.Tensor | None) -> torch.Tensor | None:
-        """What was written here or, where an accelerated model has done that, what is in bertgen's cache."""
+    def _shared(self, index: int, written: torch.Tensor | None) -> torch.Tensor | None:
+        """The keys (index 0) or values (1) of bertgen's cache if an accelerated model wrote them, else `written`."""
         ours = self.cache.ours
         if ours is None or not ours.has_cross:
             return written
-        found = ours.cross(self.index)[which]
-        return found.repeat_interleave(ours.rows // len(found), 0).transpose(1, 2)
+        states = ours.cross(self.index)[index]
+        return states.repeat_interleave(ours.rows // len(states), 0).transpose(1, 2)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Nothing: all rows that may take each other's place have the same source."""
+        """Do nothing: rows that replace each other have the same source."""

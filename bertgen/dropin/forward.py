@@ -1,4 +1,4 @@
-"""`forward` of an accelerated model: the same arguments and outputs as in transformers.
+"""`forward` of an accelerated model, with the arguments and outputs of transformers.
 
 Importing this module imports transformers.
 """
@@ -19,16 +19,17 @@ from ..errors import ConfigError, UnsupportedError
 from ..kernels.plain import is_traced
 from ..model import BertGenerationEncoder
 from .cache import PagedCache
-from .state import State, plain
-from .wrapped_model import Twin
+from .state import AccelerationState, fallback, state_of
+from .wrapped_model import WrappedModel
 
-ASKED = ("output_attentions", "output_hidden_states")  # what only transformers' own modules give as it gives them
-_BODY = frozenset(
+# Outputs that only transformers' own modules give in transformers' form.
+LAYER_OUTPUTS = ("output_attentions", "output_hidden_states")
+_STACK_ARGUMENTS = frozenset(
     "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask past_key_values "
     "use_cache token_type_ids".split()
 )
-_DECODER = _BODY | {"labels", "logits_to_keep", "num_items_in_batch"}
-_JOINT = frozenset(
+_DECODER_ARGUMENTS = _STACK_ARGUMENTS | {"labels", "logits_to_keep", "num_items_in_batch"}
+_JOINT_ARGUMENTS = frozenset(
     "input_ids attention_mask decoder_input_ids decoder_attention_mask encoder_outputs past_key_values inputs_embeds "
     "decoder_inputs_embeds labels use_cache position_ids token_type_ids decoder_position_ids decoder_token_type_ids "
     "num_items_in_batch".split()
@@ -36,41 +37,40 @@ _JOINT = frozenset(
 
 
 def accelerated_forward(base: type) -> Callable[..., Any]:
-    """The method for a class of transformers, with the signature of its own."""
+    """The `forward` method for an accelerated class, with the signature of the transformers class `base`."""
     signature = inspect.signature(base.forward)  # type: ignore[attr-defined]
 
     @functools.wraps(base.forward)  # type: ignore[attr-defined]
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state: State = self._bertgen
-        twin: Twin | str = "it is traced (torch.compile, torch.jit.trace, fake tensors, torch.func)"
+        state: AccelerationState = state_of(self)
+        reason: str | None = "it is traced (torch.compile, torch.jit.trace, fake tensors, torch.func)"
         if not torch.compiler.is_compiling() and not is_traced():
-            twin = state.ready(self)
-        if isinstance(twin, Twin):
-            given = _named(signature, self, args, kwargs)
-            reason = _obstacle(self, twin, given)
+            reason = state.why_not_forward(self)
+        model_declines = reason is not None
+        if reason is None:
+            wrapped, arguments = state.wrapped_model, _named(signature, self, args, kwargs)
+            reason = why_not_arguments(self, wrapped, arguments)
             try:
                 if reason is None:
                     with state.running():
-                        return _run(self, twin, given)
-            except (ConfigError, UnsupportedError) as error:  # found before anything was computed
+                        return _run(self, wrapped, arguments)
+            except (ConfigError, UnsupportedError) as error:  # raised before anything was computed
                 reason = str(error)
-        else:
-            reason = twin
-        state.detour("forward", base.__name__, reason)
+        state.count_fallback("forward", base.__name__, reason)
         keep_recording(self)
-        with plain() if isinstance(twin, str) and not torch.compiler.is_compiling() else nullcontext():
+        with fallback() if model_declines and not torch.compiler.is_compiling() else nullcontext():
             return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     return forward
 
 
 def keep_recording(model: Any) -> None:
-    """Tell transformers, which looks that up by class, what of an accelerated model its hooks record."""
+    """Register the class of an accelerated model where transformers looks up which outputs its hooks record."""
     try:
         from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
-    except ImportError:  # another way, in another version
+    except ImportError:  # other versions of transformers record in another way
         return
-    # By the name of the class in every version; the registry of some takes the model and finds the name itself.
+    # The key is the class name in every version. The registry of some versions takes a model and finds the name itself.
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
 
 
@@ -82,84 +82,86 @@ def _named(signature: inspect.Signature, model: Any, args: tuple, kwargs: dict[s
     return {name: value for name, value in {**bound, **rest}.items() if value is not None}
 
 
-def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
-    """Why a call with these arguments must go through transformers' own code; None where nothing stands in the way."""
-    config, joint = model.config, isinstance(twin.ours.config, EncoderDecoderConfig)
-    for name in ASKED:
+def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> str | None:
+    """Why a call with these arguments must go through transformers' own code; None if bertgen can run it."""
+    config, joint = model.config, isinstance(wrapped.model.config, EncoderDecoderConfig)
+    for name in LAYER_OUTPUTS:
         halves = (config.encoder, config.decoder) if joint else (config,)
-        if given.get(name, any(getattr(half, name, False) for half in halves)):
-            return f"{name} is asked for"
-    known = _JOINT if joint else _BODY if isinstance(twin.ours, BertGenerationEncoder) else _DECODER
-    for name, value in given.items():
-        if name not in known and name not in ASKED and name != "return_dict":
+        if arguments.get(name, any(getattr(half, name, False) for half in halves)):
+            return f"{name} is requested"
+    supported = _JOINT_ARGUMENTS if joint else _DECODER_ARGUMENTS
+    if isinstance(wrapped.model, BertGenerationEncoder):
+        supported = _STACK_ARGUMENTS
+    for name, value in arguments.items():
+        if name not in supported and name not in LAYER_OUTPUTS and name != "return_dict":
             return f"bertgen has no argument {name}"
         if name.endswith(("attention_mask", "position_ids")) and not (
             isinstance(value, torch.Tensor) and value.dim() == 2
         ):
-            return f"{name} is no tensor of two dimensions"
-        if name.endswith("token_type_ids") and not _has_types(twin.ours, name):
-            return f"{name} are for bert and roberta"
+            return f"{name} is not a tensor of two dimensions"
+        if name.endswith("token_type_ids") and not _has_token_types(wrapped.model, name):
+            return f"{name} are for bert and roberta only"
         if isinstance(value, torch.Tensor) and not value.numel():
             return f"{name} is empty"
-    past = given.get("past_key_values")
+    past = arguments.get("past_key_values")
     if past is not None:
         if not isinstance(past, PagedCache) or not past.is_shared:
-            return f"past_key_values are a {type(past).__name__} of transformers' making"
-        if not joint and past.ours is not None and past.ours.has_cross and "encoder_hidden_states" not in given:
-            return "a call goes on without encoder_hidden_states"
-    if not joint and not config.is_decoder and ("encoder_hidden_states" in given or past is not None):
-        return "an encoder was given what is for decoders"
-    seen = 0 if past is None else past.get_seq_length()
-    source = _length(given.get("encoder_hidden_states"), *states_of(given.get("encoder_outputs")))
-    inputs = _length(given.get("input_ids"), given.get("inputs_embeds"))
-    targets = _length(*(given.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")))
+            return f"past_key_values is a {type(past).__name__} that transformers filled"
+        if not joint and past.ours is not None and past.ours.has_cross and "encoder_hidden_states" not in arguments:
+            return "a call with a cache has no encoder_hidden_states"
+    if not joint and not config.is_decoder and ("encoder_hidden_states" in arguments or past is not None):
+        return "an encoder has arguments of a decoder"
+    cached = 0 if past is None else past.get_seq_length()
+    source = _length(arguments.get("encoder_hidden_states"), *states_of(arguments.get("encoder_outputs")))
+    inputs = _length(arguments.get("input_ids"), arguments.get("inputs_embeds"))
+    targets = _length(*(arguments.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")))
     if not joint and inputs is not None:
-        inputs += seen
+        inputs += cached
     for name, length in (
         ("attention_mask", source if joint and source is not None else inputs),
         ("encoder_attention_mask", source),
-        ("decoder_attention_mask", None if targets is None else targets + seen),
+        ("decoder_attention_mask", None if targets is None else targets + cached),
     ):
-        if name in given and length is not None and given[name].shape[1] != length:
-            return f"{name} is longer or shorter than what it is for"
+        if name in arguments and length is not None and arguments[name].shape[1] != length:
+            return f"{name} has {arguments[name].shape[1]} positions for inputs of {length}"
     return None
 
 
-def _has_types(ours: Any, name: str) -> bool:
-    """Whether the half that an argument is for has token types."""
-    if isinstance(ours.config, EncoderDecoderConfig):
-        ours = ours.decoder if name.startswith("decoder_") else ours.encoder
-    return isinstance(ours.config, BertConfig)
+def _has_token_types(model: Any, name: str) -> bool:
+    """Whether the half that an argument belongs to has token types."""
+    if isinstance(model.config, EncoderDecoderConfig):
+        model = model.decoder if name.startswith("decoder_") else model.encoder
+    return isinstance(model.config, BertConfig)
 
 
 def states_of(outputs: Any) -> tuple[Any, ...]:
-    """The states among what an encoder returned."""
+    """The last hidden states among an encoder's outputs."""
     if isinstance(outputs, (tuple, list)):
         return tuple(outputs[:1])
     return (getattr(outputs, "last_hidden_state", None),)
 
 
-def _length(*given: Any) -> int | None:
-    """Positions of the first of these that is there."""
-    return next((x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() > 1), None)
+def _length(*inputs: Any) -> int | None:
+    """Positions of the first input that is a tensor; None if there is none."""
+    return next((x.shape[1] for x in inputs if isinstance(x, torch.Tensor) and x.dim() > 1), None)
 
 
-def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
-    ours = twin.ours
-    given = {name: value for name, value in given.items() if name not in ASKED}
-    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
-    paged = given.pop("past_key_values", None)
-    if model.training or "labels" in given:  # nobody goes on from there
-        given["use_cache"] = False
+def _run(original: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any:
+    """Run the wrapped model, and return its output in transformers' form."""
+    arguments = {name: value for name, value in arguments.items() if name not in LAYER_OUTPUTS}
+    return_dict = arguments.pop("return_dict", getattr(original.config, "return_dict", True))
+    paged = arguments.pop("past_key_values", None)
+    if original.training or "labels" in arguments:  # no call continues from a training step
+        arguments["use_cache"] = False
     if paged is not None and paged.ours is not None:
-        given["past_key_values"] = paged.ours
-    found = ours(**given, return_dict=True)
-    fields = dict(found.items())
+        arguments["past_key_values"] = paged.ours
+    result = wrapped.model(**arguments, return_dict=True)
+    fields = dict(result.items())
     cache = fields.pop("past_key_values", None)
     if cache is not None:
         if paged is None:
-            paged = PagedCache(model.config)
+            paged = PagedCache(original.config)
         paged.attach(cache)
         fields["past_key_values"] = paged
-    output = getattr(modeling_outputs, type(found).__name__)(**fields)  # of the same name and fields
+    output = getattr(modeling_outputs, type(result).__name__)(**fields)  # the class of the same name and fields
     return output if return_dict else output.to_tuple()

@@ -1,4 +1,4 @@
-"""`generate` of an accelerated model: bertgen's search where every argument is known to it, else transformers' loop.
+"""`generate` of an accelerated model: bertgen's search if it supports all arguments, else transformers' loop.
 
 Importing this module imports transformers.
 """
@@ -9,11 +9,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from transformers.generation import utils as theirs
+from transformers.generation import utils as transformers_generation
 
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..decoding import logits_processors, stopping_criteria
@@ -21,23 +22,26 @@ from ..errors import ConfigError, UnsupportedError
 from ..model.generation_inputs import infer_attention_mask
 from ..outputs import GenerateOutput
 from .cache import PagedCache
-from .forward import ASKED, keep_recording, states_of
-from .state import State, plain
-from .wrapped_model import Twin
+from .forward import LAYER_OUTPUTS, keep_recording, states_of
+from .state import AccelerationState, fallback, state_of
+from .wrapped_model import WrappedModel
 
-# Arguments that need a cache of their own, or one that can be cut.
-_CACHES = (
+# Arguments that bring their own cache, or need one that can be cropped.
+_CACHE_ARGUMENTS = (
     "past_key_values", "cache_implementation", "cache_config", "use_cache", "assistant_model",
     "prompt_lookup_num_tokens", "custom_generate", "generation_config", "output_attentions",
 )  # fmt: skip
 _OPTIONS = frozenset(GenerationConfig.__dataclass_fields__) - {"extra", "infer_attention_mask"}
-_OTHERS = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate", "synced_gpus")
+_UNSUPPORTED = (
+    "assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate", "synced_gpus",
+)  # fmt: skip
 _PASSED = ("inputs", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
-# What says nothing of the tokens: a Trainer passes the first along, transformers sets the second itself.
-_IDLE = ("labels", "logits_to_keep")
-# Options that look at the ids of the input, with the values that switch them off.
-_OF_INPUT = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
-_OF_PROMPT = ("repetition_penalty", "no_repeat_ngram_size")
+# Arguments without effect on the tokens: a Trainer passes the first, transformers sets the second itself.
+_IGNORED = ("labels", "logits_to_keep")
+# Options that depend on the ids of the input.
+_ENCODER_PENALTIES = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
+_PROMPT_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size")
+# Mask -> the arguments it may belong to.
 _MASKS = {
     "attention_mask": ("inputs", "input_ids", "inputs_embeds"),
     "decoder_attention_mask": ("decoder_input_ids",),
@@ -45,207 +49,234 @@ _MASKS = {
 
 
 def accelerated_generate(base: type) -> Callable[..., Any]:
-    """The method for a class of transformers, with the signature of its own."""
+    """The `generate` method for an accelerated class, with the signature of the transformers class `base`."""
     signature = inspect.signature(base.generate)  # type: ignore[attr-defined]
 
     @functools.wraps(base.generate)  # type: ignore[attr-defined]
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state: State = self._bertgen
+        state: AccelerationState = state_of(self)
         bound = signature.bind(self, *args, **kwargs).arguments
         bound.pop("self", None)
-        given = {name: value for name, value in bound.items() if name != "kwargs" and value is not None}
-        given |= bound.get("kwargs", {})
-        twin = state.ready_to_generate(self) if state.generate else "generate=False"
-        if isinstance(twin, Twin):
-            reason = _obstacle(self, twin, given)
+        arguments = {name: value for name, value in bound.items() if name != "kwargs" and value is not None}
+        arguments |= bound.get("kwargs", {})
+        reason = state.why_not_generate(self) if state.generate else "generate=False"
+        model_declines = state.generate and reason is not None
+        if reason is None:
+            wrapped = state.wrapped_model
+            reason = why_not_arguments(self, wrapped, arguments)
             try:
                 if reason is None:
                     with state.running():
-                        return _run(self, twin, given)
-            except (ConfigError, UnsupportedError) as error:  # found before anything was generated
+                        return _run(self, wrapped, arguments)
+            except (ConfigError, UnsupportedError) as error:  # raised before anything was generated
                 reason = str(error)
-        else:
-            reason = twin
         keep_recording(self)
         if state.generate:
-            state.detour("generate", base.__name__, reason)
-        elif isinstance(state.ready(self), Twin) and not any(given.get(name) is not None for name in _CACHES):
-            kwargs["past_key_values"] = PagedCache(self.config)  # so that its forward can be bertgen's
-        with plain() if state.generate and isinstance(twin, str) else nullcontext():
+            state.count_fallback("generate", base.__name__, reason)
+        elif state.why_not_forward(self) is None and all(arguments.get(name) is None for name in _CACHE_ARGUMENTS):
+            kwargs["past_key_values"] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
+        with fallback() if model_declines else nullcontext():
             return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     return generate
 
 
-def _obstacle(model: Any, twin: Twin, given: dict[str, Any]) -> str | None:
-    """Why a call with these arguments must go through transformers' loop; None where nothing stands in the way."""
-    if twin.drops:
-        return "the model is in training mode: its dropout would act"
-    if given.get("past_key_values") is not None:  # which of the ids are fed is another matter in each version
-        return f"past_key_values are a {type(given['past_key_values']).__name__}"
-    config = given.get("generation_config") or model.generation_config
+def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> str | None:
+    """Why a call with these arguments must go through transformers' loop; None if bertgen can run it."""
+    if wrapped.has_active_dropout:
+        return "the model is in training mode with dropout"
+    past = arguments.get("past_key_values")
+    if past is not None:  # which ids the first step takes then depends on the version of transformers
+        return f"past_key_values is a {type(past).__name__}"
+    config = arguments.get("generation_config") or model.generation_config
     if not isinstance(config, transformers.GenerationConfig):
         return f"generation_config is a {type(config).__name__}"
-    for name in ASKED:
-        if given.get(name, getattr(config, name, False)):
-            return f"{name} is asked for"
+    for name in LAYER_OUTPUTS:
+        if arguments.get(name, getattr(config, name, False)):
+            return f"{name} is requested"
     for name in ("attention_mask", "decoder_attention_mask"):
-        if given.get(name) is not None and not isinstance(given[name], torch.Tensor):
-            return f"{name} is no tensor"
-    for name in _OTHERS:
-        if given.get(name) is not None and given[name] is not False:
-            return f"{name} is asked for"
-    device = twin.ours.device
-    for name, value in given.items():
+        if arguments.get(name) is not None and not isinstance(arguments[name], torch.Tensor):
+            return f"{name} is not a tensor"
+    for name in _UNSUPPORTED:
+        if arguments.get(name) is not None and arguments[name] is not False:
+            return f"bertgen has no argument {name}"
+    device = wrapped.model.device
+    for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             continue
         if name.endswith(("attention_mask", "position_ids")) and value.dim() != 2:
-            return f"{name} has not two dimensions"
+            return f"{name} is not a tensor of two dimensions"
         if not value.numel():
             return f"{name} is empty"
         if value.device != device:
             return f"{name} is on {value.device}, the model on {device}"
     for name, inputs in _MASKS.items():
-        length = next((given[i].shape[1] for i in inputs if given.get(i) is not None), None)
-        if given.get(name) is not None and length not in (None, given[name].shape[1]):
-            return f"{name} is longer or shorter than what it is for"
+        length = next((arguments[i].shape[1] for i in inputs if arguments.get(i) is not None), None)
+        if arguments.get(name) is not None and length not in (None, arguments[name].shape[1]):
+            return f"{name} has {arguments[name].shape[1]} positions for inputs of {length}"
     return None
 
 
-def _run(model: Any, twin: Twin, given: dict[str, Any]) -> Any:
-    ours, joint = twin.ours, isinstance(twin.ours.config, EncoderDecoderConfig)
-    arguments = {name: given[name] for name in _PASSED if given.get(name) is not None}
-    for name in ("logits_processor", "stopping_criteria"):
-        if name in arguments:
-            arguments[name] = list(arguments[name])
-    passed, own = given.get("generation_config"), model.generation_config
-    # Which of the levels gives an option, and what is wrong with it, is for transformers' own code to say.
-    options = {name: value for name, value in given.items() if name not in (*_PASSED, *_OTHERS, "generation_config")}
-    config, inputs = model._prepare_generation_config(passed, **options)
-    model._validate_model_kwargs(dict(inputs))
-    default = {
-        name: given.get(name) is None and getattr(passed, name, None) is None and getattr(own, name, None) is None
-        for name in ("max_length", "min_length")
-    }
-    settled = _converted(config, default["max_length"])
-    inputs = {name: value for name, value in inputs.items() if value is not None and name not in _IDLE}
-    difference = _difference(config, settled, {**arguments, **inputs}, joint)
-    if difference is not None:
-        raise UnsupportedError(difference)
-    warning = _warning(config, settled, {**arguments, **inputs}, joint)
-    if warning is not None:
-        raise UnsupportedError(f"{warning}, of which transformers warns")
-    if not joint and ours.config.first_position and "position_ids" not in inputs:
-        inputs["position_ids"] = _positions({**arguments, **inputs}, settled)
-    settled.infer_attention_mask = _infers_mask() or not joint
-    ours.generation_config = GenerationConfig()
-    found = ours.generate(**arguments, **inputs, generation_config=settled)
-    _warn_of_lengths(model, config, default, {**arguments, **inputs}, joint)
-    return _translated(model, found, settled, joint) if isinstance(found, GenerateOutput) else found
-
-
-def _converted(config: transformers.GenerationConfig, default_length: bool) -> GenerationConfig:
-    """The options of a call in ours, from transformers' configuration, in which they are all settled.
+def _run(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any:
+    """Search with the wrapped model, and return its output in transformers' form.
 
     Raises:
-        ConfigError, UnsupportedError: values that bertgen does not have.
+        ConfigError, UnsupportedError: the options need transformers' own loop; nothing was generated then.
+    """
+    ours, joint = wrapped.model, isinstance(wrapped.model.config, EncoderDecoderConfig)
+    passed = {name: arguments[name] for name in _PASSED if arguments.get(name) is not None}
+    for name in ("logits_processor", "stopping_criteria"):
+        if name in passed:
+            passed[name] = list(passed[name])
+    of_call, of_model = arguments.get("generation_config"), model.generation_config
+    # transformers' own code decides which level an option comes from, and refuses invalid ones.
+    other_names = (*_PASSED, *_UNSUPPORTED, "generation_config")
+    options = {name: value for name, value in arguments.items() if name not in other_names}
+    config, inputs = model._prepare_generation_config(of_call, **options)
+    model._validate_model_kwargs(dict(inputs))
+    levels = SimpleNamespace(**arguments), of_call, of_model
+    is_default = {
+        name: all(getattr(level, name, None) is None for level in levels) for name in ("max_length", "min_length")
+    }
+    generation_config = _converted(config, is_default["max_length"])
+    inputs = {name: value for name, value in inputs.items() if value is not None and name not in _IGNORED}
+    inputs = {**passed, **inputs}
+    reason = _why_not_options(config, generation_config, inputs, joint)
+    if reason is None:
+        reason = _why_not_silently(config, generation_config, inputs, joint)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    if not joint and ours.config.first_position and "position_ids" not in inputs:
+        inputs["position_ids"] = _positions(inputs, generation_config)
+    generation_config.infer_attention_mask = _transformers_infers_mask() or not joint
+    ours.generation_config = GenerationConfig()
+    output = ours.generate(**inputs, generation_config=generation_config)
+    _warn_about_lengths(model, config, is_default, inputs, joint)
+    return _converted_output(model, output, generation_config, joint) if isinstance(output, GenerateOutput) else output
+
+
+def _converted(config: transformers.GenerationConfig, is_default_length: bool) -> GenerationConfig:
+    """bertgen's generation config, from transformers' complete one.
+
+    Raises:
+        ConfigError, UnsupportedError: values that bertgen does not support.
     """
     values = {name: getattr(config, name, None) for name in _OPTIONS}
-    if default_length or config.max_new_tokens is not None:
+    if is_default_length or config.max_new_tokens is not None:
         values["max_length"] = None
-    values["top_k"] = config.top_k or 0  # None is off; an option that is not set would be 50
+    values["top_k"] = config.top_k or 0  # None is off here; bertgen's default would be 50
     values |= {name: getattr(config, name, None) for name in GenerationConfig.UNSUPPORTED}
-    settled = GenerationConfig.from_dict({name: value for name, value in values.items() if value is not None})
-    settled.check_supported()
-    return settled
+    result = GenerationConfig.from_dict({name: value for name, value in values.items() if value is not None})
+    result.check_supported()
+    return result
 
 
-def _difference(config: Any, settled: GenerationConfig, given: dict[str, Any], joint: bool) -> str | None:
-    """What transformers does in a way of its own, so that it must run itself."""
-    if config.use_cache is None:  # the model makes a cache, and is fed all tokens in each step nevertheless
+def _why_not_options(config: Any, ours: GenerationConfig, inputs: dict[str, Any], joint: bool) -> str | None:
+    """Why these options need transformers' loop: its result would differ. None if it would not.
+
+    Args:
+        config, ours: the options as transformers' and as bertgen's configuration.
+        inputs: the other arguments of the call.
+        joint: the model is an encoder-decoder.
+    """
+    if config.use_cache is None:  # transformers makes a cache and still feeds all tokens in each step
         return "use_cache is None"
-    forced = settled.forced_eos_token_id
-    if isinstance(forced, list) and len(forced) > 1 and settled.num_beams not in (None, 1):
+    forced = ours.forced_eos_token_id
+    if isinstance(forced, list) and len(forced) > 1 and ours.num_beams not in (None, 1):
         return "beams choose among several forced_eos_token_id of the same score"
-    if not settled.end_tokens and any(hasattr(one, "eos_token_id") for one in given.get("stopping_criteria", ())):
-        return "a criterion has an eos_token_id, the model has none"
-    mask = given.get("attention_mask")
+    if not ours.end_tokens and any(hasattr(one, "eos_token_id") for one in inputs.get("stopping_criteria", ())):
+        return "a stopping criterion has an eos_token_id, the model has none"
+    mask = inputs.get("attention_mask")
     if not joint and mask is not None and len(mask) > 1 and bool((mask[:, -1] == 0).any()):
         return "the prompt is padded on the right"
     return None
 
 
-def _warning(config: Any, settled: GenerationConfig, given: dict[str, Any], joint: bool) -> str | None:
-    """What transformers warns of in the midst of its `generate`, so that it must run itself."""
-    ids = given.get("inputs", given.get("input_ids"))
-    for name in _OF_INPUT if joint else (*_OF_INPUT, *_OF_PROMPT):
+def _why_not_silently(config: Any, ours: GenerationConfig, inputs: dict[str, Any], joint: bool) -> str | None:
+    """Why these options need transformers' loop: it gives a warning. None if it gives none; arguments as above."""
+    warning = _expected_warning(config, ours, inputs, joint)
+    return None if warning is None else f"transformers warns of {warning}"
+
+
+def _expected_warning(config: Any, ours: GenerationConfig, inputs: dict[str, Any], joint: bool) -> str | None:
+    """What transformers warns of inside its `generate`; None if it does not warn."""
+    ids = inputs.get("inputs", inputs.get("input_ids"))
+    for name in _ENCODER_PENALTIES if joint else (*_ENCODER_PENALTIES, *_PROMPT_PENALTIES):
         on = getattr(config, name) not in (None, GenerationConfig.DEFAULTS[name])
-        unseen = ids is None or (not joint and name in _OF_INPUT)  # the ids beside embeddings are an output's so far
-        if on and unseen and (joint or "inputs_embeds" in given):
+        # Without an encoder, ids beside embeddings are those of the output so far.
+        no_ids = ids is None or (not joint and name in _ENCODER_PENALTIES)
+        if on and no_ids and (joint or "inputs_embeds" in inputs):
             return f"{name} without input_ids"
-    for custom in (*given.get("logits_processor", ()), *given.get("stopping_criteria", ())):
+    for custom in (*inputs.get("logits_processor", ()), *inputs.get("stopping_criteria", ())):
         option = logits_processors.replaced_option(custom) or stopping_criteria.replaced_option(custom)
-        value = given.get(option) if option == "prefix_allowed_tokens_fn" else getattr(settled, option or "", None)
-        if option == "min_length" and settled.min_new_tokens is not None:
-            value = settled.min_new_tokens + 1  # transformers counts the prompt, which has a token at least
+        value = inputs.get(option) if option == "prefix_allowed_tokens_fn" else getattr(ours, option or "", None)
+        if option == "min_length" and ours.min_new_tokens is not None:
+            value = ours.min_new_tokens + 1  # transformers counts the prompt, which has at least one token
         if option == "max_length" or (option and value not in (None, GenerationConfig.DEFAULTS.get(option))):
-            return f"a {type(custom).__name__} in the place of {option}"
-    mask, ends = given.get("attention_mask"), settled.end_tokens
-    tensors = [x for x in (*given.values(), *states_of(given.get("encoder_outputs"))) if isinstance(x, torch.Tensor)]
+            return f"a {type(custom).__name__} that replaces {option}"
+    mask, ends = inputs.get("attention_mask"), ours.end_tokens
+    tensors = [x for x in (*inputs.values(), *states_of(inputs.get("encoder_outputs"))) if isinstance(x, torch.Tensor)]
     if mask is not None or all(len(x) == 1 for x in tensors):
         return None
-    if ends and settled.pad_token_id in (None, *ends):
-        return "a batch without a mask and without a padding token of its own"
-    pad = settled.pad_token_id if settled.pad_token_id is not None else next(iter(ends), None)
+    if ends and ours.pad_token_id in (None, *ends):
+        return "a batch without a mask, with an end token as padding token"
+    pad = ours.pad_token_id if ours.pad_token_id is not None else next(iter(ends), None)
     if not joint and ids is not None and pad is not None and bool((ids[:, -1] == pad).any()):
         return "a prompt that is padded on the right"
     return None
 
 
-def _positions(given: dict[str, Any], settled: GenerationConfig) -> torch.Tensor:
-    """Positions of a prompt as transformers counts them for a model on its own: from 0, also where a text does not."""
-    ids = given.get("inputs", given.get("input_ids"))
-    like = given.get("inputs_embeds", ids)
-    if like is None:
+def _positions(inputs: dict[str, Any], generation_config: GenerationConfig) -> torch.Tensor:
+    """Positions of a prompt as transformers counts them in a decoder without encoder: from 0, in RoBERTa too.
+
+    Returns:
+        int64 [B, L]
+    """
+    ids = inputs.get("inputs", inputs.get("input_ids"))
+    prompt = inputs.get("inputs_embeds", ids)
+    if prompt is None:
         return torch.zeros(1, 1, dtype=torch.int64, device="cpu")
-    mask = given.get("attention_mask")
+    mask = inputs.get("attention_mask")
     if mask is None and ids is not None:
-        mask = infer_attention_mask(ids, settled)
+        mask = infer_attention_mask(ids, generation_config)
     if mask is None:
-        return torch.arange(like.shape[1], device=like.device)[None].expand(len(like), -1)
+        return torch.arange(prompt.shape[1], device=prompt.device)[None].expand(len(prompt), -1)
     return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
-def _warn_of_lengths(model: Any, config: Any, default: dict[str, bool], given: dict[str, Any], joint: bool) -> None:
-    """Let transformers say what it thinks of the lengths of a call, once it has been answered without it."""
-    ids = given.get("decoder_input_ids") if joint else given.get("inputs", given.get("input_ids"))
-    embeds = given.get("inputs_embeds")
+def _warn_about_lengths(
+    model: Any, config: Any, is_default: dict[str, bool], inputs: dict[str, Any], joint: bool
+) -> None:
+    """Let transformers check the lengths of a finished call, which gives its warnings."""
+    ids = inputs.get("decoder_input_ids") if joint else inputs.get("inputs", inputs.get("input_ids"))
+    embeds = inputs.get("inputs_embeds")
     length = (0 if embeds is not None and not joint else 1) if ids is None else ids.shape[1]
     if joint and ids is not None:
         start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
         length += bool((ids[:, 0] != start).all())
     config = model._prepare_generated_length(
-        generation_config=config, has_default_max_length=default["max_length"],
-        has_default_min_length=default["min_length"], input_ids_length=length,
+        generation_config=config, has_default_max_length=is_default["max_length"],
+        has_default_min_length=is_default["min_length"], input_ids_length=length,
         model_input_name="input_ids" if embeds is None else "inputs_embeds", inputs_tensor=embeds,
     )  # fmt: skip
-    model._validate_generated_length(config, length, default["max_length"])
+    model._validate_generated_length(config, length, is_default["max_length"])
 
 
-def _infers_mask() -> bool:
-    """Whether transformers takes pad ids of an encoder's input for padding where no mask is given: until 5.1 it did."""
+def _transformers_infers_mask() -> bool:
+    """Whether transformers takes pad ids of an encoder's input for padding without a mask: until 5.1 it did."""
     major, minor = transformers.__version__.split(".")[:2]
     return (int(major), int(minor)) < (5, 2)
 
 
-def _translated(model: Any, found: GenerateOutput, settled: GenerationConfig, joint: bool) -> Any:
-    beams = found.sequences_scores is not None or found.beam_indices is not None
+def _converted_output(model: Any, output: GenerateOutput, generation_config: GenerationConfig, joint: bool) -> Any:
+    """The output as transformers' class of the same search."""
+    beams = output.sequences_scores is not None or output.beam_indices is not None
     name = f"Generate{'Beam' if beams else ''}{'EncoderDecoder' if joint else 'DecoderOnly'}Output"
-    fields = {key: value for key, value in found.items() if value is not None}
-    if not settled.output_scores:
+    fields = {key: value for key, value in output.items() if value is not None}
+    if not generation_config.output_scores:
         fields.pop("sequences_scores", None)
     cache = fields.pop("past_key_values", None)
     if cache is not None:
         fields["past_key_values"] = PagedCache(model.config)
         fields["past_key_values"].attach(cache)
-    return getattr(theirs, name)(**fields)
+    return getattr(transformers_generation, name)(**fields)

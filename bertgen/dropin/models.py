@@ -1,27 +1,16 @@
-"""transformers' models, accelerated: an instance becomes one of these by `accelerate`, and is one again when unpickled.
+"""Accelerated classes of transformers' models. `accelerate` turns an instance into one of these; unpickling gives one.
 
-Each class has the name of the one it stands for, as `save_pretrained` writes that into config.json. Importing this
-module imports transformers.
+Each class has the name of the class it stands for, because `save_pretrained` writes that name into config.json.
+Importing this module imports transformers.
 """
 
 from __future__ import annotations
-
-import functools
 
 import transformers
 
 from .forward import accelerated_forward
 from .generation import accelerated_generate
-from .state import State
-
-
-class Accelerated:
-    """What all of these classes have besides transformers' own."""
-
-    @functools.cached_property
-    def _bertgen(self) -> State:
-        """Of a model made by calling one of the classes, or by its from_pretrained; `accelerate` puts one in itself."""
-        return State()
+from .state import Accelerated
 
 
 class BertGenerationEncoder(transformers.BertGenerationEncoder, Accelerated):
@@ -70,7 +59,7 @@ class EncoderDecoderModel(transformers.EncoderDecoderModel, Accelerated):
     generate = accelerated_generate(transformers.EncoderDecoderModel)
 
 
-# transformers' class -> ours.
+# transformers' class -> accelerated class.
 ACCELERATED = {
     cls.__base__: cls
     for cls in (

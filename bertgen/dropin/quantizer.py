@@ -1,6 +1,6 @@
-"""Weights in 4 bits in any transformers model: `from_pretrained(.., quantization_config=bertgen.Int4Config())`.
+"""4-bit weights in any transformers model: `from_pretrained(.., quantization_config=bertgen.Int4Config())`.
 
-A weight is rounded as soon as it is read, and its Linear becomes an `Int4Linear`. What is saved has the layout of
+A weight is rounded as soon as it is read, and its Linear becomes an `Int4Linear`. Saved files have the layout of
 docs/quantization.md, which bertgen reads as well.
 """
 
@@ -22,14 +22,14 @@ from ..layers.linear import Int4Linear
 from ..layers.meta_init import outlined
 from ..quantization.int4 import why_not_int4_weight
 
-_LOADED = "_is_hf_initialized"  # what transformers writes on parameters that need no initial values
+_LOADED = "_is_hf_initialized"  # attribute that transformers sets on parameters that are loaded
 
 
 class StoredInt4Config(QuantizationConfigMixin):
-    """The `quantization_config` of a config.json, for transformers to read it with.
+    """The class by which transformers reads the `quantization_config` of a config.json.
 
-    It is another class than `Int4Config` on purpose: transformers refuses a checkpoint that has one when it is given
-    the other, and so none is quantized twice.
+    It is not `Int4Config` on purpose: transformers refuses an `Int4Config` for a checkpoint that has this class, so
+    that no checkpoint is quantized twice.
 
     Raises:
         ConfigError: an unknown option, or a value outside its limits.
@@ -45,20 +45,20 @@ class StoredInt4Config(QuantizationConfigMixin):
 
 
 class Int4Quantizer(HfQuantizer):
-    """What transformers asks while it loads a model: which weights to round, and how.
+    """Rounds weights while transformers loads a model.
 
-    All Linear layers are in 4 bits, but the output layer (unless `head`), those whose weight is tied to another, and
-    what `skip` names.
+    All Linear layers are rounded, except the output layer (unless `head`), layers with a tied weight, and the modules
+    that `skip` names.
 
     Raises:
         ConfigError: another method, or `skip` names no module. InputError: weights that the groups do not divide, or
-            that are not finite. CheckpointError: weights in 4 bits that are missing or do not belong together.
+            that are not finite. CheckpointError: 4-bit weights that are missing or do not fit together.
     """
 
     def __init__(self, quantization_config: Any, **options: Any):
         super().__init__(int4_config(quantization_config), **options)
-        self.wrong: InputError | None = None
-        self.shared: dict[str, str] = {}
+        self.error: InputError | None = None  # the first one of a weight; raised when all are loaded
+        self.shared: dict[str, str] = {}  # name that is left out of files -> name of the same weight
 
     @property
     def config(self) -> Int4Config:
@@ -72,7 +72,7 @@ class Int4Quantizer(HfQuantizer):
         return False
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """No state of our own; for the file's header the names it leaves out, with those of the same weights."""
+        """None for transformers' own state; for the file's header, the names left out -> names of the same weights."""
         tensors = model.state_dict(keep_vars=True)
         return None, {name: other for name, other in self.shared.items() if tensors[name] is tensors[other]}
 
@@ -113,7 +113,7 @@ class Int4Quantizer(HfQuantizer):
             self.shared = _share(model)
 
     def round(self, model: PreTrainedModel, path: str, weight: torch.Tensor) -> None:
-        """Put a layer in 4 bits in the place of a Linear; what is wrong with a weight is kept until all are loaded."""
+        """Replace a Linear by a layer in 4 bits; an error of a weight is kept until all are loaded."""
         linear = model.get_submodule(path)
         with outlined():
             source = nn.Linear(linear.in_features, linear.out_features, bias=False)
@@ -121,7 +121,7 @@ class Int4Quantizer(HfQuantizer):
         try:
             layer = Int4Linear.from_linear(source, self.config)
         except InputError as error:
-            self.wrong = self.wrong or InputError(f"{path}: {error} (skip= leaves modules as they are)")
+            self.error = self.error or InputError(f"{path}: {error} (skip= leaves modules as they are)")
             return
         layer.bias = linear.bias
         for tensor in (layer.packed, layer.scale, layer.zero):
@@ -131,20 +131,20 @@ class Int4Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         if not self.pre_quantized:
-            # An output layer may have had no weight of its own until now.
+            # A tied output layer gets its own weight only now.
             for path in sorted(self.heads | self.paths):
                 linear = model.get_submodule(path)
-                if isinstance(linear, Int4Linear) or self.wrong is not None:
+                if isinstance(linear, Int4Linear) or self.error is not None:
                     continue
                 if not getattr(linear.weight, _LOADED, False):
                     raise CheckpointError(
                         f"the checkpoint holds no float weight of {path} (skip= leaves modules as they are; bertgen "
-                        "convert --int4 rounds checkpoints whose halves share weights that are written once)"
+                        "convert --int4 rounds checkpoints with shared weights that are written once)"
                     )
                 self.round(model, path, linear.weight.detach())
             _untie(model, self.heads)
-        if self.wrong is not None:
-            raise self.wrong
+        if self.error is not None:
+            raise self.error
         for path in sorted(self.heads | self.paths):
             layer = model.get_submodule(path)
             self._check(path, layer)
@@ -170,7 +170,7 @@ class Int4Quantizer(HfQuantizer):
 
 
 class Round(ConversionOps):
-    """A weight that was read -> a layer of the model."""
+    """Conversion of a weight that was read into a 4-bit layer of the model."""
 
     def __init__(self, quantizer: Int4Quantizer):
         self.quantizer = quantizer
@@ -191,22 +191,22 @@ class Round(ConversionOps):
 
 
 def _is_within(path: str, part: str) -> bool:
-    """Whether a module is, or is in, one of a name; parts of names go from dot to dot."""
+    """Whether a module has a name or is inside a module of that name, compared from dot to dot."""
     return f".{part}." in f".{path}."
 
 
 def _heads(model: PreTrainedModel) -> set[str]:
-    """Names of the output layers: that of the model, and those of models in it."""
-    found = (part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel))
-    heads = {id(head) for head in found if head is not None}
-    return {path for path, module in model.named_modules() if id(module) in heads}
+    """Names of the output layers of the model and of the models inside it."""
+    heads = (part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel))
+    ids = {id(head) for head in heads if head is not None}
+    return {path for path, module in model.named_modules() if id(module) in ids}
 
 
 def _empty(linear: nn.Linear, config: Int4Config) -> Int4Linear:
-    """The layer in 4 bits that a Linear will be, without values."""
+    """The 4-bit layer of a Linear, without values."""
     weight, group = linear.weight, config.group_size
     rows, columns = weight.shape
-    groups = columns // (32 if columns % group else group)  # blocks of codebooks that go on in the next row
+    groups = columns // (32 if columns % group else group)  # blocks of codebooks may continue in the next row
     scale = torch.empty(rows, groups, dtype=weight.dtype, device="meta")
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta")
     return Int4Linear(packed, scale, None if config.symmetric else torch.empty_like(scale), linear.bias, config)
@@ -215,12 +215,12 @@ def _empty(linear: nn.Linear, config: Int4Config) -> Int4Linear:
 def _install(model: PreTrainedModel, path: str, layer: Int4Linear) -> None:
     """Put a layer into a model that is being loaded."""
     model.set_submodule(path, layer)
-    # Some models give a layer's layers initial values by their weights, which are not there any more.
+    # Some models initialize a module's children by their weights, which no longer exist.
     setattr(model.get_submodule(path.rpartition(".")[0]), _LOADED, True)
 
 
 def _untie(model: PreTrainedModel, heads: set[str]) -> None:
-    """Forget that output layers which have weights of their own, in 4 bits, were tied to embeddings."""
+    """Untie the output layers, which now have 4-bit weights, from the embeddings."""
     weights = {f"{path}.weight" for path in heads}
     for prefix, part in model.named_modules():
         keys = getattr(part, "_tied_weights_keys", None) if isinstance(part, PreTrainedModel) else None
@@ -233,10 +233,10 @@ def _untie(model: PreTrainedModel, heads: set[str]) -> None:
 
 
 def _share(model: PreTrainedModel) -> dict[str, str]:
-    """Tie the weights that both halves of an encoder-decoder share, which such a checkpoint has once.
+    """Tie the weights that both halves of an encoder-decoder share: the checkpoint holds them once.
 
     Returns:
-        The encoder's names of them, with the decoder's.
+        The encoder's names -> the decoder's.
     """
     if not getattr(model.config, "tie_encoder_decoder", False):
         return {}
@@ -244,9 +244,9 @@ def _share(model: PreTrainedModel) -> dict[str, str]:
     names = {name for name, _ in model.named_parameters()}
     shared = {}
     for name in names:
-        twin = f"decoder.{body}.{name.removeprefix('encoder.')}"
-        if name.startswith("encoder.") and twin in names:
-            shared[name] = twin
+        decoder_name = f"decoder.{body}.{name.removeprefix('encoder.')}"
+        if name.startswith("encoder.") and decoder_name in names:
+            shared[name] = decoder_name
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
     model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
     return shared

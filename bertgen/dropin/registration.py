@@ -1,4 +1,4 @@
-"""The names by which transformers finds what is here."""
+"""Registers bertgen's attention and quantization with transformers, by name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ..errors import BackendError
 from ..optional_imports import load_transformers
 
 OLDEST = 5, 16
-ATTENTION = "bertgen"  # the value of attn_implementation
+ATTENTION = "bertgen"  # attn_implementation
 
 
 def register_with_transformers() -> None:
-    """Make `attn_implementation="bertgen"` and `quantization_config=bertgen.Int4Config(...)` known to transformers.
+    """Register `attn_implementation="bertgen"` and `quantization_config=bertgen.Int4Config(...)` with transformers.
 
-    It adds three names to transformers' own tables and changes nothing that is in them. A second call does nothing.
-    Whoever loads weights in 4 bits, or a model with that attention, calls it first: importing bertgen does not.
+    This adds three names to transformers' tables and changes none that are there. A second call does nothing. Call it
+    before loading 4-bit weights or a model with that attention: importing bertgen does not call it.
 
     Raises:
         BackendError: transformers is missing, or older than 5.16.

@@ -1,7 +1,8 @@
-"""What an accelerated model carries: its options, its twin, and why calls went through transformers' own code."""
+"""State of an accelerated model: its options, its wrapped model, and the calls that fell back to transformers."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -13,115 +14,109 @@ from torch import nn
 
 from .. import ops
 from ..errors import ConfigError, UnsupportedError
-from .watch import Watch
-from .wrapped_model import Twin
+from .snapshot import Snapshot
+from .wrapped_model import WrappedModel
 
 logger = logging.getLogger(__name__)
-# Whether a call that goes through transformers' own code is under way: what is in it goes there, too.
-_plain: ContextVar[bool] = ContextVar("bertgen_plain", default=False)
+# Whether a call that runs transformers' own code is under way: the models inside it run that code as well.
+_fallback: ContextVar[bool] = ContextVar("bertgen_fallback", default=False)
 
-
-INSIDE = "it is part of a call that goes through transformers' own code"
+INSIDE_FALLBACK = "it is part of a call that goes through transformers' own code"
 
 
 @contextmanager
-def plain() -> Iterator[None]:
-    """Everything as transformers has it, halves of the model as well: whoever has put something into a model sees what
-    transformers gives, padding included."""
-    token = _plain.set(True)
+def fallback() -> Iterator[None]:
+    """Run everything as transformers has it, the halves of the model too.
+
+    A hook or a replaced module then gets what transformers passes to it, padding included.
+    """
+    token = _fallback.set(True)
     try:
         yield
     finally:
-        _plain.reset(token)
+        _fallback.reset(token)
 
 
-class State:
-    """Of one accelerated model; a copy of the model gets one with the same options, and makes a twin of its own.
+class AccelerationState:
+    """State of one accelerated model. A copy of the model gets the same options and makes its own wrapped model.
 
     Args:
         backend: as `ops.set_backend` takes it; "auto" leaves the choice to the process.
-        generate: `generate` goes through bertgen too.
+        generate: `generate` runs bertgen's search.
         quantized: `accelerate` has put the weights into 4 bits.
 
     Attributes:
-        detours: method and reason -> calls that went through transformers' own code because of it.
+        fallbacks: "method: reason" -> calls that went through transformers' own code for this reason.
     """
 
     def __init__(self, backend: str = "auto", generate: bool = True, quantized: bool = False):
         self.backend, self.generate, self.quantized = backend, generate, quantized
-        self.detours: Counter[str] = Counter()
-        self._model: nn.Module | None = None  # which the rest is about
-        self._twin: Twin | None = None
-        self._obstacle: str | None = None
-        self._watch: Watch | None = None  # of what the two rest on
-        self._loop: tuple[Watch, str | None] | None = None  # that of `generate`, and its obstacle
+        self.fallbacks: Counter[str] = Counter()
+        self._original: nn.Module | None = None  # the model that the fields below belong to
+        self._wrapped: WrappedModel | None = None
+        self._reason: str | None = None  # why not forward
+        self._snapshot: Snapshot | None = None  # of what the two depend on
+        self._search: tuple[Snapshot, str | None] | None = None  # the same for `generate`
 
     def __reduce__(self) -> Any:
-        return State, (self.backend, self.generate, self.quantized)
+        return AccelerationState, (self.backend, self.generate, self.quantized)
 
-    def twin(self, model: nn.Module) -> Twin:
-        """The twin of the model as it is now.
+    @property
+    def wrapped_model(self) -> WrappedModel:
+        """The wrapped model, which is up to date after `why_not_forward` has returned None."""
+        assert self._wrapped is not None
+        return self._wrapped
 
-        Raises:
-            UnsupportedError: something has come to stand in its way.
-        """
-        twin = self.ready(model)
-        if isinstance(twin, str):
-            raise UnsupportedError(twin)
-        return twin
+    def why_not_forward(self, model: nn.Module) -> str | None:
+        """Why the model must run as transformers has it, whatever it is called with; None if bertgen can run it."""
+        if _fallback.get():
+            return INSIDE_FALLBACK
+        if self._snapshot is None or self._original is not model or self._snapshot.changed():
+            self._inspect(model)
+        return self._reason
 
-    def ready(self, model: nn.Module) -> Twin | str:
-        """The twin, or why the model must run as it is."""
-        if _plain.get():
-            return INSIDE
-        if self._watch is None or self._model is not model or self._watch.changed():
-            self._settle(model)
-        if self._obstacle is not None:
-            return self._obstacle
-        assert self._twin is not None
-        return self._twin
+    def why_not_generate(self, model: nn.Module) -> str | None:
+        """Why `generate` must be transformers' own, whatever it is called with; None if bertgen can search."""
+        reason = self.why_not_forward(model)
+        if reason is not None:
+            return reason
+        if self._search is None or self._search[0].changed():
+            from . import reasons
 
-    def ready_to_generate(self, model: nn.Module) -> Twin | str:
-        """The twin, or why `generate` must be transformers' own; asked once a call."""
-        twin = self.ready(model)
-        if isinstance(twin, str):
-            return twin
-        if self._loop is None or self._loop[0].changed():
-            from . import obstacles
+            snapshot = Snapshot((), reasons.generate_dependencies())
+            self._search = snapshot, reasons.why_not_generate(model)
+        return self._search[1]
 
-            watch = Watch((), obstacles.watched_in_generation())
-            self._loop = watch, obstacles.generation_obstacle(model)
-        return self._loop[1] or twin
+    def _inspect(self, model: nn.Module) -> None:
+        """Inspect the whole model, and wrap it again where its modules or its configuration changed."""
+        from . import reasons
 
-    def _settle(self, model: nn.Module) -> None:
-        """Look at all of the model."""
-        from . import obstacles
-
-        self._loop = None
-        watch = Watch(model.modules(), obstacles.watched(model))  # before the look, so that no change is missed
+        self._search = None
+        # The snapshot comes before the inspection, so that no change is missed.
+        snapshot = Snapshot(model.modules(), reasons.forward_dependencies(model))
         try:
-            if self._twin is None or self._model is not model or not self._twin.is_current:
-                self._twin = None
-                self._twin = Twin(model)
-            self._obstacle = obstacles.forward_obstacle(self._twin)
-            if self._obstacle is None:
-                self._twin.follow()
-        except (UnsupportedError, ConfigError) as error:  # it has come to have parts that bertgen does not know
-            self._obstacle = str(error)
-        self._model, self._watch = model, watch
+            if self._wrapped is None or self._original is not model or not self._wrapped.is_current:
+                self._wrapped = None
+                self._wrapped = WrappedModel(model)
+            self._reason = reasons.why_not_forward(self._wrapped)
+            if self._reason is None:
+                self._wrapped.sync()
+        except (UnsupportedError, ConfigError) as error:  # it got a part that bertgen does not have
+            self._reason = str(error)
+        self._original, self._snapshot = model, snapshot
 
-    def detour(self, method: str, name: str, reason: str) -> None:
-        """Take note of a call that goes through transformers' own code; the log has each reason once."""
-        if reason is INSIDE:
+    def count_fallback(self, method: str, name: str, reason: str) -> None:
+        """Count a call that goes through transformers' own code; each reason is logged once."""
+        if reason is INSIDE_FALLBACK:
             return
-        why = f"{method}: {reason}"
-        if why not in self.detours:
+        key = f"{method}: {reason}"
+        if key not in self.fallbacks:
             logger.warning("%s of %s goes through transformers' own code: %s", method, name, reason)
-        self.detours[why] += 1
+        self.fallbacks[key] += 1
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """With the operators' backend that was asked for."""
+        """Set the operators' backend for a call."""
         if self.backend == "auto":
             yield
             return
@@ -130,3 +125,32 @@ class State:
             yield
         finally:
             ops.set_backend(before)
+
+
+class Accelerated:
+    """Base of all accelerated classes, besides transformers' own class."""
+
+    @functools.cached_property
+    def _bertgen(self) -> AccelerationState:
+        """The state of a model made by a class itself or by its from_pretrained; `accelerate` sets its own."""
+        return AccelerationState()
+
+
+def is_accelerated(model: Any) -> bool:
+    """Whether the model's class is an accelerated one."""
+    return issubclass(type(model), Accelerated)
+
+
+def state_of(model: Any) -> AccelerationState:
+    """The state of an accelerated model."""
+    return model._bertgen
+
+
+def set_state(model: Any, state: AccelerationState) -> None:
+    """Give an accelerated model a state."""
+    model.__dict__["_bertgen"] = state
+
+
+def take_state(model: Any) -> AccelerationState | None:
+    """Remove the state from a model and return it; None if the model has none."""
+    return model.__dict__.pop("_bertgen", None)

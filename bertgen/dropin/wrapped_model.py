@@ -1,8 +1,8 @@
-"""A model of bertgen around the layers of a model of transformers: the same parameters, and no second copy.
+"""Wraps a transformers model: a bertgen model around the same layers, with the same parameters and no second copy.
 
-Both libraries name their modules as checkpoints do. So the modules that hold parameters (Linear, Embedding, LayerNorm,
-and whatever an adapter put in their place) are taken from the other model as they are, and only what is around them is
-bertgen's. Nothing here imports transformers.
+Both libraries name their modules as checkpoints do. The modules that hold parameters (Linear, Embedding, LayerNorm, and
+what an adapter put in their place) are taken from the original model as they are. Only the modules around them are
+bertgen's. This module does not import transformers.
 """
 
 from __future__ import annotations
@@ -22,82 +22,86 @@ from ..model import BertModel, EncoderDecoderModel, RobertaModel
 from ..model.encoder_decoder import DECODERS, ENCODERS
 from ..model.pretrained import PretrainedModel
 
-# Name of the class there -> the class here; the kind of half must be that of the configuration.
+# Name of transformers' class -> bertgen's class; a configuration of the same kind belongs to it.
 MODELS: dict[str, type[PretrainedModel]] = {
     cls.__name__: cls for cls in (*ENCODERS.values(), *DECODERS.values(), EncoderDecoderModel)
 }
 
 
 class AlteredError(UnsupportedError):
-    """A model that bertgen knows has something else in the place of one of its modules, and must run as it is."""
+    """A supported model in which a module was replaced, added or removed: it must run as transformers has it."""
 
 
-class Twin:
-    """bertgen's model over the layers of `theirs`.
+class WrappedModel:
+    """A bertgen model around the layers of a transformers model.
 
     Args:
-        theirs: a model of transformers, of a class whose name is in MODELS.
+        original: a transformers model of a class that MODELS names.
 
     Attributes:
-        ours: the model. Its own modules hold no parameters but those of `theirs`.
-        blocks: paths, modules here and modules there; what has a counterpart here, whose forward is not called.
-        dropouts: modules here, modules there whose mode says whether they drop, and the Dropouts there.
-        leaves: paths, kinds and modules there that stand for modules of torch of that kind, and are called.
+        original: the transformers model.
+        model: the bertgen model. All of its parameters are those of `original`.
+        blocks: (path, bertgen module, original module) of the modules with a counterpart; the forward of the original
+            one is not called.
+        leaves: (path, torch class, original module) of the modules that are called in place of that torch class.
+        dropouts: (bertgen module, original module with the mode that decides, original Dropout).
 
     Raises:
         UnsupportedError: an architecture or an activation that bertgen does not have.
-        AlteredError: modules are missing, or in excess.
+        AlteredError: modules are missing or too many.
     """
 
-    def __init__(self, theirs: Any):
-        self.theirs = theirs
-        self.ours = _outline(theirs)
-        # Every place of a module there, to see that it is still the one that was taken; and what built ours.
-        self._places = [(parent, name, child) for parent in theirs.modules() for name, child in parent._modules.items()]
-        self._settings = self._now()
+    def __init__(self, original: Any):
+        self.original = original
+        self.model = _outline(original)
+        # The place of every original module, to see later whether it is still there; and what the outline was made of.
+        self._places = [
+            (parent, name, child) for parent in original.modules() for name, child in parent._modules.items()
+        ]
+        self._settings = self._current_settings()
         self.blocks: list[tuple[str, nn.Module, Any]] = []
         self.leaves: list[tuple[str, type, nn.Module]] = []
-        self._modes: list[tuple[nn.Module, nn.Module]] = []  # here and there
+        self._modes: list[tuple[nn.Module, nn.Module]] = []  # bertgen module, original module
         self.dropouts: list[tuple[AddNorm | Attention, nn.Module, Any]] = []
         self._stacks: list[tuple[Stack, Any]] = []
         self._adopt()
 
     def _adopt(self) -> None:
-        """Put the layers of the other model into the outline."""
-        for path, module in list(self.ours.named_modules()):
-            twin = self._theirs_at(path)
+        """Put the original layers into the outline."""
+        for path, module in list(self.model.named_modules()):
+            original = self._original_at(path)
             if not _is_leaf(module):
-                if not isinstance(module, (AddNorm, Attention)):  # those follow a dropout
-                    self._modes.append((module, twin))
-                self.blocks.append((path, module, twin))
-                if isinstance(module, nn.ModuleList) and len(module._modules) != len(twin._modules):
-                    raise AlteredError(f"{path} holds {len(twin._modules)} layers, its configuration {len(module)}")
-                for name in module._parameters:  # the bias of a head, which its layer has too
-                    module._parameters[name] = getattr(twin, name)
+                if not isinstance(module, (AddNorm, Attention)):  # their mode follows a dropout
+                    self._modes.append((module, original))
+                self.blocks.append((path, module, original))
+                if isinstance(module, nn.ModuleList) and len(module._modules) != len(original._modules):
+                    raise AlteredError(f"{path} has {len(original._modules)} layers, its configuration {len(module)}")
+                for name in module._parameters:  # the bias of a head, which its layer has as well
+                    module._parameters[name] = getattr(original, name)
             elif path:
                 parent, _, name = path.rpartition(".")
-                self.leaves.append((path, type(module), twin))
-                self.ours.get_submodule(parent)._modules[name] = twin
+                self.leaves.append((path, type(module), original))
+                self.model.get_submodule(parent)._modules[name] = original
             if isinstance(module, AddNorm):
-                dropout = self._theirs_at(f"{path}.dropout")
+                dropout = self._original_at(f"{path}.dropout")
                 self.dropouts.append((module, dropout, dropout))
-            elif isinstance(module, Attention):  # whose function is told whether to drop by the attention's mode
-                self.dropouts.append((module, twin.self, self._theirs_at(f"{path}.self.dropout")))
+            elif isinstance(module, Attention):  # transformers drops weights by the mode of the attention module
+                self.dropouts.append((module, original.self, self._original_at(f"{path}.self.dropout")))
             elif isinstance(module, Stack):
-                self._stacks.append((module, twin))
+                self._stacks.append((module, original))
 
-    def _theirs_at(self, path: str) -> Any:
+    def _original_at(self, path: str) -> Any:
         try:
-            return self.theirs.get_submodule(path)
+            return self.original.get_submodule(path)
         except AttributeError:
-            raise AlteredError(f"{type(self.theirs).__name__} has no module {path}") from None
+            raise AlteredError(f"{type(self.original).__name__} has no module {path}") from None
 
     @property
-    def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Paths and modules there that a call runs, those in leaves as well."""
+    def original_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Paths and original modules that a call runs, those inside leaves included."""
         for path, _, module in self.blocks:
             yield path, module
-            for name, child in module._modules.items():  # also what has no counterpart here: dropouts, activations
+            for name, child in module._modules.items():  # dropouts and activations too, which have no counterpart
                 if child is not None:
                     yield f"{path}.{name}".lstrip("."), child
         for path, _, leaf in self.leaves:
@@ -105,56 +109,57 @@ class Twin:
                 yield name, module
 
     def half(self, path: str) -> tuple[Any, BertGenerationConfig]:
-        """The model there that the block of a path belongs to, and its configuration here."""
-        if not isinstance(self.ours, EncoderDecoderModel):
-            return self.theirs, self.ours.config
+        """The original encoder or decoder that the block at a path belongs to, and its bertgen configuration."""
+        if not isinstance(self.model, EncoderDecoderModel):
+            return self.original, self.model.config
         name = path.partition(".")[0]
-        return getattr(self.theirs, name), getattr(self.ours, name).config
+        return getattr(self.original, name), getattr(self.model, name).config
 
     @property
     def is_current(self) -> bool:
-        """Whether the other model still consists of the modules that were taken, under the configuration they had."""
+        """Whether the original model still has the modules that were taken, and the same configuration."""
         same = all(parent._modules.get(name) is child for parent, name, child in self._places)
-        return same and self._settings == self._now()
+        return same and self._settings == self._current_settings()
 
-    def _now(self) -> list[Any]:
-        configs = [module.__dict__.get("config") for module in self.theirs.modules()]
+    def _current_settings(self) -> list[Any]:
+        configs = [module.__dict__.get("config") for module in self.original.modules()]
         return [{**vars(config)} for config in {id(c): c for c in configs if c is not None}.values()]
 
-    def follow(self) -> None:
-        """Take over what may have been set on the other model since: modes, dropout, checkpointing, special ids."""
-        for module, twin in self._modes:  # writing an attribute of a module is slow
-            if module.training != twin.training:
-                module.training = twin.training
+    def sync(self) -> None:
+        """Take over what may have changed in the original: modes, dropout, gradient checkpointing, special ids."""
+        for module, original in self._modes:  # compared first: setting an attribute of a module is slow
+            if module.training != original.training:
+                module.training = original.training
         for module, switch, dropout in self.dropouts:
             if module.training != switch.training:
                 module.training = switch.training
             if module.dropout != dropout.p:
                 module.dropout = dropout.p
-        for stack, twin in self._stacks:
-            recompute = _recompute(twin.layer)
+        for stack, original in self._stacks:
+            recompute = _recompute(original.layer)
             if stack.recompute != recompute:
                 stack.recompute = recompute
-        config, theirs = self.ours.config, self.theirs.config
+        config, original_config = self.model.config, self.original.config
         if isinstance(config, EncoderDecoderConfig):
-            config.pad_token_id, config.decoder_start_token_id = theirs.pad_token_id, theirs.decoder_start_token_id
+            config.pad_token_id = original_config.pad_token_id
+            config.decoder_start_token_id = original_config.decoder_start_token_id
 
     @property
-    def drops(self) -> bool:
+    def has_active_dropout(self) -> bool:
         """Whether a call drops anything at random."""
         return any(module.training and module.dropout for module, _, _ in self.dropouts)
 
 
-def _outline(theirs: Any) -> Any:
-    """Our model of their configuration, without weights."""
-    name, config = type(theirs).__name__, theirs.config
+def _outline(original: Any) -> Any:
+    """A bertgen model of the original's configuration, without weights."""
+    name, config = type(original).__name__, original.config
     if name not in MODELS:
         raise UnsupportedError(f"a {name} cannot be accelerated; models that can: {', '.join(MODELS)}")
     with outlined():
         if name == EncoderDecoderModel.__name__:
             halves = {}
             for half, classes in (("encoder", ENCODERS), ("decoder", DECODERS)):
-                kind, module = getattr(config, half).model_type, getattr(theirs, half)
+                kind, module = getattr(config, half).model_type, getattr(original, half)
                 if kind not in classes:
                     raise UnsupportedError(f"the {half} is a {type(module).__name__}: bertgen has no such half")
                 if classes[kind].__name__ != type(module).__name__:
@@ -166,18 +171,18 @@ def _outline(theirs: Any) -> Any:
         if cls not in (ENCODERS[own.model_type], DECODERS[own.model_type]):
             raise UnsupportedError(f"a {name} of kind {own.model_type!r} cannot be accelerated")
         if isinstance(own, RobertaConfig):  # positions count from the padding id that the model was made with
-            own.pad_token_id = getattr(theirs, theirs.base_model_prefix, theirs).embeddings.padding_idx
-        pooler = {"add_pooling_layer": theirs.pooler is not None} if cls in (BertModel, RobertaModel) else {}
+            own.pad_token_id = getattr(original, original.base_model_prefix, original).embeddings.padding_idx
+        pooler = {"add_pooling_layer": original.pooler is not None} if cls in (BertModel, RobertaModel) else {}
         return cls(own, **pooler)
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Whether a module of ours is one that transformers has as well: torch's own, or an activation."""
+    """Whether a bertgen module is one that transformers has as well: torch's own, or an activation."""
     return not module._modules and not isinstance(module, nn.ModuleList)
 
 
 def _recompute(layers: Any) -> dict[str, Any] | None:
-    """Options of torch.utils.checkpoint of layers of transformers; None where they keep everything."""
+    """Options of torch.utils.checkpoint that transformers layers use; None without gradient checkpointing."""
     if not any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
         return None
     options = getattr(layers[0]._gradient_checkpointing_func, "keywords", {})

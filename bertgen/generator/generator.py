@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import older
+from ..arguments import value_or_alias
 from ..config import EngineConfig
 from ..config.validators import check_callable, check_flag, check_integer
 from ..engine import Engine, EngineStatistics, Request
@@ -92,7 +92,7 @@ class Generator:
         **loading: Any,
     ):
         self.origin: Origin | None = None
-        dtype = older(loading, "torch_dtype", dtype)
+        dtype = value_or_alias(dtype, loading, "torch_dtype")
         others, hub = split_hub_options(loading)
         if unknown := others.keys() - LOADING:
             raise ConfigError(f"Generator has no option {', '.join(map(repr, sorted(unknown)))}")

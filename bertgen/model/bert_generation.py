@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cache.cache import Cache
-from ..checkpoint import renamed
 from ..config import BertGenerationConfig, GenerationConfig
 from ..config.validators import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
@@ -49,6 +48,7 @@ from .inputs import (
 from .loss import cross_entropy
 from .pretrained import PretrainedModel
 from .resize import check_rows, resized_embedding, resized_linear, size_of
+from .state_dict import rename_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -476,4 +476,4 @@ def is_bare(decoder: BertGenerationDecoder) -> bool:
 
 def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:
     """Names of a stack without the prefix of its model."""
-    return renamed(state, lambda name: name.removeprefix("bert.").removeprefix("roberta."))
+    return rename_tensors(state, lambda name: name.removeprefix("bert.").removeprefix("roberta."))

@@ -591,7 +591,7 @@ def _half_model(name: str, path: str | os.PathLike | None, classes: dict[str, An
         kind = options["config"].model_type
     else:
         hub = split_hub_options(options)[1]
-        kind = read_json(resolve_file(path, "config.json", **hub)).get("model_type")
+        kind = read_json(resolve_file(path, "config.json", hub)).get("model_type")
     if kind not in tuple(classes):
         raise UnsupportedError(f"{path} is of kind {kind!r}; bertgen runs halves of the kinds {', '.join(classes)}")
     return classes[kind].from_pretrained(path, **options)

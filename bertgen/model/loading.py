@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint, memory
+from .. import memory
 from ..config import Int4Config, half_config, read_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..hub import resolve_file
 from .int4_layers import install_int4_layers, is_packed, layers_to_quantize, quantize_weight
+from .state_dict import count_layers, rename_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def check_size(path_or_id: str | os.PathLike | None, cls: type, config: Any, sta
 
     Called before the model is made, so that a wrong configuration does not exhaust the memory.
     """
-    stored = checkpoint.layers_in(state)
+    stored = count_layers(state)
     widest = max((side for tensor in state.values() for side in tensor.shape), default=0)
     for half in (config, getattr(config, "encoder", config), getattr(config, "decoder", config)):
         layers = getattr(half, "num_hidden_layers", 0)
@@ -162,7 +163,7 @@ def rename_keys(state: dict[str, torch.Tensor], key_mapping: dict[str, str] | No
         ConfigError: a key is no regular expression.
     """
     for pattern, replacement in (key_mapping or {}).items():
-        state = checkpoint.renamed(state, partial(_substituted, pattern, replacement))
+        state = rename_tensors(state, partial(_substituted, pattern, replacement))
     return state
 
 
@@ -173,7 +174,7 @@ def current_name(name: str) -> str:
 
 def first_position(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> int:
     """Row of the position table at which the texts of a BERT or RoBERTa checkpoint begin; ConfigError for others."""
-    values = read_json(resolve_file(path_or_id, "config.json", **hub))
+    values = read_json(resolve_file(path_or_id, "config.json", hub))
     if values.get("model_type") not in ("bert", "roberta"):
         raise ConfigError(f"fold_embeddings is for a BERT or RoBERTa; {path_or_id} is {values.get('model_type')!r}")
     return half_config(values).first_position

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint
-from ..arguments import by_its_place, into_its_folder, older, settled
+from ..arguments import directory_aliases, path_aliases, supported_options, value_or_alias
 from ..config import BitsAndBytesConfig, GenerationConfig, Int4Config, int4_config, special_ids
 from ..config.validators import check_flag, check_mapping, check_name
 from ..errors import ConfigError, UnsupportedError, quoted
@@ -24,6 +24,7 @@ from .devices import device_of_map, resolve_device
 from .dtypes import checkpoint_dtype, resolve_dtype
 from .initialization import initialize_meta_parameters, initialize_modules
 from .loading import check_size, current_name, first_position, load_weights, rename_keys, summarize_names
+from .state_dict import fold_token_types, rename_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class PretrainedModel(nn.Module):
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Check and ignore the argument, as `from_pretrained`: each call chooses its operators."""
-        settled({"attn_implementation": attn_implementation})
+        supported_options({"attn_implementation": attn_implementation})
 
     # The names that these have in transformers from 5.23 on.
     activation_checkpointing_disable = gradient_checkpointing_disable
@@ -199,7 +200,7 @@ class PretrainedModel(nn.Module):
                 module.recompute = options
 
     @classmethod
-    @by_its_place
+    @path_aliases
     @torch.inference_mode(False)  # parameters made in inference mode could not be trained
     def from_pretrained(
         cls,
@@ -262,7 +263,7 @@ class PretrainedModel(nn.Module):
             dict(overrides, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         )
         target = resolve_device(device_of_map(device, overrides.pop("device_map", None)))
-        dtype = older(overrides, "torch_dtype", dtype)
+        dtype = value_or_alias(dtype, overrides, "torch_dtype")
         load_in = {name: overrides.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in overrides}
         if any(load_in.values()):
             if quantization_config is not None:
@@ -296,12 +297,12 @@ class PretrainedModel(nn.Module):
         elif path_or_id is None:
             raise ConfigError("from_pretrained needs a directory or a hub id, or a config and a state_dict")
         else:
-            state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, **hub)
+            state = checkpoint.load_state(path_or_id, use_safetensors=use_safetensors, variant=variant, hub=hub)
         state = rename_keys(state, key_mapping)
         if stored_format is not None and stored.get("quant_method") == "bitsandbytes":
             state = from_bitsandbytes(state, stored_format.format)
         if fold_embeddings:
-            state, rows = checkpoint.fold_embeddings(state, first_position(path_or_id, hub))
+            state, rows = fold_token_types(state, first_position(path_or_id, hub))
             config.max_position_embeddings = rows
         resolved_dtype = checkpoint_dtype(dtype, config, state)
         if not ignore_mismatched_sizes:
@@ -318,7 +319,7 @@ class PretrainedModel(nn.Module):
         if generation_config is not None:
             model.generation_config = generation_config
         elif path_or_id is not None:
-            file = resolve_file(path_or_id, "generation_config.json", required=False, **hub)
+            file = resolve_file(path_or_id, "generation_config.json", hub, required=False)
         if file is not None:
             model.generation_config = GenerationConfig.from_model_files(file, config)
         if recompute is not None:
@@ -336,13 +337,13 @@ class PretrainedModel(nn.Module):
     def _mapped(self, state: dict[str, torch.Tensor], own: set[str]) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint under the names of this model, `own`; subclasses add their layouts."""
         state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
-        return checkpoint.renamed(state, current_name)
+        return rename_tensors(state, current_name)
 
     @property
     def _initializer_range(self) -> float:
         return self.config.initializer_range
 
-    @into_its_folder
+    @directory_aliases
     def save_pretrained(
         self,
         directory: str | os.PathLike,

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..arguments import by_its_place
+from ..arguments import path_aliases
 from ..errors import UnsupportedError
-from ..hub import OPTIONS, as_path, resolve_file, split_hub_options
+from ..hub import HUB_OPTIONS, as_path, resolve_file, split_hub_options
 from .base import Tokenizer
 from .bert import BertTokenizer
 from .bert_generation import BertGenerationTokenizer
@@ -34,7 +34,7 @@ class AutoTokenizer:
     NO_CLASS: ClassVar = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def from_pretrained(cls, path_or_id: str | os.PathLike, **options: Any) -> Tokenizer:
         """Load the tokenizer of a directory or hub id; options as `Tokenizer.from_pretrained`, or the model's `config`.
 
@@ -48,7 +48,9 @@ class AutoTokenizer:
         path, config = as_path(path_or_id), options.pop("config", None)
         if path.is_file():
             return cls._of_file(path).from_pretrained(path, **options)
-        hub = split_hub_options({name: options[name] for name in (*OPTIONS, "use_auth_token") if name in options})[1]
+        hub = split_hub_options({name: options[name] for name in (*HUB_OPTIONS, "use_auth_token") if name in options})[
+            1
+        ]
         name = cls._name(path_or_id, hub, config)
         if name in cls.NO_CLASS:
             return cls._from_pipeline(path_or_id, hub, options)
@@ -80,7 +82,7 @@ class AutoTokenizer:
         cls, path_or_id: str | os.PathLike, hub: dict[str, Any], options: dict[str, Any]
     ) -> FastTokenizer:
         """Load a tokenizer.json without a class name, if one of the classes does exactly the same."""
-        path = resolve_file(path_or_id, TOKENIZER_FILE, **hub)
+        path = resolve_file(path_or_id, TOKENIZER_FILE, hub)
         description = model_in(path)
         for kind in (BertTokenizer, RobertaTokenizer):
             if description == kind.MODEL:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from ..arguments import by_its_place
+from ..arguments import path_aliases
 from ..config import write_json
 from ..config.validators import check_choice, check_flag, check_size
 from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError, quoted
@@ -640,7 +640,7 @@ class Tokenizer(Vocabulary):
         return (str(path), *saved)
 
     @classmethod
-    @by_its_place
+    @path_aliases
     def from_pretrained(cls, path_or_id: str | os.PathLike, **overrides: Any) -> Self:
         """Load a tokenizer that transformers 4 or 5 or `save_pretrained` wrote, or the files of a vocabulary alone.
 

@@ -19,7 +19,7 @@ import sentencepiece
 from ..config import write_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError, quoted
 from ..files.atomic import write_file
-from ..hub import checked_file
+from ..hub import check_file
 from .alignment import TokenizedText
 from .base import Tokenizer
 from .files import ADDED_TOKENS_FILE, target_file
@@ -372,7 +372,7 @@ def _read_model(vocab_file: Any) -> bytes:
     if not isinstance(vocab_file, (str, os.PathLike)):
         raise ConfigError(f"vocab_file must be the path of a sentencepiece model, got {vocab_file!r}")
     if (path := Path(vocab_file)).exists():
-        checked_file(path)
+        check_file(path)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -17,7 +17,7 @@ import tokenizers
 from ..config import read_json
 from ..errors import CheckpointError, ConfigError, InputError
 from ..files.atomic import write_file
-from ..hub import checked_file, resolve_file
+from ..hub import check_file, resolve_file
 from .alignment import TokenizedText
 from .base import Tokenizer
 from .files import target_file
@@ -64,7 +64,7 @@ class FastTokenizer(Tokenizer):
         sources = [source for source in (tokenizer_file, *vocabulary) if source is not None]
         for source in sources:
             if isinstance(source, (str, os.PathLike)) and os.path.exists(source):
-                checked_file(Path(source))
+                check_file(Path(source))
         if sources != [tokenizer_file] and sources != list(vocabulary):
             raise ConfigError(
                 f"{type(self).__name__} needs {self.NEEDS}, or a tokenizer_file instead; got {len(sources)}"
@@ -214,7 +214,7 @@ class FastTokenizer(Tokenizer):
     @classmethod
     def has_vocabulary(cls, path_or_id: str | os.PathLike, hub: dict[str, Any]) -> bool:
         """Whether a directory or repository has a vocabulary of this class, or a tokenizer.json with its model."""
-        path = resolve_file(path_or_id, TOKENIZER_FILE, required=False, **hub)
+        path = resolve_file(path_or_id, TOKENIZER_FILE, hub, required=False)
         return super().has_vocabulary(path_or_id, hub) if path is None else model_in(path) == cls.MODEL
 
     def parts(self) -> dict[str, Any]:

@@ -37,11 +37,11 @@ def find_vocabulary(
     """The files of the first alternative (key -> name) that exists; CheckpointError where none does."""
     *others, last = alternatives
     for names in others:
-        paths = {key: resolve_file(path_or_id, name, required=False, **hub) for key, name in names.items()}
+        paths = {key: resolve_file(path_or_id, name, hub, required=False) for key, name in names.items()}
         if None not in paths.values():
             return paths
     try:
-        return {key: resolve_file(path_or_id, name, **hub) for key, name in last.items()}
+        return {key: resolve_file(path_or_id, name, hub) for key, name in last.items()}
     except CheckpointError as error:
         alternative = "".join(f"; {' and '.join(names.values())} would do instead" for names in others)
         raise CheckpointError(f"{error}{alternative}") from error
@@ -50,7 +50,7 @@ def find_vocabulary(
 def has_one_of(path_or_id: str | os.PathLike, alternatives: tuple[dict[str, str], ...], hub: dict[str, Any]) -> bool:
     """Whether all files of one alternative (key -> name) exist."""
     return any(
-        all(resolve_file(path_or_id, name, required=False, **hub) for name in names.values()) for names in alternatives
+        all(resolve_file(path_or_id, name, hub, required=False) for name in names.values()) for names in alternatives
     )
 
 
@@ -73,7 +73,7 @@ def saved_options(path_or_id: str | os.PathLike, known: set[str], hub: dict[str,
 
 def read_optional(path_or_id: str | os.PathLike, filename: str, hub: dict[str, Any]) -> dict[str, Any]:
     """The content of a JSON file of a tokenizer; empty where it does not exist."""
-    path = resolve_file(path_or_id, filename, required=False, **hub)
+    path = resolve_file(path_or_id, filename, hub, required=False)
     return {} if path is None else read_json(path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bertgen import AutoTokenizer, EncoderDecoderModel, Generator
-from tests.support.twins import make_twins
+from tests.support.reference_models import make_model_pair
 
 END = 1
 EARLY = [False, True, "never"]
@@ -19,7 +19,7 @@ IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
 @pytest.fixture(scope="module")
 def twins():
-    return make_twins(0)
+    return make_model_pair(0)
 
 
 @pytest.fixture(scope="module")

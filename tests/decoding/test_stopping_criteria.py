@@ -15,7 +15,7 @@ from bertgen import BertGenerationTokenizer, EncoderDecoderModel, GenerationConf
 from bertgen.decoding import resolve_generation_config
 from bertgen.decoding.stopping_criteria import StoppingCriteriaList, StopStrings, build_stopping_criteria
 from tests.support.checkpoints import FIRST
-from tests.support.searches import both
+from tests.support.generate_comparison import both
 
 WORDS = list(FIRST.values())
 

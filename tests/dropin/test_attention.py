@@ -1,13 +1,11 @@
-"""attn_implementation="bertgen" gives what transformers' sdpa gives, in models of several kinds, or says why not."""
+"""attn_implementation="bertgen" equals transformers' sdpa in models of several kinds, or raises a typed error."""
 
 import copy
-import sys
 from contextlib import contextmanager
 
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import bertgen
@@ -190,12 +188,12 @@ def test_forward_and_gradients_equal_sdpa(name):
 
 
 def test_padding_on_the_right_is_lengths_and_padding_in_front_a_mask():
-    for side, given in (("right", "key_len"), ("left", "key_mask")):
+    for side, argument in (("right", "key_len"), ("left", "key_mask")):
         _, ours = both(llama)
         with counted() as calls:
             ours(**decoder_inputs(side))
         for _, named in calls["attention"]:
-            assert {name for name in ("key_len", "key_mask") if named[name] is not None} == {given}
+            assert {name for name in ("key_len", "key_mask") if named[name] is not None} == {argument}
             assert named["causal"] and named["q_start"].tolist() == [0] * len(named["q_start"])
 
 
@@ -214,7 +212,7 @@ def test_generated_tokens_equal_sdpa(name, beams):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_any_split_of_a_text_over_calls_with_a_cache(cache):
-    """Prefill, several tokens behind a cache, one token; padded in front and not."""
+    """Prefill, several tokens after a cache, one token; with and without padding on the left."""
     for mask in (None, padded([6, 12, 3], "left")[1]):
         ids = padded([12, 12, 12])[0]
         states = []
@@ -303,9 +301,9 @@ def test_compiled_without_a_break():
     sdpa, ours = both(bert)
     ids, mask = padded([5, 9, 2])
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    for given in (None, mask):
+    for attention_mask in (None, mask):
         with torch.no_grad():
-            outputs = [model(ids, attention_mask=given).logits for model in (sdpa, compiled)]
+            outputs = [model(ids, attention_mask=attention_mask).logits for model in (sdpa, compiled)]
         torch.testing.assert_close(*outputs, **CLOSE)
 
 
@@ -327,7 +325,7 @@ def sdpa(q, k, v, mask, **options):
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("scaling", [None, 0.7])
-def test_masks_of_ones_own(key_heads, length, scaling):
+def test_custom_masks(key_heads, length, scaling):
     q, k, v = tensors(length, key_heads=key_heads)
     chosen = torch.rand(2, 4, length, 5, generator=torch.Generator().manual_seed(1)) > 0.4
     chosen[0, 0, 0] = False  # a query without a key
@@ -337,7 +335,7 @@ def test_masks_of_ones_own(key_heads, length, scaling):
         torch.testing.assert_close(ours, sdpa(q, k, v, mask, scale=scaling), **CLOSE)
 
 
-def test_a_mask_that_was_written_into_is_applied_as_it_is():
+def test_a_mask_that_was_changed_is_applied_as_it_is():
     q, k, v = tensors(3, 3)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -366,8 +364,8 @@ def test_a_mask_of_one_row_is_applied_to_all():
 
 
 @pytest.mark.parametrize("offset", [1, torch.tensor(1)])
-def test_a_step_in_the_middle_of_a_mask_that_says_more(offset):
-    """Keys that are real but stand behind the query, and layers of different heads on one mask."""
+def test_a_step_in_the_middle_of_a_longer_mask(offset):
+    """Real keys after the query, and layers with different numbers of heads that share a mask."""
     for real in ([1, 1, 1, 0], [0, 1, 1, 1]):
         mask = visible_keys(2, 1, 4, q_offset=offset, attention_mask=torch.tensor([[1, 1, 1, 1], real]).bool())
         for heads in (4, 2):
@@ -379,13 +377,13 @@ def test_a_step_in_the_middle_of_a_mask_that_says_more(offset):
             torch.testing.assert_close(out, sdpa(q, k, v, mask), **CLOSE)
 
 
-def test_masks_are_those_of_sdpa_and_left_out_where_sdpa_tells_by_is_causal():
+def test_masks_are_those_of_sdpa_and_none_if_is_causal_is_enough():
     lengths = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
     for mask in (None, lengths, lengths.flip(1), lengths[:, :3]):
         for length, offset in ((4, 0), (1, 3), (2, 2), (1, 0)):
-            given = dict(batch_size=2, q_length=length, kv_length=4, q_offset=offset, attention_mask=mask)
-            ours = visible_keys(**given)
-            dense = sdpa_mask(**given, allow_is_causal_skip=False)
+            inputs = dict(batch_size=2, q_length=length, kv_length=4, q_offset=offset, attention_mask=mask)
+            ours = visible_keys(**inputs)
+            dense = sdpa_mask(**inputs, allow_is_causal_skip=False)
             if ours is not None:
                 assert torch.equal(ours, dense)
             elif length == 1:
@@ -416,7 +414,7 @@ def test_what_would_change_the_result_is_refused(option):
     attend(torch.nn.Module(), *tensors(), None, **{option: None})
 
 
-def test_weights_are_not_kept():
+def test_attention_weights_are_not_returned():
     with pytest.raises(UnsupportedError, match="output_attentions"):
         attend(torch.nn.Module(), *tensors(), None, output_attentions=True)
 
@@ -451,7 +449,7 @@ def test_models_with_a_window_or_a_bias_are_refused():
     )  # fmt: skip
     mistral = transformers.MistralForCausalLM(transformers.MistralConfig(**small, sliding_window=4))
     mistral.set_attn_implementation("bertgen")
-    with pytest.raises(UnsupportedError, match="no sliding window, this model asks for 4"):
+    with pytest.raises(UnsupportedError, match="no sliding window, this model needs one of 4"):
         mistral(padded([5])[0])
     gemma = transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(**small, head_dim=8, layer_types=["full_attention"])
@@ -464,22 +462,3 @@ def test_models_with_a_window_or_a_bias_are_refused():
     t5.set_attn_implementation("bertgen")
     with pytest.raises(UnsupportedError, match="a bias of the scores by position"):
         t5(padded([5])[0])
-
-
-def test_registering_is_explicit_and_can_be_repeated(monkeypatch):
-    assert "bertgen.dropin.attention" in sys.modules
-    bertgen.register_with_transformers()
-    assert AttentionInterface()["bertgen"] is attend and AttentionMaskInterface()["bertgen"] is visible_keys
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(bertgen.BackendError, match="registering with transformers needs a package"):
-        bertgen.register_with_transformers()
-
-
-def test_an_old_transformers_is_refused(monkeypatch):
-    for version in ("4.57.1", "5.15.0"):
-        monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # which it replaces itself
-        with pytest.raises(bertgen.BackendError, match=f"needs transformers 5.16 or newer, this is {version}"):
-            bertgen.register_with_transformers()
-    for version in ("5.16.0", "6.0.0.dev0"):
-        monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # which it replaces itself
-        bertgen.register_with_transformers()

@@ -107,10 +107,10 @@ def test_the_model_is_that_of_bertgen_and_its_files_too(name, checkpoint, tmp_pa
 
 
 def float_matrices(shapes):
-    """How many there are, whoever holds them."""
+    """The number of live float tensors of these shapes."""
     gc.collect()
-    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    return sum(t.is_floating_point() and t.shape in shapes and not t.is_meta for t in found)
+    results = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return sum(t.is_floating_point() and t.shape in shapes and not t.is_meta for t in results)
 
 
 def test_no_float_weight_is_left(checkpoint):
@@ -223,7 +223,7 @@ def test_a_model_that_gives_initial_values_to_layers_of_its_layers(tmp_path):
 
 
 class TwoNames(transformers.PreTrainedModel):
-    """Two layers of one weight, and one of its own."""
+    """Two layers that share a weight, and one with its own."""
 
     config_class = transformers.BertConfig
     _tied_weights_keys = {"b.weight": "a.weight"}  # noqa: RUF012
@@ -361,7 +361,7 @@ def test_another_method_is_refused():
 
 
 def test_shared_weights_written_once_as_floats_are_refused(tmp_path):
-    """transformers gives the encoder of such a checkpoint random weights, which nobody wants rounded."""
+    """transformers gives the encoder of such a checkpoint random weights, which must not be rounded."""
     model = bertgen.EncoderDecoderModel.from_pretrained("demo")
     model.save_pretrained(tmp_path, deduplicate=True)
     with pytest.raises(CheckpointError, match=r"holds no float weight of encoder\..*bertgen convert --int4"):

@@ -11,7 +11,7 @@ import transformers
 from torch.utils.data import Dataset
 
 import bertgen
-from tests.dropin.test_accelerate import batch, calls, distance, pair  # noqa: F401  (calls is a fixture)
+from tests.support.dropin_models import batch, distance, make_model
 
 STEPS, ACCUMULATED = 50, 4
 
@@ -41,7 +41,7 @@ def collate(rows):
 
 
 def curve(model, folder, num_steps=STEPS, **options):
-    """Losses of the updates, and the weights behind the last."""
+    """Losses of the updates, and the weights after the last one."""
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(folder), max_steps=num_steps, per_device_train_batch_size=2,
         gradient_accumulation_steps=ACCUMULATED, learning_rate=1e-3, max_grad_norm=1e9, logging_steps=1, seed=1,
@@ -53,14 +53,14 @@ def curve(model, folder, num_steps=STEPS, **options):
     return [entry["loss"] for entry in logged], [entry["grad_norm"] for entry in logged], trainer
 
 
-def test_trainer_with_accumulation(tmp_path, calls):  # noqa: F811
+def test_trainer_with_accumulation(tmp_path, calls):
     """The curves are those of transformers, whose losses and gradients are as many times too large as batches are
     accumulated: AdamW does not see that, so that the weights stay together.
     """
-    theirs, ours = pair(), bertgen.accelerate(pair())
+    theirs, ours = make_model(), bertgen.accelerate(make_model())
     expected, norms, _ = curve(theirs, tmp_path / "theirs")
     got, own_norms, trainer = curve(ours, tmp_path / "ours")
-    assert len(got) == STEPS and len(calls) == STEPS * ACCUMULATED and not ours._bertgen.detours
+    assert len(got) == STEPS and len(calls) == STEPS * ACCUMULATED and not ours._bertgen.fallbacks
     assert expected[-1] < 0.9 * expected[0]  # it learns
     for a, b in zip(got, expected, strict=True):
         assert math.isclose(a, b / ACCUMULATED, rel_tol=2e-3), (a, b)
@@ -69,17 +69,17 @@ def test_trainer_with_accumulation(tmp_path, calls):  # noqa: F811
     assert distance(theirs.decoder.lm_head.bias, ours.decoder.lm_head.bias) <= 1e-3
     trainer.args.predict_with_generate = True
     del calls[:]
-    found = trainer.predict(Pairs(4), max_new_tokens=5)
-    assert found.predictions.shape[0] == 4 and "generation" in calls
+    result = trainer.predict(Pairs(4), max_new_tokens=5)
+    assert result.predictions.shape[0] == 4 and "generation" in calls
 
 
 @pytest.mark.parametrize("order", ["adapters first", "accelerated first"])
-def test_adapters(order, tmp_path, calls):  # noqa: F811
-    given, labels = batch()
+def test_adapters(order, tmp_path, calls):
+    inputs, labels = batch()
     config = peft.LoraConfig(target_modules=["query", "value", "word_embeddings"], init_lora_weights=False, r=4)
 
     def adapted(fast):
-        model = pair()
+        model = make_model()
         if fast and order == "accelerated first":
             bertgen.accelerate(model)
         torch.manual_seed(5)
@@ -90,10 +90,10 @@ def test_adapters(order, tmp_path, calls):  # noqa: F811
     results = []
     for model in (theirs, ours):
         model.train()
-        loss = model(**given, labels=labels).loss
+        loss = model(**inputs, labels=labels).loss
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        tokens = model.eval().generate(**given, max_new_tokens=8, num_beams=2)
+        tokens = model.eval().generate(**inputs, max_new_tokens=8, num_beams=2)
         results.append((loss, gradients, tokens))
     (loss, gradients, tokens), (own_loss, own_gradients, own_tokens) = results
     assert distance(own_loss, loss) <= 1e-4 and torch.equal(own_tokens, tokens)
@@ -102,14 +102,14 @@ def test_adapters(order, tmp_path, calls):  # noqa: F811
         assert distance(own_gradients[name], gradient) <= 1e-4 * max(1.0, float(gradient.abs().max())), name
     assert calls.count("forward") == 1 and calls.count("generation") == 1
     with theirs.disable_adapter(), ours.disable_adapter():
-        plain = [model(**given, labels=labels).loss for model in (theirs, ours)]
+        plain = [model(**inputs, labels=labels).loss for model in (theirs, ours)]
     assert distance(*plain) <= 1e-4 and distance(plain[0], loss) > 1e-3
     ours.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(bertgen.accelerate(pair()), tmp_path)
-    assert distance(again.eval()(**given, labels=labels).loss, ours(**given, labels=labels).loss) <= 1e-5
+    again = peft.PeftModel.from_pretrained(bertgen.accelerate(make_model()), tmp_path)
+    assert distance(again.eval()(**inputs, labels=labels).loss, ours(**inputs, labels=labels).loss) <= 1e-5
     merged = [model.merge_and_unload() for model in (theirs, ours)]
-    assert distance(*(model(**given, labels=labels).loss for model in merged)) <= 1e-4
-    assert not merged[1]._bertgen.detours
+    assert distance(*(model(**inputs, labels=labels).loss for model in merged)) <= 1e-4
+    assert not merged[1]._bertgen.fallbacks
 
 
 ADAPTERS = {
@@ -135,23 +135,23 @@ def randomized(model):
 
 def in_both_orders(adapt, order):
     """A model of transformers that `adapt` has changed, and an accelerated one."""
-    ours = pair()
+    ours = make_model()
     if order == "accelerated first":
         bertgen.accelerate(ours)
-        given, labels = batch()
-        ours(**given, labels=labels)
+        inputs, labels = batch()
+        ours(**inputs, labels=labels)
     adapted = []
-    for model in (pair(), ours):
+    for model in (make_model(), ours):
         torch.manual_seed(5)
         adapted.append(randomized(adapt(model)))
     return adapted[0], bertgen.accelerate(adapted[1])
 
 
 def assert_alike(theirs, ours):
-    given, labels = batch()
+    inputs, labels = batch()
     losses, gradients = [], []
     for model in (theirs, ours):
-        losses.append(model.train()(**given, labels=labels).loss)
+        losses.append(model.train()(**inputs, labels=labels).loss)
         losses[-1].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
@@ -159,7 +159,7 @@ def assert_alike(theirs, ours):
     for name, gradient in gradients[0].items():
         assert distance(gradients[1][name], gradient) <= 1e-4 * max(1.0, float(gradient.abs().max())), name
     for beams in (1, 3):
-        tokens = [model.eval().generate(**given, max_new_tokens=5, num_beams=beams) for model in (theirs, ours)]
+        tokens = [model.eval().generate(**inputs, max_new_tokens=5, num_beams=beams) for model in (theirs, ours)]
         assert torch.equal(*tokens)
 
 
@@ -178,8 +178,8 @@ def test_adapters_of_every_kind(name, order):
     assert_alike(theirs, ours)
     if "tuning" not in name:
         with theirs.disable_adapter(), ours.disable_adapter():
-            given, labels = batch()
-            assert distance(*(model(**given, labels=labels).loss for model in (theirs, ours))) <= 1e-4
+            inputs, labels = batch()
+            assert distance(*(model(**inputs, labels=labels).loss for model in (theirs, ours))) <= 1e-4
         assert_alike(*(model.merge_and_unload().requires_grad_(True) for model in (theirs, ours)))
 
 
@@ -212,8 +212,8 @@ def test_several_adapters_and_a_half_that_has_one(order):
 
 def test_noise_on_embeddings_in_a_trainer(tmp_path):
     """NEFTune: the hook draws noise of the shape [batch, position, hidden], and scales it by two of these."""
-    theirs, ours = pair(), bertgen.accelerate(pair())
+    theirs, ours = make_model(), bertgen.accelerate(make_model())
     curves = [curve(model, tmp_path, neftune_noise_alpha=5.0, num_steps=3)[0] for model in (theirs, ours)]
     assert len(curves[0]) == 3 and curves[0] == curves[1]
-    assert any("something is hung on Embedding" in why for why in ours._bertgen.detours)
+    assert any("Embedding has a hook" in reason for reason in ours._bertgen.fallbacks)
     assert not bertgen.explain(ours).obstacles  # the Trainer has taken it away

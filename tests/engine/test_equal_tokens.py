@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from bertgen import AutoTokenizer, EncoderDecoderModel
-from tests.support import drills
+from tests.support import engine_checks
 from tests.support.checkpoints import POSITIONS, sentence
-from tests.support.mixtures import MARGIN, Asked, arrivals, asked, outcome, without_draws
-from tests.support.twins import make_twins
+from tests.support.engine_requests import MARGIN, ExpectedRequest, arrivals, expect, outcome, without_draws
+from tests.support.reference_models import make_model_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 
@@ -49,7 +49,7 @@ def of_the_trained(checkpoint: Path, count: int, seed: int) -> Iterator[tuple[An
 def of_random_pairs(seeds: range, count: int) -> Iterator[tuple[Any, Any, list]]:
     """The same of models of all kinds, shapes and widths, `count` requests for each."""
     for seed in seeds:
-        twins = make_twins(seed)
+        twins = make_model_pair(seed)
         r, encoder, decoder = twins.random, twins.model.config.encoder, twins.model.config.decoder
         calls = []
         for _ in range(count):
@@ -67,11 +67,11 @@ def compared(groups: list[Iterator[tuple[Any, Any, list]]], orders: int) -> str:
     total, narrow, turned = 0, 0, 0
     for group in groups:
         for model, oracle, calls in group:
-            wanted: list[Asked] = []
+            wanted: list[ExpectedRequest] = []
             margins: list[float] = []
             told: list[list[list[list[int]]]] = [[]]  # by transformers, then by each engine
             for ids, options in calls:
-                wanted.append(asked(model, ids, options))
+                wanted.append(expect(model, ids, options))
                 outputs, margin = wanted[-1].expected, math.inf
                 if "num_beam_groups" not in options:
                     outputs, margin = outcome(oracle, ids, options, wanted[-1].settled)
@@ -107,17 +107,17 @@ def test_five_hundred_requests(tiny_checkpoint, record_property):
 
 
 def test_all_kinds_of_requests_on_this_device(tiny_checkpoint, record_property):
-    record_property("count", drills.gives_the_same_tokens(tiny_checkpoint, CPU, 12))
-    record_property("count", drills.draws_by_keys_alone(tiny_checkpoint, CPU, 12))
+    record_property("count", engine_checks.gives_the_same_tokens(tiny_checkpoint, CPU, 12))
+    record_property("count", engine_checks.draws_by_keys_alone(tiny_checkpoint, CPU, 12))
 
 
 def test_memory_that_fails_on_this_device(tiny_checkpoint):
-    drills.backs_off(tiny_checkpoint, CPU, (2,), 8)
+    engine_checks.backs_off(tiny_checkpoint, CPU, (2,), 8)
 
 
 def test_nothing_is_left_on_this_device(tiny_checkpoint):
-    drills.leaves_nothing(tiny_checkpoint, CPU, 1)
+    engine_checks.leaves_nothing(tiny_checkpoint, CPU, 1)
 
 
 def test_one_cache_at_a_time_on_this_device(tiny_checkpoint):
-    drills.holds_one_cache(tiny_checkpoint, CPU)
+    engine_checks.holds_one_cache(tiny_checkpoint, CPU)

@@ -14,7 +14,7 @@ from bertgen.files import text_input
 from bertgen.generator import scorer
 from bertgen.jobs.score import score_lines
 from tests.support.checkpoints import POSITIONS, sentence, translation
-from tests.support.twins import PAD, START, make_twins
+from tests.support.reference_models import PAD, START, make_model_pair
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_equals_the_teacher_forced_log_softmax_of_transformers(generator, oracle
 @pytest.mark.parametrize("seed", range(12))
 def test_random_models_of_all_kinds(seed):
     """Several targets of a source, padding, pad ids inside a target: each as transformers has it alone."""
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     r, config, expected = twins.random, twins.model.config, oracle_of(twins.oracle)
     sources, targets, shares = [], [], []
     for _ in range(4):

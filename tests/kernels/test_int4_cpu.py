@@ -19,7 +19,7 @@ from bertgen import AutoTokenizer, EncoderDecoderModel, Generator, Int4Config, o
 from bertgen.errors import BackendError
 from bertgen.modules import Int4Linear
 from bertgen.ops import extension
-from tests.support import identity
+from tests.support import int4_products
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
@@ -122,14 +122,14 @@ def test_zero_points_of_every_dtype():
         assert torch.equal(ops.int4_matmul(**{**given, "zero": given["zero"].to(dtype)}), expected)
 
 
-@pytest.mark.parametrize("group", identity.GROUPS)
-@pytest.mark.parametrize("form", identity.FORMS)
+@pytest.mark.parametrize("group", int4_products.GROUPS)
+@pytest.mark.parametrize("form", int4_products.FORMS)
 def test_a_product_sees_the_weight_as_it_is_defined(form, group):
     """In registers, in the cache, and where torch multiplies what was unpacked."""
     before = ops.set_backend("cpp")
     try:
         for rows in (1, 2, 3, 4, 5, CPU_ROWS, CPU_ROWS + 1):
-            assert identity.wrong(rows, form, group, torch.float32, torch.device("cpu")) == 0, rows
+            assert int4_products.wrong(rows, form, group, torch.float32, torch.device("cpu")) == 0, rows
     finally:
         ops.set_backend(before)
 

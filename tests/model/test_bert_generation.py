@@ -18,13 +18,13 @@ from bertgen import (
     UnsupportedError,
 )
 from tests.support.model_kinds import KINDS, TINY, alone, ids_and_mask
+from tests.support.reference_models import PAD, ModelPair, make_model_pair
 from tests.support.tiny_models import distance
-from tests.support.twins import PAD, Twins, make_twins
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_attentions_equal_transformers(seed):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, labels = twins.batch()
     targets = labels.clamp_min(3)
     inputs = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=targets, output_attentions=True)
@@ -63,7 +63,7 @@ def test_attentions_equal_transformers(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_attentions_where_the_start_token_is_padding(seed):
     """The first position is masked then, so that the mask is no length."""
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     for model in (twins.oracle, twins.model):
         model.config.decoder_start_token_id = PAD
     ids, mask, labels = twins.batch()
@@ -78,7 +78,7 @@ def test_attentions_where_the_start_token_is_padding(seed):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_embeddings_positions_and_types_equal_transformers(seed):
-    twins, r = make_twins(seed), random.Random(seed)
+    twins, r = make_model_pair(seed), random.Random(seed)
     ids, mask, labels = twins.batch()
     inputs = dict(attention_mask=mask, decoder_input_ids=labels.clamp_min(3))
     encoder, decoder = twins.model.config.encoder, twins.model.config.decoder
@@ -147,7 +147,7 @@ def test_attentions_of_training_are_those_after_dropout():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_tokens_of_all_kinds_equal_transformers(seed):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, _ = twins.batch()
     options = dict(attention_mask=mask, max_new_tokens=8, num_beams=1 + seed % 3, eos_token_id=5, pad_token_id=PAD)
     assert torch.equal(twins.model.generate(ids, **options), twins.oracle.generate(ids, **options))
@@ -207,14 +207,14 @@ def test_the_pooler_and_the_order_of_outputs(kind):
     assert isinstance(ours(ids, return_dict=False)[1], torch.Tensor)
 
 
-def float64(twins: Twins, inputs: dict) -> torch.Tensor:
+def float64(twins: ModelPair, inputs: dict) -> torch.Tensor:
     return twins.oracle.double()(**inputs).logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("seed", range(30))
 def test_half_precision_is_as_near_to_float64_as_transformers(seed, dtype):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, labels = twins.batch()
     inputs = dict(input_ids=ids, attention_mask=mask, labels=labels)
     read = (labels != -100)[..., None]
@@ -283,13 +283,13 @@ def test_resizing_the_vocabulary(kind, tied):
     assert model.get_input_embeddings().weight[32:].std() > 0.05
     assert head.weight.shape[0] == 40  # what was taken out earlier is as it was
     with pytest.raises(UnsupportedError, match=r"model\.decoder\.resize_token_embeddings"):
-        make_twins(0).model.resize_token_embeddings(50)
+        make_model_pair(0).model.resize_token_embeddings(50)
     with pytest.raises(InputError, match="-1"):
         model.resize_token_embeddings(-1)
 
 
 def test_a_resized_half_keeps_its_place_in_the_whole():
-    model = make_twins(0).model
+    model = make_model_pair(0).model
     model.decoder.resize_token_embeddings(120)
     labels = torch.tensor([[110, 119, 1]])
     assert model(torch.tensor([[5, 6]]), labels=labels).logits.shape == (1, 3, 120)

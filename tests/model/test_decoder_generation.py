@@ -13,7 +13,7 @@ from bertgen import BertGenerationConfig, BertGenerationDecoder, InputError
 from bertgen.cache.cache import Cache
 from bertgen.config import BertConfig, RobertaConfig
 from bertgen.model import BertLMHeadModel, RobertaForCausalLM
-from tests.support.searches import assert_same, both, random_search
+from tests.support.generate_comparison import assert_same, both, random_search
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 

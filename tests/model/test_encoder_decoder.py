@@ -24,15 +24,15 @@ from bertgen import (
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.attention import project
 from bertgen.layers.linear import Int4Linear
+from tests.support.reference_models import PAD, START, make_model_pair
 from tests.support.tiny_models import TINY, distance, tiny
-from tests.support.twins import PAD, START, make_twins
 
 CASES = 300
 
 
 @pytest.mark.parametrize("seed", range(CASES))
 def test_forward_loss_and_gradients_equal_transformers(seed):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, labels = twins.batch()
     expected = twins.oracle(input_ids=ids, attention_mask=mask, labels=labels, output_hidden_states=True)
     got = twins.model(input_ids=ids, attention_mask=mask, labels=labels, output_hidden_states=True)
@@ -59,7 +59,7 @@ def test_forward_loss_and_gradients_equal_transformers(seed):
 
 @pytest.mark.parametrize("seed", range(0, 60))
 def test_decoder_inputs_masks_and_cache_equal_transformers(seed):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     ids, mask, labels = twins.batch()
     targets = labels.clamp_min(3)
     decoder_mask = torch.ones_like(targets)
@@ -95,7 +95,7 @@ def test_decoder_inputs_masks_and_cache_equal_transformers(seed):
 
 @pytest.mark.parametrize("keep", [0, 2, torch.tensor([0, 2])])
 def test_decoder_alone_equals_transformers(keep):
-    twins = make_twins(3)
+    twins = make_model_pair(3)
     ids = torch.randint(3, twins.model.config.decoder.vocab_size, (2, 7))
     states = torch.randn(2, 5, twins.model.config.encoder.hidden_size)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -196,7 +196,7 @@ def test_the_end_of_each_block_drops_out():
 @pytest.mark.parametrize("start", [START, PAD])
 def test_labels_with_holes_equal_transformers(start):
     """A hole becomes padding in the decoder's input, which later positions do not see; so does a start that is pad."""
-    twins = make_twins(11)
+    twins = make_model_pair(11)
     twins.model.config.decoder_start_token_id = twins.oracle.config.decoder_start_token_id = start
     vocabulary = twins.model.config.decoder.vocab_size
     ids, labels = torch.randint(3, vocabulary, (3, 6)) % 37, torch.randint(3, vocabulary, (3, 7))

@@ -22,7 +22,7 @@ from bertgen import (
 from bertgen.cache.cache import Cache
 from bertgen.decoding import resolve_generation_config
 from bertgen.outputs import BaseModelOutputWithPastAndCrossAttentions
-from tests.support.searches import assert_same, both, found_by_both, random_search
+from tests.support.generate_comparison import assert_same, both, found_by_both, random_search
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 

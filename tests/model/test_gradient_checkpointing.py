@@ -8,14 +8,14 @@ from torch.utils import checkpoint
 
 import bertgen
 from bertgen.layers.stack import Stack
-from tests.dropin.test_accelerate import batch, pair
+from tests.support.dropin_models import batch, make_model
 
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False])
 DROPOUT = dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
 
 
 def model_of(way, kind="bert-generation", dropout=False):
-    model = pair(kind, **(DROPOUT if dropout else {}))
+    model = make_model(kind, **(DROPOUT if dropout else {}))
     return (bertgen.accelerate(model) if way == "accelerated" else own(model)).train()
 
 
@@ -165,7 +165,7 @@ def test_a_cache_that_is_handed_on_is_written_once(reentrant):
 def test_dropout_of_attention_acts_while_a_cache_is_filled(way):
     """A training loop that computes its loss from logits, without use_cache=False."""
     options = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
-    model = pair(**options)
+    model = make_model(**options)
     model = bertgen.accelerate(model) if way == "accelerated" else own(model)
     given, labels = batch()
     given["decoder_input_ids"] = labels.clamp(min=0)

@@ -11,7 +11,7 @@ from bertgen import UnsupportedError
 from bertgen.cache.cache import Cache
 from bertgen.model.prefill import cache_layers, check_prefill
 from bertgen.packing import padded
-from tests.support.twins import make_twins
+from tests.support.reference_models import make_model_pair
 
 PACKAGE = Path(__file__).parents[2] / "bertgen"
 SOURCES = [[5, 6, 7, 8, 9, 10], [11], [5, 6, 12]]
@@ -19,7 +19,7 @@ SOURCES = [[5, 6, 7, 8, 9, 10], [11], [5, 6, 12]]
 
 @pytest.fixture
 def model():
-    return make_twins(0).model.eval()
+    return make_model_pair(0).model.eval()
 
 
 def new_cache(model):

@@ -23,9 +23,9 @@ from bertgen import (
     UnsupportedError,
 )
 from bertgen.cli import main
+from tests.support.bert_checkpoint import make_bert
 from tests.support.fast_tokenizers import write_roberta_vocabulary
 from tests.support.model_kinds import HALVES, TINY
-from tests.test_documentation_page import make_bert
 
 CLS, SEP, PAD = 101, 102, 0
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])

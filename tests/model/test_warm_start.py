@@ -26,8 +26,8 @@ from bertgen import (
     UnsupportedError,
 )
 from tests.support.model_kinds import HALVES, KINDS, THEIRS, TINY, alone
+from tests.support.reference_models import make_model_pair
 from tests.support.tiny_models import distance
-from tests.support.twins import make_twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
 
@@ -60,7 +60,7 @@ def lines(caplog):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_both_read_what_either_writes(seed, tmp_path, lines):
-    twins = make_twins(seed)
+    twins = make_model_pair(seed)
     twins.oracle.save_pretrained(tmp_path / "theirs")
     ours = EncoderDecoderModel.from_pretrained(tmp_path / "theirs")
     assert distance(logits(ours), logits(twins.oracle)) <= 2e-5
@@ -93,7 +93,7 @@ def test_halves_are_read_and_written(kind, tmp_path, lines):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_encoder_decoder_is_no_half(kind, tmp_path):
-    make_twins(0).model.save_pretrained(tmp_path)
+    make_model_pair(0).model.save_pretrained(tmp_path)
     for part in (1, 2):
         with pytest.raises(
             UnsupportedError, match=r"encoder-decoder; load an EncoderDecoderModel and take its .encoder"

@@ -26,7 +26,7 @@ from bertgen.kernels.linear import (
 
 from bertgen import BackendError, ops
 from bertgen.ops import extension
-from tests.support.large import LARGE
+from tests.support.large_tensors import LARGE
 
 
 def close(got: torch.Tensor, exact: torch.Tensor, bound: float = 1e-5) -> bool:

@@ -12,7 +12,7 @@ from bertgen import CheckpointError, EncoderDecoderModel, Int4Config, Unsupporte
 from bertgen.layers.linear import Int4Linear
 from bertgen.quantization.bitsandbytes import from_bitsandbytes
 from bertgen.quantization.int4 import dequantize, quantize
-from tests.support.blocks import convert_folder
+from tests.support.bitsandbytes_checkpoints import convert_folder
 from tests.support.int4_models import QUERY, edit_tensors, logits
 
 

@@ -32,7 +32,7 @@ from bertgen.layers.linear import Int4Linear
 from bertgen.quantization.int4 import CODEBOOKS, codebook, dequantize, quantize, signal_to_noise
 from bertgen.trainer.initialization import make_model
 from bertgen.trainer.options import TrainingConfig
-from tests.support.blocks import CODES, in_blocks
+from tests.support.bitsandbytes_checkpoints import CODES, in_blocks
 from tests.support.int4_models import HALF, QUERY, each_kind, edit_tensors, logits, make_float_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")

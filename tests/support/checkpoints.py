@@ -1,4 +1,4 @@
-"""A tiny trained checkpoint: a model that knows its task has margins that no rounding turns over."""
+"""A tiny trained checkpoint. Its outputs have margins that rounding does not change, unlike those of random weights."""
 
 import random
 from pathlib import Path
@@ -14,7 +14,7 @@ from bertgen import (
 )
 from bertgen.trainer.data import train_vocabulary
 
-# The task is to translate word by word. Some words have a second translation, which beams find.
+# The task is word-by-word translation. Some words have a second translation, which beam search finds.
 FIRST = dict(
     zip(
         "one two three four five six seven eight nine ten red blue green white black dog".split(),
@@ -28,12 +28,12 @@ POSITIONS, MAX_LENGTH = 48, 40
 
 
 def sentence(r: random.Random) -> str:
-    """A source."""
+    """A random source."""
     return " ".join(r.choices(list(FIRST), k=r.randint(1, LONGEST)))
 
 
 def translation(source: str, r: random.Random | None = None) -> str:
-    """The likeliest target of a source, or one drawn by `r`."""
+    """The most probable target of a source, or a random one if `r` is passed."""
     target = []
     for word in source.split():
         other, probability = SECOND.get(word, ("", 0.0))
@@ -42,9 +42,9 @@ def translation(source: str, r: random.Random | None = None) -> str:
 
 
 def make_tiny_checkpoint(folder: Path, steps: int = 90) -> Path:
-    """Train a model of 2 + 2 layers on the task and save it, with its tokenizer, in `folder`; some seconds.
+    """Train a model of 2 + 2 layers on the task and save it with its tokenizer in `folder`; this takes some seconds.
 
-    Its best outputs are the `translation` of nearly every sentence.
+    Its best output is the `translation` of nearly every sentence.
     """
     r = random.Random(1)
     pairs = [(source, translation(source, r)) for source in (sentence(r) for _ in range(24 * steps))]
@@ -60,7 +60,7 @@ def make_tiny_checkpoint(folder: Path, steps: int = 90) -> Path:
         num_attention_heads=4,
         intermediate_size=96,
         max_position_embeddings=POSITIONS,
-        initializer_range=0.08,  # learns in a tenth of the steps it takes with 0.02
+        initializer_range=0.08,  # needs a tenth of the steps of 0.02
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         **special,
@@ -92,7 +92,7 @@ def make_tiny_checkpoint(folder: Path, steps: int = 90) -> Path:
 
 
 def padded(rows: list[list[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as a matrix, filled up on the right, and its mask."""
+    """Rows of ids as a matrix, padded on the right, and its mask."""
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
     return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])

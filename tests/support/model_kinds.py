@@ -18,7 +18,7 @@ from bertgen import (
     RobertaForCausalLM,
     RobertaModel,
 )
-from tests.support.twins import PAD
+from tests.support.reference_models import PAD
 
 TINY = dict(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,

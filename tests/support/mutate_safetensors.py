@@ -1,4 +1,4 @@
-"""Child process of test_checkpoint: load mutated weights; anything but success or CheckpointError is a crash."""
+"""Child process of test_checkpoint.py: loads mutated weights. Any error except CheckpointError is a crash."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from bertgen import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
 )
-from tests.support.twins import PAD, START
+from tests.support.reference_models import PAD, START
 
 TINY = dict(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,

@@ -1,16 +1,16 @@
-"""transformers' own tests, three times: as they are, on accelerated models, and on bertgen's own classes.
+"""Runs transformers' own tests three times: plain, on accelerated models, and on bertgen's own classes.
 
     python tests/support/transformers_suite.py CHECKOUT           # or: make test-peers CHECKOUT=...
     python tests/support/transformers_suite.py CHECKOUT -k beam   # more arguments go to pytest, without the comparison
 
-CHECKOUT is a source tree of transformers, of the version that is installed, with tests/models in it, which its source
-distribution leaves out. Nothing is fetched, and what needs a model hub is skipped (`@slow`). transformers' tests need
-the packages parameterized, httpx and timeout-decorator.
+CHECKOUT is a source tree of the installed version of transformers, with tests/models, which its source distribution
+does not contain. Nothing is downloaded; tests that need a model hub are skipped (`@slow`). transformers' tests need the
+packages parameterized, httpx and timeout-decorator.
 
-A test whose outcome is another than as they are, or that fails as they are, is a difference. Differences are listed,
-with reasons, in tests/support/transformers_differences.txt: one that is not there fails, and so does one that is there
-and passes. Printed are the counts of each file, and how many tests ran through bertgen, as a suite that passes because
-everything took the detour proves nothing.
+A test with another outcome than in the plain run, or that fails in the plain run, is a difference. All differences are
+listed, with reasons, in tests/support/transformers_differences.txt: a difference that is not listed is an error, and so
+is a listed one that does not occur. The script prints the counts of each file, and how many tests ran through bertgen:
+a suite that passes because every call fell back to transformers proves nothing.
 """
 
 from __future__ import annotations
@@ -36,47 +36,47 @@ LIST = Path(__file__).with_name("transformers_differences.txt")
 
 
 def read_differences(path: Path = LIST) -> dict[str, dict[str, str]]:
-    """Way -> pattern of tests -> reason: lines "way  pattern  reason", in between what begins with #."""
-    found: dict[str, dict[str, str]] = {way: {} for way in WAYS}
+    """Run -> pattern of tests -> reason, from lines "run  pattern  reason"; # begins a comment."""
+    listed: dict[str, dict[str, str]] = {way: {} for way in WAYS}
     for line in path.read_text().splitlines():
         if line and not line.startswith("#"):
             way, pattern, reason = line.split(maxsplit=2)
-            found[way][pattern] = reason
-    return found
+            listed[way][pattern] = reason
+    return listed
 
 
 def differences(outcomes: dict[str, str], plain: dict[str, str]) -> set[str]:
-    """Tests that came out otherwise than as they are; of these themselves, those that failed."""
+    """Tests with another outcome than in the plain run; in the plain run, those that failed."""
     if outcomes is plain:
         return {test for test, outcome in plain.items() if outcome == "failed"}
     return {test for test, outcome in outcomes.items() if outcome != plain.get(test)}
 
 
 def complaints(outcomes: dict[str, str], plain: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """What of a run is not in the list, and what of the list is not in the run."""
-    found, said = differences(outcomes, plain), []
+    """Differences that are not in the list, and lines of the list without a difference."""
+    different, messages = differences(outcomes, plain), []
     listed: set[str] = set()
     for pattern in expected:
         tests = {t for t, outcome in plain.items() if outcome != "skipped" and fnmatch.fnmatchcase(t, pattern)}
         tests &= outcomes.keys()
         listed |= tests
-        said += [f"is in the list, and is as it is there: {test}" for test in sorted(tests - found)]
+        messages += [f"is in the list, and is the same: {test}" for test in sorted(tests - different)]
         if not tests:
-            said.append(f"is in the list, and no test: {pattern}")
-    return [f"is not in the list: {outcomes[test]} {test}" for test in sorted(found - listed)] + said
+            messages.append(f"is in the list, and matches no test: {pattern}")
+    return [f"is not in the list: {outcomes[test]} {test}" for test in sorted(different - listed)] + messages
 
 
 class Outcomes:
-    """A plugin of pytest that keeps the outcome of each test and counts the calls in it."""
+    """A pytest plugin that records the outcome of each test and counts its calls of bertgen."""
 
     def __init__(self):
         self.calls: Counter[str] = Counter()
-        self.detours: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
         self.tests: dict[str, str] = {}
         self.through: set[str] = set()
 
     def pytest_runtest_setup(self, item):
-        """Each test draws the same weights and ids in every run, whichever tests ran before it."""
+        """Each test draws the same weights and ids in every run, whatever tests ran before."""
         import torch
 
         self.calls.clear()
@@ -87,7 +87,7 @@ class Outcomes:
             common.global_rng.seed(0)
 
     def pytest_runtest_logreport(self, report):
-        # A test reports after its subtests, so that its own report is the one that stays.
+        # A test reports after its subtests, so its own report is the last one.
         if report.when == "call" or (report.when == "setup" and not report.passed):
             self.tests[report.nodeid] = report.outcome
             if self.calls:
@@ -95,13 +95,13 @@ class Outcomes:
 
 
 class Accelerated(Outcomes):
-    """Every model of the family is accelerated once its constructor or from_pretrained is through."""
+    """Accelerates every model of a supported class when its constructor or from_pretrained has returned."""
 
     def __init__(self):
         super().__init__()
         from bertgen.dropin import forward, generation
         from bertgen.dropin.models import ACCELERATED
-        from bertgen.dropin.state import State
+        from bertgen.dropin.state import AccelerationState
 
         self.depth, self.classes = 0, ACCELERATED
         for cls in ACCELERATED:
@@ -109,16 +109,16 @@ class Accelerated(Outcomes):
             cls.from_pretrained = classmethod(self.then_accelerate(cls.from_pretrained.__func__))
         for module in (forward, generation):
             module._run = self.counted(module._run, module.__name__.rpartition(".")[2])
-        note = State.detour
+        count_fallback = AccelerationState.count_fallback
 
-        def detour(state, method, name, reason):
-            self.detours[f"{method}: {reason}"] += 1
-            return note(state, method, name, reason)
+        def counted(state, method, name, reason):
+            self.fallbacks[f"{method}: {reason}"] += 1
+            return count_fallback(state, method, name, reason)
 
-        State.detour = detour
+        AccelerationState.count_fallback = counted
 
     def then_accelerate(self, make):
-        """Only the outermost of the calls: a model that is being made or loaded is not accelerated yet."""
+        """Accelerate after the outermost call only: inside it the model is not complete."""
         import bertgen
 
         @functools.wraps(make)
@@ -134,7 +134,7 @@ class Accelerated(Outcomes):
                 try:
                     bertgen.accelerate(model)
                 except bertgen.UnsupportedError as error:
-                    self.detours[f"accelerate: {error}"] += 1
+                    self.fallbacks[f"accelerate: {error}"] += 1
             return result
 
         return made
@@ -148,13 +148,13 @@ class Accelerated(Outcomes):
 
 
 class Own(Outcomes):
-    """bertgen's classes under the names of transformers', in the cases that the files themselves define."""
+    """Replaces transformers' classes by bertgen's, in the tests that the files define themselves."""
 
     def __init__(self):
         super().__init__()
         from bertgen.config import base
 
-        # Tests set it where transformers would give no attentions otherwise; here it has no meaning.
+        # Tests set it so that transformers returns attentions; bertgen ignores it.
         base.Config.INERT |= {"_attn_implementation"}
 
     def pytest_collection_modifyitems(self, config, items):
@@ -172,7 +172,7 @@ class Own(Outcomes):
 
 
 def run_one(way: str, checkout: Path, rest: list[str], report: Path) -> None:
-    """Run the files in this process, and write what came of it into `report`."""
+    """Run the files in this process, and write the results into `report`."""
     import pytest
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -182,12 +182,12 @@ def run_one(way: str, checkout: Path, rest: list[str], report: Path) -> None:
     code = pytest.main([*options, *FILES, *rest], plugins=[plugin])
     if code not in (0, 1):
         raise SystemExit(int(code))
-    found = dict(tests=plugin.tests, through=sorted(plugin.through), detours=plugin.detours)
-    report.write_text(json.dumps(found))
+    results = dict(tests=plugin.tests, through=sorted(plugin.through), fallbacks=plugin.fallbacks)
+    report.write_text(json.dumps(results))
 
 
 def run_apart(way: str, checkout: Path, rest: list[str], folder: Path) -> dict[str, Any]:
-    """The same in a process of its own, as each way patches other things; its output is shown where it fails."""
+    """Run the files in another process, because each run patches other code; its output is shown if it fails."""
     report = folder / f"{way}.json"
     command = [sys.executable, __file__, str(checkout), "--way", way, "--report", str(report), *rest]
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -207,8 +207,8 @@ def show(way: str, ran: dict[str, Any]) -> None:
         through = sum(test.startswith(f"{file}::") for test in ran["through"])
         line = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
         print(f"{way:12} {Path(file).stem:32} {line}" + (f"; {through} through bertgen" if through else ""))
-    for reason, count in Counter(ran["detours"]).most_common(8):
-        print(f"{'':12} {count} calls took transformers' code, {reason}")
+    for reason, count in Counter(ran["fallbacks"]).most_common(8):
+        print(f"{'':12} {count} calls fell back to transformers, {reason}")
 
 
 def main() -> int:
@@ -216,26 +216,28 @@ def main() -> int:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
-    given, rest = parser.parse_known_args()
-    checkout = given.checkout.resolve()
+    args, rest = parser.parse_known_args()
+    checkout = args.checkout.resolve()
     missing = [name for name in FILES if not (checkout / name).is_file()]
     if missing:
         parser.error(f"{checkout} has no {', '.join(missing)}")
-    if given.way:
-        run_one(given.way, checkout, rest, given.report)
+    if args.way:
+        run_one(args.way, checkout, rest, args.report)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         ran = {way: run_apart(way, checkout, rest, Path(folder)) for way in WAYS}
-    said = []
+    messages = []
     for way in WAYS:
         show(way, ran[way])
         if not rest:
             expected = read_differences()[way]
-            said += [f"{way}: {line}" for line in complaints(ran[way]["tests"], ran["plain"]["tests"], expected)]
+            messages += [f"{way}: {line}" for line in complaints(ran[way]["tests"], ran["plain"]["tests"], expected)]
     lost = ran["plain"]["tests"].keys() - ran["accelerated"]["tests"].keys()
-    said += [f"accelerated: was not run: {test}" for test in sorted(lost)]
-    print("\n".join(said) or "nothing but what tests/support/transformers_differences.txt lists" * (not rest))
-    return bool(said)
+    messages += [f"accelerated: was not run: {test}" for test in sorted(lost)]
+    print(
+        "\n".join(messages) or "no differences besides those in tests/support/transformers_differences.txt" * (not rest)
+    )
+    return bool(messages)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from bertgen.cli import main
 from bertgen.tokenizer import special_tokens
 from bertgen.tokenizer.special_tokens import target_end_token
 from bertgen.trainer.data import Corpus
-from tests.test_documentation_page import make_bert
+from tests.support.bert_checkpoint import make_bert
 
 CLS, SEP, PAD = 101, 102, 0
 TEXTS = ["This is a long article", "", "a", "a short summary to summarize"]

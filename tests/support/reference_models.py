@@ -1,4 +1,4 @@
-"""The same model twice: transformers' (the oracle) and bertgen's, with the same weights."""
+"""Pairs of a transformers model (the oracle) and a bertgen model, with the same random configuration and weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ACTIVATIONS = sorted({"gelu", "relu", "silu", "gelu_new"} | set(transformers.act
 
 
 @dataclass
-class Twins:
-    """A random configuration, both models in evaluation mode, and a random generator for inputs."""
+class ModelPair:
+    """Both models of a random configuration in evaluation mode, and a random generator for inputs."""
 
     oracle: transformers.EncoderDecoderModel
     model: EncoderDecoderModel
     random: random.Random
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and mask [B, S] and labels [B, T]: half of the batches right-padded."""
+        """Ids and mask [B, S] and labels [B, T]; half of the batches are padded on the right."""
         r, config = self.random, self.model.config
         rows, length, targets = r.randint(1, 4), r.randint(1, 12), r.randint(1, 9)
         seed = torch.Generator().manual_seed(r.randrange(2**31))
@@ -40,7 +40,7 @@ class Twins:
 
 
 def random_halves(r: random.Random, dropout: float = 0.0) -> tuple[dict, dict]:
-    """Options of a small random encoder and decoder: any kinds, and now and then of two hidden sizes."""
+    """Options of a small random encoder and decoder of any kinds, some of two hidden sizes."""
     kinds = r.choices(["bert-generation", "bert", "roberta"], weights=[4, 1, 1], k=2)
     if r.random() < 0.5:
         kinds[1] = kinds[0]
@@ -72,8 +72,8 @@ def random_halves(r: random.Random, dropout: float = 0.0) -> tuple[dict, dict]:
     return encoder, decoder
 
 
-def make_twins(seed: int) -> Twins:
-    """Two models of one random configuration and the same random weights, biases and LayerNorms included."""
+def make_model_pair(seed: int) -> ModelPair:
+    """The two models of a random configuration; biases and LayerNorms are random as well."""
     r = random.Random(seed)
     torch.manual_seed(seed)
     encoder, decoder = random_halves(r)
@@ -92,4 +92,4 @@ def make_twins(seed: int) -> Twins:
     result = model.load_state_dict(oracle.state_dict(), strict=False)
     assert not result.unexpected_keys
     assert all(name.endswith(("decoder.weight", "decoder.bias")) for name in result.missing_keys)
-    return Twins(oracle, model, r)
+    return ModelPair(oracle, model, r)

@@ -1,4 +1,4 @@
-"""Random options of `generate`, and the comparison of what bertgen and transformers make of them."""
+"""Random options of `generate`, and the comparison of the results of bertgen and transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidde
 
 
 def random_search(r: random.Random, vocabulary: int) -> dict[str, Any]:
-    """Greedy search, sampling, beams or beams that sample, with any of the options that transformers has too."""
+    """Options of greedy search, sampling, beam search or beam sampling, from those that transformers has as well."""
     beams, sample = r.choice([1, 1, 2, 4, 5]), r.random() < 0.5
     chosen: dict[str, Any] = dict(num_beams=beams)
     chosen |= r.choice([dict(max_length=r.choice([4, 8, 14, 30])), dict(max_new_tokens=r.choice([3, 5, 12, 25]))])
@@ -69,7 +69,7 @@ def random_search(r: random.Random, vocabulary: int) -> dict[str, Any]:
         chosen["prefix_allowed_tokens_fn"] = lambda source, tokens: [
             1, *(t for t in range(3, vocabulary) if (t + tokens.sum().item() + source) % 3)
         ]  # fmt: skip
-    for forced in ("forced_bos_token_id", "forced_eos_token_id"):  # both libraries refuse what contradicts itself
+    for forced in ("forced_bos_token_id", "forced_eos_token_id"):  # both libraries refuse contradictory options
         tokens = chosen.get(forced, [])
         if {*(tokens if isinstance(tokens, list) else [tokens])} & {*chosen.get("suppress_tokens", ())}:
             del chosen["suppress_tokens"]
@@ -80,13 +80,13 @@ def random_search(r: random.Random, vocabulary: int) -> dict[str, Any]:
 
 
 def _by_row(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A user's processor that treats every row in its own way, and changes the scores in place."""
+    """A custom logits processor that depends on the row and changes the scores in place."""
     scores += 0.7 * (torch.arange(scores.shape[1]) % 5 == history.shape[1] % 5)
     return scores + 0.01 * torch.arange(scores.shape[0])[:, None] * (torch.arange(scores.shape[1]) % 7 == 0)
 
 
 def both(oracle: Any, model: Any, seed: int, **arguments: Any) -> tuple[Any, Any]:
-    """What transformers and bertgen generate under one seed."""
+    """The results of transformers and of bertgen with one seed."""
     results = []
     for one in (oracle, model):
         torch.manual_seed(seed)
@@ -95,16 +95,16 @@ def both(oracle: Any, model: Any, seed: int, **arguments: Any) -> tuple[Any, Any
 
 
 def assert_same(expected: Any, got: Any, padded: bool = False) -> None:
-    """The same tokens, and the same of all that was asked for.
+    """Assert equal tokens, and equal values in all other fields.
 
     Args:
-        padded: rows begin with padding, whose states mean nothing and are not compared.
+        padded: rows begin with padding; its states have no meaning and are not compared.
     """
     if isinstance(expected, torch.Tensor):
         found_by_both(expected, got)
         return
     found = found_by_both(expected.sequences, got.sequences, got.get("sequences_scores"))
-    ours = [name for name in got if name != "sequences_scores"]  # always there; transformers' only with the scores
+    ours = [name for name in got if name != "sequences_scores"]  # transformers has it only with the scores
     assert ours == [name for name in expected if name != "sequences_scores"], "names of the fields, in order"
     for name in expected:
         if name == "beam_indices":
@@ -124,9 +124,9 @@ def assert_same(expected: Any, got: Any, padded: bool = False) -> None:
 
 
 def found_by_both(expected: torch.Tensor, got: torch.Tensor, scores: torch.Tensor | None = None) -> torch.Tensor:
-    """bool [N], the rows that are outputs: all, but where a search finds fewer than it was asked for.
+    """bool [N], the rows that are outputs: a search may find fewer than `num_return_sequences`.
 
-    The others are empty here, with the score -inf; in transformers they hold something that may not be.
+    The other rows are empty in bertgen, with the score -inf; in transformers they have forbidden tokens.
     """
     assert got.shape == expected.shape
     found = (got == expected).all(1) if scores is None else scores > -torch.inf

@@ -1,4 +1,4 @@
-"""What the engine must do on any device: small on the CPU in the test suite, on CUDA with `make gpu`."""
+"""Checks of the engine on any device: small ones on the CPU in the test suite, on CUDA with `make gpu`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bertgen.config import EngineConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from tests.support.checkpoints import POSITIONS, sentence
-from tests.support.mixtures import CALLED, Asked, arrivals, asked, without_draws
+from tests.support.engine_requests import CALLED, ExpectedRequest, arrivals, expect, without_draws
 
 MARGIN = 1e-3  # the products of two devices round differently
 DRAWS: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ DRAWS: list[dict[str, Any]] = [
 
 
 def loaded(checkpoint: Path, device: torch.device) -> EncoderDecoderModel:
-    """In float32."""
+    """The model in float32."""
     return EncoderDecoderModel.from_pretrained(checkpoint).float().to(device).eval()
 
 
@@ -39,7 +39,7 @@ def sources(checkpoint: Path, count: int, r: random.Random) -> list[list[int]]:
 
 
 def favoured(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A user's processor."""
+    """A custom logits processor."""
     token = torch.arange(scores.shape[1], device=scores.device)
     return scores + 0.7 * (token % 5 == history.shape[1] % 5)
 
@@ -57,10 +57,10 @@ def calls(checkpoint: Path, count: int, seed: int) -> Iterator[tuple[list[int], 
 
 
 def gives_the_same_tokens(checkpoint: Path, device: torch.device, count: int) -> str:
-    """The engine on the device, `model.generate` there and on the CPU: one answer to requests of all kinds."""
+    """The engine on the device, and `model.generate` there and on the CPU: equal outputs for requests of all kinds."""
     here, reference = loaded(checkpoint, device), loaded(checkpoint, torch.device("cpu"))
-    wanted = [asked(here, ids, options) for ids, options in calls(checkpoint, count, 1)]
-    expected = [asked(reference, one.ids, one.options) for one in wanted]
+    wanted = [expect(here, ids, options) for ids, options in calls(checkpoint, count, 1)]
+    expected = [expect(reference, one.ids, one.options) for one in wanted]
     found = [arrivals(here, wanted, 1, **limits) for limits in ({}, dict(max_rows=7, refill=0, encode_tokens=30))]
     narrow = 0
     for place, (one, other) in enumerate(zip(wanted, expected, strict=True)):
@@ -75,11 +75,11 @@ def gives_the_same_tokens(checkpoint: Path, device: torch.device, count: int) ->
 
 
 def draws_by_keys_alone(checkpoint: Path, device: torch.device, count: int) -> str:
-    """Samples do not depend on the company, and hardly on the device: a number may lie where two tokens meet."""
+    """Samples do not depend on the batch, and rarely on the device: a number may be at the limit of two tokens."""
     here, reference = loaded(checkpoint, device), loaded(checkpoint, torch.device("cpu"))
     r = random.Random(2)
     kinds = [resolve_generation_config(GenerationConfig(**kind).over(here.generation_config)) for kind in DRAWS]
-    wanted = [Asked(ids, {}, r.choice(kinds), [], 0.0) for ids in sources(checkpoint, count, r)]
+    wanted = [ExpectedRequest(ids, {}, r.choice(kinds), [], 0.0) for ids in sources(checkpoint, count, r)]
     together, narrow = (arrivals(here, wanted, seed, **limits) for seed, limits in enumerate(({}, dict(max_rows=5))))
     on_cpu = arrivals(reference, wanted, 2)
     assert together == narrow
@@ -113,7 +113,7 @@ def outputs(requests: Sequence[Request]) -> list[list[list[int]]]:
 
 @contextlib.contextmanager
 def failing(model: EncoderDecoderModel, fails: Callable[[], bool], where: str) -> Iterator[None]:
-    """The allocator itself is asked for more than there is: in the encoder's or the decoder's part of a step."""
+    """An allocation fails in the encoder's or the decoder's part of a step: it asks for more memory than there is."""
     holder: Any = model if where == "encoded" else model.decoder.head
     name = "encoded" if where == "encoded" else "forward"
     former = getattr(holder, name)
@@ -131,9 +131,9 @@ def failing(model: EncoderDecoderModel, fails: Callable[[], bool], where: str) -
 
 
 def backs_off(checkpoint: Path, device: torch.device, failures: Sequence[int], count: int) -> None:
-    """Memory that fails at any call: every answer is the same, nothing is held, and idle it tries with all rows."""
+    """Memory fails at any call: all outputs are the same, nothing is leaked, and the idle engine allows all rows."""
     model = loaded(checkpoint, device)
-    requests = [asked(model, *call).request(number) for number, call in enumerate(calls(checkpoint, count, 3))]
+    requests = [expect(model, *call).request(number) for number, call in enumerate(calls(checkpoint, count, 3))]
     kinds = [resolve_generation_config(GenerationConfig(**kind).over(model.generation_config)) for kind in DRAWS]
     r = random.Random(4)
     requests += [Request(ids, r.choice(kinds), number=count + i) for i, ids in enumerate(sources(checkpoint, count, r))]
@@ -150,7 +150,7 @@ def backs_off(checkpoint: Path, device: torch.device, failures: Sequence[int], c
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes of tensors that somebody holds."""
+    """Bytes of all live tensors."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -161,7 +161,7 @@ def allocated(device: torch.device) -> int:
 
 
 def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
-    """What is allocated after `close` is what was before, however the calls ended."""
+    """After `close` the allocated memory is that of before, however the calls ended."""
     model, r = loaded(checkpoint, device), random.Random(5)
     texts = [sentence(r) for _ in range(12)]
 
@@ -179,20 +179,20 @@ def leaves_nothing(checkpoint: Path, device: torch.device, rounds: int) -> None:
 
     gc.collect()  # Generators of other tests, whose threads end soon after
     limits = EngineConfig(max_rows=64, cache_bytes=1 << 24)
-    everything(Generator(model, checkpoint, engine=limits))  # what a device needs once: workspaces, kernels
+    everything(Generator(model, checkpoint, engine=limits))  # memory that a device allocates once: workspaces, kernels
     before = allocated(device)
     generator = Generator(model, checkpoint, engine=limits)
     for _ in range(rounds):
         everything(generator)
         assert abs(allocated(device) - before) <= 1 << 12
     generator.generate(texts)
-    assert allocated(device) - before > 1 << 14, "it is seen while it is there"
+    assert allocated(device) - before > 1 << 14, "the memory in use is counted"
     generator.close()
     assert abs(allocated(device) - before) <= 1 << 12
 
 
 def holds_one_cache(checkpoint: Path, device: torch.device) -> None:
-    """Where memory has failed the old cache goes before there is a new one."""
+    """After a failed allocation the old cache is freed before the new one is made."""
     model = loaded(checkpoint, device)
     requests = [
         Request(ids, resolve_generation_config(model.generation_config), number=i)

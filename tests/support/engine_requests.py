@@ -1,4 +1,4 @@
-"""Requests of all kinds for the engine, and what each of them gives alone, with the margin by which it does."""
+"""Requests of all kinds for the engine, with the outputs of each one alone and their margin."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from bertgen import EncoderDecoderModel, GenerationConfig
 from bertgen.config import EngineConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
-from tests.support.searches import RETURNED, random_search
+from tests.support.generate_comparison import RETURNED, random_search
 
 CALLED = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
-MARGIN = 1e-4  # float32 sums differ with the batch, and this is more than they do
-DEAD = -1.0e8  # of a beam that has not begun
-IMPOSSIBLE = -1.0e30  # of a token that must not come: minus infinity, or what `remove_invalid_values` makes of it
+MARGIN = 1e-4  # larger than the differences of float32 sums between batches
+DEAD = -1.0e8  # the score of a beam that has not begun
+IMPOSSIBLE = -1.0e30  # the score of a forbidden token: -inf, or its replacement by `remove_invalid_values`
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request.
+class ExpectedRequest:
+    """A request and its expected outputs.
 
     Attributes:
-        ids: of its source.
-        options: of `generate`; `settled`: as the engine takes them.
-        expected: what generating for it alone gave, each output from behind the start token to its end.
-        margin: least distance of two scores, the order of which decided what is in the outputs; infinite where nobody
-            has worked it out (groups of beams, draws).
+        ids: the source.
+        options: options of `generate`; `settled`: the same as the engine takes them.
+        expected: the outputs of the request alone, each from after the start token to its end.
+        margin: least difference of two scores whose order decides the outputs; infinite if it is not computed (beam
+            groups, sampling).
     """
 
     ids: list[int]
@@ -43,20 +43,20 @@ class Asked:
 
     def request(self, number: int) -> Request:
         called = {name: self.options[name] for name in CALLED if name in self.options}
-        if allowed := called.get("prefix_allowed_tokens_fn"):  # to which `generate` says that its source is the first
+        if allowed := called.get("prefix_allowed_tokens_fn"):  # in `generate` its source is number 0
             called["prefix_allowed_tokens_fn"] = lambda _, tokens: allowed(0, tokens)
         return Request(self.ids, self.settled, number=number, scored=number % 3 == 0, **called)
 
 
-def asked(model: EncoderDecoderModel, ids: list[int], options: dict[str, Any]) -> Asked:
-    """With what `model.generate` makes of it."""
+def expect(model: EncoderDecoderModel, ids: list[int], options: dict[str, Any]) -> ExpectedRequest:
+    """The request with the outputs of `model.generate`."""
     plain = {name: value for name, value in options.items() if name not in CALLED}
     settled = resolve_generation_config(GenerationConfig(**plain).over(model.generation_config))
-    return Asked(ids, options, settled, *outcome(model, ids, options, settled))
+    return ExpectedRequest(ids, options, settled, *outcome(model, ids, options, settled))
 
 
 def outcome(model: Any, ids: list[int], options: dict[str, Any], settled: GenerationConfig) -> tuple[list, float]:
-    """Outputs of one source, and their margin; the model may be transformers'."""
+    """Outputs of one source, and their margin; the model may be one of transformers."""
     more = dict(return_dict_in_generate=True, output_scores=True)
     found = model.generate(torch.tensor([ids], device=model.device), **options, **more)
     outputs = [cut(row[1:], settled.end_tokens) for row in found.sequences.tolist()]
@@ -71,18 +71,18 @@ def outcome(model: Any, ids: list[int], options: dict[str, Any], settled: Genera
 
 
 def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Without what lies behind the end."""
+    """The tokens until the first end token."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
 def margin_of_greedy(scores: Iterable[torch.Tensor]) -> float:
-    """From the processed scores of every step, [1, vocabulary]."""
+    """The margin of greedy search, from the processed scores of every step, [1, vocabulary]."""
     best = (step[0].topk(2).values.tolist() for step in scores)
     return min(apart(first, second) for first, second in best)
 
 
 def margin_of_beams(scores: Sequence[torch.Tensor], options: GenerationConfig) -> tuple[list[list[int]], float]:
-    """Beam search restated, from the processed scores of every step [beams, vocabulary]: outputs and their margin."""
+    """A second beam search over the processed scores of every step [beams, vocabulary]: outputs and their margin."""
     beams, ends, longest = options.num_beams, options.end_tokens, options.max_length - 1
     exponent, early, margin = options.length_penalty, options.early_stopping, math.inf
     going: list[tuple[float, list[int]]] = [(0.0, []), *[(-1.0e9, [])] * (beams - 1)]
@@ -96,7 +96,7 @@ def margin_of_beams(scores: Sequence[torch.Tensor], options: GenerationConfig) -
             for total, index in zip(order.values.tolist(), order.indices.tolist())
         ]
         over = [length == longest or tokens[-1] in ends for _, tokens in ranked]
-        for rank in range(2 * beams):  # among the first, does what has ended count or not?
+        for rank in range(2 * beams):  # does an ended candidate count among the first?
             if over[rank]:
                 across = (ranked[rank], ranked[beams]) if rank < beams else (ranked[beams - 1], ranked[rank])
                 margin = min(margin, apart(across[0][0], across[1][0]))
@@ -123,26 +123,28 @@ def margin_of_beams(scores: Sequence[torch.Tensor], options: GenerationConfig) -
 
 
 def apart(first: float, second: float) -> float:
-    """By how much the first is larger; of two that are both impossible nobody can tell."""
+    """By how much the first score is larger; 0 if it is impossible to tell."""
     if first > DEAD:
         return first - second
     return math.inf if second < IMPOSSIBLE < first else 0.0
 
 
 def without_draws(r: random.Random, vocabulary: int, longest: int) -> dict[str, Any]:
-    """Random options of greedy and beam search, of outputs that fit into so many positions."""
+    """Random options of greedy and beam search, with outputs that fit into so many positions."""
     while True:
         chosen = random_search(r, vocabulary)
         chosen = {name: value for name, value in chosen.items() if name not in (*RETURNED, "return_dict_in_generate")}
-        if isinstance(chosen.get("forced_eos_token_id"), list):  # one is as good as the other
+        if isinstance(chosen.get("forced_eos_token_id"), list):  # they have equal scores
             chosen["forced_eos_token_id"] = 1
         fits = chosen.get("max_length", 0) <= longest and chosen.get("max_new_tokens", 0) < longest
         if fits and not chosen.get("do_sample") and not (chosen["num_beams"] > 1 and "stopping_criteria" in chosen):
             return chosen
 
 
-def arrivals(model: EncoderDecoderModel, wanted: Sequence[Asked], seed: int, **limits: Any) -> list[list[list[int]]]:
-    """Submits at random times and in random order; the outputs of each."""
+def arrivals(
+    model: EncoderDecoderModel, wanted: Sequence[ExpectedRequest], seed: int, **limits: Any
+) -> list[list[list[int]]]:
+    """Submit the requests at random times and in random order; returns the outputs of each."""
     engine, r = Engine(model, EngineConfig(**limits)), random.Random(seed)
     done: list[Request] = []
     waiting = [one.request(number) for number, one in enumerate(wanted)]

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of bitsandbytes, written by hand: no bitsandbytes needed."""
+"""Checkpoints in the layout of bitsandbytes, written without that package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODES = {"nf4": torch.tensor(NF4), "fp4": torch.tensor(FP4).abs() * torch.tensor
 
 
 def in_blocks(weight: torch.Tensor, kind: str, nested: bool = False, block: int = 64) -> tuple[dict, torch.Tensor]:
-    """The tensors that bitsandbytes keeps for a weight [N, K], by the end of their names, and what they stand for."""
+    """The tensors that bitsandbytes stores for a weight [N, K], by the end of their names, and the rounded weight."""
     code, flat = CODES[kind] + 0.0, weight.float().reshape(-1)
     absmax = flat.view(-1, block).abs().amax(1)
     index = (flat.view(-1, block, 1) / absmax[:, None, None].clamp(min=1e-30) - code).abs().argmin(-1).view(-1)
@@ -46,12 +46,12 @@ def in_blocks(weight: torch.Tensor, kind: str, nested: bool = False, block: int 
 
 
 def convert_folder(folder: Path, kind: str, nested: bool = False, block: int = 64) -> dict[str, torch.Tensor]:
-    """Turn a float checkpoint into one of bitsandbytes; returns the weights that it now stands for."""
-    state, file, meant = {}, folder / "model.safetensors", {}
+    """Turn a float checkpoint into one of bitsandbytes; returns the weights by name, as they are after rounding."""
+    state, file, weights = {}, folder / "model.safetensors", {}
     for name, tensor in load_file(file).items():
-        meant[name] = tensor
+        weights[name] = tensor
         if tensor.dim() == 2 and "embeddings" not in name and "lm_head" not in name:
-            parts, meant[name] = in_blocks(tensor, kind, nested, block)
+            parts, weights[name] = in_blocks(tensor, kind, nested, block)
             state |= {f"{name.removesuffix('weight')}{part}": t for part, t in parts.items()}
         else:
             state[name] = tensor
@@ -64,4 +64,4 @@ def convert_folder(folder: Path, kind: str, nested: bool = False, block: int = 6
         "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": False, "llm_int8_enable_fp32_cpu_offload": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    return meant
+    return weights

@@ -1,7 +1,7 @@
-"""Calls with more than 2^31 elements whose last rows a small call must equal: 32-bit addresses would wrap.
+"""Calls with more than 2^31 elements, where 32-bit addresses would overflow.
 
-`SIZES[name](rows, device, dtype)` gives a large call and a small one of the same operator, and what to keep of the
-large result. The first rows are not looked at: it is the end that lies behind 2^31.
+`LARGE[name](rows, device, dtype)` returns the last rows of a large call and the same rows of a small call of the
+operator, which must be equal. The first rows are not compared: only the last ones have addresses above 2^31.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HIDDEN, HEADS, HEAD_DIM, TAIL = 1024, 16, 64, 128
 
 
 def _random(rows: int, *shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros, but for the last TAIL rows: what is read from elsewhere shows."""
+    """Zeros except for the last TAIL rows, so that a read of another row shows."""
     x = torch.zeros(rows, *shape, device=device, dtype=dtype)
     x[-TAIL:] = torch.randn(min(TAIL, rows), *shape, device=device, dtype=torch.float32).to(dtype)
     return x
@@ -46,12 +46,12 @@ def attention(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
 def decode_attention(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
     pool = _random(rows, HEADS, HEAD_DIM, device=device, dtype=dtype)
     q = _random(2, HEADS, HEAD_DIM, device=device, dtype=dtype)
-    found = []
+    results = []
     for keys in (pool, pool[-TAIL:].clone()):
         table = torch.arange(len(keys) - TAIL, len(keys), dtype=torch.int32, device=device).view(2, TAIL // 2)
         lengths = torch.tensor([TAIL // 2 - 1, 5], dtype=torch.int32, device=device)
-        found.append(ops.decode_attention(q, q, q, keys, keys.clone(), table[:, TAIL // 2 - 1], table, lengths))
-    return found[0], found[1]
+        results.append(ops.decode_attention(q, q, q, keys, keys.clone(), table[:, TAIL // 2 - 1], table, lengths))
+    return results[0], results[1]
 
 
 def cross_decode_attention(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
@@ -80,7 +80,7 @@ def int4_matmul(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
 
 
 def linear_gelu(rows: int, device: torch.device, dtype: torch.dtype) -> Pair:
-    """Sums of small integers, which are exact in any order and dtype: a small product may take another kernel."""
+    """Sums of small integers, which are exact in any order and dtype: the small call may take another kernel."""
     x = torch.zeros(rows, HIDDEN, device=device, dtype=dtype)
     x[-TAIL:, ::8] = torch.randint(-1, 2, (min(TAIL, rows), HIDDEN // 8), device=device).to(dtype)
     weight = torch.randint(-1, 2, (HIDDEN, HIDDEN), device=device).to(dtype)
