@@ -303,9 +303,9 @@ def test_a_reorder_moves_no_keys(models, monkeypatch):
     reorder, moved = Cache.reorder, []
 
     def watched(self, rows):
-        before = [keys.clone() for keys in self.pools.keys]
+        before = [keys.clone() for keys in self.pool.keys]
         reorder(self, rows)
-        moved.append(all(map(torch.equal, before, self.pools.keys)) and not torch.equal(rows, torch.arange(len(rows))))
+        moved.append(all(map(torch.equal, before, self.pool.keys)) and not torch.equal(rows, torch.arange(len(rows))))
 
     monkeypatch.setattr(Cache, "reorder", watched)
     model.generate(torch.tensor([[5, 6, 7, 8]]), num_beams=4, max_new_tokens=8)
