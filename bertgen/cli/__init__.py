@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _lacks_memory(error: Exception) -> bool:
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from ..memory import is_out_of_memory
+        from ..out_of_memory import is_out_of_memory
 
         return is_out_of_memory(error)
     return isinstance(error, MemoryError)

@@ -5,12 +5,12 @@ with the same options. Sources may join and leave at any step, so their lengths 
 """
 
 from .beam_search import BeamSearch as BeamSearch
-from .loop import Decoder as Decoder
-from .loop import new_search as new_search
-from .loop import run_search as run_search
-from .loop import step_searches as step_searches
 from .options import resolve_generation_config as resolve_generation_config
 from .rng import KeyedRng as KeyedRng
 from .rng import TorchRng as TorchRng
 from .sampling import Sampling as Sampling
 from .search import Search as Search
+from .search_loop import Decoder as Decoder
+from .search_loop import new_search as new_search
+from .search_loop import run_search as run_search
+from .search_loop import step_searches as step_searches

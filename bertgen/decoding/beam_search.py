@@ -14,11 +14,11 @@ import torch
 from .. import ops
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
-from .history import pad_histories, process_scores, returned_scores, stopped_rows
 from .logits_processors import LogitsProcessorList
 from .rng import Rng, RngKeys
 from .search import Search
 from .stopping_criteria import StoppingCriteriaList
+from .token_history import pad_histories, process_scores, returned_scores, stopped_rows
 
 DEAD_SCORE = -1.0e9  # added to the score of a hypothesis that cannot continue
 LIVE_THRESHOLD = DEAD_SCORE / 2  # hypotheses with scores above have only allowed tokens

@@ -10,11 +10,11 @@ import torch
 
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
-from .history import pad_histories, process_scores, returned_scores, stopped_rows
 from .logits_processors import LogitsProcessorList
 from .rng import Rng, RngKeys
 from .search import Search
 from .stopping_criteria import StoppingCriteriaList
+from .token_history import pad_histories, process_scores, returned_scores, stopped_rows
 
 
 class Sampling(Search):

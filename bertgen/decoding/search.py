@@ -9,10 +9,10 @@ import torch
 
 from ..config import GenerationConfig
 from ..outputs import GenerateOutput
-from .history import pad_histories
 from .logits_processors import LogitsProcessorList
 from .rng import Rng
 from .stopping_criteria import StoppingCriteriaList
+from .token_history import pad_histories
 
 
 class Search:

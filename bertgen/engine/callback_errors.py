@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import CallbackError, InputError, quoted
-from ..memory import is_out_of_memory
+from ..out_of_memory import is_out_of_memory
 from .request import Request
 
 

@@ -31,12 +31,12 @@ from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
-from ..memory import is_out_of_memory
 from ..model import EncoderDecoderModel
 from ..model.prefill import cache_layers, check_prefill
+from ..out_of_memory import is_out_of_memory
 from ..packing import padded
+from .batch_decoder import BatchDecoder
 from .callback_errors import RequestFailure, clear_frames
-from .decoder import BatchDecoder
 from .request import Request, SearchKey
 from .running_batch import RunningBatch
 from .scheduler import Capacity, Scheduler

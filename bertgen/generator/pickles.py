@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..hub import local_directory
 from ..layers.inspection import is_plain
 from ..model import EncoderDecoderModel
-from ..model.digest import weights_digest
+from ..model.weights_digest import weights_digest
 from ..tokenizer import Tokenizer
 
 

@@ -18,8 +18,8 @@ from .. import process_events
 from ..config import GenerationConfig
 from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
-from ..memory import attempt
 from ..model import EncoderDecoderModel
+from ..out_of_memory import attempt
 from ..packing import padded
 from .text_encoder import TextEncoder
 

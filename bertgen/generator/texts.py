@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError, quoted
-from ..files.windows import windows
+from ..files.line_windows import windows
 
 LOOKAHEAD = 4096  # texts that `stream` reads before its first output
 LOOKAHEAD_CHARACTERS = 1 << 24  # and the most characters of them

@@ -10,7 +10,7 @@ from ..config.validators import check_integer
 from ..files.line_formats import JsonLines, LineFormat, Text, Tsv
 from ..generator import Generator, Output
 from .metadata import settled
-from .windows import WindowProcessor, check_format_options
+from .window_processor import WindowProcessor, check_format_options
 
 WINDOWS = (64, 1024, 4096)  # lines of a window: the fewest, the most on a CPU, the most
 WINDOW_WEIGHTS = 1 << 35  # weights times rows of the lines of one on a CPU: about ten seconds of two cores

@@ -13,7 +13,7 @@ import torch
 from .. import __version__, ops
 from ..config import GenerationConfig
 from ..generator import Generator
-from ..model.digest import weights_digest
+from ..model.weights_digest import weights_digest
 from ..ops import extension
 from ..tokenizer import Tokenizer
 

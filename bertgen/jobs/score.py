@@ -16,7 +16,7 @@ from ..generator import LOOKAHEAD, Generator
 from ..generator.scorer import Likelihood
 from ..tokenizer import Tokenizer
 from .report import JobReport
-from .windows import WindowProcessor, check_format_options
+from .window_processor import WindowProcessor, check_format_options
 
 
 def score_lines(

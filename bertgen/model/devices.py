@@ -22,8 +22,8 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
     if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:  # the convention of pipelines: -1 is the CPU
             return torch.device("cpu")
-    name = f"cuda:{device}" if isinstance(device, int) else device
     try:
+        name = f"cuda:{device}" if isinstance(device, int) else device
         resolved = torch.device(name)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BackendError(f"device {quoted(device)} is not a device; this machine has {_devices()}") from error

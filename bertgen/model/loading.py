@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import memory
+from .. import out_of_memory
 from ..config import Int4Config, half_config, read_json
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..hub import resolve_file
@@ -81,7 +81,7 @@ def load_weights(
             else:
                 converted[location] = {"": new}
             if lean:
-                memory.release(tensor)
+                out_of_memory.release(tensor)
         loaded.update(
             (name.removesuffix("weight") + part if part else name, t) for part, t in converted[location].items()
         )

@@ -58,7 +58,7 @@ from ..kernels.sample import sample_reference, sample_triton
 from ..kernels.select import perturb_reference, select_reference, warp_reference
 from ..kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
 from . import extension, registry
-from .declines import why_not_attention, why_not_decode_attention, why_not_int4_matmul, why_not_scores
+from .reasons import why_not_attention, why_not_decode_attention, why_not_int4_matmul, why_not_scores
 from .registry import KernelOp, Op, why_not_extension
 from .step_layout import StepArguments
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bertgen import ConfigError, Generator, InputError
-from bertgen.jobs import follow_file, job, part_file, run_file, windows
+from bertgen.jobs import follow_file, job, part_file, run_file, window_processor
 from tests.support.checkpoints import sentence
 from tests.support.crashes import ODD, Died, Disk, forked
 from tests.support.jobs import begun, names
@@ -217,13 +217,13 @@ def test_commits_come_by_time_and_the_bytes_do_not_know(echo, tmp_path, monkeypa
     run_file(echo, tmp_path / "in.txt", tmp_path / "whole.txt", window=window)
     whole, now = (tmp_path / "whole.txt").read_bytes(), [0.0]
     monkeypatch.setattr(job, "clock", lambda: now[0])
-    process = windows.WindowProcessor.process
+    process = window_processor.WindowProcessor.process
 
     def slow(*rest):
         yield from process(*rest)
         now[0] += 1
 
-    monkeypatch.setattr(windows.WindowProcessor, "process", slow)
+    monkeypatch.setattr(window_processor.WindowProcessor, "process", slow)
     options = dict(window=window, commit_seconds=seconds)
     out, kept = tmp_path / "out.txt", []
     for death in range(1, lines):
@@ -308,7 +308,7 @@ def test_strict_keeps_what_was_committed(echo, tmp_path):
 
 
 def test_very_long_lines_make_smaller_windows_and_the_same_after_a_resume(echo, tmp_path, monkeypatch):
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(window_processor, "WINDOW_BYTES", 100)
     r = random.Random(3)
     content = "".join("x" * r.choice((1, 30, 150)) + "\n" for _ in range(40)).encode()
     assert begun(echo, tmp_path, content, 30, window=10).windows > 3

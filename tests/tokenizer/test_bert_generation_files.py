@@ -132,7 +132,7 @@ def test_a_path_of_a_model_and_a_prefix(vocab, tmp_path, ours):
 def test_hub_options_reach_the_download(vocab, monkeypatch):
     asked = []
 
-    def resolve(path_or_id, filename, *, required=True, **hub):
+    def resolve(path_or_id, filename, hub, *, required=True):
         asked.append((path_or_id, filename, required, hub))
         return vocab if filename == "spiece.model" else None
 

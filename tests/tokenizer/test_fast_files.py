@@ -144,7 +144,7 @@ def test_hub_options_reach_the_download(kind, tmp_path, monkeypatch):
     kind.ours.from_pretrained(kind.folder).save_pretrained(tmp_path)
     asked = []
 
-    def resolve(path_or_id, filename, *, required=True, **hub):
+    def resolve(path_or_id, filename, hub, *, required=True):
         asked.append((path_or_id, filename, hub))
         return tmp_path / filename if (tmp_path / filename).exists() else None
 

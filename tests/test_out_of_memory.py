@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bertgen.memory import attempt, is_out_of_memory, release
+from bertgen.out_of_memory import attempt, is_out_of_memory, release
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from bertgen.model.digest import weights_digest
+from bertgen.model.weights_digest import weights_digest
 from tests.support.tiny_models import tiny
 
 

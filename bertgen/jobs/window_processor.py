@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from ..config.validators import check_integer
 from ..errors import ConfigError, InputError
 from ..files.line_formats import JsonLines, LineFormat
+from ..files.line_windows import windows
 from ..files.text_input import Incoming, check_json_lines, check_length, line_content, size_of
-from ..files.windows import windows
 from ..generator import Generator
 from .report import JobReport
 
