@@ -455,7 +455,7 @@ def subprocess_says(code, **environment):
 def test_without_the_extension():
     code = "from bertgen.cache.block_allocator import BlockAllocator; from bertgen.ops import extension;"
     code += "print(extension.why_not(), '|', BlockAllocator(1, 1, 1).backend)"
-    assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 says to do without | python"
+    assert subprocess_says(code, BERTGEN_WITHOUT_EXT="1") == "BERTGEN_WITHOUT_EXT=1 disables it | python"
 
 
 def test_a_required_extension_that_is_missing_is_an_error(monkeypatch):
