@@ -52,27 +52,27 @@ class Judge:
         Args:
             judged: False for rounded weights: differences are counted, but no margin is searched for.
         """
-        found = Agreement()
+        agreement = Agreement()
         for i, (source, length) in enumerate(zip(case.sources, case.lengths)):
             a, b = ours[i], theirs[i]
             if min(len(a), len(b)) < length:
-                found.compared += 1
-                found.wrong.append(f"request {i} stopped after {len(a)} and {len(b)} tokens of {length}")
+                agreement.compared += 1
+                agreement.wrong.append(f"request {i} stopped after {len(a)} and {len(b)} tokens of {length}")
                 continue
             if case.beams > 1 and len(a) != len(b):
                 continue
-            found.compared += 1
+            agreement.compared += 1
             first = next((at for at in range(length) if a[at] != b[at]), None)
             if first is None:
-                found.equal += 1
+                agreement.equal += 1
                 continue
             if not judged:
                 continue
             margins = self.margins(source, length, case.beams)
             margin = margins[first] if case.beams == 1 else min(margins)
             text = f"request {i} differs at token {first}, margin {margin:.1e}"
-            (found.ties if margin < self.tie else found.wrong).append(text)
-        return found
+            (agreement.ties if margin < self.tie else agreement.wrong).append(text)
+        return agreement
 
     def margins(self, source: list[int], length: int, beams: int) -> list[float]:
         key = length, beams, tuple(source)

@@ -34,18 +34,18 @@ def report(results: Sequence[Result]) -> int:
     Raises:
         InputError: no floor applies to any of the results.
     """
-    found = [
+    judgements = [
         judged(floor, result)
         for result in results
         for floor in floors.FLOORS
         if floor.device == result.environment["device"]
         and any(matching(floor, result.rows, name) for name in known(floor, result))
     ]
-    if not found:
+    if not judgements:
         raise InputError(f"none of the {len(floors.FLOORS)} floors holds for these cases: nothing was checked")
-    for text, _ in found:
+    for text, _ in judgements:
         print(text)
-    verdicts = [good for _, good in found]
+    verdicts = [good for _, good in judgements]
     return BELOW if False in verdicts else NOT_JUDGED if None in verdicts else 0
 
 

@@ -31,14 +31,14 @@ def race(
         seconds: approximate time per contender. least: minimum number of samples of each.
     """
     samplers = {name: _sampler(calls, device) for name, calls in contenders.items()}
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
-    while len(next(iter(found.values()), [0] * least)) < least or (
+    while len(next(iter(taken.values()), [0] * least)) < least or (
         time.perf_counter() - start < seconds * len(contenders)
     ):
         for name, sample in samplers.items():
-            found[name].append(sample())
-    return found
+            taken[name].append(sample())
+    return taken
 
 
 def _sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:

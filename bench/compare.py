@@ -112,16 +112,16 @@ def verdict_of(a: Row, b: Row, yard_a: Row | None = None, yard_b: Row | None = N
     """ "faster", "slower", or an empty string."""
     if min(len(a.seconds), len(b.seconds)) < SAMPLES:
         return ""
-    found = _direction(a.quartiles, b.quartiles, b.median / a.median)
-    if found and yard_a and yard_b:
+    direction = _direction(a.quartiles, b.quartiles, b.median / a.median)
+    if direction and yard_a and yard_b:
         middle = (b.median / yard_b.median) / (a.median / yard_a.median)
         shares = [
             (row.quartiles[0] / yard.quartiles[1], row.quartiles[1] / yard.quartiles[0])
             for row, yard in ((a, yard_a), (b, yard_b))
         ]
-        if _direction(*shares, middle) != found:
+        if _direction(*shares, middle) != direction:
             return ""
-    return found
+    return direction
 
 
 def _direction(before: tuple[float, float], after: tuple[float, float], ratio: float) -> str:

@@ -151,7 +151,7 @@ class Bertgen(Contender):
         requests = [Request(ids, options[n], number=i) for i, (ids, n) in enumerate(zip(sources, lengths))]
         requests.sort(key=lambda request: len(request.ids), reverse=True)
         waves = [requests] if batch > 1 else [[request] for request in requests]  # batch 1: one after the other
-        found: dict[int, list[int]] = {}
+        by_source: dict[int, list[int]] = {}
         for wave in waves:
             self.begin()
             since = self.marks[-1][0]
@@ -162,8 +162,8 @@ class Bertgen(Contender):
             for request in wave:
                 if request.error is not None:
                     raise request.error
-                found[request.number] = request.outputs[0]
-        return [found[i] for i in range(len(sources))]
+                by_source[request.number] = request.outputs[0]
+        return [by_source[i] for i in range(len(sources))]
 
 
 class Transformers(Contender):
@@ -185,7 +185,7 @@ class Transformers(Contender):
 
     @torch.no_grad()
     def run(self, sources: Tokens, lengths: list[int], beams: int, batch: int) -> Tokens:
-        found: dict[int, list[int]] = {}
+        by_source: dict[int, list[int]] = {}
         start = time.perf_counter()
         order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), lengths[i]))
         parts = list(batches(order, batch, sources))
@@ -195,8 +195,8 @@ class Transformers(Contender):
             most = max(map(len, parts)), max(lengths)
             rows = self.generated([sources[i] for i in some], limits, beams, most)
             self.end(some, start if batch > 1 else self.marks[-1][0])
-            found |= {i: row[1 : 1 + lengths[i]] for i, row in zip(some, rows)}
-        return [found[i] for i in range(len(sources))]
+            by_source |= {i: row[1 : 1 + lengths[i]] for i, row in zip(some, rows)}
+        return [by_source[i] for i in range(len(sources))]
 
     def generated(self, sources: Tokens, limits: torch.Tensor, beams: int, most: tuple[int, int]) -> Tokens:
         """Outputs of one batch, with the start token. `most`: largest batch and longest output of all batches."""
@@ -294,7 +294,7 @@ class CTranslate2(Contender):
         def key(i: int) -> tuple[int, int]:
             return (len(sources[i]), lengths[i]) if beams == 1 else (lengths[i], len(sources[i]))
 
-        found: dict[int, list[int]] = {}
+        by_source: dict[int, list[int]] = {}
         start = time.perf_counter()
         for some in batches(sorted(range(len(sources)), key=key), batch, sources):
             limits = [lengths[i] for i in some]
@@ -315,8 +315,8 @@ class CTranslate2(Contender):
                 callback=stops if beams == 1 else None,
             )  # fmt: skip
             self.end(some, start if batch > 1 else since)
-            found |= {i: [self.ids[word] for word in result.hypotheses[0]] for i, result in zip(some, results)}
-        return [found[i] for i in range(len(sources))]
+            by_source |= {i: [self.ids[word] for word in result.hypotheses[0]] for i, result in zip(some, results)}
+        return [by_source[i] for i in range(len(sources))]
 
 
 def silent_transformers() -> Any:

@@ -43,13 +43,14 @@ def run(args: argparse.Namespace) -> int:
         args.input = workload.WIKISPLIT
     result = output.begin("dropin", args, torch.device("cpu"))
     result.environment["input"] = "made-up ids and lengths" if args.input is None else args.input.name
-    size, found = workload.SIZES[args.size], models(workload.SIZES[args.size])
+    size, contenders = workload.SIZES[args.size], models(workload.SIZES[args.size])
     output.head()
     if args.only != "train":
-        for rows in generated(found, *workload.texts(args.input, ROWS, size.vocabulary), args):
+        for rows in generated(contenders, *workload.texts(args.input, ROWS, size.vocabulary), args):
             output.add(result, rows)
     if args.only != "generate":
-        for rows in trained(found, batches(*workload.texts(args.input, 64, size.vocabulary), size.vocabulary), args):
+        training = batches(*workload.texts(args.input, 64, size.vocabulary), size.vocabulary)
+        for rows in trained(contenders, training, args):
             output.add(result, rows)
     return output.end(result, args)
 
@@ -57,22 +58,22 @@ def run(args: argparse.Namespace) -> int:
 def models(size: Size) -> dict[str, Any]:
     """Contender -> model, all with the same weights."""
     ours = workload.build(size)
-    found: dict[str, Any] = {FAST: None, THEIRS: None, OWN: ours}
+    contenders: dict[str, Any] = {FAST: None, THEIRS: None, OWN: ours}
     for name in (FAST, THEIRS):
         model = Transformers(ours).model
         for settings in (model.config, model.generation_config):
             settings.pad_token_id, settings.eos_token_id, settings.decoder_start_token_id = PAD, END, START
-        found[name] = accelerate(model) if name == FAST else model
-    return found
+        contenders[name] = accelerate(model) if name == FAST else model
+    return contenders
 
 
 def generated(models: dict[str, Any], sources: Tokens, _: list[int], args: argparse.Namespace) -> Any:
     """Rows of `model.generate`, greedy and with beams."""
     ids = padded(sources, PAD)
-    given = dict(input_ids=ids, attention_mask=(ids != PAD).long(), max_new_tokens=NEW, min_new_tokens=NEW)
+    options = dict(input_ids=ids, attention_mask=(ids != PAD).long(), max_new_tokens=NEW, min_new_tokens=NEW)
     for beams in (1, 4):
         rows = [Row("dropin generate", {"model": args.size, "beams": beams}, name, unit="token") for name in models]
-        tokens = {row.contender: models[row.contender].generate(**given, num_beams=beams) for row in rows}
+        tokens = {row.contender: models[row.contender].generate(**options, num_beams=beams) for row in rows}
         runs: dict[str, Callable[[], Any]] = {}
         for row in rows:
             row.amount = float(ROWS * NEW)
@@ -80,7 +81,7 @@ def generated(models: dict[str, Any], sources: Tokens, _: list[int], args: argpa
                 row.wrong = "other tokens than transformers'"
                 continue
             row.correct = "tokens equal"
-            runs[row.contender] = lambda model=models[row.contender], n=beams: model.generate(**given, num_beams=n)
+            runs[row.contender] = lambda model=models[row.contender], n=beams: model.generate(**options, num_beams=n)
         yield timed(rows, runs, args.repeats)
 
 

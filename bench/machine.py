@@ -48,10 +48,10 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """What a figure depends on besides its command: device, versions, commit, time."""
     device = device or torch.device("cpu")
-    found: dict[str, Any] = {"device": device.type, "processor": processor(), "cores": os.cpu_count()}
+    facts: dict[str, Any] = {"device": device.type, "processor": processor(), "cores": os.cpu_count()}
     if device.type == "cuda":
-        found |= gpu(device)
-    found |= {
+        facts |= gpu(device)
+    facts |= {
         "threads": torch.get_num_threads(), "isa": torch.backends.cpu.get_cpu_capability(), "clock": clock(),
         "busy": busy(),
         "system": platform.system(), "python": platform.python_version(), "bertgen": __version__,
@@ -59,21 +59,21 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "commit": git("rev-parse", "--short", "HEAD") or None, "dirty": bool(changes()),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
-    return found
+    return facts
 
 
 def gpu(device: torch.device) -> dict[str, Any]:
     """Name, memory, driver, current and maximum clocks."""
     properties = torch.cuda.get_device_properties(device)
-    asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "-i", str(device.index or 0)]
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", str(device.index or 0)]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip().split(", ")
+        values = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip().split(", ")
     except (OSError, subprocess.TimeoutExpired):
-        said = []
+        values = []
     return {
         "gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda,
-        **dict(zip(("driver", "gpu_clock", "gpu_clock_limit", "gpu_memory_clock", "gpu_power_limit"), said)),
+        **dict(zip(("driver", "gpu_clock", "gpu_clock_limit", "gpu_memory_clock", "gpu_power_limit"), values)),
     }  # fmt: skip
 
 

@@ -84,8 +84,8 @@ def compiled(variant: Any, arch: int, show: bool = False) -> dict[str, Any]:
         **{name: count for name, count in counts.items() if count},
     }
     if variant.per is not None:
-        what, many = variant.per
-        facts[f"instructions per {what}"] = [round(n * 32 * variant.num_warps / many, 2) for n in hot_loops(sass)]
+        unit, amount = variant.per
+        facts[f"instructions per {unit}"] = [round(n * 32 * variant.num_warps / amount, 2) for n in hot_loops(sass)]
     return facts
 
 
@@ -94,7 +94,7 @@ def hot_loops(sass: str) -> list[int]:
 
     Loops much smaller than the largest are left out. A program without loops counts as one loop.
     """
-    place, labels, found = 0, {}, []
+    place, labels, ranges = 0, {}, []
     for line in sass.splitlines():
         if match := re.match(r"\s*\.(L_x_\d+):", line):
             labels[match[1]] = place
@@ -102,8 +102,8 @@ def hot_loops(sass: str) -> list[int]:
             place += 1
             branch = re.search(r"\bBRA.*`\(\.(L_x_\d+)\)", line)
             if branch and branch[1] in labels and place - labels[branch[1]] > 1:
-                found.append((labels[branch[1]], place))
-    innermost = [(a, b) for a, b in found if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)]
+                ranges.append((labels[branch[1]], place))
+    innermost = [(a, b) for a, b in ranges if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ranges)]
     sizes = sorted(b - a for a, b in innermost if b - a >= SPIN) or [place]
     return [size for size in sizes if size >= HOT * sizes[-1]]
 
@@ -114,8 +114,8 @@ def narrow_products(ttir: str) -> list[str]:
     An index is any value that does not depend on the kernel's arguments and constants alone.
     """
     constant: set[str] = set()
-    given = set(re.findall(r"(%\w+): (?:i32|i64|f32|!tt\.ptr)", ttir))
-    found = []
+    scalars = set(re.findall(r"(%\w+): (?:i32|i64|f32|!tt\.ptr)", ttir))
+    matches = []
     for line in ttir.splitlines():
         match = re.match(r"\s*(%[\w-]+)(?::\d+)? = \"?([\w.]+)\"?(.*?)(?: loc\(.*)?$", line)
         if match is None:
@@ -124,29 +124,29 @@ def narrow_products(ttir: str) -> list[str]:
         operands = set(re.findall(r"%[\w-]+", rest))
         if operation == "arith.constant" or (operands and operands <= constant):
             constant.add(name)
-        elif operands <= constant | given and not re.match(
+        elif operands <= constant | scalars and not re.match(
             r"tt\.(load|get_program_id|make_range|atomic|descriptor)", operation
         ):
-            given.add(name)
+            scalars.add(name)
         narrow = rest.endswith((": i32", "xi32>"))
-        if operation == "arith.muli" and narrow and not operands & constant and not operands <= given:
-            found.append(line.strip())
-    return found
+        if operation == "arith.muli" and narrow and not operands & constant and not operands <= scalars:
+            matches.append(line.strip())
+    return matches
 
 
 def problems(variant: Any, arch: int, facts: dict[str, Any]) -> list[str]:
     """Problems of a compiled variant; empty where it has none."""
     from bertgen.kernels.tuning import SHARED_BYTES
 
-    found = []
+    reasons = []
     if facts["spills"]:
-        found.append(f"{facts['spills']} spills")
+        reasons.append(f"{facts['spills']} spills")
     if facts["narrow"]:
-        found.append(f"{facts['narrow']} products of an index in 32 bits")
+        reasons.append(f"{facts['narrow']} products of an index in 32 bits")
     if facts["shared"] > SHARED_BYTES[arch]:
-        found.append(f"{facts['shared']} bytes of shared memory, {SHARED_BYTES[arch]} are there")
-    found += [f"no {name}" for name in variant.present.get(arch, ()) if not facts.get(name)]
-    return found
+        reasons.append(f"{facts['shared']} bytes of shared memory, {SHARED_BYTES[arch]} are there")
+    reasons += [f"no {name}" for name in variant.present.get(arch, ()) if not facts.get(name)]
+    return reasons
 
 
 def digest(variant: Any, arch: int) -> str:
@@ -159,8 +159,8 @@ def digest(variant: Any, arch: int) -> str:
             imported = re.findall(r"^from \.(\w+) import", files[path], re.MULTILINE)
             waiting += [path.with_name(f"{name}.py") for name in imported]
     named = sorted(variant.constants.items()), sorted(variant.signature.items()), sorted(variant.unaligned)
-    told = repr((named, variant.num_warps, variant.num_stages, variant.per, arch))
-    text = "".join(files[path] for path in sorted(files)) + told
+    options = repr((named, variant.num_warps, variant.num_stages, variant.per, arch))
+    text = "".join(files[path] for path in sorted(files)) + options
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -229,37 +229,37 @@ def main() -> int:
         known = tables.get(triton.__version__)
         if known is None and not args.write:
             print(f"{args.table} has nothing for triton {triton.__version__}: all are compiled, none compared")
-        found: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
         jobs = []
         for op, check in CHECKS.items():
             for index, variant in enumerate(check.variants) if args.kernel in (None, op) else ():
                 for arch in variant.architectures:
                     name = f"{op}/{variant.name}/sm_{arch}"
-                    found[name] = (known or {}).get(name)
-                    same = found[name] is not None and found[name]["sources"] == digest(variant, arch)
+                    rows[name] = (known or {}).get(name)
+                    same = rows[name] is not None and rows[name]["sources"] == digest(variant, arch)
                     if not same or args.all or args.sass or sampled(name):
                         jobs.append((op, index, arch, args.sass))
         bad = 0
         with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
             for name, facts, wrong in pool.imap(_job, jobs):
-                if known is not None and not args.write and facts != found[name]:
-                    wrong.append(f"the table has {found[name]}: see that it is no worse, then --write")
-                found[name] = facts
+                if known is not None and not args.write and facts != rows[name]:
+                    wrong.append(f"the table has {rows[name]}: see that it is no worse, then --write")
+                rows[name] = facts
                 print(name, *(f"{k}={v}" for k, v in facts.items()), *(f"<-- {w}" for w in wrong), flush=True)
                 bad += bool(wrong)
-    stale = sorted(name for name in (known or {}) if name not in found and args.kernel in (None, name.split("/")[0]))
+    stale = sorted(name for name in (known or {}) if name not in rows and args.kernel in (None, name.split("/")[0]))
     if args.write:
-        others = {name: facts for name, facts in (known or {}).items() if name not in found and name not in stale}
+        others = {name: facts for name, facts in (known or {}).items() if name not in rows and name not in stale}
         order = {op: place for place, op in enumerate(CHECKS)}
-        merged = dict(sorted({**others, **found}.items(), key=lambda item: order[item[0].split("/")[0]]))
+        merged = dict(sorted({**others, **rows}.items(), key=lambda item: order[item[0].split("/")[0]]))
         tables[triton.__version__] = merged
         args.table.write_text(_lines(dict(sorted(tables.items()))))
     elif stale:
         print(f"{args.table} has {', '.join(stale)}, which are no more: --write")
         bad += 1
     if args.markdown:
-        print(markdown(found))
-    print(f"triton {triton.__version__}: {len(jobs)} of {len(found)} compiled, {bad} not as they should be")
+        print(markdown(rows))
+    print(f"triton {triton.__version__}: {len(jobs)} of {len(rows)} compiled, {bad} not as they should be")
     return bool(bad)
 
 

@@ -108,12 +108,12 @@ def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict
                 gc.collect()
     finally:
         gc.enable()
-    found = {}
+    costs = {}
     for name, (short, long) in recorded.items():
         step, operators = per_step(whole[name]), per_step(bare[name])
         calls = (len(long.calls) - len(short.calls)) / STEPS
-        found[name] = dict(step=step, operators=operators, overhead=step - operators, calls=calls)
-    return found
+        costs[name] = dict(step=step, operators=operators, overhead=step - operators, calls=calls)
+    return costs
 
 
 def per_step(taken: list[tuple[float, ...]]) -> float:
@@ -137,10 +137,10 @@ class Recording(TorchDispatchMode):
         arguments = func._schema.arguments
         if not (func.namespace == "bertgen_C" and arguments[0].name == "allocator"):
             self.inference |= torch.is_inference_mode_enabled()
-            given = dict(zip([argument.name for argument in arguments], args)) | kwargs
+            values = dict(zip([argument.name for argument in arguments], args)) | kwargs
             for argument in arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._keep(given.get(argument.name))
+                    self._keep(values.get(argument.name))
             self.calls.append((func, args, kwargs))
         return func(*args, **kwargs)
 

@@ -116,8 +116,8 @@ class Result:
     @property
     def busy(self) -> float | None:
         """Cores that other processes used, where they exceed BUSY; else None."""
-        found = [self.environment.get(name) or 0.0 for name in ("busy", "busy_behind")]
-        return max(found) if max(found) > BUSY else None
+        cores = [self.environment.get(name) or 0.0 for name in ("busy", "busy_behind")]
+        return max(cores) if max(cores) > BUSY else None
 
     @property
     def doubts(self) -> list[str]:
@@ -128,10 +128,10 @@ class Result:
     @property
     def cases(self) -> dict[tuple[str, str], list[Row]]:
         """Rows by case, in order."""
-        found: dict[tuple[str, str], list[Row]] = {}
+        by_case: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.case, []).append(row)
-        return found
+            by_case.setdefault(row.case, []).append(row)
+        return by_case
 
 
 FIELDS = tuple(Row.__dataclass_fields__)
@@ -159,11 +159,11 @@ def load(path: Path) -> Result:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        found = json.loads(text)
-        if found["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {found['schema']}, this bertgen reads {SCHEMA}")
-        rows = [Row(**{name: row[name] for name in FIELDS}) for row in found["rows"]]
-        return Result(found["part"], found["command"], found["environment"], rows, list(found.get("warnings", ())))
+        record = json.loads(text)
+        if record["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {record['schema']}, this bertgen reads {SCHEMA}")
+        rows = [Row(**{name: row[name] for name in FIELDS}) for row in record["rows"]]
+        return Result(record["part"], record["command"], record["environment"], rows, list(record.get("warnings", ())))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no result of bertgen bench: {type(error).__name__} {error}") from error
 

@@ -89,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
 
 def by_layers(axes: Sequence[str], most: int, own: int) -> dict[int, list[tuple[str, dict[str, int]]]]:
     """Number of layers -> (axis, point) of all points that need a model of that depth."""
-    found: dict[int, list[tuple[str, dict[str, int]]]] = {}
+    points_by_depth: dict[int, list[tuple[str, dict[str, int]]]] = {}
     for axis in axes:
         for value in AXES[axis]:
             if value <= (min(most, own) if axis == "layers" else most):
                 layers = value if axis == "layers" else own
                 point = POINT if axis == "layers" else POINT | {axis: value}
-                found.setdefault(layers, []).append((axis, point))
-    return dict(sorted(found.items()))
+                points_by_depth.setdefault(layers, []).append((axis, point))
+    return dict(sorted(points_by_depth.items()))
 
 
 def made(point: dict[str, int], vocabulary: int) -> Case:
@@ -115,12 +115,12 @@ def told(row: Row, params: dict[str, Any]) -> Row:
 
 def series(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[int, float]]]:
     """(axis, engine) -> points of value and seconds."""
-    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    by_engine: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
         if row.name == "scale" and row.seconds:
             axis = row.params["axis"]
-            found.setdefault((axis, row.contender), []).append((row.params[axis], row.median))
-    return {key: sorted(points) for key, points in found.items() if len(points) > 1}
+            by_engine.setdefault((axis, row.contender), []).append((row.params[axis], row.median))
+    return {key: sorted(points) for key, points in by_engine.items() if len(points) > 1}
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Line:

@@ -123,13 +123,13 @@ def run(args: argparse.Namespace) -> int:
     return BROKEN if failed or not results else code
 
 
-def noted(step: Step, device: str, file: Path, what: str) -> None:
+def noted(step: Step, device: str, file: Path, reason: str) -> None:
     """Add a warning to the result of a step that is not complete; makes an empty result where there is none."""
     known = file.exists()
     result = load(file) if known else Result(step.part, f"bertgen bench {step.words}", machine.environment())
     if not known:
         result.environment["device"] = device
-    result.warnings.append(f"{what}, {'cases may be' if known else 'all its cases are'} missing")
+    result.warnings.append(f"{reason}, {'cases may be' if known else 'all its cases are'} missing")
     save(result, file)
 
 

@@ -75,11 +75,11 @@ def raced(texts: list[str], repeats: int) -> list[list[Row]]:
     for _ in range(repeats):
         for key, (run, _) in runs.items():
             rows[key].seconds.append(seconds(run))
-    found = [[row for (what, _), row in rows.items() if what == side] for side in ("encode", "decode")]
+    sides = [[row for (task, _), row in rows.items() if task == side] for side in ("encode", "decode")]
     if missing:
-        for side in found:
+        for side in sides:
             side.append(Row(side[0].name, side[0].params, "transformers", absent=missing))
-    return found
+    return sides
 
 
 if __name__ == "__main__":

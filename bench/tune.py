@@ -54,11 +54,11 @@ def neighbours(name: str, launch: tuning.Launch) -> Iterator[tuning.Launch]:
     choices = {**TILES.get(name, {}), "num_warps": WARPS, "num_stages": STAGES}
     now = {**launch.tiles, "num_warps": launch.num_warps, "num_stages": launch.num_stages}
     for changed in itertools.chain(*(itertools.combinations(choices, n) for n in (1, 2))):
-        for values in itertools.product(*(choices[what] for what in changed)):
-            if all(now[what] != value for what, value in zip(changed, values)):
-                found = now | dict(zip(changed, values))
-                warps, stages = found.pop("num_warps"), found.pop("num_stages")
-                yield tuning.Launch(found, num_warps=warps, num_stages=stages)
+        for values in itertools.product(*(choices[constant] for constant in changed)):
+            if all(now[constant] != value for constant, value in zip(changed, values)):
+                chosen = now | dict(zip(changed, values))
+                warps, stages = chosen.pop("num_warps"), chosen.pop("num_stages")
+                yield tuning.Launch(chosen, num_warps=warps, num_stages=stages)
 
 
 def usable(key: Key, launches: list[tuning.Launch], processes: int | None = None) -> list[tuning.Launch]:
@@ -108,7 +108,7 @@ def tuned(
     """
     with tuning.record_keys() as keys:
         call()
-    found: dict[Key, tuning.Launch] = {}
+    better: dict[Key, tuning.Launch] = {}
     for key in dict.fromkeys(keys):
         name, arguments = key
         own = tuning.RULES[name](*arguments)
@@ -129,14 +129,16 @@ def tuned(
                 times[launch] = min(times[launch], *(seconds(call) for _ in range(3)))
         best = min(leaders, key=times.__getitem__)
         if times[best] < GAIN * times[own]:
-            found[key] = best
-    return found
+            better[key] = best
+    return better
 
 
-def source(found: dict[Key, tuning.Launch], device: str, commit: str) -> str:
+def source(entries: dict[Key, tuning.Launch], device: str, commit: str) -> str:
     """The text of kernels/tuned.py."""
-    table = {key: (launch.tiles, launch.num_warps, launch.num_stages) for key, launch in sorted(found.items(), key=str)}
-    origin = f"Measured on {device}, commit {commit}." if found else "Empty."
+    table = {
+        key: (launch.tiles, launch.num_warps, launch.num_stages) for key, launch in sorted(entries.items(), key=str)
+    }
+    origin = f"Measured on {device}, commit {commit}." if entries else "Empty."
     return (
         '"""Launches that were measured: (rule of tuning.py, its arguments) -> tiles, warps, stages.\n\n'
         f"`python -m bertgen.bench.tune` writes this file. {origin}\n"
@@ -162,9 +164,9 @@ def main() -> None:
     device = torch.device("cuda")
     with torch.no_grad(), tuning.override_launches({}) as launches:
         for shape in shapes("full", device, torch.bfloat16, args.op):
-            found = of_shape(shape, lambda call: statistics.median(on_device(call) for _ in range(TURNS)))
-            launches.update(found)
-            print(f"{shape.op} {shape.params}: {len(found)} launches are faster than the rules'", flush=True)
+            better = of_shape(shape, lambda call: statistics.median(on_device(call) for _ in range(TURNS)))
+            launches.update(better)
+            print(f"{shape.op} {shape.params}: {len(better)} launches are faster than the rules'", flush=True)
     where = machine.environment(device)
     args.output.write_text(source(launches, where["gpu"], where["commit"] or "unknown"))
 

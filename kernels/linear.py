@@ -3,9 +3,9 @@
 Shapes: x [M, K], W [N, K] (checkpoint layout), b [N], y [M, N]. Bytes: (M K + N K + M N) * itemsize; FLOPs: 2 M N K.
 
 In float32 on a CPU a product of few rows takes at least the time of reading the weight. `csrc/linear_cpu.cpp` reads it
-once, in the checkpoint's layout. Up to some ten rows that is faster than the library behind `F.linear`, and than oneDNN
-(which torch includes) even with weights that oneDNN has packed. For many rows oneDNN is the fastest, with the weight in
-the checkpoint's layout. `bertgen bench ops --op linear` prints the figures.
+once, in the checkpoint's layout. Up to some ten rows that is faster than `F.linear`, and than oneDNN (which torch
+includes) even with weights that oneDNN has packed. For many rows oneDNN is the fastest, with the weight in the
+checkpoint's layout. `bertgen bench ops --op linear` prints the figures.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def why_not_linear_onednn(x: torch.Tensor, weight: torch.Tensor, others: int = 0
         return reason
     if (1 + others) * weight.numel() < ONEDNN_ELEMENTS:
         return "the weight is small"
-    return None if _has_onednn() else "this torch has no oneDNN"
+    return None if has_onednn() else "this torch has no oneDNN"
 
 
 @functools.cache
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
     """Whether torch has its private oneDNN operator: a build or a later release may lack it."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

@@ -92,7 +92,7 @@ def _use(name: str) -> str:
 
 def _load() -> str | None:
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
-        return "BERTGEN_WITHOUT_EXT=1 says to do without"
+        return "BERTGEN_WITHOUT_EXT=1 disables it"
     try:
         module = importlib.import_module(".._C", __package__)
     except ModuleNotFoundError:

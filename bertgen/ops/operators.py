@@ -43,6 +43,7 @@ from ..kernels.layernorm_gelu import (
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
     few_rows,
+    has_onednn,
     linear_cpp,
     linear_onednn,
     linear_reference,
@@ -142,11 +143,16 @@ class Linear(Op):
 
     def _explain(self, device: str) -> str:
         if device == "cuda":
-            return "torch's product (cuBLAS), and linear_gelu or bias_gelu for an activation"
+            product = "torch's product (cuBLAS)"
+            return (
+                product if registry.backend() == "cpp" else f"{product}, and linear_gelu or bias_gelu for an activation"
+            )
         reason = extension.why_not()
-        cpp = f"cpp for at most {few_rows()} rows" if reason is None else f"no C++ extension ({reason})"
-        onednn = f"onednn for weights of at least {ONEDNN_ELEMENTS} elements"
-        return f"in float32 inference {cpp}, {onednn}; else reference"
+        choices = [f"cpp for at most {few_rows()} rows"] if reason is None else []
+        if has_onednn():
+            choices.append(f"onednn for weights of at least {ONEDNN_ELEMENTS} elements")
+        text = f"in float32 inference {', '.join(choices)}; else reference" if choices else "reference"
+        return text if reason is None else f"{text}; the C++ extension cannot be used: {reason}"
 
 
 class Linears(Op):

@@ -1,8 +1,9 @@
-"""What an operator is, and how a call of one chooses its backend.
+"""The classes of operators, and how a call of an operator chooses its backend.
 
 A layer calls `ops.NAME(...)`. The call goes to the backend that suits the arguments: on a GPU a Triton kernel, on a CPU
-a function of the C++ extension or of oneDNN, and the reference implementation where those decline. `explain()` says
-which and why. BERTGEN_BACKEND, or `set_backend`, selects one by name; an operator that cannot use it then raises.
+a function of the C++ extension or of oneDNN, and the reference implementation where those decline. `explain()` returns
+which and why. BERTGEN_BACKEND, or `set_backend`, selects one by name. An operator that has this backend then raises
+BackendError where the backend declines; an operator that lacks it runs its reference implementation.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def set_backend(name: str) -> str:
     Args:
         name: "auto" uses the Triton kernel on CUDA devices, and C++ or oneDNN on CPUs, wherever they take the
             arguments; "reference" uses none of them; "triton" and "cpp" use that one in every operator that has it, and
-            raise BackendError where it declines.
+            raise BackendError where it declines. `linear` and `linears` are exceptions: no backend of theirs covers
+            training, so they fall back instead of raising.
 
     Returns:
         The name selected before.
@@ -63,6 +65,20 @@ def why_not_extension() -> str | None:
     if _backend not in ("auto", "cpp"):
         return f"the backend is set to {_backend}"
     return extension.why_not()
+
+
+def _why_not_device(backend: str, device: str) -> str | None:
+    """Why "triton" or "cpp" does not run on tensors of a device type in this process; None where it does."""
+    if backend == "triton":
+        if not HAS_TRITON:
+            return "triton is not installed"
+        if device != "cuda" and not INTERPRETED:
+            return f"the tensors are on a {device} device and the kernel needs a CUDA device"
+        return None
+    if device != "cpu":
+        return f"the tensors are on a {device} device and not on a CPU"
+    reason = extension.why_not()
+    return None if reason is None else f"the C++ extension cannot be used: {reason}"
 
 
 def _takes_all(*arguments: Any, **named: Any) -> None:
@@ -122,14 +138,12 @@ class KernelOp(Op):
 
     def run(self, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """Call the backend that suits the arguments, outside of a graph."""
-        if self.prefers_triton(first):
-            backend, function = "triton", self.triton
-        elif self.cpp is not None and _backend in ("auto", "cpp"):
-            backend, function = "cpp", self.cpp
-        else:
+        backend = self._preferred(first.is_cuda)
+        if backend == "reference":
             return self.reference(first, *rest, **named)
         reason = self.why_not(backend, first, *rest, **named)
         if reason is None:
+            function = self.triton if backend == "triton" else self.cpp
             assert function is not None
             return function(first, *rest, **named)
         if _backend == backend:
@@ -138,32 +152,36 @@ class KernelOp(Op):
 
     def prefers_triton(self, first: torch.Tensor) -> bool:
         """Whether calls with such a tensor go to the Triton kernel, unless it declines."""
-        if self.triton is None or _backend in ("reference", "cpp"):
-            return False
-        return _backend == "triton" or first.is_cuda
+        return self._preferred(first.is_cuda) == "triton"
+
+    def _preferred(self, is_cuda: bool) -> str:
+        """The backend of calls with tensors on a GPU or elsewhere, unless it declines."""
+        if self.triton is not None and (_backend == "triton" or (_backend == "auto" and is_cuda)):
+            return "triton"
+        return "cpp" if self.cpp is not None and _backend in ("auto", "cpp") else "reference"
 
     def why_not(self, backend: str, first: torch.Tensor, *rest: Any, **named: Any) -> str | None:
         """Why "triton" or "cpp" does not take these arguments here, as one clause; None where it does."""
-        if backend == "triton":
-            if not HAS_TRITON:
-                return "triton is not installed"
-            if first.device.type != "cuda" and not INTERPRETED:
-                return f"the tensors are on {first.device} and not on a CUDA device"
-            return why_not_kernel(first) or self.why_not_triton(first, *rest, **named)
-        if not first.is_cpu:
-            return f"the tensors are on {first.device} and not on a CPU"
-        return extension.why_not() or why_not_kernel(first) or self.why_not_cpp(first, *rest, **named)
+        why_not_arguments = self.why_not_triton if backend == "triton" else self.why_not_cpp
+        return (
+            _why_not_device(backend, first.device.type)
+            or why_not_kernel(first)
+            or why_not_arguments(first, *rest, **named)
+        )
 
     def _explain(self, device: str) -> str:
-        if self.cpp is not None and device == "cpu" and _backend in ("auto", "cpp"):
-            reason = extension.why_not()
-            return "cpp in float32, else reference" if reason is None else f"reference: no C++ extension: {reason}"
-        if self.triton is None or _backend == "cpp":
-            return "reference: plain torch, there is no kernel"
-        if not HAS_TRITON:
-            return "reference: plain torch, triton is not installed"
-        if device == "cuda":
-            return "triton, and reference for arguments that the kernel does not take"
-        if INTERPRETED:
-            return "reference: plain torch; Triton's interpreter where the backend is set to triton"
-        return "reference: plain torch, the kernel needs a CUDA device"
+        backend = self._preferred(device == "cuda")
+        if backend == "reference":
+            if _backend != "auto":
+                return f"reference: plain torch, the operator has no {_backend} backend"
+            reason = "there is no kernel" if self.triton is None else "the kernel needs a CUDA device"
+            return f"reference: plain torch, {reason}"
+        reason = _why_not_device(backend, device)
+        if reason is not None:
+            if _backend == backend:
+                return f"an error: the backend is set to {backend}, but {reason}"
+            return f"reference: plain torch, {reason}"
+        fallback = "an error" if _backend == backend else "reference"
+        if backend == "cpp":
+            return f"cpp in float32, else {fallback}"
+        return f"triton, and {fallback} for arguments that the kernel does not take"

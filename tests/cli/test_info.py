@@ -17,7 +17,7 @@ def test_info(tiny_checkpoint, capsys):
     assert found["versions"]["bertgen"] == bertgen.__version__ and found["versions"]["torch"] == torch.__version__
     assert f"{torch.get_num_threads()} threads" in found["devices"]["cpu"]
     assert found["ops"]["attention"].startswith("reference: ")
-    expected = "cpp in float32" if extension.available() else "reference: no C++ extension"
+    expected = "cpp in float32" if extension.available() else "reference: plain torch, the C++ extension cannot be used"
     assert found["ops"]["decode_attention"].startswith(expected)
     expected = "cpp, all layers in one call" if extension.available() else "layer by layer"
     assert found["ops"]["decoder_step"].startswith(expected)

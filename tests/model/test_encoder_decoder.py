@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -16,14 +13,10 @@ from bertgen import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
     InputError,
-    Int4Config,
     RobertaConfig,
     RobertaModel,
     UnsupportedError,
 )
-from bertgen.layers.add_norm import AddNorm
-from bertgen.layers.attention import project
-from bertgen.layers.linear import Int4Linear
 from tests.support.reference_models import PAD, START, make_model_pair
 from tests.support.tiny_models import TINY, distance, tiny
 
@@ -184,15 +177,6 @@ def test_each_dropout_probability_is_used(place):
     assert not torch.equal(encoder(ids).last_hidden_state, encoder(ids).last_hidden_state)
 
 
-def test_the_end_of_each_block_drops_out():
-    """The dropout of the embeddings alone would satisfy the test above."""
-    block = AddNorm(32, BertGenerationConfig(**TINY, hidden_dropout_prob=0.5)).train()
-    x, residual = torch.randn(4, 32), torch.randn(4, 32)
-    assert not torch.equal(block(x, residual), block(x, residual))
-    block.eval()
-    assert torch.equal(block(x, residual), block(x, residual))
-
-
 @pytest.mark.parametrize("start", [START, PAD])
 def test_labels_with_holes_equal_transformers(start):
     """A hole becomes padding in the decoder's input, which later positions do not see; so does a start that is pad."""
@@ -211,69 +195,6 @@ def test_labels_with_holes_equal_transformers(start):
 
 def _other(place: str) -> str:
     return ({"hidden_dropout_prob", "attention_probs_dropout_prob"} - {place}).pop()
-
-
-@pytest.mark.parametrize("change", ["deepcopy", "pickle", "dtype", "load"])
-def test_projections_are_computed_from_the_weights_as_they_are(change):
-    """Whatever users do to models, nothing goes on with an older copy."""
-    model = tiny().eval()
-    ids = torch.randint(3, 40, (2, 5))
-    with torch.no_grad():
-        expected = model(ids, labels=ids).logits
-        if change == "deepcopy":
-            model = copy.deepcopy(model)
-        elif change == "pickle":
-            model = pickle.loads(pickle.dumps(model))
-        elif change == "dtype":
-            model.double().float()
-        else:
-            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
-            model.tie_weights()
-        projections = model.decoder.bert.encoder.layer[0].attention.self
-        noise = torch.randn_like(projections.value.weight)
-        projections.value.weight.data.add_(noise)  # which a stale copy would not see
-        changed = model(ids, labels=ids).logits
-        projections.value.weight.data.sub_(noise)
-        assert distance(model(ids, labels=ids).logits, expected) <= 1e-5 < 0.1 < distance(changed, expected)
-
-
-@pytest.mark.parametrize("rows", [4, 100])
-def test_projections_lie_anywhere(rows):
-    """A file that was mapped into memory is one storage; its tensors may lie in any order, or be strided."""
-    layers = [torch.nn.Linear(8, 8) for _ in range(3)]
-    x = torch.randn(rows, 8)
-    with torch.no_grad():
-        expected = [layer(x) for layer in layers]
-        for name in ("weight", "bias"):
-            whole = torch.cat([getattr(layer, name) for layer in reversed(layers)])
-            for layer, piece in zip(reversed(layers), whole.chunk(3)):
-                getattr(layer, name).data = piece
-        assert all(distance(a, b) <= 1e-6 for a, b in zip(project(x, *layers), expected))
-        layers[1].weight.data = layers[1].weight.data.t().contiguous().t()
-        layers[2].bias.data = layers[2].bias.data.repeat_interleave(2)[::2]
-        assert all(distance(a, b) <= 1e-6 for a, b in zip(project(x, *layers), expected))
-
-
-@pytest.mark.parametrize(
-    "other", [dict(bias=False), dict(out_features=12), dict(dtype=torch.float64), "hooked", "int4"], ids=str
-)
-def test_projections_of_several_kinds_are_each_what_they_are(other):
-    first, last = torch.nn.Linear(32, 8), torch.nn.Linear(32, 8)
-    x = torch.randn(4, 32)
-    if other == "int4":
-        layer = Int4Linear.from_linear(torch.nn.Linear(32, 8), Int4Config(group_size=32))
-    elif other == "hooked":
-        layer = torch.nn.Linear(32, 8)
-        layer.register_forward_hook(lambda module, inputs, output: 2 * output)
-    else:
-        layer = torch.nn.Linear(**{"in_features": 32, "out_features": 8, **other})
-    with torch.no_grad():
-        if other == dict(dtype=torch.float64):
-            with pytest.raises(RuntimeError, match="dtype"):
-                project(x, first, layer, last)
-            return
-        for some in ((first, layer, last), (layer, first, last)):
-            assert all(distance(a, part(x)) <= 1e-6 for a, part in zip(project(x, *some), some))
 
 
 def test_parameters_can_be_trained_after_inference_mode():

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +20,7 @@ from bertgen.kernels.linear import (
     why_not_linear_onednn,
 )
 
-from bertgen import BackendError, ops
+from bertgen import ops
 from bertgen.ops import extension
 from tests.support.large_tensors import LARGE
 
@@ -250,53 +246,6 @@ def test_int4_product_is_its_definition(form):
         x, packed, scale, zero if form == "zero points" else None, bias, book if form == "codebook" else None
     )
     assert close(got, x.double() @ weight.T + bias.double(), 1e-4)
-
-
-def test_every_operator_is_explained_and_callable():
-    told = dict(ops.explain("cpu"))
-    assert set(told) == set(ops.OPS) and "onednn" in told["linear"]
-    assert all(callable(getattr(ops, name)) for name in ops.OPS)
-
-
-def test_a_backend_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
-    x = torch.randn(2, 4)
-    arguments = (x, None, None, torch.ones(4), torch.zeros(4), 1e-12)
-    with pytest.raises(BackendError, match="'tritn' is not one of auto, reference, triton"):
-        ops.set_backend("tritn")
-    kernel = dataclasses.replace(ops.add_layer_norm, triton=lambda *a: "the kernel")
-    assert isinstance(kernel(*arguments), torch.Tensor)  # auto, on a CPU
-    assert ops.set_backend("triton") == "auto"
-    try:
-        with pytest.raises(BackendError, match="add_layer_norm: the backend is set to triton, but .* CUDA device"):
-            kernel(*arguments)
-        monkeypatch.setattr(ops.registry, "INTERPRETED", True)
-        assert kernel(*arguments) == "the kernel"
-        declining = dataclasses.replace(kernel, why_not_triton=lambda x, *rest: f"{x.shape[1]} columns are too few")
-        with pytest.raises(BackendError, match="but 4 columns are too few"):
-            declining(*arguments)
-        ops.set_backend("reference")
-        assert isinstance(kernel(*arguments), torch.Tensor)
-    finally:
-        ops.set_backend("auto")
-
-
-def test_a_backend_of_the_environment_is_checked():
-    code = "import bertgen.ops"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"BERTGEN_BACKEND": "gpu"}, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "backend 'gpu' is not one of auto, reference, triton" in done.stderr
-
-
-def test_arguments_by_name():
-    torch.manual_seed(0)
-    x, weight = torch.randn(3, 8), torch.randn(8)
-    named = {"x": x, "bias": None, "residual": x, "weight": weight, "shift": weight, "eps": 1e-5}
-    assert torch.equal(ops.add_layer_norm(**named), ops.add_layer_norm(*named.values()))
-    q = torch.randn(2, 1, 8, requires_grad=True)
-    reason = ops.cross_decode_attention.why_not_triton
-    assert "a gradient is required" in reason(q=q.detach(), key_pool=q, value_pool=q)
-    assert reason(q=q.detach(), key_pool=q.detach(), value_pool=q.detach()) is None
 
 
 @pytest.mark.parametrize("name", LARGE)

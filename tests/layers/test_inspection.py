@@ -1,4 +1,4 @@
-"""Hooks on, and other forwards in, bertgen's own models act; what they see is packed, as the documents say."""
+"""Hooks on, and other forwards in, bertgen's own models take effect; what they receive is packed, as the docs say."""
 
 from __future__ import annotations
 

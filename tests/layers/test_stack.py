@@ -1,4 +1,4 @@
-"""A model with removed, moved, shared or wrapped layers: all calls give the same results."""
+"""A stack with removed, moved, shared or wrapped layers: all calls give the same results."""
 
 from __future__ import annotations
 

@@ -1,0 +1,102 @@
+"""linear and linears of the C++ extension against their equation in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bertgen.kernels.checks import difference
+
+from bertgen.ops import extension
+
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
+
+
+def product(rows, shape):
+    torch.manual_seed(rows)
+    outputs, inputs = shape
+    return torch.randn(rows, inputs), torch.randn(outputs, inputs) / math.sqrt(inputs), torch.randn(outputs)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 8, 13, 64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (4, 16), (5, 17), (49, 33), (96, 64), (257, 1031), (64, 3072)])
+def test_products(rows, shape):
+    x, weight, bias = product(rows, shape)
+    for b in (bias, None):
+        plain, exact = F.linear(x, weight, b), F.linear(x.double(), weight.double(), None if b is None else b.double())
+        assert difference(torch.ops.bertgen_C.linear(x, weight, b), plain, exact) is None
+
+
+def test_neither_rows_nor_threads_change_a_bit_of_a_product():
+    x, weight, bias = product(64, (257, 1031))
+    whole, before = torch.ops.bertgen_C.linear(x, weight, bias), torch.get_num_threads()
+    for rows in range(1, 64):
+        assert torch.equal(torch.ops.bertgen_C.linear(x[:rows].contiguous(), weight, bias), whole[:rows])
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.ops.bertgen_C.linear(x, weight, bias), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_products_of_what_is_not_finite_and_of_nothing():
+    x, weight, bias = product(3, (50, 40))
+    x[1, 39], weight[7, 3], weight[8, 33] = math.nan, math.inf, -math.inf
+    got, plain = torch.ops.bertgen_C.linear(x, weight, bias), F.linear(x, weight, bias)
+    assert torch.equal(got.isnan(), plain.isnan()) and torch.equal(got.isinf(), plain.isinf())
+    assert torch.equal(torch.ops.bertgen_C.linear(torch.empty(3, 0), torch.empty(50, 0), bias), bias.expand(3, 50))
+    assert torch.ops.bertgen_C.linear(x, torch.empty(0, 40), None).shape == (3, 0)
+
+
+def test_products_that_do_not_fit_are_refused():
+    x, weight, bias = product(3, (50, 40))
+    for refused, message in [
+        (lambda: torch.ops.bertgen_C.linear(x[:, :39].contiguous(), weight, bias), "weight has size 40 in dimension 1"),
+        (lambda: torch.ops.bertgen_C.linear(x, weight, bias[:49]), "bias has size 49 in dimension 0, not 50"),
+        (lambda: torch.ops.bertgen_C.linear(x[:, ::2], weight[:, ::2].contiguous(), bias), "x is not contiguous"),
+        (lambda: torch.ops.bertgen_C.linear(x.double(), weight, bias), "x has dtype number 7, not 6"),
+        (lambda: torch.ops.bertgen_C.linear(x, weight, bias.half()), "bias has dtype number 5, not 6"),
+        (lambda: torch.ops.bertgen_C.linear(x[0], weight, bias), "x has 1 dimensions, not 2"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            refused()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (49, 33), (96, 64), (700, 40), (0, 8)])
+def test_products_of_several_weights_are_those_of_each(shape):
+    x = product(5, shape)[0]
+    layers, before = [product(seed, shape)[1:] for seed in (1, 2, 3)], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for some in (layers, layers[:1]):
+                weights, biases = ([*part] for part in zip(*some))
+                for given in (biases, []):
+                    alone = [torch.ops.bertgen_C.linear(x, w, b) for w, b in zip(weights, given or [None] * 3)]
+                    assert torch.equal(torch.ops.bertgen_C.linears(x, weights, given), torch.cat(alone, 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_weights_that_do_not_fit_are_refused():
+    x, weight, bias = product(3, (50, 40))
+    for weights, biases, message in [
+        ([], [], "there is no weight"),
+        ([weight, weight], [bias], "lists of 2 and of 1 tensors"),
+        ([weight, weight[:49]], [], "weight has size 49 in dimension 0, not 50"),
+        ([weight, weight.double()], [], "weight has dtype number 7, not 6"),
+        ([weight[:, :39].contiguous()], [], "weight has size 39 in dimension 1, not 40"),
+        ([weight, weight], [bias, bias[:49]], "bias has size 49 in dimension 0, not 50"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.bertgen_C.linears(x, weights, biases)
+
+
+def test_the_operators_of_products_are_as_torch_wants_them():
+    torch.library.opcheck(torch.ops.bertgen_C.linear.default, product(3, (50, 40)))
+    x, weight, bias = product(3, (50, 40))
+    torch.library.opcheck(torch.ops.bertgen_C.linear.default, (x, weight, None))
+    torch.library.opcheck(torch.ops.bertgen_C.linears.default, (x, [weight, weight.clone()], [bias, bias.clone()]))
