@@ -29,7 +29,7 @@ from bertgen import (
     UnsupportedError,
     pipeline,
 )
-from bertgen.arguments import IGNORED, REFUSED, _log_ignored
+from bertgen.arguments import IGNORED, UNSUPPORTED, _log_ignored
 from bertgen.hub import HUB_OPTIONS
 from tests.support.tiny_models import TINY, distance, tiny
 
@@ -54,7 +54,7 @@ def test_every_argument_of_transformers_has_a_meaning_here():
     theirs |= set(re.findall(r'kwargs\.pop\("(\w+)"', source))
     theirs |= set(re.findall(r'"(\w+)"', re.search(r"for name in (\[.*?\])", source)[1]))
     assert len(theirs) > 40
-    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *REFUSED}
+    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *UNSUPPORTED}
     ours |= {"torch_dtype", "device_map"}  # other names
     ours |= {"pretrained_model_name_or_path", "model_args", "kwargs"}
     assert theirs <= ours, theirs - ours
@@ -72,7 +72,7 @@ def test_what_changes_nothing_is_noted_once_at_debug_level(name, saved, caplog):
     assert len(noted) == 1 and noted[0].levelno == logging.DEBUG
 
 
-@pytest.mark.parametrize("name", [*REFUSED, "from_tf", "from_flax"])
+@pytest.mark.parametrize("name", [*UNSUPPORTED, "from_tf", "from_flax"])
 def test_what_would_change_something_is_refused_by_its_name(name, saved):
     for load in (EncoderDecoderModel, EncoderDecoderConfig, GenerationConfig, Generator):
         with pytest.raises(UnsupportedError, match=name):

@@ -67,6 +67,8 @@ def test_multihead_attention(bias, causal):
             ours(x, x, x, **options)
     with pytest.raises(InputError, match=r"key must be .*\(4, \d, 8\)"):
         ours(x, y[..., :8], y[..., :8])
+    with pytest.raises(InputError, match=r"must both be \[4, source length, 24\], as query \(4, 6, 24\)"):
+        ours(x, y, y[:, 1:])
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])

@@ -96,7 +96,7 @@ CHECKS = {
         check_name,
         [(None, None), ("fp16", "fp16")],
         ["", "a/b", "a\\b", "a\0", 3, b"fp16"],
-        "must be a str that can stand in the name of a file",
+        "must be a str that can be part of a file's name",
     ),
     "check_mapping": (
         check_mapping,
@@ -148,13 +148,13 @@ def test_any_other_value_is_named_with_the_option_and_the_limits(name, value):
 
 
 def test_messages_of_their_own():
-    with pytest.raises(ConfigError, match="^f must be a plain function, nobody awaits what <function waits"):
+    with pytest.raises(ConfigError, match="^f must be a plain function, not a coroutine function, got <function waits"):
         check_callable(waits, "f")
     with pytest.raises(ConfigError, match="^ids is an empty list$"):
         check_token_ids([], "ids")
     assert check_kind("bert", "bert", "model_type") == "bert"
     for value in ("roberta", 3, None):
-        with pytest.raises(ConfigError, match="^model_type of this class is 'bert', it cannot be "):
+        with pytest.raises(ConfigError, match="^model_type of this class must be 'bert', got "):
             check_kind("bert", value, "model_type")
 
 

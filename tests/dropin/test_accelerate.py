@@ -129,7 +129,7 @@ def test_explain():
     assert report.detours[""] == {"forward: output_attentions is requested": 1} and not report.obstacles
     assert "attention" in dict(
         report.operators
-    ) and "1 calls as transformers has it, forward: output_attentions" in str(report)
+    ) and "1 calls ran transformers' own code, forward: output_attentions" in str(report)
     model.encoder.encoder.layer[0].register_forward_hook(lambda *_: None)
     assert "BertGenerationLayer has a hook or an overridden method" in bertgen.explain(model).obstacles[""]
     assert str(bertgen.explain(bertgen.restore(model))) == "nothing is accelerated"
