@@ -72,7 +72,9 @@ class Tokenizer(Vocabulary):
     # Files of the vocabulary, in order of preference: option of the constructor -> name of the file.
     VOCABULARY_FILES: ClassVar[tuple[dict[str, str], ...]]
     MODEL_INPUT_NAMES: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
-    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # whether a call with one empty text pads it; lists are always padded
+    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = (
+        True  # whether a call with one text without tokens pads; lists are always padded
+    )
     SPECIAL_TOKENS_ATTRIBUTES: ClassVar[list[str]] = list(SPECIAL_NAMES)
     name_or_path: str = ""  # source of the tokenizer
     is_fast: ClassVar[bool] = False  # whether the class of transformers uses the tokenizers library
@@ -333,7 +335,7 @@ class Tokenizer(Vocabulary):
         lengths = self._resolve_lengths(padding, truncation, max_length, pad_to_multiple_of)
         columns = self._build_columns(
             [list(ids)], [None if pair_ids is None else list(pair_ids)], lengths, add_special_tokens, padding_side,
-            return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length,
+            return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length, True,
         )  # fmt: skip
         return as_encoding(columns, return_tensors, return_tensors is None)
 
@@ -423,10 +425,9 @@ class Tokenizer(Vocabulary):
         rows = encode(firsts)
         encoded_seconds = iter(encode([second for second in seconds if second is not None]))
         second_rows = [None if second is None else next(encoded_seconds) for second in seconds]
-        is_one_empty = single and rows == [[]] and second_rows == [None]
         columns = self._build_columns(
             rows, second_rows, lengths, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
-            return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not is_one_empty,
+            return_special_tokens_mask, return_length, single,
         )  # fmt: skip
         widths = list(map(len, columns["input_ids"]))
         align = partial(
@@ -466,9 +467,9 @@ class Tokenizer(Vocabulary):
         return_attention_mask: bool | None,
         return_special_tokens_mask: bool,
         return_length: bool,
-        pads: bool = True,
+        single: bool,
     ) -> dict[str, list[Any]]:
-        """Columns of a call's result: rows truncated, with special tokens, and padded."""
+        """Columns of a result: rows truncated, with special tokens, and padded; `single`: one text or one pair."""
         special_tokens = self._special_tokens(add_special_tokens)
         truncate_rows(rows, second_rows, lengths, special_tokens, self._truncate_pair)
         returned = ReturnedColumns(
@@ -478,7 +479,7 @@ class Tokenizer(Vocabulary):
         )
         columns = build_columns(rows, second_rows, special_tokens, self._second_type_id(add_special_tokens), returned)
         unpadded = list(map(len, columns["input_ids"]))
-        if pads:
+        if self.PADS_ONE_EMPTY_TEXT or not single or columns["input_ids"][0]:
             self._pad_columns(columns, lengths, padding_side)
         if return_length:  # as transformers: with padding by the tokenizers library, and for one text
             without_padding = not self.is_fast and len(unpadded) > 1

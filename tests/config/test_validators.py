@@ -1,4 +1,4 @@
-"""Checks of plain values: what each takes, what it makes of it, and the error about anything else."""
+"""Checks of plain values: the values each accepts, the result, and the error for other values."""
 
 import enum
 import inspect
@@ -32,7 +32,7 @@ class Side(str, enum.Enum):
 
 
 async def waits():
-    """A function that has to be awaited."""
+    """A coroutine function."""
 
 
 # Check of (value, name) -> values it takes and what it makes of them; values it refuses and the rest of the message.
@@ -147,7 +147,7 @@ def test_any_other_value_is_named_with_the_option_and_the_limits(name, value):
     assert len(str(error.value)) < 400
 
 
-def test_messages_of_their_own():
+def test_special_messages():
     with pytest.raises(ConfigError, match="^f must be a plain function, not a coroutine function, got <function waits"):
         check_callable(waits, "f")
     with pytest.raises(ConfigError, match="^ids is an empty list$"):

@@ -1,4 +1,4 @@
-"""`accelerate`, `restore` and `explain`: the models they take, and what they leave as it was."""
+"""`accelerate`, `restore` and `explain`: the models they accept, and what they do not change."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_explain():
     assert str(bertgen.explain(bertgen.restore(model))) == "nothing is accelerated"
 
 
-def test_refusals():
+def test_unsupported_models_and_options_are_refused():
     with pytest.raises(bertgen.UnsupportedError, match="nothing in a Linear can be accelerated; models that can: Bert"):
         bertgen.accelerate(torch.nn.Linear(2, 2))
     odd = make_model()

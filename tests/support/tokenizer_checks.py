@@ -5,7 +5,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-fuzz = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
+# Examples are new in each run. `print_blob` prints the line that repeats a failure.
+fuzz = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None, print_blob=True)
 
 
 def utf8(text: str) -> bool:

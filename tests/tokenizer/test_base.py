@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from bertgen import AutoTokenizer, ConfigError, InputError, UnsupportedError
+from tests.support.tokenizer_checks import assert_same
 from tests.support.tokenizer_pairs import bert_pair
 
 
@@ -87,6 +88,23 @@ def test_an_empty_text_with_a_second_one_is_padded(demo_pair):
     for options in ({"padding": "max_length", "max_length": 9}, {"padding": True, "pad_to_multiple_of": 8}):
         assert dict(ours("", "hello", **options)) == dict(theirs("", "hello", **options))
         assert dict(ours("", **options)) == dict(theirs("", **options))
+
+
+@pytest.mark.parametrize("texts", [("",), (" ",), ("", " "), (" ", " "), (" \t", "\n")])
+@pytest.mark.parametrize("tensors", [None, "pt", "np"])
+def test_a_text_or_pair_without_tokens_is_not_padded(demo_pair, texts, tensors):
+    for options in ({"padding": "max_length", "max_length": 9}, {"padding": True, "pad_to_multiple_of": 8}):
+        ours, theirs = (tokenizer(*texts, **options, return_tensors=tensors) for tokenizer in demo_pair)
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert_same(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("ids", [([],), ([], []), ([], [5])])
+def test_no_ids_are_padded_as_in_transformers(demo_pair, ids):
+    for options in ({"padding": "max_length", "max_length": 9}, {"padding": True, "pad_to_multiple_of": 8}):
+        ours, theirs = (tokenizer.prepare_for_model(*ids, **options) for tokenizer in demo_pair)
+        assert dict(ours) == dict(theirs)
 
 
 def test_sides_and_lengths_are_checked_when_they_are_set(demo_pair):
