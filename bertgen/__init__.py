@@ -91,7 +91,7 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 
 __all__ = [*_MODULE_OF, "__version__"]
 
-if not TYPE_CHECKING:  # with this function in sight a type checker would take any name for a public one
+if not TYPE_CHECKING:  # a type checker that sees this function accepts any name
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULE_OF:

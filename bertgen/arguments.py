@@ -1,4 +1,4 @@
-"""Arguments of transformers' `from_pretrained`, former ones too: the effect that each of them has in bertgen."""
+"""Arguments of transformers' `from_pretrained`, of older versions too, and their effect in bertgen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import UnsupportedError
 
 logger = logging.getLogger(__name__)
 
-# Arguments without effect, and why they have none.
+# Arguments without an effect -> the reason.
 IGNORED = {
     **dict.fromkeys(
         ("low_cpu_mem_usage", "_fast_init", "disable_mmap"), "weights are always read one by one, into one model"
@@ -29,25 +29,25 @@ IGNORED = {
     ),
     **dict.fromkeys(("from_tf", "from_flax"), "only weights of PyTorch are read"),
 }
-# Arguments that are not supported unless they are off, and the reason or what to use instead.
-REFUSED = {
+# Arguments that raise an error unless they are switched off -> the reason, or what to use instead.
+UNSUPPORTED = {
     **dict.fromkeys(
         ("tp_plan", "tp_size", "device_mesh", "distributed_config", "max_memory"),
-        "a model is on one device as a whole; device_map= or device= says on which",
+        "a model is on one device as a whole; device_map= or device= sets it",
     ),
     "gguf_file": "weights are read from safetensors and pickles",
     "proxies": "huggingface_hub takes them from the environment (HTTPS_PROXY)",
     **dict.fromkeys(("adapter_kwargs", "adapter_name"), "peft loads adapters into a loaded model"),
     "fusion_config": "layers are fused as they run",
 }
-_OFF: tuple[Any, ...] = (None, False, "", "default", {}, ())
+_OFF_VALUES: tuple[Any, ...] = (None, False, "", "default", {}, ())
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def with_aliases(name: str, *aliases: str) -> Callable[[_Function], _Function]:
-    """Decorator: callers may pass the argument `name` under other names, those that transformers has for it."""
+    """Decorator: the argument `name` may also be passed by the names it has in transformers."""
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
@@ -79,15 +79,15 @@ def supported_options(options: dict[str, Any]) -> dict[str, Any]:
             raise UnsupportedError(f"{name}={value!r}: {IGNORED[name]}")
         if name in IGNORED:
             _log_ignored(name)
-        elif name not in REFUSED:
+        elif name not in UNSUPPORTED:
             supported[name] = value
-        elif not any(type(value) is type(off) and value == off for off in _OFF):
-            raise UnsupportedError(f"{name}={value!r} is not supported: {REFUSED[name]}")
+        elif not any(type(value) is type(off) and value == off for off in _OFF_VALUES):
+            raise UnsupportedError(f"{name}={value!r} is not supported: {UNSUPPORTED[name]}")
     return supported
 
 
 def value_or_alias(value: Any, options: dict[str, Any], alias: str) -> Any:
-    """`value`, or if it is None the option under its former name; removes that name from `options`."""
+    """`value`, or if it is None the option `alias`, which is removed from `options`."""
     aliased = options.pop(alias, None)
     return aliased if value is None else value
 

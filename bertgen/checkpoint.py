@@ -70,7 +70,7 @@ def _index_of(name: str, variant: str | None) -> str:
     return f"{name.replace(f'.{variant}.', '.')}.index.{variant}.json"
 
 
-def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, torch.Tensor]:
+def _read_shards(index: Path, resolve_shard: Callable[[str], Path | None]) -> dict[str, torch.Tensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
@@ -80,7 +80,7 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, t
             raise CheckpointError(f"{index} names a shard {shard!r}, which is not a plain file name")
     state: dict[str, torch.Tensor] = {}
     for shard in sorted(set(weight_map.values())):
-        path = find(shard)
+        path = resolve_shard(shard)
         assert path is not None
         for name, tensor in _read_file(path).items():
             if name in state:
@@ -129,7 +129,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_unique_names(path: Path) -> None:
-    """CheckpointError if a name occurs twice: the safetensors library never writes this, but reads the last tensor."""
+    """CheckpointError if a name occurs twice. The safetensors library never writes this, and reads the last tensor."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > min(100_000_000, path.stat().st_size):
@@ -179,8 +179,8 @@ def save_state(
     """Write tensors as `model.safetensors` or `pytorch_model.bin`, in shards with an index above `max_shard_size`.
 
     Args:
-        directory: exists already; weights of another layout in it are removed, so that no old ones are found later.
-        state: what to write; contiguous copies are made where needed.
+        directory: exists already; weights of another layout in it are removed, so that no old weights stay.
+        state: name -> tensor; contiguous copies are made where needed.
         safe_serialization: safetensors, else pickle.
         max_shard_size: bytes, or text such as "5GB".
         aliases: {dropped name: kept name} to record in the safetensors header.
@@ -196,7 +196,7 @@ def save_state(
             with output_errors(path):
                 save_file(part, path, metadata=metadata)
             return
-        with atomic_write(path) as file:  # given a path, torch does not tell why it cannot be written
+        with atomic_write(path) as file:  # with a path, torch's error does not have the reason
             torch.save(part, file)
 
     stem, _, suffix = name.rpartition(".")
@@ -236,9 +236,9 @@ def parse_size(size: int | str) -> int:
 
 @contextmanager
 def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` when the block ends well: nothing half-written looks whole.
+    """A temporary directory that becomes `directory` if the block raises no error, so that no incomplete one is left.
 
-    Files that `directory` already holds stay, unless the block writes their names or they are older weights.
+    Files that are already in `directory` stay, except older weights and files of the names that the block writes.
     """
     target = as_path(directory, "directory")
     if target.exists() and not target.is_dir():

@@ -55,7 +55,7 @@ class Drift:
         logit: largest difference of a logit.
         relative: this difference divided by the largest logit.
         positions: number of positions compared.
-        turned: number of positions where another token has the largest logit.
+        turned: number of positions at which another token has the largest logit.
     """
 
     logit: float
@@ -101,7 +101,7 @@ def convert(
         raise ConfigError(f"weights in 4 bits are for bertgen, not for {to}")
     target = Path(directory)
     if target.is_dir() and any(target.iterdir()):
-        raise ConfigError(f"{target} exists and is not empty; a conversion makes a new folder")
+        raise ConfigError(f"{target} exists and is not empty; a conversion needs a new folder")
     packages = None
     if to == "ct2":
         purpose = "conversion to CTranslate2"

@@ -16,7 +16,7 @@ class InputError(BertgenError, ValueError):
 
 
 class CapacityError(InputError):
-    """A request that can never run, because it alone needs more than the engine has; the message names both sizes."""
+    """A request that can never run: alone it needs more than the engine has; the message names both sizes."""
 
 
 class CheckpointError(BertgenError, OSError):
@@ -42,7 +42,7 @@ class CallbackError(BertgenError, RuntimeError):
 def quoted(value: Any, limit: int = 200) -> str:
     """Any value as a short text for an error message, also if its `repr` fails.
 
-    A tensor or an array is given by its shape and dtype: its numbers may be many, or on a device, or nowhere.
+    For a tensor or an array this is its shape and dtype: reading its numbers may be slow, or impossible (meta device).
     """
     if isinstance(shape := getattr(value, "shape", None), tuple) and shape and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(shape)} and dtype {value.dtype}"

@@ -35,12 +35,15 @@ class HubOptions:
     subfolder: str = ""
 
     def __post_init__(self) -> None:
-        for name, types in (
-            ("revision", str), ("cache_dir", (str, os.PathLike)), ("token", (str, bool)), ("local_files_only", bool),
-        ):  # fmt: skip
+        for name, types, expected in (
+            ("revision", str, "a str"),
+            ("cache_dir", (str, os.PathLike), "a path"),
+            ("token", (str, bool), "a str, True or False"),
+            ("local_files_only", bool, "True or False"),
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, types):
-                raise ConfigError(f"{name} is not as huggingface_hub.hf_hub_download takes it, got {quoted(value)}")
+                raise ConfigError(f"{name} must be {expected}, got {quoted(value)}")
 
 
 HUB_OPTIONS = tuple(option.name for option in fields(HubOptions))
@@ -90,9 +93,9 @@ def local_directory(path_or_id: str | os.PathLike) -> Path | None:
     if str(path) == "demo":
         return DEMO_MODEL
     if path.exists():
-        raise CheckpointError(f"{path} is a file; a model is named by its directory, here {path.parent}, or its hub id")
+        raise CheckpointError(f"{path} is a file; expected the directory of a model, here {path.parent}, or a hub id")
     if re.match(r"\w+://", str(path_or_id)):
-        raise CheckpointError(f"{path_or_id} is a URL; a model is named by its directory or its hub id (owner/name)")
+        raise CheckpointError(f"{path_or_id} is a URL; expected the directory of a model or a hub id (owner/name)")
     if _is_path(str(path_or_id)):
         nearest = next((parent for parent in path.parents if parent.is_dir()), path.parent)
         missing = f"{nearest} has no {path.relative_to(nearest).parts[0]}" if nearest != path.parent else ""
@@ -104,14 +107,14 @@ def local_directory(path_or_id: str | os.PathLike) -> Path | None:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a name can only be a path, so that it is not looked up on the hub."""
+    """Whether a name can only be a path, and is not searched on the hub."""
     if re.match(r"[A-Za-z]:|[~.]*[/\\]|~", text) or text.endswith(("/", os.sep)) or "\\" in text:
         return True
     return text.count("/") > 1 or ("/" in text and Path(text).parent.is_dir())
 
 
 def _similar_names(path: Path) -> str:
-    """A hint at directories with similar names, for one that does not exist; "" if there are none."""
+    """A hint with directories of similar names, for one that does not exist; "" if there are none."""
     parent = path.parent
     try:
         names = [child.name for child in parent.iterdir() if child.is_dir()]
@@ -146,7 +149,7 @@ def resolve_file(
         if not required:
             return None
         best = directory / "best"
-        kept = f"; {best} has one: what a training into this folder kept" if (best / filename).is_file() else ""
+        kept = f"; {best} has one, the best checkpoint of a training run" if (best / filename).is_file() else ""
         raise CheckpointError(f"{directory} has no {filename}; it holds: {_listing(directory)}{kept}")
     repository_path = f"{options.subfolder}/{filename}" if options.subfolder else filename
     downloaded = _download(str(path_or_id), repository_path, options, required)

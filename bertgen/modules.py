@@ -90,7 +90,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         if check_flag(need_weights, "need_weights") or attn_mask is not None:
             raise UnsupportedError("need_weights=True and attn_mask are not supported: no matrix of weights is made")
         if not self.batch_first or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
-            raise UnsupportedError("only batch_first=True, one size of query, key and value, and no added keys")
+            raise UnsupportedError(
+                "only batch_first=True, one size of query, key and value, and no added keys are supported"
+            )
         check_columns(self.in_proj_weight, self.embed_dim, query=query, key=key, value=value)
         if query.dim() != 3 or key.dim() != 3:
             shapes = f"{tuple(query.shape)} and {tuple(key.shape)}"
@@ -100,7 +102,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         source = key.shape[1]
         check_mask(key_padding_mask, rows, source, "key_padding_mask")
         if key.shape != (rows, source, hidden) or value.shape != key.shape:
-            raise InputError(f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}")
+            shapes = f"key {tuple(key.shape)} and value {tuple(value.shape)}"
+            raise InputError(f"{shapes} must both be [{rows}, source length, {hidden}], as query {tuple(query.shape)}")
         q, k, v = self._projected(query, key, value)
         cu_q = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
         cu_k = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * source

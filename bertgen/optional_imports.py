@@ -10,10 +10,10 @@ from .errors import BackendError
 
 
 def load_transformers(purpose: str) -> Any:
-    """The module.
+    """Import transformers.
 
     Args:
-        purpose: what needs it, for the error.
+        purpose: the operation that needs it, for the error.
 
     Raises:
         BackendError: it is not installed or cannot be imported.
@@ -26,7 +26,7 @@ def load_transformers(purpose: str) -> Any:
 
 
 def load_ctranslate2(purpose: str) -> Any:
-    """The module with its converters; as `load_transformers`."""
+    """Import CTranslate2 with its converters; as `load_transformers`."""
     try:
         import ctranslate2.converters
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Memory: run what may not fit, give back what is not used."""
+"""Out of memory: recognize such errors, try work that may not fit, release memory that is not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def attempt(work: Callable[[], T], device: torch.device) -> T | None:
-    """The result of the work; None if the memory of the device does not suffice."""
+    """The result of the work; None if it needs more memory than the device has."""
     try:
         return work()
     except RuntimeError as error:

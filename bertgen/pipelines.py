@@ -58,7 +58,7 @@ def pipeline(
     if framework is not None and not (isinstance(framework, str) and framework == "pt"):
         raise UnsupportedError(f"framework={quoted(framework)}: models are PyTorch's ('pt')")
     check_mapping(model_kwargs, "model_kwargs")
-    # There is one tokenizer of each kind, no loader, and no pickled results.
+    # No effect here: each tokenizer has one implementation, and no data loader or pickled results exist.
     for ignored in ("use_fast", "num_workers", "binary_output"):
         options.pop(ignored, None)
     options = supported_options(options)
@@ -104,15 +104,16 @@ class Pipeline:
             texts: for a str the result is a list of dicts, one per output; for a list it is a list of dicts or, with
                 `num_return_sequences`, a list of lists of dicts.
             options: as `Generator.generate` (`num_beams`, `truncation`, `clean_up_tokenization_spaces`, ...), and
-                `batch_size`: the most texts in a batch; the Generator's limit of tokens holds as well. `prefix`: put
-                before each text. `return_tensors=True`: "..._token_ids" in place of the texts, int64 [L] on the CPU,
-                start token first, without padding. `stop_sequence`: a text; its first token ends outputs
-                (`stop_strings` takes longer ones).
+                `batch_size`: maximum number of texts in a batch; the Generator's limit of tokens holds too.
+                `prefix`: put before each text.
+                `return_tensors=True`: "..._token_ids" in place of the texts, int64 [L] on the CPU, start token first,
+                without padding.
+                `stop_sequence`: a text; its first token ends outputs (`stop_strings` takes longer ones).
         """
         options = {**self.defaults, **options}
-        options.pop("num_workers", None)  # there is no loader
+        options.pop("num_workers", None)  # no data loader exists
         as_ids = self._returns_ids(options)
-        self._stop(options)
+        self._set_end_token(options)
         prefix = options.pop("prefix", None)
         if prefix is not None and not isinstance(prefix, str):
             raise ConfigError(f"prefix must be a str, got {quoted(prefix)}")
@@ -126,7 +127,7 @@ class Pipeline:
         return list(chain(*results)) if all(len(result) == 1 for result in results) else results
 
     def _returns_ids(self, options: dict[str, Any]) -> bool:
-        """Whether the results are ids, by three options of transformers, which are removed."""
+        """Whether the results are ids, by three options of transformers, which are removed from `options`."""
         text, ids, kind = (options.pop(name, None) for name in ("return_text", "return_tensors", "return_type"))
         if kind is not None:
             kind = getattr(kind, "value", kind)
@@ -135,7 +136,7 @@ class Pipeline:
             return kind == 0
         return bool(ids) if ids is not None else text is False
 
-    def _stop(self, options: dict[str, Any]) -> None:
+    def _set_end_token(self, options: dict[str, Any]) -> None:
         """Make the first token of `stop_sequence` the end token, as transformers does."""
         text = options.pop("stop_sequence", None)
         if text is None:
@@ -179,7 +180,7 @@ def _options_of_task(model: EncoderDecoderModel, task: str) -> dict[str, Any]:
 def check_task(task: str) -> str:
     """The prefix of the keys of a task's results; UnsupportedError if pipelines do not have the task."""
     if not isinstance(task, str):
-        raise ConfigError(f"task must be the name of one, got {quoted(task)}")
+        raise ConfigError(f"task must be a str, got {quoted(task)}")
     name = TASKS.get("translation" if re.fullmatch(r"translation_\w+_to_\w+", task) else task)
     if name is None:
         raise UnsupportedError(f"task {task!r} is not one of {', '.join(TASKS)}, translation_xx_to_yy")

@@ -36,9 +36,9 @@ def register(component: Component) -> None:
     global _registered
     if not _registered:  # with the first component: importing has no effects
         _registered = True
-        atexit.register(_end)
+        atexit.register(_before_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_fork)
+            os.register_at_fork(after_in_child=_after_fork)
     _components.add(component)
 
 
@@ -61,12 +61,12 @@ def run(work: Callable[[], T]) -> T:
     return _executor.submit(work).result()
 
 
-def _end() -> None:
+def _before_exit() -> None:
     for component in [*_components]:
         component.before_exit()
 
 
-def _fork() -> None:
+def _after_fork() -> None:
     global _forking_thread, _executor
     _forking_thread, _executor = threading.get_ident(), None
     for component in [*_components]:

@@ -1,4 +1,4 @@
-"""Arguments of transformers' `from_pretrained`: each has its effect, has none, or is refused by name."""
+"""Arguments of transformers' `from_pretrained`: each has an effect, has none, or raises an error with its name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bertgen import (
     UnsupportedError,
     pipeline,
 )
-from bertgen.arguments import IGNORED, REFUSED, _log_ignored
+from bertgen.arguments import IGNORED, UNSUPPORTED, _log_ignored
 from bertgen.hub import HUB_OPTIONS
 from tests.support.tiny_models import TINY, distance, tiny
 
@@ -54,26 +54,26 @@ def test_every_argument_of_transformers_has_a_meaning_here():
     theirs |= set(re.findall(r'kwargs\.pop\("(\w+)"', source))
     theirs |= set(re.findall(r'"(\w+)"', re.search(r"for name in (\[.*?\])", source)[1]))
     assert len(theirs) > 40
-    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *REFUSED}
+    ours = {*inspect.signature(EncoderDecoderModel.from_pretrained).parameters, *HUB_OPTIONS, *IGNORED, *UNSUPPORTED}
     ours |= {"torch_dtype", "device_map"}  # other names
     ours |= {"pretrained_model_name_or_path", "model_args", "kwargs"}
     assert theirs <= ours, theirs - ours
 
 
 @pytest.mark.parametrize("name", [*IGNORED])
-def test_what_changes_nothing_is_noted_once_at_debug_level(name, saved, caplog):
+def test_arguments_without_an_effect_are_logged_once_at_debug_level(name, saved, caplog):
     _log_ignored.cache_clear()
     value = False if name in ("from_tf", "from_flax") else True
     with caplog.at_level(logging.DEBUG, logger="bertgen"):
         for _ in range(2):
             model = EncoderDecoderModel.from_pretrained(saved, **{name: value})
     assert distance(logits(model), logits(EncoderDecoderModel.from_pretrained(saved))) == 0
-    noted = [record for record in caplog.records if record.message.startswith(f"{name} changes nothing: ")]
-    assert len(noted) == 1 and noted[0].levelno == logging.DEBUG
+    logged = [record for record in caplog.records if record.message.startswith(f"{name} changes nothing: ")]
+    assert len(logged) == 1 and logged[0].levelno == logging.DEBUG
 
 
-@pytest.mark.parametrize("name", [*REFUSED, "from_tf", "from_flax"])
-def test_what_would_change_something_is_refused_by_its_name(name, saved):
+@pytest.mark.parametrize("name", [*UNSUPPORTED, "from_tf", "from_flax"])
+def test_unsupported_arguments_raise_an_error_with_their_name(name, saved):
     for load in (EncoderDecoderModel, EncoderDecoderConfig, GenerationConfig, Generator):
         with pytest.raises(UnsupportedError, match=name):
             (load if load is Generator else load.from_pretrained)(saved, **{name: "8"})
@@ -226,8 +226,8 @@ def test_saving_takes_the_arguments_of_transformers(saved, tmp_path):
     model.save_pretrained(tmp_path / "none", is_main_process=False)
     assert not (tmp_path / "none").exists()
     state = {name: t * 2 for name, t in model.state_dict().items()}
-    model.save_pretrained(tmp_path / "given", state_dict=state, save_function=torch.save, token=None)
-    results = load_file(tmp_path / "given" / "model.safetensors")
+    model.save_pretrained(tmp_path / "saved", state_dict=state, save_function=torch.save, token=None)
+    results = load_file(tmp_path / "saved" / "model.safetensors")
     assert results.keys() == load_file(saved / "model.safetensors").keys()
     assert all(torch.equal(t, state[name]) for name, t in results.items())
     for size in ("5GB", "20KB"):
@@ -330,7 +330,7 @@ def test_a_home_directory_is_the_same_in_saving_and_loading(saved, tmp_path, mon
         EncoderDecoderModel.from_pretrained("~nobody-of-this-name/model")
 
 
-def test_two_ways_of_asking_for_fewer_bits_are_refused(saved):
+def test_two_options_for_quantization_in_one_call_are_refused(saved):
     four = bertgen.BitsAndBytesConfig(load_in_4bit=True)
     for short in (dict(load_in_8bit=True), dict(load_in_4bit=True)):
         with pytest.raises(ConfigError, match=f"{next(iter(short))} is short for a quantization_config"):
@@ -355,14 +355,14 @@ def test_a_configuration_of_transformers_makes_a_model(saved):
             BertGenerationEncoder(config)
 
 
-def test_the_file_of_a_configuration_is_a_place_of_one(saved):
+def test_a_configuration_is_loaded_from_its_file(saved):
     config = EncoderDecoderConfig.from_pretrained(saved / "config.json")
     assert config == EncoderDecoderConfig.from_pretrained(saved)
     model = EncoderDecoderModel.from_pretrained(saved, config=str(saved / "config.json"))
     assert torch.equal(logits(model), logits(EncoderDecoderModel.from_pretrained(saved)))
 
 
-def test_names_of_weights_that_fall_together(saved):
+def test_two_weights_that_are_mapped_to_one_name_are_refused(saved):
     with pytest.raises(CheckpointError, match=r"layer\.0\..* and .*layer\.1\..* are two weights for one name"):
         EncoderDecoderModel.from_pretrained(saved, key_mapping={r"layer\.1\.": "layer.0."})
     for mapping in ({"(": ""}, {"layer": r"\9"}):

@@ -1,4 +1,4 @@
-"""Every argument of every public entry with values it was not made for: a typed error that names it, or an answer."""
+"""Every argument of every public function with invalid values: a typed error with its name, or a result."""
 
 import inspect
 import warnings
@@ -157,13 +157,13 @@ NOT_HERE = {
 
 
 def parameters_of(function):
-    """Names of a function's arguments but `self` and the open-ended ones."""
+    """Names of a function's arguments except `self`, *args and **kwargs."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [p.name for p in inspect.signature(function).parameters.values() if p.kind not in kinds and p.name != "self"]
 
 
 def sweep(function, good, names=None, without=()):
-    """Call with each hostile value in the place of each argument; what is not as it should be, in words."""
+    """Call with each hostile value in place of each argument; returns a description of each wrong outcome."""
     wrong = []
     for argument in parameters_of(function) if names is None else names:
         for name, value in HOSTILE.items():
@@ -241,8 +241,8 @@ def test_arguments_of_generate(pair, alone, kind):
         "decoder of a pair": (pair.decoder, decoder_only_inputs),
     }[kind]  # fmt: skip
 
-    def generate(**given):
-        return model.generate(**{"inputs": None if "input_ids" in given else IDS, "max_new_tokens": 3, **given})
+    def generate(**options):
+        return model.generate(**{"inputs": None if "input_ids" in options else IDS, "max_new_tokens": 3, **options})
 
     names = [*parameters_of(model.generate), *prompt.__kwdefaults__]
     assert sweep(generate, {}, names) == []
@@ -251,7 +251,7 @@ def test_arguments_of_generate(pair, alone, kind):
 @pytest.mark.parametrize("kind", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampling", "beams"])
 def test_options_of_generate(pair, kind):
     names = options_of(GenerationConfig)
-    assert sweep(lambda **given: pair.generate(IDS, **{"max_new_tokens": 3, **kind, **given}), {}, names) == []
+    assert sweep(lambda **options: pair.generate(IDS, **{"max_new_tokens": 3, **kind, **options}), {}, names) == []
 
 
 def test_transition_scores(pair):
@@ -265,18 +265,18 @@ def test_a_generator_and_its_calls(generator):
     assert sweep(generator.generate, {"texts": texts, "max_new_tokens": 2}) == []
     extra = ["generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"]
     names = [name for name in (*options_of(GenerationConfig), *extra) if name != "max_time"]
-    assert sweep(lambda **given: generator.generate(texts, **{"max_new_tokens": 2, **given}), {}, names) == []
+    assert sweep(lambda **options: generator.generate(texts, **{"max_new_tokens": 2, **options}), {}, names) == []
     good = {"texts": texts, "max_new_tokens": 2}
-    assert sweep(lambda **given: list(generator.stream(**given)), good, parameters_of(generator.stream)) == []
+    assert sweep(lambda **options: list(generator.stream(**options)), good, parameters_of(generator.stream)) == []
     good = {"text": texts[0], "max_new_tokens": 2}
-    assert sweep(lambda **given: generator.submit(**given).result(60), good, parameters_of(generator.submit)) == []
+    assert sweep(lambda **options: generator.submit(**options).result(60), good, parameters_of(generator.submit)) == []
     assert sweep(generator.score, {"sources": texts, "targets": texts}) == []
     names = parameters_of(generator.stream_scores)
-    assert sweep(lambda **given: list(generator.stream_scores(**given)), {"pairs": [("one", "eins")]}, names) == []
+    assert sweep(lambda **options: list(generator.stream_scores(**options)), {"pairs": [("one", "eins")]}, names) == []
     assert sweep(generator.encode_sources, {"texts": texts}) == []
     names = [*parameters_of(bertgen.pipeline), "prefix", "batch_size", "truncation"]
     good = {"model": model, "tokenizer": tokenizer, "max_new_tokens": 2}
-    assert sweep(lambda **given: bertgen.pipeline(**given)("one two"), good, names) == []
+    assert sweep(lambda **options: bertgen.pipeline(**options)("one two"), good, names) == []
 
 
 def test_a_tokenizer_and_its_calls(generator, tiny_checkpoint):
@@ -297,7 +297,7 @@ def test_a_tokenizer_and_its_calls(generator, tiny_checkpoint):
         model_input_names extra_special_tokens sp_model_kwargs""".split()
     load = type(tokenizer).from_pretrained
     assert sweep(load, {"path_or_id": tiny_checkpoint}, ["path_or_id", "revision", "cache_dir", "token"]) == []
-    wrong = sweep(lambda **given: load(tiny_checkpoint, **given), {}, options)
+    wrong = sweep(lambda **options: load(tiny_checkpoint, **options), {}, options)
     assert [one for one in wrong if "a token must be" not in one] == []
 
 
@@ -320,7 +320,7 @@ def test_loading_and_saving(pair, tiny_checkpoint, tmp_path, monkeypatch):
     assert sweep(body.gradient_checkpointing_enable, {}) == []
 
 
-def test_modules_of_ones_own():
+def test_modules_for_other_models():
     x, linear = torch.ones(2, 5, 16), torch.nn.Linear(64, 8)
     assert sweep(modules.LayerNorm(16).forward, {"x": x}) == []
     assert sweep(modules.FeedForward, {"hidden": 16, "intermediate": 32}) == []
@@ -335,7 +335,7 @@ def test_modules_of_ones_own():
     assert [one for one in wrong if "the input " not in one] == []
 
 
-def test_functions_beside_the_models(generator):
+def test_functions_that_take_a_generator(generator):
     assert sweep(bertgen.TextStreamer, {"tokenizer": generator.tokenizer}) == []
     assert sweep(bertgen.TextIteratorStreamer, {"tokenizer": generator.tokenizer}) == []
     streamer = bertgen.TextStreamer(generator.tokenizer)
@@ -387,7 +387,7 @@ def test_names_that_tokenizers_have_for_truncation(tiny_checkpoint):
         generator.generate(["one"], truncation="sideways")
 
 
-def test_errors_say_value_and_limit(pair, generator):
+def test_errors_name_the_value_and_the_limit(pair, generator):
     for options, message in (
         (dict(temperature=10**400), r"temperature must be a number from 1e-30 to 1e\+30, got 1000"),
         (dict(attention_mask=[[1] * 5] * 2), "attention_mask must be a tensor, got list"),
@@ -396,9 +396,9 @@ def test_errors_say_value_and_limit(pair, generator):
         (dict(encoder_outputs=(torch.ones(2, 5, 16).double(),)), "must be torch.float32, .* got torch.float64"),
         (dict(do_sample=torch.ones(2, 2)), r"do_sample must be True or False, got Tensor of shape \(2, 2\)"),
     ):
-        given = {} if "encoder_outputs" in options else {"input_ids": IDS}
+        inputs = {} if "encoder_outputs" in options else {"input_ids": IDS}
         with pytest.raises(BertgenError, match=message):
-            pair.generate(**given, **options, max_new_tokens=3)
+            pair.generate(**inputs, **options, max_new_tokens=3)
     with pytest.raises(ConfigError, match="progress, where it is no function, must be True or False, got 3"):
         generator.generate(["one"], progress=3)
     with pytest.raises(ConfigError, match="first must be an integer from 0 to .*, got -1"):
@@ -414,7 +414,7 @@ def test_a_cache_of_another_model_is_refused(pair):
         other(IDS[:, :1], past_key_values=cache)
 
 
-def test_what_a_message_quotes_is_short_whatever_it_is():
+def test_a_quoted_value_is_short():
     class Failing:
         def __repr__(self):
             raise RuntimeError
@@ -425,6 +425,6 @@ def test_what_a_message_quotes_is_short_whatever_it_is():
     assert quoted(numpy.ones(3)) == "ndarray of shape (3,) and dtype float64"
 
 
-def test_growth_without_end_is_a_number(pair):
+def test_an_exponential_penalty_stays_finite(pair):
     tokens = pair.generate(IDS, max_new_tokens=9, exponential_decay_length_penalty=(0, 1e29))
     assert tokens.shape[1] <= 10

@@ -1,4 +1,4 @@
-"""Loading and saving: every file layout, both directions with transformers, and files that must be refused."""
+"""Loading and saving: every file layout, to and from transformers, and files that must raise an error."""
 
 from __future__ import annotations
 
@@ -114,17 +114,17 @@ def test_halves_load_alone_and_from_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["both", "decoder", "encoder"])
-def test_tied_checkpoints_load_whichever_half_was_written(tmp_path, written, caplog):
+def test_tied_checkpoints_load_from_either_half_or_both(tmp_path, written, caplog):
     model = tiny(tie_encoder_decoder=True).eval()
     model.tie_weights()
     model.save_pretrained(tmp_path, deduplicate=written == "decoder")
     file = tmp_path / "model.safetensors"
     if written == "encoder":  # the other half, without the record of what was left out
         state = load_file(file)
-        twins = {
+        shared = {
             n for n in state if n.startswith("decoder.bert.") and "encoder." + n.removeprefix("decoder.bert.") in state
         }
-        save_file({n: t for n, t in state.items() if n not in twins}, file)
+        save_file({n: t for n, t in state.items() if n not in shared}, file)
     if written == "both":
         assert distance(logits(transformers.EncoderDecoderModel.from_pretrained(tmp_path)), logits(model)) <= 2e-5
     loaded = EncoderDecoderModel.from_pretrained(tmp_path)
@@ -223,7 +223,7 @@ def test_saved_files_have_the_modes_of_other_files(tmp_path):
     assert modes == {(tmp_path / "other/file").stat().st_mode}
 
 
-def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
+def test_a_save_that_fails_leaves_the_directory_as_it_was(saved, monkeypatch):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     model = tiny(tie_encoder_decoder=False)
     monkeypatch.setattr("bertgen.checkpoint.save_file", _disk_full)
@@ -303,7 +303,7 @@ def test_a_pickle_runs_no_code(saved, tmp_path, zipped):
 )  # fmt: skip
 def test_shard_names_that_leave_the_directory_are_refused_before_any_open(saved, shard):
     state = load_file(saved / "model.safetensors")
-    save_file(state, saved.parent / "model.safetensors")  # what "../" would reach
+    save_file(state, saved.parent / "model.safetensors")  # the file that "../" would reach
     (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, shard)}))
     with pytest.raises(CheckpointError, match="plain file name"):

@@ -73,7 +73,7 @@ def test_outputs_end_at_the_same_length_without_a_limit(generator, tiny_checkpoi
 
 
 def test_differences_are_named(generator, disturbed, tiny_checkpoint, texts):
-    """Against another model: each as its own `generate` has it, the margin by this model's logits."""
+    """Compared with another model: outputs are those of each `generate`, the margin is of this model's logits."""
     theirs = transformers.EncoderDecoderModel.from_pretrained(disturbed).eval()
     judge = transformers.EncoderDecoderModel.from_pretrained(tiny_checkpoint).eval()
     results = compare.compare(generator, disturbed, ["", *texts])
@@ -105,7 +105,7 @@ def test_margin_under_beams_is_the_smaller_one(generator):
     assert compare._margins(generator, [(text, (5, 6), (5, 6, 7))], config) == [float("inf")]
 
 
-def test_command_says_what_differs(bertgen_compare, generator, disturbed, texts, monkeypatch):
+def test_command_prints_the_differences(bertgen_compare, generator, disturbed, texts, monkeypatch):
     monkeypatch.setattr(compare, "local_directory", lambda path: disturbed)  # transformers loads another model
     code, out, _ = bertgen_compare(texts, "--json")
     results = json.loads(out)
@@ -124,7 +124,7 @@ def test_command_says_what_differs(bertgen_compare, generator, disturbed, texts,
 
 
 def test_weights_that_were_written_once(bertgen_compare, texts, tiny_checkpoint, tmp_path):
-    """transformers 5 would make up the encoder's."""
+    """transformers 5 would give the encoder random weights."""
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     model.config.tie_encoder_decoder = True
     model.tie_weights()
@@ -154,7 +154,7 @@ def test_without_transformers(bertgen_compare, generator, tiny_checkpoint, monke
         compare.compare(generator, tiny_checkpoint, ["one"])
 
 
-def test_checkpoint_that_only_transformers_refuses(generator, tmp_path):
+def test_checkpoint_that_only_transformers_cannot_load(generator, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="transformers cannot load"):
         compare.compare(generator, tmp_path, ["one"])

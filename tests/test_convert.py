@@ -50,7 +50,7 @@ def bart(tiny_checkpoint, tmp_path_factory):
 @pytest.mark.parametrize("to", ["bertgen", "bart"])
 @pytest.mark.parametrize("room, file", [(10, "[a-z_]+.json"), (5000, "model.safetensors"), (None, "spiece.model")])
 def test_a_full_disk_is_named(tiny_checkpoint, tmp_path, capsys, monkeypatch, to, room, file):
-    """The file under its own name, not that of the folder it grows in; nothing of it stays."""
+    """The error has the file's final path, not that in the temporary folder; no part of the file stays."""
     if room is None:
         write = BertGenerationTokenizer.save_vocabulary
 
@@ -129,7 +129,7 @@ def largest_difference(model, other, rows=4):
 # BART
 
 
-def test_bart_is_the_model_but_for_its_epsilon(bart, tiny_checkpoint):
+def test_bart_is_the_model_except_for_its_epsilon(bart, tiny_checkpoint):
     folder, drift = bart
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     difference, largest = largest_difference(model, load_bart(folder))
@@ -193,7 +193,7 @@ def test_bart_of_16_bits(tiny_checkpoint, tmp_path):
     assert load_bart(tmp_path / "bart").dtype == torch.bfloat16
 
 
-def test_drift_leaves_the_model_alone():
+def test_drift_does_not_change_the_model():
     model = make_model()
     before = copy.deepcopy(model)
     drift = epsilon_drift(model, 0.1)
@@ -238,7 +238,7 @@ def test_bart_needs_a_start_token():
 
 @pytest.mark.filterwarnings("ignore:pytorch_model.bin is a pickle")
 def test_an_old_checkpoint_becomes_a_current_one(tiny_checkpoint, tmp_path, texts):
-    """A pickle with gamma and beta, and the decoder's weights only: as TensorFlow's checkpoints were converted."""
+    """A pickle with gamma and beta, and the decoder's weights only, like converted checkpoints of TensorFlow."""
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint, tie_encoder_decoder=True)
     old = tmp_path / "old"
     model.save_pretrained(old, safe_serialization=False, deduplicate=True)
@@ -260,7 +260,7 @@ def test_an_old_checkpoint_becomes_a_current_one(tiny_checkpoint, tmp_path, text
 
 
 def test_demo_can_be_loaded_by_transformers(tmp_path):
-    """It ships with the weights that its halves share written once, which transformers 5 cannot load."""
+    """Its file has weights that both halves share once, which transformers 5 cannot load."""
     assert cli.main(["convert", "--model", "demo", "--output", str(tmp_path / "new")]) == 0
     theirs = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "new").eval()
     assert largest_difference(EncoderDecoderModel.from_pretrained("demo"), theirs)[0] <= 5e-5

@@ -1,8 +1,10 @@
-"""The errors: which builtin each of them is as well, and how a message quotes a value."""
+"""The errors: the builtin that each derives from, quoted values, and the form of messages and reasons."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,37 @@ def test_an_interrupt_of_a_representation_is_not_swallowed():
 
     with pytest.raises(KeyboardInterrupt):
         quoted(Interrupted())
+
+
+def texts(source):
+    """The messages of errors in a module, and the reasons that functions `why_not_..` and `.._reasons` return."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in BUILTINS and node.args:
+            yield node.args[0]
+        elif isinstance(node, ast.FunctionDef) and ("why_not" in node.name or node.name.endswith("_reasons")):
+            yield from (n.value for n in ast.walk(node) if isinstance(n, (ast.Return, ast.Yield)) and n.value)
+
+
+def end_of(text):
+    """The last characters of a literal or an f-string; "" where they are a value."""
+    last = text.values[-1] if isinstance(text, ast.JoinedStr) else text
+    return last.value if isinstance(last, ast.Constant) and isinstance(last.value, str) else ""
+
+
+SOURCES = sorted((Path(__file__).parents[1] / "bertgen").rglob("*.py"))
+
+
+def test_messages_and_reasons_are_clauses_without_a_full_stop():
+    ends = [end_of(text) for path in SOURCES for text in texts(path.read_text(encoding="utf-8"))]
+    assert len(ends) > 300
+    assert [end for end in ends if end.endswith((".", "\n", " ")) and not end.endswith("...")] == []
+
+
+def test_the_search_for_messages_sees_errors_and_reasons():
+    source = """
+        def why_not_x(a):
+            if a:
+                raise ConfigError(f"{a} is bad.")
+            return f"{a} is odd."
+    """
+    assert {end_of(text) for text in texts(inspect.cleandoc(source))} == {" is bad.", " is odd."}

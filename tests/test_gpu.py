@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
+"""Checks that need a CUDA device: `make gpu`. Every kernel in every dtype, models beside transformers, the engine.
 
 The functions of engine_checks.py run small on the CPU in engine/test_equal_tokens.py.
 """
@@ -93,11 +93,11 @@ def test_memory_is_left_alone_that_is_not_a_kernels_own():
 def test_models_equal_transformers(seed):
     from tests.support.reference_models import make_model_pair
 
-    twins = make_model_pair(seed)
-    ids, mask, labels = twins.batch()
+    pair = make_model_pair(seed)
+    ids, mask, labels = pair.batch()
     inputs = dict(input_ids=ids.to(CUDA), attention_mask=mask.to(CUDA), labels=labels.to(CUDA))
     read = (labels != -100).to(CUDA)[..., None]
-    oracle, model = twins.oracle.to(CUDA), twins.model.to(CUDA)
+    oracle, model = pair.oracle.to(CUDA), pair.model.to(CUDA)
     expected, got = oracle(**inputs), model(**inputs)
     assert float(((got.logits - expected.logits) * read).abs().max()) <= 5e-4
     got.loss.backward(), expected.loss.backward()
@@ -153,7 +153,7 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
 
 
 def test_the_kernels_are_what_runs():
-    """Else every test here would look at the reference."""
+    """Otherwise every test here would check the reference only."""
     told = dict(ops.explain("cuda"))
     assert all(told[name].startswith("triton") for name in ("attention", "add_layer_norm", "decode_attention"))
     r = random.Random(0)

@@ -17,7 +17,8 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
-def twin(module: nn.Module, other: nn.Module) -> nn.Module:
+def with_weights_of(module: nn.Module, other: nn.Module) -> nn.Module:
+    """`other`, with the weights of `module`, which become random."""
     for p in module.parameters():
         p.data += 0.1 * torch.randn_like(p)
     other.load_state_dict(module.state_dict())
@@ -26,7 +27,7 @@ def twin(module: nn.Module, other: nn.Module) -> nn.Module:
 
 def test_layer_norm():
     plain = nn.LayerNorm(24, eps=1e-12)
-    ours = twin(plain, LayerNorm(24, eps=1e-12))
+    ours = with_weights_of(plain, LayerNorm(24, eps=1e-12))
     x, residual, bias = torch.randn(3, 5, 24), torch.randn(3, 5, 24), torch.randn(24)
     assert distance(ours(x), plain(x)) <= 1e-6
     assert distance(ours(x, residual, bias), plain(x + residual + bias)) <= 1e-5
@@ -50,7 +51,7 @@ def test_feed_forward():
 def test_multihead_attention(bias, causal):
     torch.manual_seed(0)
     plain = nn.MultiheadAttention(24, 3, bias=bias, batch_first=True)
-    ours = twin(plain, MultiheadAttention(24, 3, bias=bias, batch_first=True))
+    ours = with_weights_of(plain, MultiheadAttention(24, 3, bias=bias, batch_first=True))
     x = torch.randn(4, 6, 24)
     y = x if causal else torch.randn(4, 9, 24)
     hidden = torch.zeros(4, y.shape[1], dtype=torch.bool)
@@ -67,6 +68,8 @@ def test_multihead_attention(bias, causal):
             ours(x, x, x, **options)
     with pytest.raises(InputError, match=r"key must be .*\(4, \d, 8\)"):
         ours(x, y[..., :8], y[..., :8])
+    with pytest.raises(InputError, match=r"must both be \[4, source length, 24\], as query \(4, 6, 24\)"):
+        ours(x, y, y[:, 1:])
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])

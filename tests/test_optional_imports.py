@@ -1,4 +1,4 @@
-"""Optional packages: the error that names what needs them, and transformers without its messages."""
+"""Optional packages: errors name the operation that needs them; a block without transformers' messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that may not fit into memory, and memory that is given back."""
+"""Work that may not fit into memory, and memory that is released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start imports nothing heavy that only other commands need."""
+"""Starting a command imports no heavy module that only other commands need."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ HEAVY = (
     "transformers"
 ).split()
 RUN = 'from bertgen.cli import main; assert main(["run", "--model", "demo", "Where is the station?", "--quiet"]) == 0'
-# Modules of every kind, with activations that have parameters, and what adds a layer to a loaded model.
+# Modules of every kind, with activations that have parameters, and calls that add a layer to a loaded model.
 LOADS = """
 import sys, torch, bertgen
 for kind, act in (("Bert", "xielu"), ("Roberta", "prelu"), ("BertGeneration", "gelu")):
@@ -24,10 +24,10 @@ for kind, act in (("Bert", "xielu"), ("Roberta", "prelu"), ("BertGeneration", "g
 """
 
 
-@pytest.mark.parametrize("what", ["run", "load"])
-def test_a_start_imports_no_compiler_and_nothing_of_other_commands(what, tmp_path):
+@pytest.mark.parametrize("command", ["run", "load"])
+def test_a_start_imports_no_compiler_and_nothing_of_other_commands(command, tmp_path):
     report = f"import sys; print('heavy:', *sorted({set(HEAVY)!r} & set(sys.modules)))"
-    code = f"{RUN if what == 'run' else LOADS}\n{report}"
+    code = f"{RUN if command == 'run' else LOADS}\n{report}"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy:"

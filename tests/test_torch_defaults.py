@@ -67,7 +67,7 @@ def test_the_search_for_unnamed_defaults_sees_them():
 
 @dataclasses.dataclass
 class Made:
-    """What the calls below work with, made before any switch is set."""
+    """Inputs of the calls below, made before any switch is set."""
 
     path: Path
     scratch: Path
@@ -247,7 +247,7 @@ def made(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def usual(made):
-    """What the calls give where no switch is set, each on first use."""
+    """Results of the calls without a switch, each computed on first use."""
     results = {}
 
     def of(call):

@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(values).__name__}")
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values
 
 

@@ -13,10 +13,10 @@ class EngineConfig:
 
     Args:
         max_rows: maximum number of sequences decoded together; each beam and each return sequence counts.
-        cache_bytes: memory for keys and values of outputs; those of sources take as much again.
+        cache_bytes: bytes for the keys and values of outputs; those of sources may take the same amount once more.
         encode_tokens: maximum number of source tokens encoded together.
-        refill: share of the rows that must be free before waiting requests join running ones. 0 admits each at once;
-            several together are encoded faster.
+        refill: share of the rows that must be free before waiting requests join the running batch. 0 admits each
+            request at once; a larger share admits several together, which are encoded faster.
     """
 
     max_rows: int | None = None

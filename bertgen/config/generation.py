@@ -36,8 +36,8 @@ class GenerationConfig(Config):
         stop_strings: a text or texts; an output ends with the token that completes one of them. Needs `tokenizer=`.
         do_sample: sample tokens instead of choosing the best; with beams, sample the candidates of each step.
         num_beams: width of the beam search; 1 is greedy search or sampling.
-        num_beam_groups: number of groups of num_beams / num_beam_groups beams, which are searched apart (Vijayakumar et
-            al. 2016, arXiv 1610.02424).
+        num_beam_groups: number of groups of beams, each with num_beams / num_beam_groups beams and its own search
+            (Vijayakumar et al. 2016, arXiv 1610.02424).
         diversity_penalty: subtracted from a token's score for each time that earlier groups chose it in the step.
         num_return_sequences: outputs per input (n-best under beams).
         length_penalty: the log-probability of a hypothesis is divided by its length to this power.
@@ -51,7 +51,8 @@ class GenerationConfig(Config):
         forced_bos_token_id: the first token after the start token.
         forced_eos_token_id: the last token (or tokens) of an output of maximum length.
         remove_invalid_values: nan and infinite scores become 0 and the largest and smallest numbers.
-        exponential_decay_length_penalty: (start, factor): after `start` new tokens the end becomes ever more likely.
+        exponential_decay_length_penalty: (start, factor): after `start` new tokens the end token becomes more likely in
+            each step.
         suppress_tokens, begin_suppress_tokens: ids that are never chosen, or not as the first new token.
         temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: change the distribution that is
             sampled from, in this order; see `bertgen.kernels.select`.
@@ -255,8 +256,9 @@ class GenerationConfig(Config):
     def from_model_files(cls, path: Path, config: EncoderDecoderConfig | BertGenerationConfig) -> GenerationConfig:
         """The configuration of a model with `generation_config.json` at `path`.
 
-        A special id that the file does not have is that of `config`; null is none. transformers marks a file that it
-        made from config.json and does not update it: ids that were set later on an encoder-decoder are in `config`.
+        A special id that the file does not have is taken from `config`; null means no such token. transformers marks a
+        file that it made from config.json and does not update it, so ids that were set later on an encoder-decoder are
+        only in `config`.
         """
         values = read_json(path)
         values |= {name: _real_ids(values[name]) for name in SPECIAL_IDS if name in values}
@@ -294,12 +296,12 @@ class GenerationConfig(Config):
             strict: raise an error for an option without an effect, instead of logging a warning.
 
         Raises:
-            ConfigError: a contradiction. UnsupportedError: options bertgen does not have.
+            ConfigError: a contradiction. UnsupportedError: options that bertgen does not have.
         """
         self.check_supported()
         beams, outputs = self.num_beams or 1, self.num_return_sequences or 1
         if outputs > 1 and not self.do_sample and outputs > beams:
-            raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}, and nothing is sampled")
+            raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}, and do_sample is off")
         if beams > 1 and outputs > beams:
             raise ConfigError(f"num_return_sequences {outputs} is more than num_beams {beams}")
         unused = [] if self.do_sample else ["temperature top_h top_k top_p min_p typical_p epsilon_cutoff eta_cutoff"]
@@ -402,7 +404,7 @@ def _sequence_bias(value: Any, name: str) -> dict[tuple[int, ...], float] | list
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)) or not pairs:
         raise ConfigError(
-            f"{name} must be a dict {{(ids): bias}} or a list of [ids, bias], and not empty: {quoted(value)}"
+            f"{name} must be a dict {{(ids): bias}} or a list of [ids, bias], not empty, got {quoted(value)}"
         )
     checked: list[list[Any]] = []
     for pair in pairs:

@@ -24,7 +24,7 @@ class Int4Config:
         format: "int4" has 16 equidistant levels; "nf4" and "fp4" are those of bitsandbytes (`bertgen.quantization`).
         group_size: 32, 64 or 128 weights share a scale.
         symmetric: int4 levels are -8 .. 7 times the scale; otherwise each group has a zero point.
-        scales: "mse" minimizes the squared error of a group, "absmax" fits the scale to its largest weight.
+        scales: "mse" minimizes the squared error of a group, "absmax" sets the scale by the largest weight.
         double_quant: round scales to 8 bits, as bitsandbytes does; for nf4 and fp4. They are stored as floats, so this
             saves no memory here.
         compute_dtype: dtype of products, "float32", "float16", "bfloat16" or such a torch.dtype; None is the dtype of
@@ -143,7 +143,9 @@ def int4_config(value: Any) -> Int4Config:
     if method == METHOD:
         return Int4Config.from_dict(value)
     if method != "bitsandbytes":
-        raise UnsupportedError(f"weights quantized by {method!r}; known are {METHOD!r} and 'bitsandbytes'")
+        raise UnsupportedError(
+            f"weights quantized by {method!r} are not supported, only by {METHOD!r} and 'bitsandbytes'"
+        )
     ours = {name: v for name, v in value.items() if name != "quant_method" and not name.startswith("_")}
     return int4_config(BitsAndBytesConfig(**ours))
 

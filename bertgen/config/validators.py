@@ -1,7 +1,7 @@
 """Checks of plain values: options of configurations, calls and commands.
 
-Each takes a value and the name of the option, returns the value in the type that is used, and raises ConfigError with
-the name, the limits and the value where it is something else.
+Each takes a value and the name of the option, and returns the value in the type that bertgen uses. An invalid value
+raises ConfigError with the name, the limits and the value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_integer(low: int, value: Any, name: str, high: int = 2**31 - 1) -> int
 def check_size(value: Any, name: str, most: int | None = None) -> int:
     """The value as an int from 1 to `most` (None: without a limit), whole floats too; ConfigError for anything else.
 
-    Transformers writes 1e30 for a length without a limit.
+    transformers writes 1e30 for a length without a limit.
     """
     whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     if isinstance(value, bool) or not whole or value < 1 or (most is not None and value > most):
@@ -58,8 +58,8 @@ def check_choice(choices: tuple[Any, ...], value: Any, name: str) -> Any:
     """The one of `choices`, texts, integers or None, that the value is; ConfigError for anything else."""
     if value is None and None in choices:
         return None
-    if isinstance(value, (str, Integral)) and not isinstance(value, bool):  # to compare other objects may raise
-        for choice in choices:  # equal to the enumerations of transformers, too, which are strings
+    if isinstance(value, (str, Integral)) and not isinstance(value, bool):  # comparing other objects may raise
+        for choice in choices:  # enumerations of transformers are strings and compare equal
             if value == choice:
                 return choice
     raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
@@ -79,14 +79,14 @@ def check_callable(value: Any, name: str) -> Any:
     if value is not None and not callable(value):
         raise ConfigError(f"{name} must be a function, got {quoted(value)}")
     if inspect.iscoroutinefunction(value):
-        raise ConfigError(f"{name} must be a plain function, nobody awaits what {quoted(value)} returns")
+        raise ConfigError(f"{name} must be a plain function, not a coroutine function, got {quoted(value)}")
     return value
 
 
 def check_name(value: Any, name: str) -> str | None:
-    """The value as it is, text that can be a part of a file's name, or None; ConfigError for anything else."""
+    """The value as it is, a text that can be part of a file's name, or None; ConfigError for anything else."""
     if value is not None and not (isinstance(value, str) and value and not set(value) & set("/\\\0")):
-        raise ConfigError(f"{name} must be a str that can stand in the name of a file, got {quoted(value)}")
+        raise ConfigError(f"{name} must be a str that can be part of a file's name, got {quoted(value)}")
     return value
 
 
@@ -101,9 +101,9 @@ def check_mapping(value: Any, name: str, kind: type = object) -> Any:
 
 
 def check_kind(own: str, value: Any, name: str) -> str:
-    """The value as it is, the class's own; ConfigError for anything else: another kind is another class."""
+    """The value if it is that of the class; ConfigError for anything else, because another kind is another class."""
     if not isinstance(value, str) or value != own:
-        raise ConfigError(f"{name} of this class is {own!r}, it cannot be {quoted(value)}")
+        raise ConfigError(f"{name} of this class must be {own!r}, got {quoted(value)}")
     return value
 
 
@@ -122,7 +122,7 @@ def check_token_ids(value: Any, name: str) -> int | list[int] | None:
 
 
 def check_special_ids(value: Any, name: str) -> int | list[int] | None:
-    """The value as it is: an id, a list of ids or None, where -1 and the like stand for no such token."""
+    """The value as it is: an id, a list of ids or None, where negative ids mean "no such token"."""
     if value is None:
         return None
     checked = [check_integer(-(2**31), one, name) for one in (value if isinstance(value, (list, tuple)) else [value])]
@@ -130,5 +130,5 @@ def check_special_ids(value: Any, name: str) -> int | list[int] | None:
 
 
 def _is_numpy_bool(value: Any) -> bool:
-    """Whether it is numpy's bool, which no abstract class of numbers knows; numpy itself need not be imported."""
+    """Whether a value is numpy's bool, which is no `numbers.Integral`; does not import numpy."""
     return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")

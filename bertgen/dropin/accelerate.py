@@ -1,4 +1,4 @@
-"""`accelerate` makes a transformers model fast in one line; `restore` undoes it; `explain` says how a model runs."""
+"""`accelerate` makes a transformers model run on bertgen; `restore` undoes it; `explain` describes how a model runs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Explanation:
 
     Attributes:
         models: names of the accelerated modules ("" is the model itself) -> names of their classes.
-        operators: name of each operator, and which backend it takes and why.
+        operators: name of each operator, and the backend that runs it, with the reason.
         detours: name of each accelerated module -> "method: reason" -> calls that went through transformers' own code.
-        obstacles: name of each accelerated module that now runs transformers' own code whatever it is called with ->
-            the reason. It begins with "generate: " if only `generate` does.
+        obstacles: name of each accelerated module that now runs transformers' own code in every call -> the reason. It
+            begins with "generate: " if only `generate` does.
     """
 
     models: dict[str, str]
@@ -41,26 +41,28 @@ class Explanation:
         for name, kind in self.models.items():
             lines.append(f"{name or '(the model)'}: {kind}")
             if name in self.obstacles:
-                lines.append(f"  runs as transformers has it: {self.obstacles[name]}")
-            lines += [f"  {n} calls as transformers has it, {why}" for why, n in self.detours.get(name, {}).items()]
-        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.operators)]) or "nothing is accelerated"
+                lines.append(f"  runs transformers' own code: {self.obstacles[name]}")
+            counts = self.detours.get(name, {}).items()
+            lines += [f"  {count} calls ran transformers' own code, {reason}" for reason, count in counts]
+        lines += [f"{name}: {backend}" for name, backend in self.operators]
+        return "\n".join(lines) or "nothing is accelerated"
 
 
 def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None, generate: bool = True) -> Any:
     """Make a transformers model run bertgen's operators on its own parameters, in place.
 
     The model's class becomes a subclass of the one it had, with the same name. Modules, parameters, their names and
-    saved files stay as they are. A call that bertgen does not support goes through transformers' own code; the log says
-    why.
+    saved files stay as they are. A call that bertgen does not support goes through transformers' own code; the reason
+    is logged.
 
     Args:
         model: a transformers `EncoderDecoderModel`, `BertGenerationEncoder` or `BertGenerationDecoder`, or a module
             that contains one, such as a PeftModel. Halves may also be `BertModel`, `BertLMHeadModel`, `RobertaModel` or
             `RobertaForCausalLM`.
-        backend: as `bertgen.ops.set_backend` takes it; it holds while this model runs. "auto" leaves the choice to the
-            process, which takes the fastest backend by default.
-        quantization: an `Int4Config` (or what `from_pretrained` takes as `quantization_config`), or "int4", "nf4",
-            "fp4": hold the weights of linear layers in 4 bits. This replaces the weights: the model is then for
+        backend: a name for `bertgen.ops.set_backend`, in effect while this model runs. "auto" keeps the backend of the
+            process, by default the fastest one.
+        quantization: an `Int4Config` (or another `quantization_config` of `from_pretrained`), or "int4", "nf4", "fp4":
+            hold the weights of linear layers in 4 bits. This replaces the weights: the model is then for
             inference only, and `restore` gives floats with the rounded values.
         generate: let `model.generate` search with bertgen. It returns the same tokens and outputs as transformers.
 
@@ -69,7 +71,7 @@ def accelerate(model: nn.Module, backend: str = "auto", quantization: Any = None
 
     Raises:
         UnsupportedError: no module of the model has such a class, or bertgen does not have its architecture.
-        ConfigError: an invalid quantization. InputError: weights that the groups do not divide.
+        ConfigError: an invalid quantization. InputError: weights that cannot be divided into groups.
         BackendError: transformers is not installed, or the backend is unknown.
     """
     _check_module(model)
@@ -119,7 +121,7 @@ def restore(model: nn.Module) -> Any:
 
 
 def explain(model: nn.Module) -> Explanation:
-    """Which modules are accelerated, which backend each operator takes, which calls fell back to transformers and why.
+    """The accelerated modules, the backend of each operator, and the calls that fell back to transformers and why.
 
     Returns:
         An `Explanation`; print it for a readable form.

@@ -84,7 +84,7 @@ def visible_keys(
         options: as `sdpa_mask`.
 
     Returns:
-        bool [B, 1, T, S]; None if all keys are visible, or if is_causal tells `attend` enough.
+        bool [B, 1, T, S]; None if all keys are visible, or if `attend` needs is_causal only.
 
     Raises:
         UnsupportedError: a mask with a window.
@@ -100,7 +100,7 @@ def visible_keys(
     )  # fmt: skip
     causal = mask_function is causal_mask_function
     known = causal or mask_function is bidirectional_mask_function
-    if not known or kv_offset or _is_graph():  # a recorded mask must not be read
+    if not known or kv_offset or _is_graph():  # a recorded graph must not read the mask
         return sdpa_mask(**dense)
     # A tensor of inference mode has no version, which shows whether the mask was written to.
     with torch.inference_mode(False):
@@ -114,7 +114,7 @@ def visible_keys(
         start = None
         if causal:
             start = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device).expand(batch_size).contiguous()
-            if q_length == 1:  # one query: a length says the same
+            if q_length == 1:  # for one query a length is enough
                 seen = start + 1
                 lengths = seen if lengths is None else torch.minimum(seen, lengths)
                 causal, start = False, None
@@ -156,13 +156,13 @@ def attend(
         scaling: factor of the scores; None is D^-0.5.
         dropout: probability of dropping a weight; 0 outside of training.
         is_causal: None takes that of the module. Used without a mask and with more than one query.
-        options: other arguments; those that would change the result are refused.
+        options: other arguments; those that would change the result raise an error.
 
     Returns:
         [B, T, H, D], contiguous, and None in place of the weights. Autograd works.
 
     Raises:
-        UnsupportedError: the kernels do not compute it. InputError: shapes or dtypes that do not fit together.
+        UnsupportedError: an option that the kernels do not have. InputError: shapes or dtypes that do not fit together.
     """
     _check(query, key, value, attention_mask, options)
     rows, heads, length, width = query.shape

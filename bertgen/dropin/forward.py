@@ -22,7 +22,7 @@ from .cache import PagedCache
 from .state import AccelerationState, fallback, state_of
 from .wrapped_model import WrappedModel
 
-# Outputs that only transformers' own modules give in transformers' form.
+# Outputs that only transformers' own modules return in transformers' form.
 LAYER_OUTPUTS = ("output_attentions", "output_hidden_states")
 _STACK_ARGUMENTS = frozenset(
     "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask past_key_values "
@@ -70,7 +70,7 @@ def keep_recording(model: Any) -> None:
         from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
     except ImportError:  # other versions of transformers record in another way
         return
-    # The key is the class name in every version. The registry of some versions takes a model and finds the name itself.
+    # The key is the class name in every version. The registry of some versions derives it from a model.
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
 
 
@@ -151,7 +151,7 @@ def _run(original: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any
     arguments = {name: value for name, value in arguments.items() if name not in LAYER_OUTPUTS}
     return_dict = arguments.pop("return_dict", getattr(original.config, "return_dict", True))
     paged = arguments.pop("past_key_values", None)
-    if original.training or "labels" in arguments:  # no call continues from a training step
+    if original.training or "labels" in arguments:  # a training step needs no cache
         arguments["use_cache"] = False
     if paged is not None and paged.ours is not None:
         arguments["past_key_values"] = paged.ours

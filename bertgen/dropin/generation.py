@@ -26,7 +26,7 @@ from .forward import LAYER_OUTPUTS, keep_recording, states_of
 from .state import AccelerationState, fallback, state_of
 from .wrapped_model import WrappedModel
 
-# Arguments that bring their own cache, or need one that can be cropped.
+# Arguments with a cache, or for searches that crop the cache.
 _CACHE_ARGUMENTS = (
     "past_key_values", "cache_implementation", "cache_config", "use_cache", "assistant_model",
     "prompt_lookup_num_tokens", "custom_generate", "generation_config", "output_attentions",
@@ -86,7 +86,7 @@ def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, An
     if wrapped.has_active_dropout:
         return "the model is in training mode with dropout"
     past = arguments.get("past_key_values")
-    if past is not None:  # which ids the first step takes then depends on the version of transformers
+    if past is not None:  # the ids of the first step depend on the version of transformers
         return f"past_key_values is a {type(past).__name__}"
     config = arguments.get("generation_config") or model.generation_config
     if not isinstance(config, transformers.GenerationConfig):
@@ -129,7 +129,7 @@ def _run(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any:
         if name in passed:
             passed[name] = list(passed[name])
     of_call, of_model = arguments.get("generation_config"), model.generation_config
-    # transformers' own code decides which level an option comes from, and refuses invalid ones.
+    # transformers' own code merges the levels of options and raises errors for invalid ones.
     other_names = (*_PASSED, *_UNSUPPORTED, "generation_config")
     options = {name: value for name, value in arguments.items() if name not in other_names}
     config, inputs = model._prepare_generation_config(of_call, **options)
@@ -142,8 +142,8 @@ def _run(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any:
     inputs = {name: value for name, value in inputs.items() if value is not None and name not in _IGNORED}
     inputs = {**passed, **inputs}
     reason = _why_not_options(config, generation_config, inputs, joint)
-    if reason is None:
-        reason = _why_not_silently(config, generation_config, inputs, joint)
+    if reason is None and (warning := _expected_warning(config, generation_config, inputs, joint)) is not None:
+        reason = f"transformers warns of {warning}"
     if reason is not None:
         raise UnsupportedError(reason)
     if not joint and ours.config.first_position and "position_ids" not in inputs:
@@ -192,14 +192,8 @@ def _why_not_options(config: Any, ours: GenerationConfig, inputs: dict[str, Any]
     return None
 
 
-def _why_not_silently(config: Any, ours: GenerationConfig, inputs: dict[str, Any], joint: bool) -> str | None:
-    """Why these options need transformers' loop: it gives a warning. None if it gives none; arguments as above."""
-    warning = _expected_warning(config, ours, inputs, joint)
-    return None if warning is None else f"transformers warns of {warning}"
-
-
 def _expected_warning(config: Any, ours: GenerationConfig, inputs: dict[str, Any], joint: bool) -> str | None:
-    """What transformers warns of inside its `generate`; None if it does not warn."""
+    """What transformers warns of inside its `generate`; None if it does not. Arguments as `_why_not_options`."""
     ids = inputs.get("inputs", inputs.get("input_ids"))
     for name in _ENCODER_PENALTIES if joint else (*_ENCODER_PENALTIES, *_PROMPT_PENALTIES):
         on = getattr(config, name) not in (None, GenerationConfig.DEFAULTS[name])

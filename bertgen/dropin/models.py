@@ -1,6 +1,6 @@
-"""Accelerated classes of transformers' models. `accelerate` turns an instance into one of these; unpickling gives one.
+"""Accelerated classes of transformers' models. `accelerate` sets the class of an instance to one of these.
 
-Each class has the name of the class it stands for, because `save_pretrained` writes that name into config.json.
+Each class has the name of its transformers class, because `save_pretrained` writes that name into config.json.
 Importing this module imports transformers.
 """
 

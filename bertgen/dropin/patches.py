@@ -1,7 +1,7 @@
-"""Detects patched code: functions and classes that are not the ones their library came with.
+"""Detects patched code: functions and classes of a library that other code replaced.
 
-A function keeps the namespace it was compiled in, whatever attributes are copied to it later. So a patch is recognized
-whenever it was made, also before bertgen was imported.
+A function keeps the namespace it was compiled in, even if attributes of another function are copied to it. So a patch
+is detected at any time, also one from before the import of bertgen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 PACKAGES = frozenset({"torch", "transformers", "bertgen", "peft"})
 _DATA = types.GetSetDescriptorType, types.MemberDescriptorType  # attributes that Python itself adds to a class
-_IMPORTED = frozenset({"accelerate", "numpy", "huggingface_hub", "safetensors"})  # what transformers' files import
+_IMPORTED = frozenset({"accelerate", "numpy", "huggingface_hub", "safetensors"})  # imported by transformers' files
 # The methods by which torch calls a module.
 CALL_METHODS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 # Methods that build a model and do not run in a call. deepspeed's zero.Init wraps the constructors of all modules.

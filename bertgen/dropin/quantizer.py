@@ -28,8 +28,8 @@ _LOADED = "_is_hf_initialized"  # attribute that transformers sets on parameters
 class StoredInt4Config(QuantizationConfigMixin):
     """The class by which transformers reads the `quantization_config` of a config.json.
 
-    It is not `Int4Config` on purpose: transformers refuses an `Int4Config` for a checkpoint that has this class, so
-    that no checkpoint is quantized twice.
+    It is another class than `Int4Config` on purpose: transformers raises an error for an `Int4Config` if the checkpoint
+    has this class, so that no checkpoint is quantized twice.
 
     Raises:
         ConfigError: an unknown option, or a value outside its limits.
@@ -51,13 +51,13 @@ class Int4Quantizer(HfQuantizer):
     that `skip` names.
 
     Raises:
-        ConfigError: another method, or `skip` names no module. InputError: weights that the groups do not divide, or
-            that are not finite. CheckpointError: 4-bit weights that are missing or do not fit together.
+        ConfigError: another method, or `skip` names no module. InputError: weights that cannot be divided into
+            groups, or that are not finite. CheckpointError: 4-bit weights that are missing or do not fit together.
     """
 
     def __init__(self, quantization_config: Any, **options: Any):
         super().__init__(int4_config(quantization_config), **options)
-        self.error: InputError | None = None  # the first one of a weight; raised when all are loaded
+        self.error: InputError | None = None  # the first error of a weight; raised when all are loaded
         self.shared: dict[str, str] = {}  # name that is left out of files -> name of the same weight
 
     @property
@@ -89,7 +89,7 @@ class Int4Quantizer(HfQuantizer):
         modules = dict(model.named_modules())
         for skipped in config.skip:
             if not any(_is_within(path, skipped) for path in modules):
-                raise ConfigError(f"skip names {skipped!r}, and no module of a {type(model).__name__} is called so")
+                raise ConfigError(f"skip has {skipped!r}, but a {type(model).__name__} has no module of that name")
         linears = {
             path: module
             for path, module in modules.items()

@@ -1,8 +1,8 @@
 """Reasons why a transformers model must run its own code: hooks, replaced modules, patched functions.
 
-bertgen computes what a model's modules do together, on packed tokens, and does not call each of them. So it runs a
-model only if every module has the class it was built with, the code of that class is transformers' or torch's own,
-no hook is set, and the attributes are those of the configuration.
+bertgen computes a whole layer on packed tokens and does not call each of its modules. So it runs a model only if every
+module has the class it was built with, the code of that class is transformers' or torch's own, no hook is set, and the
+attributes are those of the configuration.
 
 Importing this module imports transformers.
 """
@@ -38,8 +38,8 @@ from .hooks import HOOKS, global_hooks, hooks_of
 from .patches import is_known, is_original, patched_method, patched_value
 from .wrapped_model import WrappedModel
 
-# Classes that may replace a Linear, LayerNorm or Embedding: they treat each token by itself. A subclass that inherits
-# its forward may as well, such as a layer with a parametrization.
+# Classes that may replace a Linear, LayerNorm or Embedding: they compute each token by itself. So may a subclass that
+# inherits its forward, such as a layer with a parametrization.
 _LEAVES = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.PReLU, Int4Linear)
 _ADAPTERS = frozenset({
     "peft.tuners.lora.layer.Linear",
@@ -52,8 +52,6 @@ _ADAPTERS = frozenset({
 _FUNCTIONS = (
     "linear", "embedding", "layer_norm", "dropout", "softmax", "scaled_dot_product_attention", "cross_entropy",
 )  # fmt: skip
-
-
 # The files of transformers' generation loop.
 _LOOP_FILES = (generation_utils, logits_process, stopping_criteria)
 
@@ -86,10 +84,10 @@ def why_not_generate(model: Any) -> str | None:
         return f"{reason}: bertgen's search does not call it"
     for cls, names in ((type(model), vars(GenerationMixin)), *((cls, None) for cls in (type(model), *_loop_classes()))):
         if (name := patched_method(cls, names)) is not None:
-            return f"{name} is not transformers' own"
+            return f"{name} is patched"
     for file in _LOOP_FILES:
         if (name := patched_value(file)) is not None:
-            return f"{name} is not transformers' own"
+            return f"{name} is patched"
     return None
 
 
@@ -126,22 +124,22 @@ def _reasons(wrapped: WrappedModel) -> Iterator[str]:
     for module, path in modules.items():
         if module is not original and (reason := _why_not_untouched(module)) is not None:
             yield f"{reason}{path and f' ({path})'}"
-    if (name := _overridden(original, but=("forward", *vars(GenerationMixin)))) is not None:
-        yield f"{name} is not the original one"
+    if (name := _overridden(original, ignored=("forward", *vars(GenerationMixin)))) is not None:
+        yield f"{name} is patched"
     base = _transformers_class(type(original))
     own = [name for name in vars(base) if name != "forward" and name not in vars(GenerationMixin)]
     methods: dict[type, list[str] | None] = {type(original): own, base: None}
     methods |= {type(module): None for module in modules if module is not original}
     for cls, names in methods.items():
         if (name := patched_method(cls, names)) is not None:
-            yield f"{name} is not the original one"
+            yield f"{name} is patched"
     files = {cls.__module__ for cls in map(_transformers_class, methods) if _is_model_code(cls)}
     for file in sorted(files):
         if (name := patched_value(sys.modules[file])) is not None:
-            yield f"{name} is not the original one"
+            yield f"{name} is patched"
     for name in _FUNCTIONS:
         if not is_original(getattr(F, name)):
-            yield f"torch.nn.functional.{name} is not the original one"
+            yield f"torch.nn.functional.{name} is patched"
     for path, kind, leaf in wrapped.leaves:
         if not _is_equivalent(leaf, kind):
             yield f"{path} is a {_qualified(type(leaf))}"
@@ -155,7 +153,7 @@ def _reasons(wrapped: WrappedModel) -> Iterator[str]:
             yield from (f"{path}: {reason}" for reason in _block_reasons(wrapped, path, module, block))
     if not isinstance(wrapped.model.config, EncoderDecoderConfig):
         if "_loss_function" in original.__dict__ or not is_original(LOSS_MAPPING["ForCausalLM"]):
-            yield "its loss function is a custom one"
+            yield "its loss function is custom"
 
 
 def _qualified(cls: type) -> str:
@@ -190,18 +188,18 @@ def _enables_gradients(module: nn.Module, hook: Any) -> bool:
     return known and isinstance(module, nn.Embedding) and getattr(hook, "__name__", "").startswith("make_inputs_requ")
 
 
-def _overridden(module: nn.Module, but: Collection[str] = ()) -> str | None:
-    """The first method of its class that a module overrides with an attribute, except those in `but`."""
+def _overridden(module: nn.Module, ignored: Collection[str] = ()) -> str | None:
+    """The first method of its class that a module overrides with an attribute, except those in `ignored`."""
     cls = type(module)
     for name, value in module.__dict__.items():
-        if callable(value) and name not in but and callable(method := getattr(cls, name, None)):
+        if callable(value) and name not in ignored and callable(method := getattr(cls, name, None)):
             if getattr(value, "__self__", None) is not module or getattr(value, "__func__", None) is not method:
                 return f"{cls.__name__}.{name}"
     return None
 
 
 def _is_equivalent(leaf: Any, kind: type) -> bool:
-    """Whether a module can be called like one of this class: it treats each token by itself, without side effects."""
+    """Whether a module can be called like one of this class: it computes each token by itself, without side effects."""
     if kind is nn.Dropout:
         return type(leaf) is nn.Dropout
     cls = type(leaf)
@@ -250,7 +248,7 @@ def _block_reasons(wrapped: WrappedModel, path: str, module: nn.Module, original
     if isinstance(module, Attention):
         if module.cross != type(original.self).__name__.endswith("CrossAttention"):
             yield f"is a {_qualified(type(original.self))}"
-        # A layer reads only this of its configuration, which may be a copy of its model's.
+        # A layer may have a copy of its model's configuration, and reads only this option of it.
         if _implementation(original.self.config) != _implementation(half.config):
             yield "its attention implementation is not its model's"
         if original.self.training and not wrapped.original.training and original.self.dropout.p:

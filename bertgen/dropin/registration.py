@@ -21,7 +21,7 @@ def register_with_transformers() -> None:
     """
     version = load_transformers("registering with transformers").__version__
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
-        raise BackendError(f"registering needs transformers 5.16 or newer, this is {version}")
+        raise BackendError(f"registering needs transformers 5.16 or newer, got {version}")
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.quantizers.auto import (
         AUTO_QUANTIZATION_CONFIG_MAPPING,

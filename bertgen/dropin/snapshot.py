@@ -1,8 +1,7 @@
 """Snapshot of a model's modules and settings, compared in a few microseconds a layer.
 
-Whatever can be set on a module, a class, a file of functions or a configuration is a value in a dict. The snapshot
-compares all of these values at once, by identity first. A value that was set again counts as a change, even to an equal
-one.
+Every attribute of a module, a class, a source file or a configuration is a value in a dict. The snapshot compares all
+of these values at once, by identity first. An attribute that was set again counts as a change, even to an equal value.
 """
 
 from __future__ import annotations
@@ -17,7 +16,11 @@ from .hooks import HOOKS, hooks_of
 
 _COMMON = ("training", *HOOKS)
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
-_READ_AT_CALL = (nn.Linear, nn.LayerNorm, nn.Embedding)  # called as they are: changed attributes act by themselves
+_READ_AT_CALL = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Embedding,
+)  # bertgen calls them, so changed attributes have an effect without a check
 _values = operator.methodcaller("values")
 
 
@@ -45,7 +48,7 @@ class Snapshot:
         self._mappings += [module._buffers for module in self._modules if module._buffers]
         hooks = [hooks_of(module, name) for module in self._modules for name in HOOKS]
         self._mappings += filter(None, hooks)
-        self._empty = [d for d in hooks if not d]  # most dicts of hooks: `any` checks them all at no cost
+        self._empty = [d for d in hooks if not d]  # most dicts of hooks are empty, and `any` checks that fast
         buffers = [t for module in self._modules for t in module._buffers.values() if t is not None]
         self._buffers = [t for t in buffers if not t.is_inference()]  # inference tensors have no version
         self._state = self._now()
@@ -60,15 +63,11 @@ class Snapshot:
         )
 
     def changed(self) -> bool:
-        """Whether anything differs from the snapshot."""
+        """Whether a value differs from the snapshot."""
         if any(self._empty):
             return True
         try:
             return self._now() != self._state
-        except (
-            KeyError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-        ):  # an attribute is gone, or a tensor or array was replaced
+        # An attribute is gone, or a tensor or an array was replaced.
+        except (KeyError, RuntimeError, ValueError, TypeError):
             return True

@@ -26,9 +26,9 @@ INSIDE_FALLBACK = "it is part of a call that goes through transformers' own code
 
 @contextmanager
 def fallback() -> Iterator[None]:
-    """Run everything as transformers has it, the halves of the model too.
+    """Run transformers' own code inside the block, in the halves of a model too.
 
-    A hook or a replaced module then gets what transformers passes to it, padding included.
+    A hook or a replaced module then gets the same inputs as in transformers, padding included.
     """
     token = _fallback.set(True)
     try:
@@ -41,7 +41,7 @@ class AccelerationState:
     """State of one accelerated model. A copy of the model gets the same options and makes its own wrapped model.
 
     Args:
-        backend: as `ops.set_backend` takes it; "auto" leaves the choice to the process.
+        backend: a name for `ops.set_backend`; "auto" keeps the backend of the process.
         generate: `generate` runs bertgen's search.
         quantized: `accelerate` has put the weights into 4 bits.
 
@@ -54,8 +54,8 @@ class AccelerationState:
         self.fallbacks: Counter[str] = Counter()
         self._original: nn.Module | None = None  # the model that the fields below belong to
         self._wrapped: WrappedModel | None = None
-        self._reason: str | None = None  # why not forward
-        self._snapshot: Snapshot | None = None  # of what the two depend on
+        self._reason: str | None = None  # the result of `why_not_forward`
+        self._snapshot: Snapshot | None = None  # of everything that these depend on
         self._search: tuple[Snapshot, str | None] | None = None  # the same for `generate`
 
     def __reduce__(self) -> Any:
@@ -68,7 +68,7 @@ class AccelerationState:
         return self._wrapped
 
     def why_not_forward(self, model: nn.Module) -> str | None:
-        """Why the model must run as transformers has it, whatever it is called with; None if bertgen can run it."""
+        """Why every call must run transformers' own code; None if bertgen can run the model."""
         if _fallback.get():
             return INSIDE_FALLBACK
         if self._snapshot is None or self._original is not model or self._snapshot.changed():
@@ -76,7 +76,7 @@ class AccelerationState:
         return self._reason
 
     def why_not_generate(self, model: nn.Module) -> str | None:
-        """Why `generate` must be transformers' own, whatever it is called with; None if bertgen can search."""
+        """Why every call of `generate` must run transformers' own; None if bertgen can search."""
         reason = self.why_not_forward(model)
         if reason is not None:
             return reason
@@ -92,7 +92,7 @@ class AccelerationState:
         from . import reasons
 
         self._search = None
-        # The snapshot comes before the inspection, so that no change is missed.
+        # The snapshot is taken before the inspection, so that no change is missed.
         snapshot = Snapshot(model.modules(), reasons.forward_dependencies(model))
         try:
             if self._wrapped is None or self._original is not model or not self._wrapped.is_current:
@@ -101,7 +101,7 @@ class AccelerationState:
             self._reason = reasons.why_not_forward(self._wrapped)
             if self._reason is None:
                 self._wrapped.sync()
-        except (UnsupportedError, ConfigError) as error:  # it got a part that bertgen does not have
+        except (UnsupportedError, ConfigError) as error:  # the model has a part that bertgen does not have
             self._reason = str(error)
         self._original, self._snapshot = model, snapshot
 

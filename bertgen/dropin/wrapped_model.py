@@ -1,7 +1,7 @@
 """Wraps a transformers model: a bertgen model around the same layers, with the same parameters and no second copy.
 
 Both libraries name their modules as checkpoints do. The modules that hold parameters (Linear, Embedding, LayerNorm, and
-what an adapter put in their place) are taken from the original model as they are. Only the modules around them are
+adapters in their place) are taken from the original model as they are. Only the modules around them are
 bertgen's. This module does not import transformers.
 """
 
@@ -29,7 +29,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
 
 
 class AlteredError(UnsupportedError):
-    """A supported model in which a module was replaced, added or removed: it must run as transformers has it."""
+    """A supported model in which a module was replaced, added or removed: it must run transformers' own code."""
 
 
 class WrappedModel:
@@ -44,17 +44,17 @@ class WrappedModel:
         blocks: (path, bertgen module, original module) of the modules with a counterpart; the forward of the original
             one is not called.
         leaves: (path, torch class, original module) of the modules that are called in place of that torch class.
-        dropouts: (bertgen module, original module with the mode that decides, original Dropout).
+        dropouts: (bertgen module, original module that switches dropout by its mode, original Dropout).
 
     Raises:
         UnsupportedError: an architecture or an activation that bertgen does not have.
-        AlteredError: modules are missing or too many.
+        AlteredError: a module is missing, replaced or additional.
     """
 
     def __init__(self, original: Any):
         self.original = original
         self.model = _outline(original)
-        # The place of every original module, to see later whether it is still there; and what the outline was made of.
+        # The parent and name of every original module, and the configurations: `is_current` compares them.
         self._places = [
             (parent, name, child) for parent in original.modules() for name, child in parent._modules.items()
         ]
@@ -126,7 +126,7 @@ class WrappedModel:
         return [{**vars(config)} for config in {id(c): c for c in configs if c is not None}.values()]
 
     def sync(self) -> None:
-        """Take over what may have changed in the original: modes, dropout, gradient checkpointing, special ids."""
+        """Copy from the original what may have changed: modes, dropout, gradient checkpointing, special ids."""
         for module, original in self._modes:  # compared first: setting an attribute of a module is slow
             if module.training != original.training:
                 module.training = original.training

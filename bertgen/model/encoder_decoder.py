@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import IGNORED, REFUSED
+from ..arguments import IGNORED, UNSUPPORTED
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
@@ -567,7 +567,7 @@ _OF_BOTH = frozenset(
     "dtype torch_dtype device device_map revision cache_dir token use_auth_token local_files_only force_download "
     "subfolder use_safetensors variant key_mapping ignore_mismatched_sizes fold_embeddings quantization_config "
     "load_in_4bit load_in_8bit gradient_checkpointing".split()
-) | {*IGNORED, *REFUSED}
+) | {*IGNORED, *UNSUPPORTED}
 
 
 def _is_graph() -> bool:

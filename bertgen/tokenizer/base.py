@@ -20,13 +20,7 @@ from ..errors import CheckpointError, ConfigError, InputError, UnsupportedError,
 from ..hub import as_path, split_hub_options
 from .alignment import Alignment, TokenizedText, align_rows
 from .columns import ReturnedColumns, build_columns, collate, listed_columns
-from .encoding import (
-    TENSORS,
-    BatchEncoding,
-    as_encoding,
-    tensor_kind,
-    to_lists,
-)
+from .encoding import TENSORS, BatchEncoding, as_encoding, tensor_kind, to_lists
 from .files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
@@ -40,8 +34,8 @@ from .lengths import (
     NO_LIMIT,
     SIDES,
     TRUNCATIONS,
-    Frame,
     LengthOptions,
+    SpecialTokens,
     pad_columns,
     resolve_lengths,
     truncate_pair,
@@ -78,7 +72,9 @@ class Tokenizer(Vocabulary):
     # Files of the vocabulary, in order of preference: option of the constructor -> name of the file.
     VOCABULARY_FILES: ClassVar[tuple[dict[str, str], ...]]
     MODEL_INPUT_NAMES: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
-    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = True  # whether a call with one empty text pads it; a list is always padded
+    PADS_ONE_EMPTY_TEXT: ClassVar[bool] = (
+        True  # whether a call with one text without tokens pads; lists are always padded
+    )
     SPECIAL_TOKENS_ATTRIBUTES: ClassVar[list[str]] = list(SPECIAL_NAMES)
     name_or_path: str = ""  # source of the tokenizer
     is_fast: ClassVar[bool] = False  # whether the class of transformers uses the tokenizers library
@@ -267,7 +263,7 @@ class Tokenizer(Vocabulary):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`token_type_ids` of what `build_inputs_with_special_tokens` returns."""
+        """`token_type_ids` of the ids that `build_inputs_with_special_tokens` returns."""
         start, middle, end = self.frame(token_ids_1 is not None)
         if token_ids_1 is None:
             return [0] * (len(start) + len(token_ids_0) + len(end))
@@ -288,7 +284,7 @@ class Tokenizer(Vocabulary):
         """
         if already_has_special_tokens:
             if token_ids_1 is not None:
-                raise InputError("a row that has its special tokens already has no second text")
+                raise InputError("already_has_special_tokens=True: token_ids_1 must be None, there is no second text")
             special = set(self.all_special_ids)
             return [int(index in special) for index in to_lists(token_ids_0)]
         start, middle, end = self.frame(token_ids_1 is not None)
@@ -339,7 +335,7 @@ class Tokenizer(Vocabulary):
         lengths = self._resolve_lengths(padding, truncation, max_length, pad_to_multiple_of)
         columns = self._build_columns(
             [list(ids)], [None if pair_ids is None else list(pair_ids)], lengths, add_special_tokens, padding_side,
-            return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length,
+            return_token_type_ids, return_attention_mask, return_special_tokens_mask, return_length, True,
         )  # fmt: skip
         return as_encoding(columns, return_tensors, return_tensors is None)
 
@@ -383,12 +379,12 @@ class Tokenizer(Vocabulary):
         Args:
             text: a str, or a list of str or of pairs of str.
             text_pair: second text or texts.
-            text_target, text_pair_target: text or texts whose ids become `labels`.
+            text_target, text_pair_target: text or texts; their ids become `labels`.
             is_split_into_words: a text is a list of words, a pair a tuple of two lists; words are encoded one by one.
             add_special_tokens: add the special tokens of the class to each text or pair.
             padding: True or "longest", "max_length", or False.
-            truncation: True or "longest_first", "only_first", "only_second", or False; None truncates where
-                `max_length` is given without `padding`.
+            truncation: True or "longest_first", "only_first", "only_second", or False; None truncates if the call has
+                `max_length` and no `padding`.
             max_length: limit in tokens; None is `model_max_length`.
             pad_to_multiple_of: padded lengths are multiples of it.
             padding_side: "right" or "left"; None is the tokenizer's.
@@ -429,10 +425,9 @@ class Tokenizer(Vocabulary):
         rows = encode(firsts)
         encoded_seconds = iter(encode([second for second in seconds if second is not None]))
         second_rows = [None if second is None else next(encoded_seconds) for second in seconds]
-        is_one_empty = single and rows == [[]] and second_rows == [None]
         columns = self._build_columns(
             rows, second_rows, lengths, add_special_tokens, padding_side, return_token_type_ids, return_attention_mask,
-            return_special_tokens_mask, return_length, pads=self.PADS_ONE_EMPTY_TEXT or not is_one_empty,
+            return_special_tokens_mask, return_length, single,
         )  # fmt: skip
         widths = list(map(len, columns["input_ids"]))
         align = partial(
@@ -472,26 +467,26 @@ class Tokenizer(Vocabulary):
         return_attention_mask: bool | None,
         return_special_tokens_mask: bool,
         return_length: bool,
-        pads: bool = True,
+        single: bool,
     ) -> dict[str, list[Any]]:
-        """Columns of a call's result: rows truncated, with special tokens, and padded."""
-        frames = self._frames(add_special_tokens)
-        truncate_rows(rows, second_rows, lengths, frames, self._truncate_pair)
+        """Columns of a result: rows truncated, with special tokens, and padded; `single`: one text or one pair."""
+        special_tokens = self._special_tokens(add_special_tokens)
+        truncate_rows(rows, second_rows, lengths, special_tokens, self._truncate_pair)
         returned = ReturnedColumns(
             self._returns("token_type_ids", return_token_type_ids),
             self._returns("attention_mask", return_attention_mask),
             return_special_tokens_mask,
         )
-        columns = build_columns(rows, second_rows, frames, self._second_type_id(add_special_tokens), returned)
+        columns = build_columns(rows, second_rows, special_tokens, self._second_type_id(add_special_tokens), returned)
         unpadded = list(map(len, columns["input_ids"]))
-        if pads:
+        if self.PADS_ONE_EMPTY_TEXT or not single or columns["input_ids"][0]:
             self._pad_columns(columns, lengths, padding_side)
         if return_length:  # as transformers: with padding by the tokenizers library, and for one text
             without_padding = not self.is_fast and len(unpadded) > 1
             columns["length"] = unpadded if without_padding else list(map(len, columns["input_ids"]))
         return columns
 
-    def _frames(self, add_special_tokens: bool) -> dict[bool, Frame]:
+    def _special_tokens(self, add_special_tokens: bool) -> dict[bool, SpecialTokens]:
         """Special tokens of a single row (False) and of a pair (True)."""
         return {pair: self.frame(pair) if add_special_tokens else ([], [], []) for pair in (False, True)}
 
@@ -511,11 +506,11 @@ class Tokenizer(Vocabulary):
         second_texts = [None if second is None else next(pairs) for second in seconds]
         kept = [list(range(len(text.ids))) for text in texts]
         second_kept = [None if text is None else list(range(len(text.ids))) for text in second_texts]
-        frames = self._frames(add_special_tokens)
-        truncate_rows(kept, second_kept, lengths, frames, self._truncate_pair)
+        special_tokens = self._special_tokens(add_special_tokens)
+        truncate_rows(kept, second_kept, lengths, special_tokens, self._truncate_pair)
         special = {
-            pair: [TokenizedText(ids, self.convert_ids_to_tokens(ids), [], None) for ids in frame]
-            for pair, frame in frames.items()
+            pair: [TokenizedText(ids, self.convert_ids_to_tokens(ids), [], None) for ids in parts]
+            for pair, parts in special_tokens.items()
         }
         side = self.padding_side if padding_side is None else padding_side
         padding = (0, "") if self.pad_token is None else (self.pad_token_id, self.pad_token)

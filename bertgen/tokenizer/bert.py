@@ -14,7 +14,7 @@ from .fast import TOKENIZER_FILE, FastTokenizer
 from .tokens import AddedToken
 
 # A vocabulary with a larger share of tokens with upper-case letters is for cased text.
-_CASED = 0.05
+_CASED_SHARE = 0.05
 
 
 class BertTokenizer(FastTokenizer):
@@ -77,10 +77,10 @@ class BertTokenizer(FastTokenizer):
         special |= dict(pad_token=pad_token, cls_token=cls_token, mask_token=mask_token)
         vocab = vocab if vocab_file is None else vocab_file
         super().__init__(special, (vocab,), tokenizer_file, added_tokens_decoder, **options)
-        if do_lower_case is None and self._cased() > _CASED:
+        if do_lower_case is None and self._cased_share() > _CASED_SHARE:
             warnings.warn(
-                "this vocabulary has words with upper-case letters and accents, but do_lower_case is not given: its "
-                "default True removes both from every text. do_lower_case=False is probably right here",
+                "this vocabulary has words with upper-case letters and accents, and do_lower_case is not set: its "
+                "default True removes both from every text; do_lower_case=False is probably right here",
                 stacklevel=2,
             )
 
@@ -108,8 +108,8 @@ class BertTokenizer(FastTokenizer):
         library.decoder = decoders.WordPiece(prefix="##")
         return library
 
-    def _cased(self) -> float:
-        """TokenizedText of the vocabulary that has upper-case letters, tokens like [MASK] aside."""
+    def _cased_share(self) -> float:
+        """Share of the vocabulary that has upper-case letters; tokens such as [MASK] do not count."""
         words = [token for token in self._token_of.values() if not token.startswith("[")]
         return sum(token != token.lower() for token in words) / max(len(words), 1)
 

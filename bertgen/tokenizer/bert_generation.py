@@ -26,14 +26,12 @@ from .files import ADDED_TOKENS_FILE, target_file
 from .lengths import truncate_pair
 from .tokens import AddedToken, read_added_tokens
 
-_SP_OPTIONS = frozenset("enable_sampling nbest_size alpha add_bos add_eos reverse emit_unk_piece num_threads".split())
-
-
+_SENTENCEPIECE_OPTIONS = frozenset(
+    "enable_sampling nbest_size alpha add_bos add_eos reverse emit_unk_piece num_threads".split()
+)
 # sentencepiece starts its threads in every batch call. A smaller batch, or a thread for less text, costs more time than
 # it saves.
 _SMALL_BATCH = 64
-
-
 _CHARACTERS_PER_THREAD = 16384
 
 
@@ -82,9 +80,11 @@ class BertGenerationTokenizer(Tokenizer):
         if sp_model_kwargs is not None and not isinstance(sp_model_kwargs, Mapping):
             raise ConfigError(f"sp_model_kwargs must be a dict of options, got {quoted(sp_model_kwargs)}")
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
-        if not self.sp_model_kwargs.keys() <= _SP_OPTIONS:
-            names = ", ".join(sorted(map(repr, self.sp_model_kwargs.keys() - _SP_OPTIONS)))
-            raise ConfigError(f"sp_model_kwargs has no option {names}; it has {', '.join(sorted(_SP_OPTIONS))}")
+        if not self.sp_model_kwargs.keys() <= _SENTENCEPIECE_OPTIONS:
+            names = ", ".join(sorted(map(repr, self.sp_model_kwargs.keys() - _SENTENCEPIECE_OPTIONS)))
+            raise ConfigError(
+                f"sp_model_kwargs has no option {names}; it has {', '.join(sorted(_SENTENCEPIECE_OPTIONS))}"
+            )
         self.vocab_file = str(vocab_file)
         self._model_proto = _read_model(vocab_file)
         self._load_sentencepiece()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError, quoted
 from .encoding import to_lists
-from .lengths import Frame
+from .lengths import SpecialTokens
 
 
 class ReturnedColumns(NamedTuple):
@@ -21,7 +21,7 @@ class ReturnedColumns(NamedTuple):
 def build_columns(
     rows: list[list[int]],
     second_rows: list[list[int] | None],
-    frames: dict[bool, Frame],
+    special_tokens: dict[bool, SpecialTokens],
     second_type: int,
     returned: ReturnedColumns,
 ) -> dict[str, list[Any]]:
@@ -29,7 +29,7 @@ def build_columns(
 
     Args:
         rows, second_rows: ids of texts, truncated; None for texts without a second one.
-        frames: special tokens of a single row (False) and of a pair (True).
+        special_tokens: special tokens of a single row (False) and of a pair (True).
         second_type: token type of second texts.
 
     Returns:
@@ -37,7 +37,7 @@ def build_columns(
     """
     heads, tails = [], []  # the tokens of type 0, and those of the second text
     for row, second in zip(rows, second_rows, strict=True):
-        before, between, after = frames[second is not None]
+        before, between, after = special_tokens[second is not None]
         heads.append([*before, *row, *between])
         tails.append(after if second is None else [*second, *after])
     columns: dict[str, list[Any]] = {"input_ids": [head + tail for head, tail in zip(heads, tails, strict=True)]}
@@ -51,7 +51,7 @@ def build_columns(
     if returned.special_tokens_mask:
         masks = columns["special_tokens_mask"] = []
         for row, second in zip(rows, second_rows, strict=True):
-            before, between, after = ([1] * len(part) for part in frames[second is not None])
+            before, between, after = ([1] * len(part) for part in special_tokens[second is not None])
             masks.append([*before, *([0] * len(row)), *between, *([0] * len(second or ())), *after])
     return columns
 

@@ -12,13 +12,8 @@ from ..errors import CheckpointError
 from ..hub import resolve_file
 
 CONFIG_FILE = "tokenizer_config.json"
-
-
 ADDED_TOKENS_FILE = "added_tokens.json"
-
-
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"  # written by transformers 4, not by 5
-
 
 # Keys of tokenizer_config.json without an effect here. A path in the file is never opened.
 _INERT_KEYS = frozenset(
@@ -26,8 +21,6 @@ _INERT_KEYS = frozenset(
     "max_length merges_file name_or_path pad_to_multiple_of pad_token_type_id processor_class special_tokens_map_file "
     "stride tokenizer_class tokenizer_file transformers_version truncation_strategy use_fast verbose vocab_file".split()
 )
-
-
 _OLD_KEYS = {"additional_special_tokens": "extra_special_tokens", "max_len": "model_max_length"}
 
 
@@ -64,7 +57,7 @@ def saved_options(path_or_id: str | os.PathLike, known: set[str], hub: dict[str,
     for old, new in _OLD_KEYS.items():
         if (value := saved.pop(old, None)) and not saved.get(new):
             saved[new] = value
-    # Another "..._token" would get an id in transformers, so the constructor raises for it.
+    # transformers gives an id to any other "..._token"; the constructor raises an error for it.
     unknown = sorted(key for key in saved.keys() - known - _INERT_KEYS if not key.endswith("_token"))
     if unknown:
         warnings.warn(f"{path_or_id}: {CONFIG_FILE} has unknown keys {', '.join(unknown)}", stacklevel=3)
@@ -78,7 +71,7 @@ def read_optional(path_or_id: str | os.PathLike, filename: str, hub: dict[str, A
 
 
 def target_file(directory: str | os.PathLike, prefix: str | None, filename: str) -> Path:
-    """Path of a file to write; CheckpointError where `directory` is none."""
+    """Path of a file to write; CheckpointError if `directory` is no directory."""
     if not Path(directory).is_dir():
         raise CheckpointError(f"{directory} is no directory; {filename} is written into one")
     return Path(directory) / (f"{prefix}-{filename}" if prefix else filename)

@@ -17,7 +17,9 @@ LONGEST_PADDED = 1 << 24  # tokens of a row; a larger length is a mistake, and w
 
 _LARGEST_LIMIT = int(1e20)  # a larger model_max_length is no limit, as in transformers
 
-Frame = tuple[list[int], list[int], list[int]]  # ids of special tokens before, between and after the texts of a row
+SpecialTokens = tuple[
+    list[int], list[int], list[int]
+]  # ids of special tokens before, between and after the texts of a row
 
 
 class LengthOptions(NamedTuple):
@@ -37,7 +39,7 @@ class LengthOptions(NamedTuple):
 
     @property
     def lacks_limit(self) -> bool:
-        """Whether rows are to be truncated, but there is no limit."""
+        """Whether truncation is on without a limit."""
         return self.limit is None and self.truncation != "do_not_truncate"
 
 
@@ -73,8 +75,8 @@ def truncate_pair(
     Args:
         strategy: one of `TRUNCATIONS`.
         side: where tokens are removed, "right" or "left".
-        odd_to_longer: of an odd limit for both, the longer row (the second, if they are equal) keeps one token more;
-            else the first does.
+        odd_to_longer: if both rows are cut and the limit is odd, the longer row (the second, if they are equal) keeps
+            one token more; otherwise the first row does.
     """
 
     def keep(ids: list[int], drop: int) -> list[int]:
@@ -96,13 +98,13 @@ def truncate_rows(
     rows: list[list[int]],
     second_rows: list[list[int] | None],
     lengths: LengthOptions,
-    frames: dict[bool, Frame],
+    special_tokens: dict[bool, SpecialTokens],
     truncate: Callable[[int, list[int], list[int] | None, int, str], tuple[list[int], list[int] | None]],
 ) -> None:
     """Truncate rows to the limit, in place.
 
     Args:
-        frames: special tokens of a single row (False) and of a pair (True), which count.
+        special_tokens: special tokens of a single row (False) and of a pair (True), which count towards the limit.
         truncate: function (index, row, second row or None, limit, strategy) -> row, second row.
 
     Raises:
@@ -110,7 +112,7 @@ def truncate_rows(
     """
     if lengths.limit is None or lengths.truncation == "do_not_truncate":
         return
-    rooms = {pair: lengths.limit - sum(map(len, frame)) for pair, frame in frames.items()}
+    rooms = {pair: lengths.limit - sum(map(len, parts)) for pair, parts in special_tokens.items()}
     for index, row in enumerate(rows):
         second = second_rows[index]
         room = rooms[second is not None]
@@ -123,10 +125,10 @@ def truncate_rows(
 
 
 def pad_columns(columns: dict[str, list[Any]], lengths: LengthOptions, side: Any, pad_id: int | None) -> None:
-    """Pad the columns that `pad` and a call fill in, in place.
+    """Pad ids, masks and token types, in place; other columns stay as they are.
 
     Args:
-        columns: name -> rows; `input_ids` is there.
+        columns: name -> rows; `input_ids` is required.
         side: "right" or "left".
         pad_id: fills `input_ids`.
 

@@ -30,7 +30,7 @@ def source_special_tokens(config: EncoderDecoderConfig, tokenizer: Tokenizer) ->
     """Ids before and after a source.
 
     A BERT or RoBERTa encoder reads [CLS] text [SEP], as in its pre-training. A bert-generation encoder reads the bare
-    text, with any tokenizer: the published models were trained so (Rothe et al. 2020).
+    text, with any tokenizer, as the published models were trained (Rothe et al. 2020).
     """
     if not isinstance(config.encoder, BertConfig):
         return [], []
@@ -67,12 +67,12 @@ def encode_sources(
     vocabulary: int,
     truncation: bool,
 ) -> list[Encoded]:
-    """Encode the inputs of the encoder. A text without tokens has no ids, not even special ones.
+    """Encode the inputs of the encoder. A text without tokens gets no special tokens either.
 
     Args:
-        texts: anything that is not a usable text gets a reason.
+        texts: an entry that is not a usable text gets a reason.
         special_tokens: ids before and after each text.
-        limit: the most tokens of a source, special tokens included.
+        limit: maximum number of tokens of a source, special tokens included.
         vocabulary: number of ids of the encoder.
         truncation: cut longer texts instead of giving a reason.
     """
@@ -95,7 +95,7 @@ def encode_targets(
     Args:
         texts: texts, or lists of ids; anything else gets a reason, and so does an empty list.
         end: the end token.
-        limit: the most tokens of a target, the end token included.
+        limit: maximum number of tokens of a target, the end token included.
         vocabulary: number of ids of the decoder.
     """
     of_texts = iter(_encode_texts([text for text in texts if not _is_ids(text)], tokenizer, vocabulary))

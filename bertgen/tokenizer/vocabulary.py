@@ -89,8 +89,9 @@ class Vocabulary:
         }
         if extra_special_tokens is not None and not isinstance(extra_special_tokens, (list, tuple)):
             if not isinstance(extra_special_tokens, Mapping) or extra_special_tokens:  # transformers writes {} for none
-                kinds = quoted(extra_special_tokens)
-                raise UnsupportedError(f"extra_special_tokens must be a list of tokens, got {kinds}")
+                raise UnsupportedError(
+                    f"extra_special_tokens must be a list of tokens, got {quoted(extra_special_tokens)}"
+                )
         self._extra = [AddedToken.of(token).content for token in extra_special_tokens or ()]
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
@@ -121,10 +122,10 @@ class Vocabulary:
         return None if self.unk_token is None else self._id_of(self.unk_token)
 
     def _add(self, tokens: Sequence[str | AddedToken], special: bool) -> None:
-        """Make strings single tokens, each with its present id or the next free one."""
+        """Add tokens: a string that has an id keeps it, others get the next free ids."""
         raise NotImplementedError
 
-    # -- the same in all classes ---------------------------------------------------------------------------------------
+    # -- the same in all classes --------------------------------------------------------------------------------------
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, with added tokens."""
@@ -152,7 +153,7 @@ class Vocabulary:
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without a name. Setting them, or their ids, adds those that are no tokens yet."""
+        """Special tokens without a name. Setting them adds those that are not in the vocabulary."""
         return list(self._extra)
 
     @extra_special_tokens.setter
@@ -188,7 +189,7 @@ class Vocabulary:
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Make strings single tokens; returns the number of new ids, for which the model's embedding needs rows.
+        """Add tokens; returns the number of new ids, for which the model's embedding needs rows.
 
         New ids start at `len(self)`. A string that is in the vocabulary keeps its id and is not counted.
         """

@@ -333,7 +333,7 @@ def test_the_folder_of_a_training_proposes_its_best(capsys, tmp_path, tiny_check
     folder = str(tmp_path / "trained")
     for command in (["run", "one"], ["info"], ["convert", "--output", f"{folder}/x"]):
         assert cli.main([command[0], "--model", folder, *command[1:]]) == 3
-        assert f"; {folder}/best has one: what a training into this folder kept" in capsys.readouterr().err
+        assert f"; {folder}/best has one, the best checkpoint of a training run" in capsys.readouterr().err
     assert cli.main(["run", "--model", f"{folder}/best", "one"]) == 0
 
 

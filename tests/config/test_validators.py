@@ -1,4 +1,4 @@
-"""Checks of plain values: what each takes, what it makes of it, and the error about anything else."""
+"""Checks of plain values: the values each accepts, the result, and the error for other values."""
 
 import enum
 import inspect
@@ -32,7 +32,7 @@ class Side(str, enum.Enum):
 
 
 async def waits():
-    """A function that has to be awaited."""
+    """A coroutine function."""
 
 
 # Check of (value, name) -> values it takes and what it makes of them; values it refuses and the rest of the message.
@@ -96,7 +96,7 @@ CHECKS = {
         check_name,
         [(None, None), ("fp16", "fp16")],
         ["", "a/b", "a\\b", "a\0", 3, b"fp16"],
-        "must be a str that can stand in the name of a file",
+        "must be a str that can be part of a file's name",
     ),
     "check_mapping": (
         check_mapping,
@@ -147,14 +147,14 @@ def test_any_other_value_is_named_with_the_option_and_the_limits(name, value):
     assert len(str(error.value)) < 400
 
 
-def test_messages_of_their_own():
-    with pytest.raises(ConfigError, match="^f must be a plain function, nobody awaits what <function waits"):
+def test_special_messages():
+    with pytest.raises(ConfigError, match="^f must be a plain function, not a coroutine function, got <function waits"):
         check_callable(waits, "f")
     with pytest.raises(ConfigError, match="^ids is an empty list$"):
         check_token_ids([], "ids")
     assert check_kind("bert", "bert", "model_type") == "bert"
     for value in ("roberta", 3, None):
-        with pytest.raises(ConfigError, match="^model_type of this class is 'bert', it cannot be "):
+        with pytest.raises(ConfigError, match="^model_type of this class must be 'bert', got "):
             check_kind("bert", value, "model_type")
 
 

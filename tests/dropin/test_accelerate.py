@@ -1,4 +1,4 @@
-"""`accelerate`, `restore` and `explain`: the models they take, and what they leave as it was."""
+"""`accelerate`, `restore` and `explain`: the models they accept, and what they do not change."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ def test_explain():
     assert report.detours[""] == {"forward: output_attentions is requested": 1} and not report.obstacles
     assert "attention" in dict(
         report.operators
-    ) and "1 calls as transformers has it, forward: output_attentions" in str(report)
+    ) and "1 calls ran transformers' own code, forward: output_attentions" in str(report)
     model.encoder.encoder.layer[0].register_forward_hook(lambda *_: None)
     assert "BertGenerationLayer has a hook or an overridden method" in bertgen.explain(model).obstacles[""]
     assert str(bertgen.explain(bertgen.restore(model))) == "nothing is accelerated"
 
 
-def test_refusals():
+def test_unsupported_models_and_options_are_refused():
     with pytest.raises(bertgen.UnsupportedError, match="nothing in a Linear can be accelerated; models that can: Bert"):
         bertgen.accelerate(torch.nn.Linear(2, 2))
     odd = make_model()

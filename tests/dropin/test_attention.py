@@ -187,7 +187,7 @@ def test_forward_and_gradients_equal_sdpa(name):
             torch.testing.assert_close(other.grad, one.grad, atol=2e-5, rtol=2e-4, msg=parameter)
 
 
-def test_padding_on_the_right_is_lengths_and_padding_in_front_a_mask():
+def test_padding_on_the_right_becomes_lengths_and_on_the_left_a_mask():
     for side, argument in (("right", "key_len"), ("left", "key_mask")):
         _, ours = both(llama)
         with counted() as calls:
@@ -393,7 +393,7 @@ def test_masks_are_those_of_sdpa_and_none_if_is_causal_is_enough():
 
 
 def test_documents_packed_into_one_row_do_not_see_each_other():
-    """Positions that begin anew, without a mask: transformers makes a mask of blocks."""
+    """Positions start from 0 again, without a mask: transformers makes a mask of blocks."""
     ids, positions = padded([7])[0], torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     outputs = [model(ids, position_ids=positions, use_cache=False).logits for model in both(llama)]
     torch.testing.assert_close(*outputs, **CLOSE)
@@ -408,7 +408,7 @@ def test_documents_packed_into_one_row_do_not_see_each_other():
     "option", ["sliding_window", "softcap", "s_aux", "sinks", "position_bias", "indices", "cache", "block_table"]
     + ["cu_seq_lens_q"],
 )  # fmt: skip
-def test_what_would_change_the_result_is_refused(option):
+def test_options_that_would_change_the_result_are_refused(option):
     with pytest.raises(UnsupportedError, match=option):
         attend(torch.nn.Module(), *tensors(), None, **{option: torch.ones(1)})
     attend(torch.nn.Module(), *tensors(), None, **{option: None})

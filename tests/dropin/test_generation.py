@@ -93,7 +93,7 @@ def test_a_decoder_without_encoder(kind, prompt, search):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decoder_without_encoder_gives_the_same_tokens_in_every_way(kind, calls):
-    """bertgen searches, runs the forward in transformers' loop, or leaves everything to transformers."""
+    """bertgen's search, bertgen's forward in transformers' loop, and transformers' own code."""
     ids, mask = prompts()
     inputs = dict(input_ids=ids, attention_mask=mask, max_new_tokens=9)
     expected = make_decoder(kind).generate(**inputs)
@@ -174,7 +174,7 @@ WARNED = {
     "a padding token that is none": dict(pad_token_id=-1),
     "no padding token": dict(pad_token_id=None, attention_mask=None),
     "the end token as padding token": dict(pad_token_id=END, attention_mask=None),
-    "a penalty on what is not there": dict(encoder_repetition_penalty=2.0, input_ids=None),
+    "a penalty on ids without input_ids": dict(encoder_repetition_penalty=2.0, input_ids=None),
     "no such argument": dict(nonsense=1),
     "scores without a dictionary": dict(output_scores=True),
     "n-best without beams": dict(num_return_sequences=2),
@@ -185,7 +185,7 @@ WARNED = {
 @pytest.mark.parametrize("case", WARNED)
 def test_warnings_and_errors_are_those_of_transformers(case):
     (theirs, ours), (inputs, _) = make_both(), batch()
-    if case == "a penalty on what is not there":
+    if case == "a penalty on ids without input_ids":
         inputs["inputs_embeds"] = torch.linspace(-1, 1, 3 * 9 * 32).view(3, 9, 32)
     same(theirs, ours, **{**inputs, "max_new_tokens": 6, **WARNED[case]})
 
@@ -233,7 +233,7 @@ def test_a_custom_object_replaces_the_built_in_one(case, beams):
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("case", REPLACED)
-def test_it_does_so_in_bertgens_own_classes(case, beams):
+def test_a_custom_object_replaces_the_built_in_one_in_bertgens_own_classes(case, beams):
     theirs, (inputs, _) = make_model(), batch()
     config = bertgen.EncoderDecoderConfig.from_dict(theirs.config.to_dict())
     ours = bertgen.EncoderDecoderModel(config).eval()
@@ -404,7 +404,7 @@ def test_generate(kind, name, calls):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generate_returns_what_transformers_does(beams):
+def test_generate_returns_the_outputs_of_transformers(beams):
     options = dict(max_new_tokens=6, num_beams=beams, return_dict_in_generate=True)
     options |= dict(output_scores=True, output_logits=True)
     (theirs, ours), (inputs, _) = make_both(), batch()

@@ -1,4 +1,4 @@
-"""Hooks on an accelerated model get what transformers passes to them."""
+"""Hooks on an accelerated model get the same arguments as in transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_hooks_run(calls):
     assert sum(model._bertgen.fallbacks.values()) == before and calls == ["forward"]
 
 
-def test_hooks_on_all_modules_get_what_transformers_passes():
+def test_hooks_on_all_modules_get_the_arguments_of_transformers():
     inputs, labels = batch()
     seen = []
     for model in (make_model(), bertgen.accelerate(make_model())):

@@ -307,7 +307,7 @@ def everything(model):
 
 
 def unlike(results, expected):
-    """What of `expected` is not so in `found`."""
+    """Names of the results that differ from the expected ones."""
     if set(results) != set(expected):
         return set(results) ^ set(expected)
     wrong = []

@@ -74,7 +74,7 @@ def compared(groups: list[Iterator[tuple[Any, Any, list]]], orders: int) -> str:
                 wanted.append(expect(model, ids, options))
                 outputs, margin = wanted[-1].expected, math.inf
                 if "num_beam_groups" not in options:
-                    outputs, margin = outcome(oracle, ids, options, wanted[-1].settled)
+                    outputs, margin = outcome(oracle, ids, options, wanted[-1].generation_config)
                 told[0].append(outputs)
                 margins.append(min(margin, wanted[-1].margin))
             for number, limits in enumerate(LIMITS * orders):

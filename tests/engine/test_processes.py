@@ -54,7 +54,8 @@ ENDS = {
         "f = [generator.submit('one two three', **long) for _ in range(200)]", 0),
     "what is submitted when it has ended": (  # by what was registered before the engine was made
         "import atexit; from bertgen import Generator;"
-        "atexit.register(lambda: print(other.submit('one').result(60).text)); atexit.unregister(process_events._end);"
+        "atexit.register(lambda: print(other.submit('one').result(60).text));"
+        "atexit.unregister(process_events._before_exit);"
         "process_events._registered = False; other = Generator(generator.model, generator.tokenizer)", 0),
 }  # fmt: skip
 

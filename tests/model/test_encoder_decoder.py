@@ -261,7 +261,7 @@ def test_bad_configurations_are_named():
         BertGenerationConfig(vocab_size=0)
     with pytest.raises(ConfigError, match=r"hidden_dropout_prob.*1\.5"):
         BertGenerationConfig(hidden_dropout_prob=1.5)
-    with pytest.raises(ConfigError, match="model_type of this class is 'bert-generation', it cannot be 'bert'"):
+    with pytest.raises(ConfigError, match="model_type of this class must be 'bert-generation', got 'bert'"):
         BertGenerationConfig().model_type = "bert"
     with pytest.raises(ConfigError, match="30.*4"):
         BertGenerationEncoder(BertGenerationConfig(**dict(TINY, hidden_size=30)))

@@ -148,8 +148,8 @@ def test_files_that_may_not_be_read(saved):
     [
         ("[" * 100_000, "is not valid JSON"),
         ('{"a":' * 100_000, "is not valid JSON"),
-        ("[1]", "must hold a JSON object, found list"),
-        ("3", "must hold a JSON object, found int"),
+        ("[1]", "must hold a JSON object, got list"),
+        ("3", "must hold a JSON object, got int"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "is not valid JSON"),
         ("\ufeff{}", "is not valid JSON"),
     ],
@@ -458,7 +458,7 @@ def test_a_repository_that_is_not_there(monkeypatch):
 
 
 def test_a_file_in_place_of_its_directory(saved):
-    with pytest.raises(CheckpointError, match=rf"is a file; a model is named by its directory, here {saved}, or"):
+    with pytest.raises(CheckpointError, match=rf"is a file; expected the directory of a model, here {saved}, or"):
         EncoderDecoderModel.from_pretrained(saved / "model.safetensors")
 
 
@@ -515,7 +515,7 @@ def test_a_dtype_in_a_file_that_is_no_text(saved):
 
 @pytest.mark.parametrize("place", ["https://huggingface.co/owner/name", "s3://bucket/model", "file:///model"])
 def test_a_url_is_no_place_of_a_model(place, asked):
-    with pytest.raises(CheckpointError, match="is a URL; a model is named by its directory or its hub id"):
+    with pytest.raises(CheckpointError, match="is a URL; expected the directory of a model or a hub id"):
         EncoderDecoderModel.from_pretrained(place)
     assert not asked
 
@@ -531,6 +531,6 @@ def test_a_file_in_place_of_a_model_is_no_vocabulary_either(tmp_path, recwarn):
     (tmp_path / "vocab.txt").write_text(
         "".join(f"{word}\n" for word in ("[PAD] [UNK] [CLS] [SEP] Where is Café").split())
     )
-    with pytest.raises(CheckpointError, match="vocab.txt is a file; a model is named by its directory"):
+    with pytest.raises(CheckpointError, match="vocab.txt is a file; expected the directory of a model"):
         Generator(tmp_path / "vocab.txt")
     assert not recwarn.list

@@ -29,7 +29,8 @@ class ExpectedRequest:
 
     Attributes:
         ids: the source.
-        options: options of `generate`; `settled`: the same as the engine takes them.
+        options: options of `generate`.
+        generation_config: the same options, resolved as the engine takes them.
         expected: the outputs of the request alone, each from after the start token to its end.
         margin: least difference of two scores whose order decides the outputs; infinite if it is not computed (beam
             groups, sampling).
@@ -37,7 +38,7 @@ class ExpectedRequest:
 
     ids: list[int]
     options: dict[str, Any]
-    settled: GenerationConfig
+    generation_config: GenerationConfig
     expected: list[list[int]]
     margin: float
 
@@ -45,27 +46,29 @@ class ExpectedRequest:
         called = {name: self.options[name] for name in CALLED if name in self.options}
         if allowed := called.get("prefix_allowed_tokens_fn"):  # in `generate` its source is number 0
             called["prefix_allowed_tokens_fn"] = lambda _, tokens: allowed(0, tokens)
-        return Request(self.ids, self.settled, number=number, scored=number % 3 == 0, **called)
+        return Request(self.ids, self.generation_config, number=number, scored=number % 3 == 0, **called)
 
 
 def expect(model: EncoderDecoderModel, ids: list[int], options: dict[str, Any]) -> ExpectedRequest:
     """The request with the outputs of `model.generate`."""
     plain = {name: value for name, value in options.items() if name not in CALLED}
-    settled = resolve_generation_config(GenerationConfig(**plain).over(model.generation_config))
-    return ExpectedRequest(ids, options, settled, *outcome(model, ids, options, settled))
+    generation_config = resolve_generation_config(GenerationConfig(**plain).over(model.generation_config))
+    return ExpectedRequest(ids, options, generation_config, *outcome(model, ids, options, generation_config))
 
 
-def outcome(model: Any, ids: list[int], options: dict[str, Any], settled: GenerationConfig) -> tuple[list, float]:
+def outcome(
+    model: Any, ids: list[int], options: dict[str, Any], generation_config: GenerationConfig
+) -> tuple[list, float]:
     """Outputs of one source, and their margin; the model may be one of transformers."""
     more = dict(return_dict_in_generate=True, output_scores=True)
-    found = model.generate(torch.tensor([ids], device=model.device), **options, **more)
-    outputs = [cut(row[1:], settled.end_tokens) for row in found.sequences.tolist()]
-    if settled.num_beam_groups > 1 or settled.do_sample:
+    output = model.generate(torch.tensor([ids], device=model.device), **options, **more)
+    outputs = [cut(row[1:], generation_config.end_tokens) for row in output.sequences.tolist()]
+    if generation_config.num_beam_groups > 1 or generation_config.do_sample:
         return outputs, math.inf
-    scores = [step.double().cpu() for step in found.scores]
-    if settled.num_beams == 1:
+    scores = [step.double().cpu() for step in output.scores]
+    if generation_config.num_beams == 1:
         return outputs, margin_of_greedy(scores)
-    restated, margin = margin_of_beams(scores, settled)
+    restated, margin = margin_of_beams(scores, generation_config)
     assert margin <= MARGIN or restated == outputs, (options, restated, outputs)
     return outputs, margin
 
@@ -106,7 +109,7 @@ def margin_of_beams(scores: Sequence[torch.Tensor], options: GenerationConfig) -
             break
         margin = min(margin, apart(going[beams - 1][0], going[beams][0]))
         going.pop()
-        done.sort(key=lambda found: -found[0])
+        done.sort(key=lambda candidate: -candidate[0])
         if len(done) >= beams:
             if early is True:
                 break
@@ -115,10 +118,10 @@ def margin_of_beams(scores: Sequence[torch.Tensor], options: GenerationConfig) -
             margin = min(margin, abs(hope - worst))
             if hope <= worst:
                 break
-    done.sort(key=lambda found: -found[0])
+    done.sort(key=lambda candidate: -candidate[0])
     count = options.num_return_sequences
-    found = [score for score, _ in done[: count + 1]]
-    margin = min([margin, *(apart(first, second) for first, second in itertools.pairwise(found))])
+    best = [score for score, _ in done[: count + 1]]
+    margin = min([margin, *(apart(first, second) for first, second in itertools.pairwise(best))])
     return [tokens for _, tokens in done[:count]], margin
 
 

@@ -115,7 +115,7 @@ def test_classes(vocabularies, tmp_path, names, files, expected):
         (EVERY, model("bert", tokenizer_class="XLNetTokenizer"), UnsupportedError, "XLNetTokenizer"),
         ([], model("bert-generation"), CheckpointError, r"has no spiece\.model"),
         ([], model("bert"), CheckpointError, r"has no vocab\.txt.*tokenizer\.json would do"),
-        # Which of the two?
+        # Two classes have a vocabulary.
         ([*BERT, *ROBERTA], model("bert-generation"), CheckpointError, r"has no spiece\.model"),
         (["vocab.json"], model("bert-generation"), CheckpointError, r"has no spiece\.model"),
         (EVERY, of_class("TokenizersBackend"), CheckpointError, r"has no tokenizer\.json"),
@@ -172,8 +172,8 @@ def test_the_translation_checkpoints(tmp_path, held):
     assert len(ours) == 400 + (0 if held else 3)
     assert [ours.pad_token_id, ours.bos_token_id, ours.eos_token_id] == ([5, 6, 7] if held else [402, 400, 401])
     options = dict(return_tensors="pt", add_special_tokens=False, padding=True)
-    found, expected = ours(["The Äu", "a"], **options), theirs(["The Äu", "a"], **options)
-    assert all(bool((found[key] == expected[key]).all()) for key in expected)
+    actual, expected = ours(["The Äu", "a"], **options), theirs(["The Äu", "a"], **options)
+    assert all(bool((actual[key] == expected[key]).all()) for key in expected)
     ours, theirs = (
         one.from_pretrained(folder, do_lower_case=False, **tokens)
         for one in (AutoTokenizer, transformers.AutoTokenizer)

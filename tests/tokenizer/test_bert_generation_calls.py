@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import pickle
 
 import numpy
 import pytest
@@ -18,35 +17,13 @@ from tests.support.sentencepiece_tokenizers import (
     Theirs,
     near_text,
 )
-from tests.support.tokenizer_checks import assert_same, fuzz, utf8
+from tests.support.tokenizer_checks import assert_same, call_inputs, call_options, fuzz, utf8
 
 # -- calls ------------------------------------------------------------------------------------------------------------
 
-OPTIONS = st.fixed_dictionaries(
-    {},
-    optional=dict(
-        padding=st.sampled_from([False, True, "longest", "max_length", "do_not_pad"]),
-        truncation=st.sampled_from([None, False, True, "longest_first", "only_first", "only_second"]),
-        max_length=st.sampled_from([1, 2, 3, 8, 30]),
-        pad_to_multiple_of=st.sampled_from([1, 4]),
-        padding_side=st.sampled_from(["left", "right"]),
-        return_tensors=st.sampled_from(["pt", "np"]),
-        return_attention_mask=st.booleans(),
-        return_token_type_ids=st.booleans(),
-        add_special_tokens=st.booleans(),
-    ),
-)
 TEXT = near_text().filter(utf8)
-INPUTS = st.one_of(
-    st.tuples(TEXT),
-    st.tuples(TEXT, TEXT),
-    st.tuples(st.lists(TEXT, min_size=1, max_size=4)),
-    st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3).map(
-        lambda pairs: tuple(map(list, zip(*pairs, strict=True)))
-    ),
-    st.tuples(st.lists(TEXT | st.tuples(TEXT, TEXT) | st.tuples(TEXT), min_size=1, max_size=4)),
-    st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3).map(lambda p: ([a for a, _ in p], None, [b for _, b in p])),
-)
+OPTIONS = call_options([1, 2, 3, 8, 30])
+INPUTS = call_inputs(TEXT, TEXT | st.tuples(TEXT, TEXT) | st.tuples(TEXT))
 
 
 @pytest.fixture
@@ -74,10 +51,10 @@ def test_calls_as_transformers(callers, inputs, options, side, limit):
         with pytest.raises(ValueError):
             ours(*inputs, **options)
         return
-    found = ours(*inputs, **options)
-    assert list(found) == list(expected)
+    actual = ours(*inputs, **options)
+    assert list(actual) == list(expected)
     for key in expected:
-        assert_same(found[key], expected[key])
+        assert_same(actual[key], expected[key])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -112,10 +89,10 @@ def test_corners_of_a_call(theirs, ours):
         (("a b",), dict(truncation=transformers.tokenization_utils_base.TruncationStrategy.ONLY_FIRST, max_length=1)),
         (("a b",), dict(padding=transformers.utils.PaddingStrategy.MAX_LENGTH, max_length=6)),
     ):
-        found, expected = ours(*inputs, **options), theirs(*inputs, **options)
-        assert list(found) == list(expected)
+        actual, expected = ours(*inputs, **options), theirs(*inputs, **options)
+        assert list(actual) == list(expected)
         for key in expected:
-            assert_same(found[key], expected[key])
+            assert_same(actual[key], expected[key])
 
 
 @settings(fuzz, max_examples=40)
@@ -139,10 +116,10 @@ def test_pad_as_transformers(theirs, ours, rows, masked, as_list, side, options,
         )
 
     options = dict(options, padding_side=side, return_tensors=tensors)
-    found, expected = ours.pad(inputs(), **options), theirs.pad(inputs(), **options)
-    assert found.keys() == expected.keys()
+    actual, expected = ours.pad(inputs(), **options), theirs.pad(inputs(), **options)
+    assert actual.keys() == expected.keys()
     for key in expected:
-        assert_same(found[key], expected[key])
+        assert_same(actual[key], expected[key])
 
 
 def test_pad_keeps_the_kind_of_its_input(theirs, ours):
@@ -156,10 +133,10 @@ def test_pad_keeps_the_kind_of_its_input(theirs, ours):
     ]
     for encoding in encodings:
         expected = theirs.pad(copy.deepcopy(encoding))
-        found = ours.pad(encoding)
-        assert found.keys() == expected.keys()
+        actual = ours.pad(encoding)
+        assert actual.keys() == expected.keys()
         for key in expected:
-            assert_same(found[key], expected[key])
+            assert_same(actual[key], expected[key])
 
 
 def test_the_collator_of_transformers_takes_it(theirs, ours):
@@ -170,15 +147,6 @@ def test_the_collator_of_transformers_takes_it(theirs, ours):
     for key in ("input_ids", "attention_mask", "labels"):
         assert_same(batches[0][key], batches[1][key])
     assert batches[0].labels.min() == -100
-
-
-def test_the_encoding_is_a_dict_with_attributes(ours):
-    batch = ours(["the station", "the"], padding=True, return_tensors="pt")
-    assert batch.input_ids is batch["input_ids"] and set(batch) == {"input_ids", "attention_mask"}
-    assert dict(**batch).keys() == batch.keys()
-    assert batch.to("meta") is batch and batch.attention_mask.device.type == "meta"
-    assert not hasattr(batch, "token_type_ids")
-    assert pickle.loads(pickle.dumps(ours("the"))) == copy.deepcopy(ours("the")) == ours("the")
 
 
 def test_truncation_without_a_limit_warns(fresh):

@@ -8,18 +8,18 @@ import torch
 from bertgen import InputError
 from bertgen.tokenizer.columns import ReturnedColumns, build_columns, collate, listed_columns
 
-FRAMES = {False: ([101], [], [102]), True: ([101], [102], [102])}
+SPECIAL_TOKENS = {False: ([101], [], [102]), True: ([101], [102], [102])}
 
 
 def test_special_tokens_types_and_masks_of_rows():
-    columns = build_columns([[1, 2], [3]], [None, [4, 5]], FRAMES, 1, ReturnedColumns(True, True, True))
+    columns = build_columns([[1, 2], [3]], [None, [4, 5]], SPECIAL_TOKENS, 1, ReturnedColumns(True, True, True))
     assert columns == {
         "input_ids": [[101, 1, 2, 102], [101, 3, 102, 4, 5, 102]],
         "token_type_ids": [[0, 0, 0, 0], [0, 0, 0, 1, 1, 1]],
         "attention_mask": [[1] * 4, [1] * 6],
         "special_tokens_mask": [[1, 0, 0, 1], [1, 0, 1, 0, 0, 1]],
     }
-    assert list(build_columns([[1]], [None], FRAMES, 1, ReturnedColumns(False, False, False))) == ["input_ids"]
+    assert list(build_columns([[1]], [None], SPECIAL_TOKENS, 1, ReturnedColumns(False, False, False))) == ["input_ids"]
 
 
 def test_encodings_are_collated():

@@ -14,34 +14,13 @@ from tests.support.fast_tokenizers import (
     corpus,
     near_text,
 )
-from tests.support.tokenizer_checks import assert_same, fuzz
+from tests.support.tokenizer_checks import assert_same, call_inputs, call_options, fuzz
 
 # -- calls ------------------------------------------------------------------------------------------------------------
 
-OPTIONS = st.fixed_dictionaries(
-    {},
-    optional=dict(
-        padding=st.sampled_from([False, True, "longest", "max_length", "do_not_pad"]),
-        truncation=st.sampled_from([None, False, True, "longest_first", "only_first", "only_second"]),
-        max_length=st.sampled_from([4, 5, 6, 8, 9, 30]),
-        pad_to_multiple_of=st.sampled_from([1, 4]),
-        padding_side=st.sampled_from(["left", "right"]),
-        return_tensors=st.sampled_from(["pt", "np"]),
-        return_attention_mask=st.booleans(),
-        return_token_type_ids=st.booleans(),
-        add_special_tokens=st.booleans(),
-    ),
-)
 TEXT = near_text()
-PAIRS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
-INPUTS = st.one_of(
-    st.tuples(TEXT),
-    st.tuples(TEXT, TEXT),
-    st.tuples(st.lists(TEXT, min_size=1, max_size=4)),
-    PAIRS.map(lambda pairs: tuple(map(list, zip(*pairs, strict=True)))),
-    st.tuples(st.lists(TEXT | st.tuples(TEXT, TEXT), min_size=1, max_size=4)),
-    PAIRS.map(lambda pairs: ([a for a, _ in pairs], None, [b for _, b in pairs])),
-)
+OPTIONS = call_options([4, 5, 6, 8, 9, 30])
+INPUTS = call_inputs(TEXT, TEXT | st.tuples(TEXT, TEXT))
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +29,16 @@ def callers(kind):
 
 
 def called(tokenizer, inputs, options):
-    """What a call returns, or the exception; that counts as one which has only some of the rows, for their lengths."""
+    """The result of a call, or its exception: a ValueError too if rows are missing because of their lengths."""
     try:
-        found = tokenizer(*inputs, **options)
+        actual = tokenizer(*inputs, **options)
     except Exception as error:
         return error
-    if options.get("return_tensors") and any(value.dtype == object or 0 in value.shape for value in found.values()):
+    if options.get("return_tensors") and any(value.dtype == object or 0 in value.shape for value in actual.values()):
         rows = tokenizer(*inputs, **{name: value for name, value in options.items() if name != "return_tensors"})
         if any(len({len(row) for row in value}) > 1 for value in rows.values() if value and isinstance(value[0], list)):
             return ValueError("rows of different lengths")
-    return found
+    return actual
 
 
 @settings(fuzz, max_examples=150)
@@ -69,15 +48,15 @@ def test_calls_as_transformers(callers, inputs, options, side, limit):
     ours, theirs = callers
     for tokenizer in callers:
         tokenizer.truncation_side, tokenizer.model_max_length = side, limit or NO_LIMIT
-    found, expected = called(ours, inputs, options), called(theirs, inputs, options)
+    actual, expected = called(ours, inputs, options), called(theirs, inputs, options)
     if isinstance(expected, Exception):
-        assert isinstance(found, ValueError), f"{found!r} instead of {expected!r}"
+        assert isinstance(actual, ValueError), f"{actual!r} instead of {expected!r}"
         return
-    if isinstance(found, ConfigError) and "special tokens" in str(found):  # see the test after the next
+    if isinstance(actual, ConfigError) and "special tokens" in str(actual):  # see the test after the next
         return
-    assert list(found) == list(expected)
+    assert list(actual) == list(expected)
     for key in expected:
-        assert_same(found[key], expected[key])
+        assert_same(actual[key], expected[key])
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -92,11 +71,11 @@ def test_pairs_are_truncated_as_transformers_does(callers, truncation, side, spe
         count = ours.num_special_tokens_to_add(bool(second)) if special else 1
         for limit in range(count, len(ours.encode(first, second)) + 1):
             options = dict(truncation=truncation, max_length=limit, add_special_tokens=special)
-            found, expected = called(ours, (first, second), options), called(theirs, (first, second), options)
+            actual, expected = called(ours, (first, second), options), called(theirs, (first, second), options)
             if isinstance(expected, Exception):
-                assert isinstance(found, InputError) and "truncation" in str(found)
+                assert isinstance(actual, InputError) and "truncation" in str(actual)
             else:
-                assert dict(found) == dict(expected)
+                assert dict(actual) == dict(expected)
 
 
 def test_a_limit_below_the_special_tokens(fresh_fast):
@@ -129,10 +108,10 @@ def test_corners_of_a_call(both):
         (("a b",), dict(truncation=transformers.tokenization_utils_base.TruncationStrategy.ONLY_FIRST, max_length=3)),
         (("a b",), dict(padding=transformers.utils.PaddingStrategy.MAX_LENGTH, max_length=6)),
     ):
-        found, expected = ours(*inputs, **options), theirs(*inputs, **options)
-        assert list(found) == list(expected)
+        actual, expected = ours(*inputs, **options), theirs(*inputs, **options)
+        assert list(actual) == list(expected)
         for key in expected:
-            assert_same(found[key], expected[key])
+            assert_same(actual[key], expected[key])
 
 
 def test_the_collator_of_transformers_takes_it(both):

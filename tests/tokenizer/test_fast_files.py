@@ -112,17 +112,6 @@ OLD_FILES = {
 }
 
 
-def test_additional_special_tokens_of_an_old_map(kind, tmp_path):
-    """transformers 5 decodes them although special tokens are to be skipped."""
-    kind.ours.from_pretrained(kind.folder).save_vocabulary(tmp_path)
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["[E]"]}))
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E]": 400}))
-    ours, theirs = kind.ours.from_pretrained(tmp_path), kind.theirs.from_pretrained(tmp_path)
-    ids = theirs.encode("a [E]", add_special_tokens=False)
-    assert ours.encode("a [E]", add_special_tokens=False) == ids and ids[-1] == 400
-    assert ours.extra_special_tokens == ["[E]"] and "E" not in ours.decode(ids, skip_special_tokens=True)
-
-
 @pytest.mark.parametrize("files", OLD_FILES.values(), ids=OLD_FILES)
 @pytest.mark.parametrize("unified", [False, True])
 def test_older_files_as_transformers_reads_them(kind, tmp_path, files, unified):
@@ -142,17 +131,17 @@ def test_older_files_as_transformers_reads_them(kind, tmp_path, files, unified):
 
 def test_hub_options_reach_the_download(kind, tmp_path, monkeypatch):
     kind.ours.from_pretrained(kind.folder).save_pretrained(tmp_path)
-    asked = []
+    requests = []
 
     def resolve(path_or_id, filename, hub, *, required=True):
-        asked.append((path_or_id, filename, hub))
+        requests.append((path_or_id, filename, hub))
         return tmp_path / filename if (tmp_path / filename).exists() else None
 
     monkeypatch.setattr(files, "resolve_file", resolve)
     hub = dict(revision="main", cache_dir="c", token="t", local_files_only=True)
     assert len(kind.ours.from_pretrained("a/b", **hub)) == 400
-    assert {name for _, name, _ in asked} >= {"tokenizer.json", "tokenizer_config.json"}
-    assert all(path == "a/b" and options == hub for path, _, options in asked)
+    assert {name for _, name, _ in requests} >= {"tokenizer.json", "tokenizer_config.json"}
+    assert all(path == "a/b" and options == hub for path, _, options in requests)
 
 
 def test_a_path_in_a_file_is_never_opened(kind, tmp_path):

@@ -54,16 +54,16 @@ def test_a_pair_is_truncated_by_strategy_and_side():
 
 
 def test_special_tokens_count_in_the_limit():
-    frames = {False: ([9], [], [9]), True: ([9], [9], [9])}
+    special_tokens = {False: ([9], [], [9]), True: ([9], [9], [9])}
 
     def truncate(index, row, second, limit, strategy):
         return truncate_pair(row, second, limit, strategy, "right")
 
     rows, seconds = [[1, 2, 3, 4], [1, 2]], [None, [3, 4]]
-    truncate_rows(rows, seconds, LengthOptions("do_not_pad", "longest_first", 5, None), frames, truncate)
+    truncate_rows(rows, seconds, LengthOptions("do_not_pad", "longest_first", 5, None), special_tokens, truncate)
     assert rows == [[1, 2, 3], [1]] and seconds == [None, [3]]
     with pytest.raises(ConfigError, match="max_length 1 is less than the 2 special tokens"):
-        truncate_rows([[1]], [None], LengthOptions("do_not_pad", "longest_first", 1, None), frames, truncate)
+        truncate_rows([[1]], [None], LengthOptions("do_not_pad", "longest_first", 1, None), special_tokens, truncate)
 
 
 @pytest.mark.parametrize("side, padded", [("right", [1, 0, 0, 0]), ("left", [0, 0, 0, 1])])

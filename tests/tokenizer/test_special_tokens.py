@@ -39,12 +39,12 @@ def test_a_text_has_a_limit_before_it_is_encoded(bert2bert, monkeypatch):
         generator.generate(["a", "a" * 101], max_new_tokens=2)
     with pytest.raises(InputError, match=message):
         generator.generate(["a", "a" * 101], max_new_tokens=2, truncation=True)
-    found = dict(generator.stream(["a", "a" * 101], max_new_tokens=2, return_errors=True))
-    assert found[0].error is None and "101 characters" in str(found[1].error)
+    actual = dict(generator.stream(["a", "a" * 101], max_new_tokens=2, return_errors=True))
+    assert actual[0].error is None and "101 characters" in str(actual[1].error)
 
 
 def encoded(generator, monkeypatch, texts, **options) -> list[list[int]]:
-    """What the model is asked to continue."""
+    """The rows of ids that the encoder gets."""
     rows, encode = [], generator.model.encoded
 
     def watched(input_ids, attention_mask):
@@ -84,14 +84,14 @@ def test_special_tokens_can_be_switched_off_and_are_never_cut(bert2bert, monkeyp
 def test_a_bert_generation_encoder_reads_the_bare_text(tiny_checkpoint, bert2bert, monkeypatch):
     generator = Generator(tiny_checkpoint)
     assert encoded(generator, monkeypatch, ["one"]) == [generator.tokenizer.encode("one")]
-    # whichever tokenizer cut it: the published translation models are of that kind and have a BertTokenizer
+    # with any tokenizer: the published translation models are of this kind and have a BertTokenizer
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
     model.encoder.resize_token_embeddings(128), model.decoder.resize_token_embeddings(128)
     generator = Generator(model, bert2bert)
     assert encoded(generator, monkeypatch, ["a"]) == [generator.tokenizer.encode("a", add_special_tokens=False)]
 
 
-def test_training_frames_as_the_generator_does(bert2bert, tmp_path):
+def test_training_adds_the_special_tokens_of_the_generator(bert2bert, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(bert2bert)
     config = EncoderDecoderModel.from_pretrained(bert2bert).config
     corpus = Corpus([("this is", "a summary")], tokenizer, 16, config)

@@ -1,84 +1,20 @@
-"""Configurations as a program of transformers uses them: read, changed, written."""
+"""GenerationConfig against transformers: options are read, merged, validated and written."""
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import pickle
 
 import pytest
 import torch
 import transformers
 
 from bertgen import (
-    BertConfig,
-    BertGenerationConfig,
     ConfigError,
-    EncoderDecoderConfig,
     EncoderDecoderModel,
     GenerationConfig,
-    RobertaConfig,
     UnsupportedError,
 )
-
-SHAPE = dict(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-KINDS = (BertGenerationConfig, BertConfig, RobertaConfig)
-
-
-def configurations():
-    for kind in KINDS:
-        yield kind(**SHAPE, hidden_act="relu", finetuning_task="x")
-    half = BertConfig(**SHAPE)
-    yield EncoderDecoderConfig.from_encoder_decoder_configs(half, copy.deepcopy(half), pad_token_id=0)
-
-
-@pytest.mark.parametrize("config", list(configurations()), ids=lambda config: type(config).__name__)
-def test_configurations_are_written_and_read_in_every_form(config, tmp_path):
-    kind = type(config)
-    assert kind.from_dict(json.loads(config.to_json_string())) == config
-    assert kind.from_dict(json.loads(config.to_json_string(use_diff=False))).to_dict() == config.to_dict()
-    assert "layer_norm_eps" not in config.to_diff_dict() and "model_type" in config.to_diff_dict()
-    config.to_json_file(tmp_path / "one.json", use_diff=False)
-    assert kind.from_json_file(tmp_path / "one.json").to_dict() == config.to_dict()
-    config.save_pretrained(tmp_path / "a" / "b")
-    assert kind.from_pretrained(tmp_path / "a" / "b").to_dict() == config.to_dict()
-    values, unused = kind.get_config_dict(tmp_path / "a" / "b", revision="main", foo=2)
-    assert values == config.to_dict() and unused == {"foo": 2}
-    with pytest.raises(UnsupportedError, match="push_to_hub"):
-        config.save_pretrained(tmp_path, push_to_hub=True)
-    for one in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
-        assert one == config and one.extra == config.extra
-    theirs = getattr(transformers, kind.__name__).from_pretrained(tmp_path / "a" / "b")
-    assert kind.from_dict(theirs.to_diff_dict()) == config
-
-
-def test_keys_without_effect_can_be_read_back():
-    config = BertConfig(**SHAPE, name_or_path="here", torch_dtype=torch.float16)
-    theirs = transformers.BertConfig(**SHAPE, name_or_path="here", torch_dtype=torch.float16)
-    for name in ("name_or_path", "dtype", "architectures", "use_return_dict", "return_dict", "problem_type"):
-        assert getattr(config, name) == getattr(theirs, name), name
-    assert config.to_dict()["dtype"] == theirs.to_dict()["dtype"] == "float16"
-    with pytest.raises(AttributeError, match="no option 'num_heads'"):
-        _ = config.num_heads
-    assert not hasattr(config, "foo")
-
-
-def test_an_option_wins_over_the_key_of_the_file():
-    values = {**SHAPE, "torch_dtype": "float32", "gradient_checkpointing": False, "name_or_path": "there"}
-    config = BertConfig.from_dict(values, dtype="bfloat16", gradient_checkpointing=True, name_or_path="here")
-    assert (config.dtype, config.gradient_checkpointing, config.name_or_path) == (torch.bfloat16, True, "here")
-    assert BertConfig.from_dict(values).torch_dtype == torch.float32
-
-
-def test_update_of_a_model_configuration():
-    config = BertConfig(**SHAPE)
-    config.update({"hidden_size": 64, "tokenizer_class": "X"})
-    assert config.hidden_size == 64 and config.tokenizer_class == "X"
-    with pytest.raises(ConfigError, match="hidden_sizes"):
-        config.update({"hidden_sizes": 64})
-    with pytest.raises(ConfigError, match="hidden_size must be an integer"):
-        config.update({"hidden_size": "64"})
 
 
 def test_generation_options_are_replaced_while_they_are_read(tmp_path):
@@ -174,13 +110,6 @@ def test_options_that_bertgen_does_not_have_read_as_none():
     assert GenerationConfig.from_dict({"guidance_scale": 2.0}).guidance_scale == 2.0
     with pytest.raises(UnsupportedError, match="guidance_scale=2.0"):
         GenerationConfig.from_dict({"guidance_scale": 2.0}).validate()
-
-
-def test_the_content_of_a_file_makes_a_configuration():
-    for config in (BertConfig(hidden_size=64), EncoderDecoderConfig(encoder={}, decoder={"is_decoder": True})):
-        assert type(config)(**config.to_dict()) == config
-    with pytest.raises(ConfigError, match="model_type of this class is 'bert', it cannot be 'roberta'"):
-        BertConfig(**RobertaConfig().to_dict())
 
 
 def test_a_model_generates_as_a_configuration_of_any_form_says(tiny_checkpoint):
