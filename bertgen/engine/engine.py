@@ -79,6 +79,7 @@ class Engine:
         self.scheduler = Scheduler(self.config.max_rows, self.config.refill)
         self._done: deque[Request] = deque()  # requests whose `on_done` is still to be called
         self._counts = EngineStatistics()
+        self._raised: list[Exception] = []  # in this step, which became errors of requests
         self._interrupt: BaseException | None = None  # to raise at the end of the step
 
     def after_fork(self) -> None:
@@ -255,6 +256,8 @@ class Engine:
                 try:
                     self._stepping_thread = threading.get_ident()
                     self._guarded_step()
+                    while self._raised:  # here, where no frame that held tensors is running
+                        clear_frames(self._raised.pop())
                     self._run_deferred()
                     interrupt, self._interrupt = self._interrupt, None
                 finally:
@@ -262,7 +265,10 @@ class Engine:
         finally:
             self._call_on_done()
         if interrupt is not None:
-            raise interrupt
+            try:
+                raise interrupt
+            finally:
+                del interrupt  # its traceback has this frame: a reference cycle
 
     def _guarded_step(self) -> None:
         try:
@@ -274,6 +280,7 @@ class Engine:
             raise
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # of no single request
+                self._raised.append(error)
                 return self._fail_waiting(self._restart(), error)
         except BaseException:  # an interrupt may come between any two lines
             self._restart()
@@ -318,6 +325,8 @@ class Engine:
             self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)
+            if failure is None:
+                raise
             for admission in admissions.values():
                 self.cache.allocator.release(admission.request)
             return self._fail_removed(dict.fromkeys(admissions, failure))
@@ -374,7 +383,7 @@ class Engine:
         """Requests whose rows were removed have failed."""
         for request, failure in failures.items():
             self._interrupt = self._interrupt or failure.interrupt
-            clear_frames(failure.error)
+            self._raised.append(failure.error)
             self._fail(request, failure.error, failure.by_callback)
             self.scheduler.leave(request)
 

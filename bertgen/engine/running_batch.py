@@ -47,7 +47,10 @@ class RunningBatch:
                 try:
                     group = SearchGroup(request, self.model)
                 except Exception as error:
-                    failures[request] = RequestFailure.of_step(error)
+                    failure = RequestFailure.of_step(error)
+                    if failure is None:
+                        raise
+                    failures[request] = failure
                     cache.allocator.release(admission.request)
                     continue
                 by_number[request.group] = group
@@ -74,9 +77,9 @@ class RunningBatch:
         """Remove the requests that have failed, and return them."""
         failures = {request: failure for group in self.groups for request, failure in group.failures.items()}
         if failures:
-            self.remove(failures, cache)
-            for group in self.groups:
+            for group in self.groups:  # before they leave: an exception in `failures` may refer to its group
                 group.failures = {}
+            self.remove(failures, cache)
         return failures
 
     def remove_finished(self, cache: Cache) -> list[Request]:

@@ -292,6 +292,8 @@ class Generator:
         def set_result(request: Request) -> None:
             if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
                 return
+            if request.error is not None:  # not raised here: its traceback would have this frame with the future
+                return future.set_exception(request.error)
             try:
                 output = output_of(request, self.tokenizer, call.clean_up, call.return_errors)
             except Exception as error:
