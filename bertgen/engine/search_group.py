@@ -50,9 +50,12 @@ class SearchGroup:
         )
         # The scheduler has admitted the request with its own limits.
         if stopping_criteria.with_custom_limits(options, 1, request.stopping_criteria) is not options:
-            raise UnsupportedError("MaxLengthCriteria and EosTokenCriteria here are max_length= and eos_token_id=")
-        kind = decoding.BeamSearch if options.num_beams > 1 else decoding.Sampling
-        self.search: decoding.Search = kind(options, processors, criteria, decoding.KeyedRng(), request.scored)
+            raise UnsupportedError(
+                "stopping_criteria of a request cannot be a MaxLengthCriteria or EosTokenCriteria: pass max_length= or "
+                "eos_token_id="
+            )
+        search_class = decoding.search_class(options)
+        self.search = search_class(options, processors, criteria, decoding.KeyedRng(), request.scored)
         self.number, self.start = request.group, start
         self.failures: dict[Request, RequestFailure] = {}
         self.keeps_rows = processors.by_row or criteria.by_row
@@ -122,28 +125,28 @@ class SearchGroup:
                     self.failures[request] = failure
 
     def units_of(self, requests: Collection[Request]) -> torch.Tensor:
-        """int64 on the host: places of the units that belong to these requests."""
-        places = [i for i, request in enumerate(self.requests) if request in requests]
-        return torch.tensor(places, dtype=torch.int64, device="cpu")
+        """int64 on the host: indices of the units that belong to these requests."""
+        units = [i for i, request in enumerate(self.requests) if request in requests]
+        return torch.tensor(units, dtype=torch.int64, device="cpu")
 
     def ended_units(self) -> torch.Tensor:
-        """int64 on the host: places of the units that have ended and can leave."""
+        """int64 on the host: indices of the units that have ended and can leave."""
         ended = self.search.ended()
         if self.keeps_rows and len(ended) < len(self.search.owners):
             return ended[:0]
         return ended
 
-    def complete(self, places: torch.Tensor) -> list[Request]:
-        """Write the results of ended units into their requests; returns the requests whose outputs are all there."""
+    def complete(self, units: torch.Tensor) -> list[Request]:
+        """Write the results of ended units into their requests; returns the requests that are complete."""
         try:
-            results = self.search.results(places)
+            results = self.search.results(units)
         except BaseException as error:
             if not self._fail(error):
                 raise
             return []
         completed: list[Request] = []
-        for place, (outputs, scores) in zip(places.tolist(), results):
-            owner = self.search.owners[place]
+        for unit, (outputs, scores) in zip(units.tolist(), results):
+            owner = self.search.owners[unit]
             if not isinstance(owner, tuple):
                 owner.outputs, owner.scores = outputs, scores
                 completed.append(owner)

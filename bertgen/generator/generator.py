@@ -452,7 +452,7 @@ class Generator:
         try:
             while unfinished:
                 if os.getpid() != process:
-                    raise BackendError(f"begun by process {process}, of which this is a fork: it cannot go on here")
+                    raise BackendError(f"process {process} began this call, and this process is a fork of it: it cannot continue here")
                 if not done:
                     self.engine.step()
                 while done:
