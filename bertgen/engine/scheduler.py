@@ -3,7 +3,8 @@
 It needs plain numbers only, no tensors: the engine passes in what the cache can hold, and executes the decisions.
 
 Requests wait in the order of their arrival. The first one enters when its worst-case size fits into the free rows and
-pages; no later request enters before it. `submit` and `cancel` may be called from any thread, everything else by the thread that steps.
+pages; no later request enters before it. `submit` and `cancel` may be called from any thread, everything else by the
+thread that steps.
 """
 
 from __future__ import annotations

@@ -452,7 +452,9 @@ class Generator:
         try:
             while unfinished:
                 if os.getpid() != process:
-                    raise BackendError(f"process {process} began this call, and this process is a fork of it: it cannot continue here")
+                    raise BackendError(
+                        f"process {process} began this call, and this process is a fork of it: it cannot continue here"
+                    )
                 if not done:
                     self.engine.step()
                 while done:

@@ -50,7 +50,9 @@ class OutputFuture(Future[Output]):
         if self.done():
             return timeout
         if os.getpid() != self._process:
-            raise BackendError(f"process {self._process} submitted this, and this process is a fork of it: it has no result")
+            raise BackendError(
+                f"process {self._process} submitted this, and this process is a fork of it: it has no result"
+            )
         engine = self._worker.engine
         if engine.stepping:
             raise UnsupportedError("a callback runs inside a step and cannot wait for a result")
