@@ -12,7 +12,7 @@ from ..tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Output:
-    """What was generated for one text.
+    """The generated text and tokens for one text.
 
     Attributes:
         index: of the text in the call.

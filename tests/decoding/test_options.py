@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bertgen import (
-    GenerationConfig,
-)
+from bertgen import GenerationConfig
 from bertgen.decoding import resolve_generation_config
 
 

@@ -57,8 +57,8 @@ def test_bad_inputs_are_named(models):
             dict(input_ids=ids, decoder_position_ids=torch.tensor([[46]])),
             "needs 49 .* the model has 48",
         ),
-        (dict(encoder_outputs=()), "encoder_outputs must be what the encoder returned"),
-        (dict(encoder_outputs=torch.ones(1, 2, 48)), "encoder_outputs must be what the encoder returned"),
+        (dict(encoder_outputs=()), "encoder_outputs must be the return value of the encoder"),
+        (dict(encoder_outputs=torch.ones(1, 2, 48)), "encoder_outputs must be the return value of the encoder"),
         (dict(input_ids=ids, past_key_values=((1, 2),)), "past_key_values must be the Cache .* got tuple"),
     ):
         with pytest.raises((InputError, ConfigError), match=message):
