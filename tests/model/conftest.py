@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from bertgen import (
-    EncoderDecoderModel,
-)
+from bertgen import EncoderDecoderModel
 
 
 @pytest.fixture(scope="module")
