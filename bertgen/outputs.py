@@ -78,7 +78,7 @@ class BaseModelOutputWithPoolingAndCrossAttentions(_Output):
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(_Output):
-    """logits [B, L, vocab]; loss where labels were given."""
+    """logits [B, L, vocab]; loss where there are labels."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -90,7 +90,7 @@ class CausalLMOutputWithCrossAttentions(_Output):
 
 @dataclass(eq=False)
 class Seq2SeqLMOutput(_Output):
-    """logits [B, T, vocab] of the decoder; loss where labels were given; states of both halves."""
+    """logits [B, T, vocab] of the decoder; loss where there are labels; states of both halves."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None

@@ -391,7 +391,7 @@ def test_errors_name_the_value_and_the_limit(pair, generator):
     for options, message in (
         (dict(temperature=10**400), r"temperature must be a number from 1e-30 to 1e\+30, got 1000"),
         (dict(attention_mask=[[1] * 5] * 2), "attention_mask must be a tensor, got list"),
-        (dict(encoder_outputs=5), "encoder_outputs must be what the encoder returned, .* got 5"),
+        (dict(encoder_outputs=5), "encoder_outputs must be the return value of the encoder, .* got 5"),
         (dict(encoder_outputs=(torch.ones(2, 5, 7),)), r"encoder_outputs must be \[batch, length, 16\] .*\(2, 5, 7\)"),
         (dict(encoder_outputs=(torch.ones(2, 5, 16).double(),)), "must be torch.float32, .* got torch.float64"),
         (dict(do_sample=torch.ones(2, 2)), r"do_sample must be True or False, got Tensor of shape \(2, 2\)"),

@@ -121,7 +121,7 @@ def test_pipeline_dtype_and_device(tiny_checkpoint):
     assert pipeline(model=tiny_checkpoint, torch_dtype=torch.float16).model.dtype == torch.float16
     assert pipeline(model=tiny_checkpoint, dtype="bfloat16", device=-1).model.dtype == torch.bfloat16
     if not torch.cuda.is_available():
-        with pytest.raises(BackendError, match=r"'cuda:0' was asked for, this machine has 0 CUDA devices"):
+        with pytest.raises(BackendError, match=r"'cuda:0' does not exist: this machine has 0 CUDA devices"):
             pipeline(task="text2text-generation", model=str(tiny_checkpoint), dtype=torch.float16, device=0)
 
 

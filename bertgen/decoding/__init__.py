@@ -13,4 +13,5 @@ from .search import Search as Search
 from .search_loop import Decoder as Decoder
 from .search_loop import new_search as new_search
 from .search_loop import run_search as run_search
+from .search_loop import search_class as search_class
 from .search_loop import step_searches as step_searches

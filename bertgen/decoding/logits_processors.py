@@ -51,10 +51,10 @@ _OPTION_OF_CLASS = {
 }
 
 
-def replaced_option(process: Any) -> str | None:
+def replaced_option(processor: Any) -> str | None:
     """The option whose processor an object of a class of transformers replaces; None for any other callable."""
-    kind = type(getattr(process, "__wrapped__", process))
-    return _OPTION_OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+    cls = type(getattr(processor, "__wrapped__", processor))
+    return _OPTION_OF_CLASS.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
 
 
 class LogitsProcessorList:
@@ -91,8 +91,8 @@ class LogitsProcessorList:
         self, history: torch.Tensor, scores: torch.Tensor, running: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The processed scores [R, V]; rows where `running`, bool [R], is False have ended and may hold anything."""
-        for count, process in enumerate(self.processors, 1):
-            scores = process(history, scores)
+        for count, processor in enumerate(self.processors, 1):
+            scores = processor(history, scores)
             if count == self.custom_end:
                 scores = self._check_custom_scores(history, scores, running)
         return scores
@@ -158,14 +158,14 @@ def build_logits_processors(
         check_ids(name, ids, vocabulary)
         return prefix.new_tensor(ids)
 
-    checked = [partial(call_custom, process=process) for process in custom]
+    checked = [partial(call_custom, processor=processor) for processor in custom]
     replacements = {
-        replaced_option(process): call for process, call in zip(reversed(custom), reversed(checked), strict=True)
+        replaced_option(processor): call for processor, call in zip(reversed(custom), reversed(checked), strict=True)
     }
     processors: list[LogitsProcessor] = []
 
-    def add(option: str, process: LogitsProcessor) -> None:
-        processors.append(replacements.get(option, process))
+    def add(option: str, processor: LogitsProcessor) -> None:
+        processors.append(replacements.get(option, processor))
 
     by_row = allowed is not None or bool(custom)
     if options.sequence_bias is not None:
@@ -222,8 +222,9 @@ def build_logits_processors(
     if options.begin_suppress_tokens is not None:
         length = start + (start <= 1 and options.forced_bos_token_id is not None)
         add("begin_suppress_tokens", partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
-    processors.extend(call for call in checked if not any(call is process for process in processors))
-    custom_end = max((i for i, one in enumerate(processors, 1) if any(one is call for call in checked)), default=0)
+    processors.extend(call for call in checked if not any(call is processor for processor in processors))
+    own_ends = (i for i, processor in enumerate(processors, 1) if any(processor is call for call in checked))
+    custom_end = max(own_ends, default=0)
     if options.do_sample:
         limits = {name: getattr(options, name) for name in NO_WARP}
         if limits != NO_WARP:
@@ -253,7 +254,7 @@ class SequenceBias:
                 self.always[ids[0]] = bias
             else:
                 by_length.setdefault(len(ids) - 1, []).append((ids, bias))
-        self.after = [
+        self.by_prefix = [
             (
                 torch.tensor([ids[:-1] for ids, _ in group], dtype=torch.int64, device=device),
                 torch.tensor([ids[-1] for ids, _ in group], dtype=torch.int64, device=device),
@@ -264,26 +265,26 @@ class SequenceBias:
 
     def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         total = self.always.expand_as(scores).clone()
-        for before, tokens, biases in self.after:
-            length = before.shape[1]
+        for prefix, tokens, biases in self.by_prefix:
+            length = prefix.shape[1]
             if length <= history.shape[1]:
-                comes = (history[:, None, history.shape[1] - length :] == before).all(-1)
-                total.index_add_(1, tokens, torch.where(comes, biases, 0.0))
+                matches = (history[:, None, history.shape[1] - length :] == prefix).all(-1)
+                total.index_add_(1, tokens, torch.where(matches, biases, 0.0))
         return scores + total
 
 
-def call_custom(history: torch.Tensor, scores: torch.Tensor, *, process: LogitsProcessor) -> torch.Tensor:
-    """Call a processor of the caller's; InputError where the result is no scores float [R, V]."""
+def call_custom(history: torch.Tensor, scores: torch.Tensor, *, processor: LogitsProcessor) -> torch.Tensor:
+    """Call a processor of the caller; InputError where the result is no scores float [R, V]."""
     shape, device = scores.shape, scores.device
-    result = process(history, scores)
+    result = processor(history, scores)
     expected = f"expected scores {tuple(shape)} of a floating dtype on {device}"
     if not isinstance(result, torch.Tensor):
-        raise InputError(f"logits_processor {process} returned {type(result).__name__}; {expected}")
+        raise InputError(f"logits_processor {processor} returned {type(result).__name__}; {expected}")
     if result.layout != torch.strided or result.is_nested:
-        raise InputError(f"logits_processor {process} returned a tensor of layout {result.layout}; {expected}")
+        raise InputError(f"logits_processor {processor} returned a tensor of layout {result.layout}; {expected}")
     if result.shape != shape or result.device != device or not result.is_floating_point():
         kind = f"{result.dtype} {tuple(result.shape)} on {result.device}"
-        raise InputError(f"logits_processor {process} returned {kind}; {expected}")
+        raise InputError(f"logits_processor {processor} returned {kind}; {expected}")
     return result.float()
 
 
@@ -386,8 +387,8 @@ def exponential_decay(
         return scores
     ends = scores[:, tokens]
     growth = factor**beyond - 1 if beyond * math.log(factor) < 80 else torch.finfo(scores.dtype).max
-    more = (ends.abs() * growth).masked_fill(~ends.isfinite(), 0.0)
-    return scores.index_copy(1, tokens, ends + more)
+    added = (ends.abs() * growth).masked_fill(~ends.isfinite(), 0.0)
+    return scores.index_copy(1, tokens, ends + added)
 
 
 def _repeat_per_row(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,11 @@ def resolve_generation_config(
     """A copy of `options` in which every option has a value.
 
     Args:
-        options: the merged levels of one call (`GenerationConfig.of_call`).
+        options: the merged options of one call (`GenerationConfig.of_call`).
         prefix: number of tokens that an output begins with: the start token, a prompt.
-        embedded: number of positions before them that are part of no output but count in the given lengths.
-        positions: of the model; the default length stays within.
+        embedded: number of input embeddings before them: they are part of no output, but `max_length` and `min_length`
+            count them.
+        positions: of the model; the default `max_length` is not more.
 
     Raises:
         ConfigError: options contradict each other.

@@ -10,7 +10,7 @@ from .. import ops
 
 
 class RngKeys(NamedTuple):
-    """What a random draw is computed from, int64 [n] each: the seed, the number of the request (and row), the step."""
+    """Keys of random draws, int64 [n] each: the seed, the number of the request (and row), the step."""
 
     seed: torch.Tensor
     number: torch.Tensor

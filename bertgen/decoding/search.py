@@ -18,7 +18,7 @@ from .token_history import pad_histories
 class Search:
     """Base of the searches.
 
-    A unit is what joins and leaves as one. It has one owner, and `groups` groups of `beams` rows of the decoder.
+    A unit joins and leaves as a whole. It has one owner, and `groups` groups of `beams` rows of the decoder.
 
     Args:
         options: resolved (`resolve_generation_config`).

@@ -86,6 +86,11 @@ def run_search(decoder: Decoder, search: Search, streamer: Any = None) -> Genera
     return search.output()
 
 
+def search_class(options: GenerationConfig) -> type[Search]:
+    """The kind of search that resolved `options` need."""
+    return BeamSearch if options.num_beams > 1 else Sampling
+
+
 def new_search(
     prefix: torch.Tensor,
     options: GenerationConfig,
@@ -98,7 +103,7 @@ def new_search(
     Args:
         generator: random numbers for sampling; None is torch's default generator.
     """
-    kind = BeamSearch if options.num_beams > 1 else Sampling
-    search = kind(options, processors or LogitsProcessorList(), criteria or StoppingCriteriaList(), TorchRng(generator))
+    processors, criteria = processors or LogitsProcessorList(), criteria or StoppingCriteriaList()
+    search = search_class(options)(options, processors, criteria, TorchRng(generator))
     search.join(prefix, range(len(prefix)))
     return search

@@ -98,8 +98,8 @@ def build_stopping_criteria(
 
 def replaced_option(criterion: Any) -> str | None:
     """The option whose criterion an object of a class of transformers replaces; None for any other callable."""
-    kind = type(getattr(criterion, "__wrapped__", criterion))
-    return _OPTION_OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+    cls = type(getattr(criterion, "__wrapped__", criterion))
+    return _OPTION_OF_CLASS.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
 
 
 def with_custom_limits(options: GenerationConfig, prefix: int, custom: Sequence[Any] | None) -> GenerationConfig:

@@ -1,12 +1,11 @@
-"""Attribute the exceptions of callbacks to the request that brought them."""
+"""Attribute callback exceptions to their request."""
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ class RequestFailure(Exception):
     Attributes:
         error: becomes the request's error.
         by_callback: a callback of the request raised it.
-        interrupt: raised in the thread that steps as well. The main thread receives Ctrl-C, which may have arrived
+        interrupt: to raise in the thread that steps as well: the main thread receives Ctrl-C, which may have arrived
             while the callback ran.
     """
 
@@ -31,18 +30,19 @@ class RequestFailure(Exception):
         self.error, self.by_callback, self.interrupt = error, by_callback, interrupt
 
     @classmethod
-    def of_step(cls, raised: BaseException) -> RequestFailure:
+    def of_step(cls, raised: BaseException) -> RequestFailure | None:
         """The failure of the requests for which a part of a step raised this.
 
-        Raises:
-            the exception itself where it concerns the thread that steps: an interrupt, its stack, out of memory.
+        None where the exception concerns the thread that steps (an interrupt, its stack, out of memory). The caller
+        then re-raises it by a plain `raise`: a frame with the exception as a variable would be in its traceback, a
+        reference cycle that keeps the tensors of the step alive.
         """
         if isinstance(raised, RequestFailure):
             return raised
         if isinstance(raised, RecursionError) or (_is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))):
-            raise raised
+            return None
         if isinstance(raised, RuntimeError) and is_out_of_memory(raised):
-            raise raised
+            return None
         return cls(_as_request_error(raised))
 
     @classmethod
@@ -58,7 +58,7 @@ def _is_main() -> bool:
 
 
 def _as_request_error(raised: BaseException) -> Exception:
-    """An error that neither ends the thread that reads it nor an iterator: others become a CallbackError."""
+    """The exception, or a CallbackError in place of one that would end a thread (SystemExit) or an iterator."""
     if isinstance(raised, Exception) and not isinstance(raised, (StopIteration, StopAsyncIteration)):
         return raised
     error = CallbackError(f"a function of the request raised {quoted(raised)}")
@@ -67,11 +67,24 @@ def _as_request_error(raised: BaseException) -> Exception:
 
 
 def clear_frames(error: BaseException) -> None:
-    """Clear the frames of bertgen in a traceback, which would hold the tensors of the step as long as the error lives.
+    """Clear the frames of bertgen in the tracebacks of an error and of its causes.
 
-    Frames of a user's function stay as they are, for debugging.
+    They would hold the tensors of the step and the cache as long as the error lives. Frames that are still running
+    cannot be cleared. Frames of a user's function stay as they are, for debugging.
     """
-    traceback = BaseException.__traceback__.__get__(error)  # type: ignore[attr-defined]  # a class may hide its own
+    chain = [error]
+    for one in chain:
+        causes = (_own_attribute(one, "__cause__"), _own_attribute(one, "__context__"))
+        chain += [cause for cause in causes if cause is not None and all(cause is not other for other in chain)]
+        _clear_traceback(_own_attribute(one, "__traceback__"))
+
+
+def _own_attribute(error: BaseException, name: str) -> Any:
+    """An attribute of BaseException, also where the class of the error hides it."""
+    return vars(BaseException)[name].__get__(error)
+
+
+def _clear_traceback(traceback: TracebackType | None) -> None:
     frame = None if traceback is None else traceback.tb_frame.f_back
     while frame is not None and _clear(frame):
         frame = frame.f_back
@@ -92,20 +105,30 @@ def _clear(frame: FrameType) -> bool:
 
 def guarded(request: Request, callback: Any) -> Any:
     """A callback of a request, whose exceptions become a RequestFailure; None stays None."""
-    if callback is None:
-        return None
+    return None if callback is None else _GuardedCallback(request, callback)
 
-    @functools.wraps(callback)
-    def call(*arguments: Any) -> Any:
-        request.callback_started = time.monotonic()
+
+class _GuardedCallback:
+    """Calls a callback of a request.
+
+    A class, and no function within `guarded`: the traceback of an exception keeps the functions of its frames with the
+    variables that they use of outer functions, and the request keeps the exception, a reference cycle.
+    """
+
+    def __init__(self, request: Request, callback: Any):
+        self.request, self.__wrapped__ = request, callback
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.request.callback_started = time.monotonic()
         try:
-            return _plain_value(callback(*arguments))
+            return _plain_value(self.__wrapped__(*arguments))
         except BaseException as raised:
             raise RequestFailure.of_callback(raised) from raised
         finally:
-            request.callback_started = None
+            self.request.callback_started = None
 
-    return call
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
 
 
 def guarded_all(request: Request, callbacks: Any) -> Any:

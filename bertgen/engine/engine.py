@@ -32,10 +32,10 @@ from ..cache.cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..model import EncoderDecoderModel
+from ..model.batch_decoder import BatchDecoder
 from ..model.prefill import cache_layers, check_prefill
 from ..out_of_memory import is_out_of_memory
 from ..packing import padded
-from .batch_decoder import BatchDecoder
 from .callback_errors import RequestFailure, clear_frames
 from .request import Request, SearchKey
 from .running_batch import RunningBatch
@@ -45,7 +45,7 @@ from .statistics import EngineStatistics
 
 logger = logging.getLogger(__name__)
 
-_EXIT_PATIENCE = 1.0  # seconds that the end of the interpreter waits for a callback
+_EXIT_TIMEOUT = 1.0  # seconds that the end of the interpreter waits for a callback
 _inherited: list[Any] = []  # state of engines copied into the child of a fork, where it cannot be destroyed
 
 
@@ -79,6 +79,7 @@ class Engine:
         self.scheduler = Scheduler(self.config.max_rows, self.config.refill)
         self._done: deque[Request] = deque()  # requests whose `on_done` is still to be called
         self._counts = EngineStatistics()
+        self._raised: list[Exception] = []  # in this step, which became errors of requests
         self._interrupt: BaseException | None = None  # to raise at the end of the step
 
     def after_fork(self) -> None:
@@ -92,7 +93,7 @@ class Engine:
         while not self.lock.acquire(timeout=0.05):  # and keep it
             now = time.monotonic()
             starts = [request.callback_started for request in [*self.scheduler.running]]
-            if any(start and now - start > _EXIT_PATIENCE for start in starts):
+            if any(start and now - start > _EXIT_TIMEOUT for start in starts):
                 return  # the callback may never return, and no thread is inside of torch
         self.clear()
 
@@ -131,7 +132,7 @@ class Engine:
             CapacityError: a request that could never run; then none is queued. ConfigError: options that do not suit
                 the model, such as ids outside its vocabulary. InputError: the same for the source; a seed or number of
                 more than 64 bits; a request that was submitted before. UnsupportedError: a hook on the model, its
-                decoder or the stack in that, which would not be called. BackendError: the model is on a GPU, and this
+                decoder or the decoder's stack, which would not be called. BackendError: the model is on a GPU, and this
                 is the child of a fork.
         """
         self.model.refuse_hooks()
@@ -241,8 +242,8 @@ class Engine:
         """
         if self.stepping:
             raise UnsupportedError(
-                "a function that is called in the middle of a step cannot wait for a Generator's next one: it may "
-                "submit, and read the result after it has returned"
+                "a callback runs inside a step and cannot run another one: it may submit, and read the result after it "
+                "has returned"
             )
         if self._exiting_thread is not None and self._exiting_thread != threading.get_ident():
             threading.Event().wait()  # the interpreter ends, and with it this thread
@@ -255,6 +256,8 @@ class Engine:
                 try:
                     self._stepping_thread = threading.get_ident()
                     self._guarded_step()
+                    while self._raised:  # here, where no frame that held tensors is running
+                        clear_frames(self._raised.pop())
                     self._run_deferred()
                     interrupt, self._interrupt = self._interrupt, None
                 finally:
@@ -262,7 +265,10 @@ class Engine:
         finally:
             self._call_on_done()
         if interrupt is not None:
-            raise interrupt
+            try:
+                raise interrupt
+            finally:
+                del interrupt  # its traceback has this frame: a reference cycle
 
     def _guarded_step(self) -> None:
         try:
@@ -274,6 +280,7 @@ class Engine:
             raise
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # of no single request
+                self._raised.append(error)
                 return self._fail_waiting(self._restart(), error)
         except BaseException:  # an interrupt may come between any two lines
             self._restart()
@@ -308,9 +315,10 @@ class Engine:
 
     def _admit(self) -> None:
         """Encode the sources of the requests that the scheduler lets in, and append their rows to the batch."""
-        if not self.scheduler.waiting or not self.scheduler.may_admit(self.cache.rows):
+        running_rows = 0 if self._decoder is None else self._decoder.cache.rows
+        if not self.scheduler.may_admit(running_rows):
             return
-        admissions = self._admissions(self.scheduler.admit(self.cache.rows, self._capacity()))
+        admissions = self._admissions(self.scheduler.admit(running_rows, self._capacity()))
         if not admissions:
             return
         start = time.perf_counter()
@@ -318,6 +326,8 @@ class Engine:
             self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)
+            if failure is None:
+                raise
             for admission in admissions.values():
                 self.cache.allocator.release(admission.request)
             return self._fail_removed(dict.fromkeys(admissions, failure))
@@ -361,7 +371,7 @@ class Engine:
     # -- leaving
 
     def _finish(self, request: Request) -> None:
-        """A request whose rows were removed is complete."""
+        """Finish a request whose rows were removed."""
         assert request.outputs is not None
         if not request.cancelled:
             request.finish()
@@ -371,15 +381,15 @@ class Engine:
         self.scheduler.leave(request)
 
     def _fail_removed(self, failures: Mapping[Request, RequestFailure]) -> None:
-        """Requests whose rows were removed have failed."""
+        """Fail requests whose rows were removed."""
         for request, failure in failures.items():
             self._interrupt = self._interrupt or failure.interrupt
-            clear_frames(failure.error)
+            self._raised.append(failure.error)
             self._fail(request, failure.error, failure.by_callback)
             self.scheduler.leave(request)
 
     def _fail_waiting(self, requests: Iterable[Request], error: Exception) -> None:
-        """Waiting requests fail."""
+        """Fail waiting requests."""
         requests = list(requests)
         self.scheduler.remove(requests)
         for request in requests:
@@ -396,7 +406,7 @@ class Engine:
         while self._done:
             try:
                 request = self._done.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread took the last one
                 return
             on_done, request.on_done = request.on_done, None  # so that a closure does not form a cycle with the request
             assert on_done is not None
@@ -424,23 +434,24 @@ class Engine:
         self._decoder = None
 
     def _back_off(self) -> None:
-        """Memory ran out: requeue everything and run half as many rows. A request that ran alone fails."""
+        """Memory ran out: requeue everything, drop the cache, and fail the requests that cannot run."""
         self._counts.restarts += 1
-        running = self.scheduler.back_off()
+        nothing_ran = not self.scheduler.running
+        failed = self.scheduler.back_off()
         self._drop_batch()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not running:
+        if not failed:
+            return
+        if nothing_ran:
             message = (
                 f"out of memory on {self.model.device} for the cache itself: cache_bytes {self.config.cache_bytes} for "
                 "outputs, and as much for sources"
             )
-            self._fail_waiting(self.scheduler.waiting, BackendError(message))
-        elif len(running) == 1:
-            request, options = running[0], running[0].options
+        else:
+            request, options = failed[0], failed[0].options
             message = (
                 f"out of memory on {self.model.device} with request {request.number} alone: "
                 f"{len(request.ids)} tokens, num_beams {options.num_beams}, max_length {options.max_length}"
             )
-            self.scheduler.row_limit = self.scheduler.max_rows  # the other requests may fit
-            self._fail_waiting(running, BackendError(message))
+        self._fail_waiting(failed, BackendError(message))

@@ -1,4 +1,4 @@
-"""A request: what to generate from, how, how far it has come, and its result. One object from submit to output."""
+"""A request: its source, options, progress and result, in one object from submit to output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the scheduler and its tests run without torch
 
 
 class RequestState(enum.Enum):
-    """Where a request is on its way through the engine."""
+    """Stage of a request in the engine."""
 
     NEW = enum.auto()
     WAITING = enum.auto()
@@ -28,11 +28,11 @@ class RequestState(enum.Enum):
 
 @dataclass(eq=False)
 class Request:
-    """Source ids with their options, and what became of them. It is submitted once.
+    """Source ids with their options, state and result. It is submitted once.
 
     Attributes:
         ids: of the source, at least one; kept as a tuple.
-        options: settled.
+        options: resolved.
         seed, number: key of the random numbers, together with the step. Equal keys reproduce equal samples.
         scored: add up the log-probabilities of greedy and sampled outputs too.
         truncated: the ids are the beginning of a longer source.
@@ -46,13 +46,13 @@ class Request:
         outputs: tokens of each output after the start token, best first; None before it is finished.
         scores: log-probability / length ** length_penalty of each output; None where it was not requested.
         error: why it failed.
-        callback_failed: one of its own functions raised the error.
-        callback_started: `time.monotonic()` at the start of its function that runs now; None where none does.
+        callback_failed: a callback of the request raised the error.
+        callback_started: `time.monotonic()` at the start of the callback that is running; None where none is.
         on_done: called once with the request when it is finished or has failed, not when it was cancelled.
         serial: position in the order of arrival.
         source_key: requests with equal keys share the encoded source.
         group: number of its search group.
-        ended_rows: tokens and score of each row that has ended while other rows of the request go on.
+        ended_rows: tokens and score of each row that has ended while other rows of the request continue.
         reported_length: tokens for which `on_tokens` was called, with the start token.
     """
 
@@ -106,21 +106,21 @@ class Request:
         return self.state is RequestState.FINISHED or self.state is RequestState.FAILED
 
     def restart(self) -> None:
-        """Go back to the queue: what was generated so far is dropped, and generated again."""
+        """Return to the queue without the outputs so far; they are generated again."""
         self.state = RequestState.WAITING
         self.outputs = self.scores = None
         self.ended_rows = {}
 
     def finish(self) -> None:
-        """The outputs are complete."""
+        """Mark the request as finished: the outputs are complete."""
         self.state = RequestState.FINISHED
 
     def fail(self, error: Exception, by_callback: bool = False) -> None:
-        """There will be no outputs."""
+        """Mark the request as failed by an error."""
         self.state, self.error, self.callback_failed = RequestState.FAILED, error, by_callback
 
     def cancel(self) -> None:
-        """It was dropped by the scheduler."""
+        """Mark the request as cancelled: the scheduler has dropped it."""
         self.state, self.on_done = RequestState.CANCELLED, None
 
 

@@ -47,7 +47,10 @@ class RunningBatch:
                 try:
                     group = SearchGroup(request, self.model)
                 except Exception as error:
-                    failures[request] = RequestFailure.of_step(error)
+                    failure = RequestFailure.of_step(error)
+                    if failure is None:
+                        raise
+                    failures[request] = failure
                     cache.allocator.release(admission.request)
                     continue
                 by_number[request.group] = group
@@ -74,28 +77,28 @@ class RunningBatch:
         """Remove the requests that have failed, and return them."""
         failures = {request: failure for group in self.groups for request, failure in group.failures.items()}
         if failures:
-            self.remove(failures, cache)
-            for group in self.groups:
+            for group in self.groups:  # before they leave: an exception in `failures` may refer to its group
                 group.failures = {}
+            self.remove(failures, cache)
         return failures
 
     def remove_finished(self, cache: Cache) -> list[Request]:
         """Remove the rows that have ended, and return the requests that are complete, with their outputs."""
         ended = [group.ended_units() for group in self.groups]
-        completed = [request for group, places in zip(self.groups, ended) for request in group.complete(places)]
-        self._remove([places[:0] if group.failures else places for group, places in zip(self.groups, ended)], cache)
+        completed = [request for group, units in zip(self.groups, ended) for request in group.complete(units)]
+        self._remove([units[:0] if group.failures else units for group, units in zip(self.groups, ended)], cache)
         return completed
 
     def remove(self, requests: Collection[Request], cache: Cache) -> None:
         """Remove requests and their rows, whatever their state."""
         self._remove([group.units_of(requests) for group in self.groups], cache)
 
-    def _remove(self, places: Sequence[torch.Tensor], cache: Cache) -> None:
-        """Remove the units at these places of each group, and their rows from the cache."""
-        if not any(map(len, places)):
+    def _remove(self, units: Sequence[torch.Tensor], cache: Cache) -> None:
+        """Remove the units of these indices of each group, and their rows from the cache."""
+        if not any(map(len, units)):
             return
         kept, first = [], 0
-        for group, leaving in zip(self.groups, places):
+        for group, leaving in zip(self.groups, units):
             rows = group.rows
             kept.append(group.search.leave(leaving) + first)
             first += rows

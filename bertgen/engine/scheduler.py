@@ -1,9 +1,10 @@
 """The scheduler: decides which requests wait, run and leave, and which of them share a search group.
 
-It needs plain numbers only, no tensors: the engine tells it what the cache can hold and executes its decisions.
+It needs plain numbers only, no tensors: the engine passes in what the cache can hold, and executes the decisions.
 
 Requests wait in the order of their arrival. The first one enters when its worst-case size fits into the free rows and
-pages; none overtakes it. `submit` and `cancel` may be called from any thread, everything else by the thread that steps.
+pages; no later request enters before it. `submit` and `cancel` may be called from any thread, everything else by the
+thread that steps.
 """
 
 from __future__ import annotations
@@ -199,11 +200,21 @@ class Scheduler:
         return requests
 
     def back_off(self) -> list[Request]:
-        """After memory ran out: requeue everything, and run half as many rows until nothing is left to do."""
-        requests = self.requeue()
-        self.row_limit = max(1, min(self.row_limit, sum(request.rows for request in requests)) // 2)
-        self._restore_row_limit()
-        return requests
+        """After memory ran out: requeue everything, and run half as many rows until nothing is left to do.
+
+        A request that ran alone does not fit. The others may: the row limit is restored for them.
+
+        Returns:
+            Requests that have to fail: the one that ran alone; all that wait, where nothing ran.
+        """
+        running = self.requeue()
+        if not running:
+            return [*self.waiting]
+        if len(running) == 1:
+            self.row_limit = self.max_rows
+            return running
+        self.row_limit = max(1, min(self.row_limit, sum(request.rows for request in running)) // 2)
+        return []
 
     def _restore_row_limit(self) -> None:
         if not self.busy:

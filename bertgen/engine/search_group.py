@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from .. import decoding
 from ..decoding import logits_processors, stopping_criteria
+from ..decoding.logits_processors import AllowedTokens
 from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
 from .callback_errors import RequestFailure, guarded, guarded_all
@@ -33,13 +35,14 @@ class SearchGroup:
         vocabulary = model.config.decoder.vocab_size
         logits_processors.check_ids("decoder_start_token_id", [options.decoder_start_token_id], vocabulary)
         start = torch.tensor([[options.decoder_start_token_id]], dtype=torch.int64, device=model.device)
-        is_exclusive, number = request.search_key.is_exclusive, request.number
-        source = torch.tensor([request.ids], dtype=torch.int64, device=model.device) if is_exclusive else None
+        source = None
+        if request.search_key.is_exclusive:
+            source = torch.tensor([request.ids], dtype=torch.int64, device=model.device)
         allowed = guarded(request, request.prefix_allowed_tokens_fn)
         processors = logits_processors.build_logits_processors(
             options, vocabulary, start,
             source_ids=source,
-            allowed=None if allowed is None else (lambda _, tokens: allowed(number, tokens)),
+            allowed=None if allowed is None else partial(_call_allowed, allowed, request.number),
             custom=guarded_all(request, request.logits_processor),
         )  # fmt: skip
         criteria = stopping_criteria.build_stopping_criteria(
@@ -47,9 +50,12 @@ class SearchGroup:
         )
         # The scheduler has admitted the request with its own limits.
         if stopping_criteria.with_custom_limits(options, 1, request.stopping_criteria) is not options:
-            raise UnsupportedError("MaxLengthCriteria and EosTokenCriteria here are max_length= and eos_token_id=")
-        kind = decoding.BeamSearch if options.num_beams > 1 else decoding.Sampling
-        self.search: decoding.Search = kind(options, processors, criteria, decoding.KeyedRng(), request.scored)
+            raise UnsupportedError(
+                "stopping_criteria of a request cannot be a MaxLengthCriteria or EosTokenCriteria: pass max_length= or "
+                "eos_token_id="
+            )
+        search_class = decoding.search_class(options)
+        self.search = search_class(options, processors, criteria, decoding.KeyedRng(), request.scored)
         self.number, self.start = request.group, start
         self.failures: dict[Request, RequestFailure] = {}
         self.keeps_rows = processors.by_row or criteria.by_row
@@ -80,11 +86,16 @@ class SearchGroup:
             # A callback that keeps its argument keeps this copy, and not the scores of all requests.
             return self.search.advance(logits.clone() if self.keeps_rows else logits)
         except BaseException as error:
-            self._fail(error)
+            if not self._fail(error):
+                raise
             return False
 
-    def _fail(self, error: BaseException) -> None:
-        self.failures = dict.fromkeys(self.requests, RequestFailure.of_step(error))
+    def _fail(self, error: BaseException) -> bool:
+        """Make an exception the failure of the group's requests; False where the caller has to re-raise it."""
+        failure = RequestFailure.of_step(error)
+        if failure is not None:
+            self.failures = dict.fromkeys(self.requests, failure)
+        return failure is not None
 
     def join(self, requests: Sequence[Request]) -> None:
         """Append requests to the search."""
@@ -114,27 +125,28 @@ class SearchGroup:
                     self.failures[request] = failure
 
     def units_of(self, requests: Collection[Request]) -> torch.Tensor:
-        """int64 on the host: places of the units that belong to these requests."""
-        places = [i for i, request in enumerate(self.requests) if request in requests]
-        return torch.tensor(places, dtype=torch.int64, device="cpu")
+        """int64 on the host: indices of the units that belong to these requests."""
+        units = [i for i, request in enumerate(self.requests) if request in requests]
+        return torch.tensor(units, dtype=torch.int64, device="cpu")
 
     def ended_units(self) -> torch.Tensor:
-        """int64 on the host: places of the units that have ended and can leave."""
+        """int64 on the host: indices of the units that have ended and can leave."""
         ended = self.search.ended()
         if self.keeps_rows and len(ended) < len(self.search.owners):
             return ended[:0]
         return ended
 
-    def complete(self, places: torch.Tensor) -> list[Request]:
-        """Write the results of ended units into their requests; returns the requests whose outputs are all there."""
+    def complete(self, units: torch.Tensor) -> list[Request]:
+        """Write the results of ended units into their requests; returns the requests that are complete."""
         try:
-            results = self.search.results(places)
+            results = self.search.results(units)
         except BaseException as error:
-            self._fail(error)
+            if not self._fail(error):
+                raise
             return []
         completed: list[Request] = []
-        for place, (outputs, scores) in zip(places.tolist(), results):
-            owner = self.search.owners[place]
+        for unit, (outputs, scores) in zip(units.tolist(), results):
+            owner = self.search.owners[unit]
             if not isinstance(owner, tuple):
                 owner.outputs, owner.scores = outputs, scores
                 completed.append(owner)
@@ -147,6 +159,11 @@ class SearchGroup:
                 request.ended_rows = {}
                 completed.append(request)
         return completed
+
+
+def _call_allowed(allowed: AllowedTokens, number: int, _: int, tokens: torch.Tensor) -> Sequence[int]:
+    """Call `prefix_allowed_tokens_fn` with the request's number as the index of the source."""
+    return allowed(number, tokens)
 
 
 def _request_of(owner: Any) -> Request:

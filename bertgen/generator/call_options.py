@@ -28,13 +28,13 @@ CALLBACKS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"
 
 @dataclass(frozen=True)
 class CallOptions:
-    """The options of one call: settled generation options, what its requests have besides, and how texts are treated.
+    """The options of one call: resolved generation options, other options of its requests, and how texts are treated.
 
     Attributes:
-        generation: settled.
+        generation: resolved.
         seed: of the keyed random numbers, a signed integer of 64 bits.
         scores: score greedy and sampled outputs too.
-        callbacks: those of `CALLBACKS` that were given, by name.
+        callbacks: those of `CALLBACKS` that were passed, by name.
         truncation: cut long texts; None as the Generator is set.
         clean_up: remove spaces before punctuation; None as the tokenizer is set.
         max_batch_size: texts at a time.
@@ -63,7 +63,7 @@ class CallOptions:
         max_batch_size: int | None = None,
         return_errors: bool = False,
     ) -> CallOptions:
-        """Check and settle the options of a call.
+        """Check and resolve the options of a call.
 
         Args:
             model: its generation config has the defaults.
@@ -74,7 +74,9 @@ class CallOptions:
         """
         for name in RETURN_OPTIONS:
             if name in options:
-                raise ConfigError(f"{name} is for model.generate; a Generator gives Outputs, with scores=True scored")
+                raise ConfigError(
+                    f"{name} is for model.generate; a Generator returns Outputs, with a score where scores=True"
+                )
         if "streamer" in options:
             raise ConfigError("streamer is for model.generate; a Generator's submit has on_tokens")
         for name in ("logits_processor", "stopping_criteria"):
@@ -114,7 +116,7 @@ class CallOptions:
 
 
 def checked_truncation(value: Any) -> bool | None:
-    """Whether long texts are cut, given as a flag or as tokenizers name it; None stays None."""
+    """Whether long texts are cut, from a flag or the name that tokenizers have for it; None stays None."""
     if isinstance(value, str):
         return (
             check_choice(("longest_first", "only_first", "do_not_truncate"), value, "truncation") != "do_not_truncate"

@@ -54,7 +54,7 @@ class Generator:
         dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
             takes the checkpoint's wherever it runs.
         max_input_length: longest text in tokens; by default the encoder's number of positions.
-        truncation: cut longer texts instead of refusing them.
+        truncation: cut longer texts instead of raising an error.
         add_special_tokens: put the tokenizer's special tokens around a text. None does so for a BERT or RoBERTa
             encoder, and not for a bert-generation encoder, whose models were trained without them.
         engine: limits of the engine (`EngineConfig`), or options of it: `max_rows`, `cache_bytes`, `encode_tokens`,
@@ -111,15 +111,15 @@ class Generator:
             target = None if device is None else resolve_device(device)
             self.model = model.to(device=target, dtype=None if dtype is None else resolve_dtype(dtype)).eval()
         else:
-            local_directory(model)  # a file would do for a tokenizer
+            local_directory(model)  # refuses a file, which AutoTokenizer would accept
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(model, **hub)
             self.model = EncoderDecoderModel.from_pretrained(model, device=device, dtype=dtype, **hub, **others)
             if dtype is None and self.model.device.type == "cpu":
                 self.model.float()
-            if not others:  # which may hold weights, and say how the model is built
+            if not others:  # other arguments may hold weights or change how the model is built
                 self.origin = Origin.of(self.model, model, dtype=dtype, **hub)
-        if isinstance(tokenizer, (str, os.PathLike)):  # another place, of which there may be no such revision
+        if isinstance(tokenizer, (str, os.PathLike)):  # of another repository, where the revision may not exist
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, **{k: v for k, v in hub.items() if k != "revision"})
         self.tokenizer = tokenizer
 
@@ -143,7 +143,7 @@ class Generator:
         )
         limits = {name: value for name, value in limits.items() if value is not None}
         if engine is not None and limits:
-            raise ConfigError(f"engine, or {', '.join(limits)}: not both")
+            raise ConfigError(f"pass engine or {', '.join(limits)}, not both")
         if engine is not None and not isinstance(engine, EngineConfig):
             raise ConfigError(f"engine must be an EngineConfig, got {quoted(engine)}")
         self.engine = Engine(self.model, engine or EngineConfig(**limits))
@@ -267,7 +267,7 @@ class Generator:
 
         Arguments and errors as `generate`; errors of the text itself are raised here. And:
             on_tokens: called with the newest token of each output after every step, by the thread that steps. Not with
-                beams, which change their past. An exception that it raises becomes the future's error.
+                beams, which change earlier tokens. An exception that it raises becomes the future's error.
 
         Returns:
             A future of the output (index 0). `cancel()` removes the text from the engine while it is not done. At the
@@ -281,7 +281,7 @@ class Generator:
         check_callable(on_tokens, "on_tokens")
         beams = call.generation.num_beams
         if on_tokens is not None and beams > 1:
-            raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change their past")
+            raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change earlier tokens")
         future = OutputFuture(self._worker)
         (request,) = self._encode([text], 0, call)
         if isinstance(request, Output):
@@ -292,6 +292,8 @@ class Generator:
         def set_result(request: Request) -> None:
             if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
                 return
+            if request.error is not None:  # not raised here: its traceback would have this frame with the future
+                return future.set_exception(request.error)
             try:
                 output = output_of(request, self.tokenizer, call.clean_up, call.return_errors)
             except Exception as error:
@@ -450,7 +452,9 @@ class Generator:
         try:
             while unfinished:
                 if os.getpid() != process:
-                    raise BackendError(f"begun by process {process}, of which this is a fork: it cannot go on here")
+                    raise BackendError(
+                        f"process {process} began this call, and this process is a fork of it: it cannot continue here"
+                    )
                 if not done:
                     self.engine.step()
                 while done:

@@ -12,7 +12,7 @@ from ..tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Output:
-    """What was generated for one text.
+    """The generated text and tokens for one text.
 
     Attributes:
         index: of the text in the call.
@@ -39,7 +39,7 @@ class Output:
 
 
 def output_of(request: Request, tokenizer: Tokenizer, clean_up: bool | None, return_errors: bool) -> Output:
-    """The output of a request that is done.
+    """The output of a request that is done. An error that is raised is taken from the request.
 
     Args:
         clean_up: remove spaces before punctuation; None as the tokenizer is set.
@@ -56,7 +56,11 @@ def output_of(request: Request, tokenizer: Tokenizer, clean_up: bool | None, ret
             error.__cause__ = request.error
         if return_errors and isinstance(error, BertgenError):
             return Output(index, "", truncated=request.truncated, error=error)
-        raise error
+        request.error = None
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame and that of the caller with the request: reference cycles
     rows, scores = request.outputs or [], request.scores or []
     texts = _texts_of(rows, tokenizer, clean_up)
     best, *others = (

@@ -50,10 +50,12 @@ class OutputFuture(Future[Output]):
         if self.done():
             return timeout
         if os.getpid() != self._process:
-            raise BackendError(f"submitted by process {self._process}, of which this is a fork: the result is there")
+            raise BackendError(
+                f"process {self._process} submitted this, and this process is a fork of it: it has no result"
+            )
         engine = self._worker.engine
         if engine.stepping:
-            raise UnsupportedError("a function that is called in the middle of a step cannot wait for a result")
+            raise UnsupportedError("a callback runs inside a step and cannot wait for a result")
         if not self._worker.is_this_thread and not engine.exiting:
             return timeout
         start = time.monotonic()

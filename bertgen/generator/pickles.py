@@ -12,9 +12,8 @@ from typing import Any
 from ..config import GenerationConfig
 from ..errors import CheckpointError
 from ..hub import local_directory
-from ..layers.inspection import is_plain
 from ..model import EncoderDecoderModel
-from ..model.weights_digest import weights_digest
+from ..model.weights_digest import fingerprint, weights_digest
 from ..tokenizer import Tokenizer
 
 
@@ -36,18 +35,11 @@ class Origin:
     def of(cls, model: EncoderDecoderModel, path: Any, **options: Any) -> Origin:
         """The origin of a model that was just loaded; a directory becomes absolute, for other processes."""
         directory = local_directory(path)
-        return cls(str(path) if directory is None else str(directory.resolve()), options, _fingerprint(model))
+        return cls(str(path) if directory is None else str(directory.resolve()), options, fingerprint(model))
 
     def matches(self, model: EncoderDecoderModel) -> bool:
         """Whether the model is unchanged. Versions of the parameters are compared, not their values."""
-        return _fingerprint(model) == self.seen
-
-
-def _fingerprint(model: EncoderDecoderModel) -> tuple[Any, ...]:
-    modules = tuple((id(module), is_plain(module)) for module in model.modules())
-    tensors = [*model.parameters(), *model.buffers()]
-    versions = tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
-    return modules, versions, model.training, repr(model.config.to_dict())
+        return fingerprint(model) == self.seen
 
 
 def from_origin(

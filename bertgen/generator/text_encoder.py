@@ -14,7 +14,9 @@ from ..tokenizer.special_tokens import Encoded, encode_sources, encode_targets, 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Turns texts into ids that one model can read. A text that cannot be used gets the reason, no exception.
+    """Turns texts into ids that one model can read.
+
+    The result of a text that cannot be used has a `reason`; no exception is raised.
 
     Attributes:
         special_tokens: ids before and after a source.

@@ -12,7 +12,7 @@ from ..config import BertConfig
 from ..layers.heads import BertLMHead, Pooler
 from ..outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from .bert_generation import BertGenerationDecoder, BertGenerationEncoder
-from .inputs import either
+from .inputs import option_or_default
 
 
 class BertModel(BertGenerationEncoder):
@@ -60,7 +60,7 @@ class BertModel(BertGenerationEncoder):
             attentions=states.attentions,
             cross_attentions=states.cross_attentions,
         )
-        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if option_or_default(return_dict, self.config.return_dict) else output.to_tuple()
 
 
 class BertLMHeadModel(BertGenerationDecoder):

@@ -39,9 +39,9 @@ from .inputs import (
     check_tensors,
     check_tokens,
     check_types,
-    either,
     key_limits,
     next_positions,
+    option_or_default,
     pack_source,
     positions_of,
 )
@@ -160,7 +160,7 @@ class BertGenerationEncoder(PretrainedModel):
             input_ids, attention_mask, position_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
             past_key_values, use_cache, token_type_ids, output_hidden_states, output_attentions,
         )  # fmt: skip
-        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if option_or_default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def run(
         self,
@@ -186,8 +186,10 @@ class BertGenerationEncoder(PretrainedModel):
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
         )  # fmt: skip
         past_key_values = check_cache(past_key_values, config, len(self.encoder.layer))
-        states: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
-        attentions = Attentions() if either(output_attentions, config.output_attentions) else None
+        states: list[torch.Tensor] | None = (
+            [] if option_or_default(output_hidden_states, config.output_hidden_states) else None
+        )
+        attentions = Attentions() if option_or_default(output_attentions, config.output_attentions) else None
         past = 0 if past_key_values is None else past_key_values.length
         positions = positions_of(position_ids, input_ids, rows, length, past, config, device)
         types = check_types(token_type_ids, (rows, length), config)
@@ -218,8 +220,8 @@ class BertGenerationEncoder(PretrainedModel):
                 raise UnsupportedError(
                     "a trace or a graph cannot hold a cache, which allocates slots on the host: use_cache=False"
                 )
-            caches = either(use_cache, config.use_cache) and not self._recomputes() and not traced
-            if past_key_values is not None or caches:
+            uses_cache = option_or_default(use_cache, config.use_cache) and not self._recomputes() and not traced
+            if past_key_values is not None or uses_cache:
                 cache = past_key_values
                 if cache is None:
                     cache = self.new_cache(rows, length, device, None if source is None else source[1])
@@ -439,7 +441,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             attentions=states.attentions,
             cross_attentions=states.cross_attentions,
         )
-        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if option_or_default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def step(self, tokens: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Decode one token of each row of a cache; torch.compile makes one graph for rows of any lengths.

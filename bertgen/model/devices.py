@@ -32,7 +32,7 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
         if not 0 <= (resolved.index or 0) < count:  # torch wraps a large index to a negative one
-            raise BackendError(f"device {str(name)!r} was asked for, this machine has {count} CUDA devices")
+            raise BackendError(f"device {str(name)!r} does not exist: this machine has {count} CUDA devices")
     elif resolved.type != "cpu":
         try:
             torch.empty(0, dtype=torch.uint8, device=resolved)
@@ -46,13 +46,13 @@ def device_of_map(device: Any, device_map: Any) -> Any:
     """The device that transformers' `device_map` names, or `device` where `device_map` is None.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are passed.
         UnsupportedError: the map spreads a model over several devices, or puts it on disk.
     """
     if device_map is None:
         return device
     if device is not None:
-        raise ConfigError(f"device={device!r} and device_map={device_map!r} say the same; give one of them")
+        raise ConfigError(f"device={device!r} and device_map={device_map!r} are the same option: pass one of them")
     if isinstance(device_map, dict):
         devices = set(map(str, device_map.values()))
         if len(devices) != 1 or devices == {"disk"}:

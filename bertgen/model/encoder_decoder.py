@@ -37,8 +37,8 @@ from .inputs import (
     check_tensors,
     check_tokens,
     check_types,
-    either,
     key_limits,
+    option_or_default,
     pack_source,
     positions_of,
 )
@@ -102,8 +102,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         if any(not hasattr(layer, "crossattention") for layer in self.decoder.body.encoder.layer):
             raise ConfigError("the decoder was built without add_cross_attention=True")
         if cross is None and width != config.decoder.hidden_size:
-            place = dict(device=self.decoder.device, dtype=self.decoder.dtype)
-            self.enc_to_dec_proj = nn.Linear(width, config.decoder.hidden_size, **place)
+            placement = dict(device=self.decoder.device, dtype=self.decoder.dtype)
+            self.enc_to_dec_proj = nn.Linear(width, config.decoder.hidden_size, **placement)
             self.initialize(config.decoder.initializer_range, [self.enc_to_dec_proj])
         self.generation_config = GenerationConfig.from_model_config(config)
         self.tie_weights()
@@ -126,8 +126,8 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                     other = shared.get(f"{path}.{name}")
                     if other is None or other.shape != own.shape:
                         raise ConfigError(
-                            f"tie_encoder_decoder: {path}.{name} has no equal in the decoder (False keeps the halves "
-                            "apart)"
+                            f"tie_encoder_decoder: {path}.{name} has no equal in the decoder; "
+                            "tie_encoder_decoder=False keeps separate weights"
                         )
                     setattr(module, name, other)
 
@@ -326,7 +326,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
             encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
             encoder_attentions=getattr(encoder_outputs, "attentions", None),
         )
-        return output if either(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if option_or_default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def target_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, labels: torch.Tensor
@@ -478,10 +478,12 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         positions = positions_of(positions, ids, *shape, 0, config, ids.device)
         types = check_types(types, shape, config)
         max_seqlen = rows.max_seqlen if attentions is None else shape[1]
-        seen = mask if mask is None or read is None else mask | ~read
-        key_len, key_mask = key_limits(None if seen is None else seen[:, :max_seqlen])
-        askers = None if shares is None else rows.joined(shares)
-        context = AttentionContext(rows, True, key_len, key_mask, source=source, askers=askers, attentions=attentions)
+        visible = mask if mask is None or read is None else mask | ~read
+        key_len, key_mask = key_limits(None if visible is None else visible[:, :max_seqlen])
+        source_queries = None if shares is None else rows.joined(shares)
+        context = AttentionContext(
+            rows, True, key_len, key_mask, source=source, askers=source_queries, attentions=attentions
+        )
         hidden = self.decoder.body.packed(
             rows.pack(ids), rows.pack(positions), context, states=layers,
             types=None if types is None else rows.pack(types),
@@ -501,8 +503,10 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
     ) -> CausalLMOutputWithCrossAttentions:
         """The decoder's output for `labels`, padded."""
         config = self.config.decoder
-        layers: list[torch.Tensor] | None = [] if either(output_hidden_states, config.output_hidden_states) else None
-        attentions = Attentions() if either(output_attentions, config.output_attentions) else None
+        layers: list[torch.Tensor] | None = (
+            [] if option_or_default(output_hidden_states, config.output_hidden_states) else None
+        )
+        attentions = Attentions() if option_or_default(output_attentions, config.output_attentions) else None
         logits, rows = self._teacher_forced(labels, source, mask, positions, types, layers, attentions)
 
         def padded(x: torch.Tensor) -> torch.Tensor:
@@ -571,7 +575,7 @@ _OF_BOTH = frozenset(
 
 
 def _is_graph() -> bool:
-    """Whether a graph is recorded, which must work for labels that end elsewhere too."""
+    """Whether a graph is recorded: it must be right for other labels, which end at other positions, too."""
     return torch.compiler.is_compiling() or is_traced()
 
 

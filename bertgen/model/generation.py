@@ -111,27 +111,30 @@ class GenerationMixin:
         criteria = build_stopping_criteria(resolved, tokenizer, stopping_criteria)
         limited = with_custom_limits(resolved, prepared.prefix.shape[1], stopping_criteria)
         search = decoding.new_search(prepared.prefix, limited, processors, criteria, generator)
-        stepper = self._stepper(decoder, prepared, resolved)
-        output = decoding.run_search(stepper, search, streamer)
+        step_decoder = self._step_decoder(decoder, prepared, resolved)
+        output = decoding.run_search(step_decoder, search, streamer)
         if not resolved.return_dict_in_generate:
             return output.sequences
-        cache = stepper.cache if resolved.use_cache else None
+        cache = step_decoder.cache if resolved.use_cache else None
         if not prepared.is_encoder_decoder:
             return GenerateDecoderOnlyOutput(
-                **vars(output), attentions=stepper.attentions, hidden_states=stepper.states, past_key_values=cache
+                **vars(output),
+                attentions=step_decoder.attentions,
+                hidden_states=step_decoder.states,
+                past_key_values=cache,
             )
         encoded = prepared.encoder_output
         return GenerateEncoderDecoderOutput(
             **vars(output),
             encoder_attentions=encoded.attentions if encoded and resolved.output_attentions else None,
             encoder_hidden_states=encoded.hidden_states if encoded and resolved.output_hidden_states else None,
-            decoder_attentions=stepper.attentions,
-            cross_attentions=stepper.cross_attentions,
-            decoder_hidden_states=stepper.states,
+            decoder_attentions=step_decoder.attentions,
+            cross_attentions=step_decoder.cross_attentions,
+            decoder_hidden_states=step_decoder.states,
             past_key_values=cache,
         )
 
-    def _stepper(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig) -> CachedDecoder:
+    def _step_decoder(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig) -> CachedDecoder:
         """The decoder of the decode loop for these inputs and resolved options.
 
         Raises:
@@ -164,9 +167,9 @@ class GenerationMixin:
         """
         if not isinstance(scores, (tuple, list)) or not scores:
             raise InputError(f"scores must be a tuple of tensors, one per step, got {quoted(scores)}")
-        of_steps = {f"scores[{step}]": one for step, one in enumerate(scores)}
-        check_tensors(None, sequences=sequences, beam_indices=beam_indices, **of_steps)
-        if sequences is None or any(one is None for one in scores):
+        step_scores = {f"scores[{step}]": tensor for step, tensor in enumerate(scores)}
+        check_tensors(None, sequences=sequences, beam_indices=beam_indices, **step_scores)
+        if sequences is None or any(tensor is None for tensor in scores):
             raise InputError(f"sequences and scores must be tensors, got {quoted(sequences)} and {quoted(scores)}")
         shape = scores[0].shape
         if len(shape) != 2 or any(s.shape != shape or not s.is_floating_point() for s in scores):
@@ -175,9 +178,9 @@ class GenerationMixin:
             raise InputError(f"sequences must be [rows, at least {len(scores)}], got {tuple(sequences.shape)}")
         check_ids(sequences, shape[1], "sequences")
         if beam_indices is not None:
-            most = min(len(scores), sequences.shape[1])
-            if beam_indices.dim() != 2 or len(beam_indices) != len(sequences) or beam_indices.shape[1] > most:
-                limit = f"[{len(sequences)}, at most {most}]"
+            max_steps = min(len(scores), sequences.shape[1])
+            if beam_indices.dim() != 2 or len(beam_indices) != len(sequences) or beam_indices.shape[1] > max_steps:
+                limit = f"[{len(sequences)}, at most {max_steps}]"
                 raise InputError(f"beam_indices must be {limit}, got {tuple(beam_indices.shape)}")
             check_ids(beam_indices + 1, shape[0] + 1, "beam_indices, counted from 1,")
         elif len(sequences) != shape[0]:

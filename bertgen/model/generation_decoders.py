@@ -70,7 +70,7 @@ class CachedDecoder:
         tokens = Packing.full(self.rows, length, device)
         context = AttentionContext(
             tokens, causal, key_mask=self.mask, cache=self.cache, source=self.source, attentions=attentions,
-            askers=self._askers(tokens),
+            askers=self._source_queries(tokens),
         )  # fmt: skip
         hidden = self.decoder.body.packed(
             None if ids is None else ids.flatten(),
@@ -89,8 +89,8 @@ class CachedDecoder:
         self._extend()
         return hidden
 
-    def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
-        """Which rows share a row of the source; None where the cache has this."""
+    def _source_queries(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
+        """`AttentionContext.askers` of these tokens; None where the cache holds which rows share a source."""
         return None
 
     def _extend(self) -> None:
@@ -193,8 +193,8 @@ class UncachedDecoder(CachedDecoder):
         causal = self.decoder.config.is_decoder
         return self.decoder.head(self._run(ids, embeds, length, 0, causal)[length - 1 :: length])
 
-    def _askers(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
-        """As `CachedDecoder._askers`: the same number of rows for each."""
+    def _source_queries(self, tokens: Packing) -> tuple[torch.Tensor, int] | None:
+        """As `CachedDecoder._source_queries`: the same number of rows for each."""
         sources = 0 if self.source is None else self.source[1].shape[0]
         return tokens.joined([self.rows // sources] * sources) if 0 < sources < self.rows else None
 

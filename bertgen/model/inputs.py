@@ -18,7 +18,7 @@ from ..outputs import BaseModelOutputWithPastAndCrossAttentions
 from ..packing import Packing
 
 
-def either(option: bool | None, default: bool) -> bool:
+def option_or_default(option: bool | None, default: bool) -> bool:
     """The option of a call, or its default from the configuration where it is None."""
     if option is None:
         return default
@@ -44,13 +44,13 @@ def check_tensors(device: torch.device | None, **tensors: Any) -> None:
 
 
 def check_tokens(ids: torch.Tensor | None, embeds: torch.Tensor | None, config: BertGenerationConfig) -> torch.Tensor:
-    """The one of ids [B, L] and embeds [B, L, hidden] that is not None; InputError for a bad one, both or none."""
+    """The ids [B, L], or the embeds [B, L, hidden] where ids are None; InputError for bad ones, both or none."""
     if (ids is None) == (embeds is None):
         raise InputError("You must specify exactly one of input_ids or inputs_embeds")
     check_tensors(None, input_ids=ids, inputs_embeds=embeds)
     if ids is not None:
         if ids.dim() != 2 or 0 in ids.shape:
-            raise InputError(f"input_ids must be [batch, length] with neither 0, got shape {tuple(ids.shape)}")
+            raise InputError(f"input_ids must be [batch, length] with no size 0, got shape {tuple(ids.shape)}")
         check_ids(ids, config.vocab_size, "input_ids")
         return ids
     return check_states(embeds, config.hidden_size, "inputs_embeds")
@@ -60,7 +60,7 @@ def check_states(states: Any, hidden: int, name: str) -> torch.Tensor:
     """The states; InputError if they are no floats [batch, length, hidden]."""
     check_tensors(None, **{name: states})
     if states.dim() != 3 or states.shape[-1] != hidden or 0 in states.shape:
-        raise InputError(f"{name} must be [batch, length, {hidden}] without a 0, got shape {tuple(states.shape)}")
+        raise InputError(f"{name} must be [batch, length, {hidden}] with no size 0, got shape {tuple(states.shape)}")
     if not states.is_floating_point():
         raise InputError(f"{name} must hold floats, got {states.dtype}")
     return states
@@ -85,7 +85,7 @@ def check_encoded(encoder_outputs: Any, hidden: int) -> Any:
     states = getattr(encoder_outputs, "last_hidden_state", None)
     if not isinstance(states, torch.Tensor):
         raise InputError(
-            "encoder_outputs must be what the encoder returned, or a tuple that begins with its states, got "
+            "encoder_outputs must be the return value of the encoder, or a tuple that begins with its states, got "
             f"{quoted(encoder_outputs)}"
         )
     check_states(states, hidden, "encoder_outputs")
@@ -98,10 +98,10 @@ def check_cache(cache: Any, config: BertGenerationConfig, layers: int) -> Cache 
         return None
     if not isinstance(cache, Cache):
         raise InputError(f"past_key_values must be the Cache that an earlier call returned, got {type(cache).__name__}")
-    found = len(cache.pool.keys), *(cache.pool.keys[0].shape[1:] if cache.pool.keys else (0, 0))
-    if found[0] != layers or (found[0] and found[1:] != (config.num_attention_heads, config.head_dim)):
+    shape = len(cache.pool.keys), *(cache.pool.keys[0].shape[1:] if cache.pool.keys else (0, 0))
+    if shape[0] != layers or (shape[0] and shape[1:] != (config.num_attention_heads, config.head_dim)):
         raise InputError(
-            f"past_key_values hold {found[0]} layers of {found[1]} heads of {found[2]} columns, the model has "
+            f"past_key_values hold {shape[0]} layers of {shape[1]} heads of {shape[2]} columns, the model has "
             f"{layers} of {config.num_attention_heads} of {config.head_dim}"
         )
     return cache

@@ -65,9 +65,9 @@ def install_int4_layers(
         packed, scale, zero = (state.pop(f"{path}.{part}", None) for part in ("packed", "scale", "zero"))
         if scale is None:
             raise CheckpointError(f"{path_or_id}: {path}.scale is missing beside {path}.packed")
-        wrong = why_not_int4_weight(linear.out_features, linear.in_features, packed, scale, zero, config)
-        if wrong is not None:
-            raise CheckpointError(f"{path_or_id}: {path}: {wrong}")
+        reason = why_not_int4_weight(linear.out_features, linear.in_features, packed, scale, zero, config)
+        if reason is not None:
+            raise CheckpointError(f"{path_or_id}: {path}: {reason}")
         model.set_submodule(path, Int4Linear(packed, scale, zero, linear.bias, config))
 
 

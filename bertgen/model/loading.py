@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: checked, converted and given to a model."""
+"""Weights of a checkpoint: check and convert them, and load them into a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_weights(
     requested_format: Int4Config | None,
     ignore_mismatched_sizes: bool = False,
 ) -> dict[str, set[Any]]:
-    """Give a model on the meta device the tensors of a checkpoint, and initialize parameters that it lacks.
+    """Load the tensors of a checkpoint into a model on the meta device, and initialize parameters that it lacks.
 
     Args:
         model: a `PretrainedModel`.
@@ -66,7 +66,7 @@ def load_weights(
                 mismatched[name] = (name, tensor.shape, own[name].shape)
                 continue
             raise CheckpointError(
-                f"{path_or_id}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
+                f"{path_or_id}: {name} has shape {tuple(tensor.shape)}, the configuration needs "
                 f"{tuple(own[name].shape)}"
             )
         location = tensor.data_ptr(), tensor.shape, tensor.dtype, name in quantized
@@ -100,13 +100,13 @@ def load_weights(
     model.initialize_missing(like=torch.empty(0, dtype=dtype, device=device))
     missing = [name for name in missing if name not in mismatched]
     unused = sorted(set(loaded) - set(own))
-    for names, fate in (
+    for names, treatment in (
         (missing, "missing, initialised at random"),
         (sorted(mismatched), "of another shape in the file, initialised at random"),
         (unused, "not used"),
     ):
         if names:
-            logger.warning("%s: weights %s: %s", path_or_id, fate, summarize_names(names))
+            logger.warning("%s: weights %s: %s", path_or_id, treatment, summarize_names(names))
     return dict(
         missing_keys=set(missing),
         unexpected_keys=set(unused),
@@ -126,11 +126,11 @@ def _check_weights(
     """
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() and tensor.dtype not in STORED_DTYPES:
-            raise CheckpointError(f"{path_or_id}: {name} holds {tensor.dtype}, which is no kind of weight")
+            raise CheckpointError(f"{path_or_id}: {name} holds {tensor.dtype}, which is not a dtype of weights")
         if name in own and (f"{name}_scale" in state or f"{name}_scale_inv" in state):
             raise UnsupportedError(
-                f"{path_or_id}: {name} is {tensor.dtype} with a scale beside it; of quantized weights those in 4 "
-                "bits of bertgen and bitsandbytes can be loaded"
+                f"{path_or_id}: {name} is {tensor.dtype} with a scale; of quantized weights only those in 4 bits "
+                "of bertgen and bitsandbytes can be loaded"
             )
 
 
@@ -146,9 +146,7 @@ def check_size(path_or_id: str | os.PathLike | None, cls: type, config: Any, sta
         if layers > 0 == stored:
             raise CheckpointError(f"{path_or_id} holds no weight of a {cls.__name__}: {sorted(state)[:3]} ...")
         if layers > stored:
-            raise CheckpointError(
-                f"{path_or_id}: the configuration asks for {layers} layers, the weights are of {stored}"
-            )
+            raise CheckpointError(f"{path_or_id}: the configuration needs {layers} layers, the weights are of {stored}")
         if (width := getattr(half, "hidden_size", 0)) > widest:
             raise CheckpointError(f"{path_or_id}: hidden_size is {width}, no weight has a side of more than {widest}")
 

@@ -1,4 +1,4 @@
-"""What the engine needs from a decoder before it prefills: the size of its cache, and whether its layers allow it."""
+"""Checks before sources are prefilled: the number of layers in the cache, and whether every layer allows it."""
 
 from __future__ import annotations
 

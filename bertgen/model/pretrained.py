@@ -267,7 +267,7 @@ class PretrainedModel(nn.Module):
         load_in = {name: overrides.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in overrides}
         if any(load_in.values()):
             if quantization_config is not None:
-                raise ConfigError(f"{' and '.join(load_in)} is short for a quantization_config; give one of them")
+                raise ConfigError(f"{' and '.join(load_in)} is short for a quantization_config: pass one of them")
             quantization_config = BitsAndBytesConfig(**load_in)
         arguments = {name: overrides.pop(name) for name in cls.arguments if name in overrides}
         recompute = overrides.pop("gradient_checkpointing", None)
@@ -284,7 +284,7 @@ class PretrainedModel(nn.Module):
         if config is None or isinstance(config, (str, os.PathLike)):
             config = cls.config_class.from_pretrained(path_or_id if config is None else config, hub=hub, **overrides)
         elif overrides:
-            raise ConfigError(f"options {sorted(overrides)} were given together with a config object; set them on it")
+            raise ConfigError(f"options {sorted(overrides)} were passed together with a config object: set them on it")
         requested_format = None if quantization_config is None else int4_config(quantization_config)
         stored = config.extra.get("quantization_config")
         stored_format = None if stored is None else int4_config(stored)
@@ -329,7 +329,7 @@ class PretrainedModel(nn.Module):
         return (model, loading_info) if output_loading_info else model
 
     def initialize_missing(self, like: torch.Tensor) -> None:
-        """Give parameters on the meta device initial values, with the dtype and device of `like`."""
+        """Initialize parameters on the meta device, with the dtype and device of `like`."""
         for module in self.modules():
             initialize_meta_parameters(module, self._initializer_range, like)
         self.tie_weights()

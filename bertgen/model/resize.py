@@ -11,10 +11,10 @@ from ..layers.linear import Int4Linear
 from ..layers.meta_init import outlined
 
 
-def size_of(rows: int | None, now: int, multiple: int | None) -> int:
-    """New number of rows of a table of `now` rows: `rows` (None keeps it), rounded up to a multiple."""
+def size_of(rows: int | None, current: int, multiple: int | None) -> int:
+    """New number of rows of a table of `current` rows: `rows` (None keeps it), rounded up to a multiple."""
     try:
-        rows = now if rows is None else check_integer(1, rows, "new_num_tokens")
+        rows = current if rows is None else check_integer(1, rows, "new_num_tokens")
         if multiple is not None:
             multiple = check_integer(1, multiple, "pad_to_multiple_of")
             rows = check_integer(1, -(-rows // multiple) * multiple, "new_num_tokens, as pad_to_multiple_of makes it,")
@@ -24,7 +24,7 @@ def size_of(rows: int | None, now: int, multiple: int | None) -> int:
 
 
 def check_rows(rows: int, expected: int, name: str) -> None:
-    """Raise ConfigError for a table that has not the size of the configuration: its file could not be loaded."""
+    """Raise ConfigError for a table of another size than the configuration's: its file could not be loaded."""
     if rows != expected:
         raise ConfigError(
             f"{name} has {rows} rows, config.vocab_size is {expected}; resize_token_embeddings changes both"

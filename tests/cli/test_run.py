@@ -359,7 +359,7 @@ def test_a_fault_has_a_code_of_its_own(bertgen_run, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_device_that_is_not_there(bertgen_run):
-    message = "bertgen: error: device 'cuda:0' was asked for, this machine has 0 CUDA devices\n"
+    message = "bertgen: error: device 'cuda:0' does not exist: this machine has 0 CUDA devices\n"
     assert bertgen_run("one", "--device", 0) == (2, "", message)
 
 

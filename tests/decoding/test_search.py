@@ -9,42 +9,7 @@ import torch
 
 from bertgen import GenerationConfig
 from bertgen.decoding import new_search, resolve_generation_config, run_search
-
-VOCABULARY, START, END = 12, 2, 1
-
-
-class Table:
-    """Logits that depend on the source and the last two tokens of a row."""
-
-    def __init__(self, seed: int, sources: int, width: int):
-        generator = torch.Generator().manual_seed(seed)
-        self.table = 2 * torch.randn(sources, VOCABULARY, VOCABULARY, VOCABULARY, generator=generator)
-        self.sources = torch.arange(sources).repeat_interleave(width)
-        self.history = torch.empty(sources * width, 0, dtype=torch.long)
-        self.steps = 0
-
-    def of(self, source: int, history: list[int]) -> torch.Tensor:
-        return self.table[source, ([0, *history])[-2], history[-1]]
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.steps += 1
-        self.history = torch.cat((self.history, tokens), 1)
-        return torch.stack([self.of(int(s), row.tolist()) for s, row in zip(self.sources, self.history)])
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        assert torch.equal(self.sources, self.sources[rows]), "a beam goes on from one of its own source"
-        self.history = self.history[rows]
-
-    def select(self, rows: torch.Tensor) -> None:
-        self.history, self.sources = self.history[rows], self.sources[rows]
-
-
-def searched(seed: int, sources: int, prefix: list[int] | None = None, **options):
-    base = GenerationConfig(bos_token_id=START, eos_token_id=END, pad_token_id=0, return_dict_in_generate=True)
-    settled = resolve_generation_config(GenerationConfig(**options).over(base), len(prefix or [START]))
-    table = Table(seed, sources, max(settled.num_beams, settled.num_return_sequences))
-    start = torch.tensor([prefix or [START]] * sources)
-    return run_search(table, new_search(start, settled)), table
+from tests.support.table_decoder import END, START, VOCABULARY, Table, rows, searched
 
 
 def restated(table: Table, source: int, options: dict) -> list[tuple[float, list[int]]]:
@@ -76,13 +41,6 @@ def restated(table: Table, source: int, options: dict) -> list[tuple[float, list
             if not going[group] or (full and (early is True or best <= done[group][-1][0])):
                 del going[group]
     return sorted((c for group in done.values() for c in group), key=lambda c: -c[0])
-
-
-def rows(output, sources: int) -> list[list[list[int]]]:
-    """The outputs of each source, cut after their end tokens."""
-    found = [row[: row.index(END) + 1] if END in row else row for row in output.sequences.tolist()]
-    count = len(found) // sources
-    return [found[i * count : (i + 1) * count] for i in range(sources)]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -133,22 +91,6 @@ def test_scores_and_rows_retrace_the_outputs(groups):
         total = sum(float(output.scores[step][row, tokens[step + 1]]) for step, row in steps)
         assert abs(total - float(score)) < 1e-4
     assert all(logits.shape == scores.shape for logits, scores in zip(output.logits, output.scores))
-
-
-@pytest.mark.parametrize("options", [{}, dict(num_beams=3), dict(num_beams=4, num_beam_groups=2)])
-def test_a_prefix_stays_in_front(options):
-    output, _ = searched(1, 2, prefix=[START, 5, 6], max_new_tokens=4, **options)
-    assert output.sequences[:, :3].tolist() == [[START, 5, 6]] * 2 and output.sequences.shape[1] <= 7
-
-
-def test_what_is_done_takes_no_more_steps():
-    """Sources whose search is over leave; with scores asked for all stay until the last one, as in transformers."""
-    options = dict(num_beams=2, max_length=20, early_stopping=True)
-    short, table = searched(4, 6, **options, use_cache=False)
-    assert len(table.sources) < 12
-    kept, table = searched(4, 6, **options, output_scores=True)
-    assert len(table.sources) == 12 and torch.equal(kept.sequences, short.sequences)
-    assert len(kept.scores) == table.steps
 
 
 def test_a_search_ends_with_its_length():

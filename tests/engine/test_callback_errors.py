@@ -3,6 +3,7 @@
 import gc
 import itertools
 import random
+import weakref
 
 import pytest
 import torch
@@ -169,3 +170,56 @@ def test_a_stream_with_return_errors_yields_the_exception_of_a_callback(generato
     found = dict(generator.stream(["one", "two", "three"], prefix_allowed_tokens_fn=allowed, return_errors=True))
     assert (found[0].text, found[1].text, found[2].text) == ("eins", "", "drei")
     assert isinstance(found[1].error, CallbackError) and isinstance(found[1].error.__cause__, ZeroDivisionError)
+
+
+FAILURES = {
+    "processor": dict(logits_processor=[raising(LookupError())]),
+    "interrupt": dict(logits_processor=[raising(GeneratorExit())]),
+    "allowed": dict(prefix_allowed_tokens_fn=raising(LookupError())),
+    "on_tokens": dict(on_tokens=raising(LookupError())),
+    "result": dict(logits_processor=[lambda history, scores: None]),
+}
+
+
+def fail_and_forget(engine, **callbacks):
+    """Run a failing request beside a good one, and return weak references to it and to its cache."""
+    done = []
+    failing = Request([5], options(min_length=9), **callbacks)
+    engine.submit([failing, Request([6, 5], options(num_beams=3))], done.append)
+    references = weakref.ref(failing), weakref.ref(engine.cache)
+    while engine.busy:
+        engine.step()
+    assert failing.error is not None
+    failing = done = callbacks = None  # a traceback keeps the frames of all callers
+    return references
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_an_error_is_in_no_reference_cycle(name):
+    """Without the garbage collector the request is freed with its error, and the cache when the engine is cleared."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(Model())
+        request, cache = fail_and_forget(engine, **FAILURES[name])
+        assert request() is None
+        engine.clear()
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_kept_error_does_not_keep_the_cache(name):
+    gc.collect()
+    gc.disable()
+    try:
+        engine, done = Engine(Model()), []
+        engine.submit([Request([5], options(min_length=9), **FAILURES[name])], done.append)
+        cache = weakref.ref(engine.cache)
+        while engine.busy:
+            engine.step()
+        engine.clear()
+        assert done[0].error is not None and cache() is None
+    finally:
+        gc.enable()

@@ -106,11 +106,11 @@ def test_what_a_callback_may_do_during_a_step(generator):
         generator.warm_up,
         generator.engine.step,
     ):
-        with pytest.raises(UnsupportedError, match="in the middle of a step"):
+        with pytest.raises(UnsupportedError, match="a callback runs inside a step"):
             ask(call).result(PATIENCE)
     score = ask(lambda: submitted.append(generator.score(["two"], ["zwei"])))
     assert score.result(PATIENCE).text == "eins" and submitted[-1][0].score > -1
-    with pytest.raises(UnsupportedError, match="in the middle of a step"):
+    with pytest.raises(UnsupportedError, match="a callback runs inside a step"):
         generator.generate(["one"], logits_processor=[lambda history, scores: generator.generate(["two"])])
     check_idle(generator)
 

@@ -95,7 +95,7 @@ def test_a_child_of_a_fork_works(tmp_path, tiny_checkpoint, busy):
             try:
                 wait()
             except BackendError as error:
-                return 'of which this is a fork' in str(error)
+                return 'this process is a fork of it' in str(error)
 
         def child(in_step):
             assert held is None or in_step or refused(held.result)

@@ -99,12 +99,21 @@ def test_a_source_in_flight_takes_no_pages_and_has_one_key():
 
 def test_a_request_larger_than_the_row_limit_enters_alone():
     scheduler = Scheduler(8, 0.0)
+    requests = queued(scheduler, *(request(rows=rows) for rows in (4, 1, 4, 4)))
+    assert len(scheduler.admit(0, PLENTY)) == 2
+    assert scheduler.back_off() == [] and scheduler.row_limit == 2
+    assert scheduler.admit(0, PLENTY) == requests[:1]
+
+
+def test_a_request_that_ran_alone_when_memory_ran_out_has_to_fail():
+    scheduler = Scheduler(8, 0.0)
     requests = queued(scheduler, *(request(rows=4) for _ in range(4)))
     assert len(scheduler.admit(0, PLENTY)) == 2
-    assert scheduler.back_off() == requests[:2] and scheduler.row_limit == 4
+    assert scheduler.back_off() == [] and scheduler.row_limit == 4
     assert scheduler.admit(0, PLENTY) == requests[:1]
-    scheduler.back_off()
-    assert scheduler.row_limit == 2 and scheduler.admit(0, PLENTY) == requests[:1]
+    assert scheduler.back_off() == requests[:1] and [*scheduler.waiting] == requests
+    scheduler.remove(requests[:1])
+    assert scheduler.row_limit == 8 and scheduler.admit(0, PLENTY) == requests[1:3], "the others may fit"
 
 
 @pytest.mark.parametrize("refill, free, enters", [(0.5, 3, False), (0.5, 4, True), (0.0, 0, True), (1.0, 7, False)])
@@ -232,9 +241,8 @@ def test_half_of_the_rows_run_after_memory_ran_out_until_nothing_is_left():
         scheduler.admit(len(scheduler.running), PLENTY)
         scheduler.leave(next(iter(scheduler.running)))
     assert scheduler.row_limit == 16
-    queued(scheduler, request())
-    scheduler.back_off()
-    assert scheduler.row_limit == 1, "nothing ran: the cache itself did not fit"
+    again = queued(scheduler, request(), request())
+    assert scheduler.back_off() == again, "nothing ran: the cache itself did not fit"
     scheduler.remove([*scheduler.waiting])
     assert scheduler.row_limit == 16 and requests
 
@@ -296,8 +304,13 @@ class Simulation:
 
     def requeue(self, memory_ran_out):
         running = [*self.scheduler.running]
-        again = self.scheduler.back_off() if memory_ran_out else self.scheduler.requeue()
-        assert set(again) == set(running)
+        waiting = [*self.scheduler.waiting]
+        if memory_ran_out:
+            failed = self.scheduler.back_off()
+            assert set(failed) == set(running if len(running) == 1 else [] if running else waiting)
+        else:
+            assert set(self.scheduler.requeue()) == set(running)
+        assert set(self.scheduler.waiting) == {*running, *waiting}
         self.entered = []  # what had left before is older than what enters again
 
     def check(self):

@@ -73,7 +73,7 @@ def test_bad_options(generator, options, error, message):
 def test_criteria_that_take_the_place_of_an_option_are_refused(generator):
     """In `model.generate` they set the length of an output; the engine has reserved its cache before it calls them."""
     for criterion in (transformers.MaxLengthCriteria(30), transformers.EosTokenCriteria([5])):
-        with pytest.raises(UnsupportedError, match="max_length= and eos_token_id="):
+        with pytest.raises(UnsupportedError, match="pass max_length= or eos_token_id="):
             generator.generate(["one"], stopping_criteria=[criterion])
     same = [transformers.MaxTimeCriteria(100.0)]
     assert generator.generate(["one"], stopping_criteria=same) == generator.generate(["one"])

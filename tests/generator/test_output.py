@@ -1,5 +1,9 @@
 """Outputs: texts, tokens and their counts."""
 
+import gc
+import time
+import weakref
+
 import pytest
 
 from bertgen import (
@@ -53,3 +57,38 @@ def test_outputs_have_the_number_of_input_tokens(generator):
     texts = ["one two three", "", "white " * 60]
     found = generator.generate(texts, truncation=True, num_beams=2, num_return_sequences=2)
     assert [output.input_tokens for output in found] == [3, 0, POSITIONS]
+
+
+class Failure(Exception):
+    """Has weak references, as classes of exceptions that are written in Python do."""
+
+
+def failing(history, scores):
+    raise Failure
+
+
+def error_of_generate(generator):
+    try:
+        generator.generate(["one"], logits_processor=[failing])
+    except Failure as error:
+        return weakref.ref(error)
+
+
+def error_of_future(generator):
+    return weakref.ref(generator.submit("one", logits_processor=[failing]).exception(PATIENCE))
+
+
+@pytest.mark.parametrize("call", [error_of_generate, error_of_future])
+def test_an_error_is_freed_with_its_last_reference(generator, call):
+    """Without the garbage collector: in a cycle with its traceback, it would keep the Generator and its model."""
+    gc.collect()
+    gc.disable()
+    try:
+        error = call(generator)
+        for _ in range(100):  # the thread that steps may hold the request a moment longer
+            if error() is None:
+                break
+            time.sleep(0.01)
+        assert error() is None
+    finally:
+        gc.enable()

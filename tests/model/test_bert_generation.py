@@ -9,10 +9,8 @@ import torch
 
 from bertgen import (
     BertConfig,
-    ConfigError,
     EncoderDecoderModel,
     InputError,
-    UnsupportedError,
 )
 from tests.support.model_kinds import KINDS, alone, ids_and_mask
 from tests.support.reference_models import PAD, ModelPair, make_model_pair
@@ -191,19 +189,6 @@ def test_the_decoder_alone_with_padding_and_labels(kind, causal, side):
         assert distance(got.loss, expected.loss) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_the_pooler_and_the_order_of_outputs(kind):
-    ours, theirs = alone(kind, 1)
-    ids, mask = ids_and_mask(random.Random(4), 3, 7)
-    inputs = dict(attention_mask=mask, output_hidden_states=True, output_attentions=True)
-    with torch.no_grad():
-        expected, got = theirs(ids, **inputs), ours(ids, **inputs)
-    assert distance(got.pooler_output, expected.pooler_output) <= 1e-5
-    # transformers adds cross-attentions to the encoder's outputs: an empty tuple
-    assert list(got.keys()) == [name for name in expected.keys() if name != "cross_attentions"]
-    assert isinstance(ours(ids, return_dict=False)[1], torch.Tensor)
-
-
 def float64(twins: ModelPair, inputs: dict) -> torch.Tensor:
     return twins.oracle.double()(**inputs).logits
 
@@ -255,69 +240,6 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(kind):
     assert model(ids).past_key_values is None  # layers that run twice must not fill a cache
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing and model(ids).past_key_values is not None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_resizing_the_vocabulary(kind, tied):
-    model, _ = alone(kind, 2, is_decoder=True, tie_word_embeddings=tied)
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        model.get_output_embeddings().bias += torch.rand(40)
-    before = model(ids).logits
-    head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    assert model.resize_token_embeddings(43) is model.get_input_embeddings()
-    assert model.config.vocab_size == 43 and model.get_input_embeddings().weight.shape[0] == 43
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
-    after = model(torch.tensor([[5, 6, 42]])).logits
-    assert after.shape[-1] == 43 and distance(after[:, :2, :40], before[:, :2]) <= 1e-6
-    assert distance(model.get_input_embeddings().weight[40:], words.weight.mean(0).expand(3, -1)) <= 1e-6
-    assert not model.get_output_embeddings().bias[40:].any()
-    model.resize_token_embeddings(30)
-    assert distance(model(ids).logits, before[..., :30]) <= 1e-6
-    assert model.resize_token_embeddings(None, pad_to_multiple_of=16).num_embeddings == 32
-    model.resize_token_embeddings(40, mean_resizing=False)
-    assert model.get_input_embeddings().weight[32:].std() > 0.05
-    assert head.weight.shape[0] == 40  # what was taken out earlier is as it was
-    with pytest.raises(UnsupportedError, match=r"model\.decoder\.resize_token_embeddings"):
-        make_model_pair(0).model.resize_token_embeddings(50)
-    with pytest.raises(InputError, match="-1"):
-        model.resize_token_embeddings(-1)
-
-
-def test_a_resized_half_keeps_its_place_in_the_whole():
-    model = make_model_pair(0).model
-    model.decoder.resize_token_embeddings(120)
-    labels = torch.tensor([[110, 119, 1]])
-    assert model(torch.tensor([[5, 6]]), labels=labels).logits.shape == (1, 3, 120)
-    assert model.config.decoder.vocab_size == 120
-
-
-def test_bad_inputs_of_the_new_kinds_are_named():
-    model, _ = alone("bert", 1)
-    ids = torch.full((1, 3), 5)
-    with pytest.raises(InputError, match=r"token_type_ids holds 2; ids go from 0 to 1"):
-        model(ids, token_type_ids=torch.tensor([[0, 1, 2]]))
-    with pytest.raises(InputError, match=r"token_type_ids have shape \(1, 2\)"):
-        model(ids, token_type_ids=torch.zeros(1, 2, dtype=torch.long))
-    plain, _ = alone("bert-generation", 1)
-    assert distance(plain(ids, token_type_ids=torch.zeros_like(ids))[0], plain(ids)[0]) == 0
-    with pytest.raises(InputError, match="token_type_ids holds 1; ids go from 0 to 0"):
-        plain(ids, token_type_ids=torch.ones_like(ids))
-    roberta, _ = alone("roberta", 1)
-    with pytest.raises(InputError, match="20 tokens, but the model has 19 positions"):
-        roberta(torch.full((1, 20), 5))
-    with pytest.raises(InputError, match=r"\(1, 1, 3, 2\), which does not broadcast to \(1, 4, 3, 3\)"):
-        model(ids, attention_mask=torch.ones(1, 1, 3, 2, dtype=torch.bool))
-    with pytest.raises(InputError, match="bool or floating.*int64"):
-        model(ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.long))
-    with pytest.raises(InputError, match=r"\(1, 3, 3\)"):
-        model(ids, attention_mask=torch.ones(1, 3, 3))
-    with pytest.raises(ConfigError, match=r"True, False or None, got \[0\]"):
-        model(ids, output_hidden_states=[0])
-    decoder, _ = alone("bert", 2, is_decoder=True)
-    with pytest.raises(InputError, match="past_key_values hold 1 rows, the input has 2"):
-        decoder(torch.full((2, 1), 5), past_key_values=decoder(ids).past_key_values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

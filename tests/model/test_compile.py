@@ -148,7 +148,7 @@ def test_a_step_of_decoding_is_one_graph_for_all_lengths(kind, backend):
 
 
 def test_a_forward_that_would_make_a_cache_makes_none_in_a_graph():
-    """Its books are on the host. Whoever asks for one gets an error."""
+    """A cache allocates its slots on the host. An explicit use_cache=True is an error."""
     model = pair("bert-generation").eval()
     given = dict(input_ids=torch.tensor([[5, 6, 7], [8, 9, 4]]), decoder_input_ids=torch.tensor([[2, 5], [2, 6]]))
     for mask in (None, torch.tensor([[1, 1, 1], [1, 1, 0]])):

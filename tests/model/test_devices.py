@@ -24,7 +24,7 @@ def test_a_map_names_one_device():
     assert device_of_map("cpu", None) == "cpu"
     assert device_of_map(None, {"": "cpu"}) == device_of_map(None, {"encoder": "cpu", "decoder": "cpu"}) == "cpu"
     assert device_of_map(None, "auto") == ("cuda:0" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="pass one of them"):
         device_of_map("cpu", "auto")
     for several in ({"encoder": "cpu", "decoder": "cuda:0"}, {"": "disk"}):
         with pytest.raises(UnsupportedError, match="a model is on one device as a whole"):

@@ -12,7 +12,6 @@ from bertgen import (
     ConfigError,
     EncoderDecoderConfig,
     EncoderDecoderModel,
-    InputError,
     RobertaConfig,
     RobertaModel,
     UnsupportedError,
@@ -132,19 +131,6 @@ def test_outputs_work_as_attributes_keys_and_tuples():
     assert isinstance(plain, tuple) and len(plain) == 5 and torch.equal(plain[0], output.loss)
 
 
-def test_num_items_in_batch_makes_accumulation_exact():
-    model = tiny().eval()
-    ids, labels = torch.randint(3, 40, (4, 5)), torch.randint(3, 40, (4, 6))
-    labels[0, 2:], labels[3, 4:] = -100, -100
-    count = int((labels != -100).sum())
-    model(ids, labels=labels).loss.backward()
-    whole = model.encoder.embeddings.word_embeddings.weight.grad.clone()
-    model.zero_grad()
-    for part in (slice(0, 1), slice(1, 4)):
-        model(ids[part], labels=labels[part], num_items_in_batch=count).loss.backward()
-    assert distance(model.encoder.embeddings.word_embeddings.weight.grad, whole) <= 1e-6
-
-
 def test_target_logits_are_those_of_forward():
     model = tiny().eval()
     ids, labels = torch.randint(3, 40, (3, 5)), torch.randint(3, 40, (3, 6))
@@ -215,43 +201,6 @@ def test_tied_halves_are_one_set_of_parameters():
     assert model.encoder.encoder.layer[1].output.dense.weight is model.decoder.bert.encoder.layer[1].output.dense.weight
     names = set(dict(model.state_dict()))
     assert names == set(untied.state_dict())
-
-
-BAD_CALLS = {
-    "id above": (dict(input_ids=torch.tensor([[40]])), "40.*39"),
-    "id below": (dict(input_ids=torch.tensor([[-1]])), "-1"),
-    "ids dtype": (dict(input_ids=torch.tensor([[1.0]])), "float32"),
-    "ids one-dimensional": (dict(input_ids=torch.tensor([3])), r"\(1,\)"),
-    "no rows": (dict(input_ids=torch.zeros(0, 3, dtype=torch.long)), r"\(0, 3\)"),
-    "no tokens": (dict(input_ids=torch.zeros(2, 0, dtype=torch.long)), r"\(2, 0\)"),
-    "too long": (dict(input_ids=torch.full((1, 17), 3)), "17.*16"),
-    "mask shape": (dict(input_ids=torch.full((1, 3), 3), attention_mask=torch.ones(1, 4)), r"\(1, 4\).*\(1, 3\)"),
-    "position": (dict(input_ids=torch.full((1, 1), 3), position_ids=torch.tensor([[16]])), "16.*15"),
-    "nothing": (dict(), "exactly one"),
-    "both": (dict(input_ids=torch.full((1, 1), 3), inputs_embeds=torch.zeros(1, 1, 32)), "exactly one"),
-    "embeds width": (dict(inputs_embeds=torch.zeros(1, 1, 31)), "32.*31"),
-    "not a tensor": (dict(input_ids=[[3]]), "list"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_CALLS)
-def test_bad_encoder_input_is_named(case):
-    inputs, message = BAD_CALLS[case]
-    with pytest.raises(InputError, match=message):
-        tiny().encoder(**inputs)
-
-
-def test_bad_labels_and_masks_are_named():
-    model, ids = tiny(), torch.full((1, 3), 3)
-    with pytest.raises(InputError, match="labels holds 40"):
-        model(ids, labels=torch.tensor([[40]]))
-    with pytest.raises(InputError, match=r"labels have shape \(2, 3\)"):
-        model(ids, labels=torch.full((2, 3), 3))
-    with pytest.raises(InputError, match="17 tokens.*16 positions"):
-        model(ids, labels=torch.full((1, 17), 3))
-    model.config.pad_token_id = None
-    with pytest.raises(ConfigError, match="pad_token_id"):
-        model(ids, labels=ids)
 
 
 def test_bad_configurations_are_named():

@@ -13,7 +13,6 @@ from bertgen import (
     BertGenerationTokenizer,
     ConfigError,
     EncoderDecoderConfig,
-    EncoderDecoderModel,
     GenerationConfig,
     InputError,
     UnsupportedError,
@@ -21,30 +20,11 @@ from bertgen import (
 )
 from bertgen.cache.cache import Cache
 from bertgen.decoding import resolve_generation_config
-from bertgen.outputs import BaseModelOutputWithPastAndCrossAttentions
-from tests.support.generate_comparison import assert_same, both, found_by_both, random_search
+from tests.support.generate_comparison import assert_same, batch, both, found_by_both, random_search
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 
 CASES = 220
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    """The trained checkpoint here and in transformers (eager)."""
-    oracle = transformers.EncoderDecoderModel.from_pretrained(tiny_checkpoint, attn_implementation="eager").eval()
-    return EncoderDecoderModel.from_pretrained(tiny_checkpoint), oracle
-
-
-def batch(r: random.Random, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random ids and their mask [B, S], right-padded."""
-    rows, length = r.randint(1, 8), r.randint(2, 9)
-    ids = torch.tensor([[r.randrange(5, vocabulary) for _ in range(length)] for _ in range(rows)])
-    mask = torch.ones_like(ids)
-    for row in range(1, rows):
-        end = r.randint(1, length)
-        ids[row, end:], mask[row, end:] = 0, 0
-    return ids, mask
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -100,33 +80,6 @@ def test_a_search_that_has_stopped_everywhere_takes_as_many_steps_as_transformer
     assert found[0] and found[5:].all()
 
 
-LOOKS = (
-    dict(output_hidden_states=True),
-    dict(output_attentions=True),
-    dict(output_hidden_states=True, output_attentions=True),
-)
-SEARCHES = (dict(), dict(num_beams=3, num_return_sequences=2), dict(do_sample=True, num_return_sequences=2))
-
-
-@pytest.mark.parametrize("looks", LOOKS, ids=lambda looks: " ".join(looks))
-@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: " ".join(search) or "greedy")
-@pytest.mark.parametrize("prefix", [None, [[2, 9], [2, 7]], [[9, 8], [0, 7]]])
-def test_without_a_cache_states_have_the_shapes_of_transformers(models, search, looks, prefix):
-    model, oracle = models
-    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    more = {} if prefix is None else dict(decoder_input_ids=torch.tensor(prefix))
-    if prefix is not None and prefix[1][0] == 0:
-        more["decoder_attention_mask"] = torch.tensor([[1, 1], [0, 1]])
-    options = dict(
-        use_cache=False, return_dict_in_generate=True, output_scores=True, max_new_tokens=5, **looks, **search
-    )
-    expected, got = both(oracle, model, 3, input_ids=ids, attention_mask=mask, **more, **options)
-    assert_same(expected, got, "decoder_attention_mask" in more)
-    assert got.past_key_values is None
-    cached = both(oracle, model, 3, input_ids=ids, attention_mask=mask, **more, **{**options, "use_cache": True})[1]
-    assert torch.equal(cached.sequences, got.sequences)
-
-
 def test_only_requested_fields_are_returned(models):
     model, oracle = models
     ids = torch.tensor([[5, 6, 7]])
@@ -163,26 +116,6 @@ def test_a_generator_makes_samples_repeatable(models):
         assert draw(1, beams) == draw(1, beams) and len({tuple(draw(s, beams)) for s in range(5)}) > 1
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_the_cache_changes_nothing(models, beams):
-    """Scores of beams from cached steps equal a teacher-forced forward over the chosen tokens."""
-    model, _ = models
-    ids, mask = batch(random.Random(9), model.config.encoder.vocab_size)
-    chosen = dict(num_beams=beams, max_new_tokens=12, length_penalty=0.0, return_dict_in_generate=True)
-    output = model.generate(ids, attention_mask=mask, **chosen)
-    with torch.no_grad():
-        logits = model(ids, mask, decoder_input_ids=output.sequences[:, :-1]).logits
-    targets = output.sequences[:, 1:]
-    chosen_log = logits.log_softmax(-1).gather(2, targets[..., None]).squeeze(2)
-    for row in range(len(ids)):
-        end = (targets[row] == 1).nonzero()
-        length = int(end[0]) + 1 if len(end) else targets.shape[1]
-        if beams > 1:
-            assert abs(float(chosen_log[row, :length].sum() - output.sequences_scores[row])) <= 1e-4
-        else:
-            assert torch.equal(logits[row, :length].argmax(-1), targets[row, :length])
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 def test_batches_do_not_mix(models, beams):
     """Each source alone gives the tokens it gives in a batch, whatever finishes first."""
@@ -194,19 +127,6 @@ def test_batches_do_not_mix(models, beams):
         alone = model.generate(ids[row : row + 1, :length], num_beams=beams, max_new_tokens=20)[0]
         assert torch.equal(whole[row, : len(alone)], alone)
         assert not ((whole[row, len(alone) :] != 0) & (whole[row, len(alone) :] != 1)).any()
-
-
-def test_padding_is_inferred_unless_switched_off(models):
-    model, _ = models
-    ids = torch.tensor([[7, 9, 11, 0, 0, 0], [5, 6, 7, 8, 9, 10]])
-    mask = (ids != 0).long()
-    chosen = dict(max_new_tokens=10, num_beams=2, return_dict_in_generate=True)
-    given = model.generate(ids, attention_mask=mask, **chosen)
-    inferred = model.generate(ids, **chosen)
-    attended = model.generate(ids, infer_attention_mask=False, **chosen)
-    assert torch.equal(inferred.sequences, given.sequences)
-    assert torch.equal(inferred.sequences_scores, given.sequences_scores)
-    assert not torch.equal(attended.sequences_scores, given.sequences_scores)
 
 
 def test_precedence_of_options(models):
@@ -272,44 +192,6 @@ def test_none_switches_an_option_off(models):
         )
     finally:
         model.generation_config, oracle.generation_config = kept
-
-
-def test_the_default_length_is_twenty_new_tokens():
-    special = GenerationConfig(bos_token_id=2)
-    assert resolve_generation_config(special).max_length == 21
-    assert (
-        resolve_generation_config(GenerationConfig(max_new_tokens=5).over(GenerationConfig(max_length=50))).max_length
-        == 6
-    )
-
-
-def test_cross_keys_are_computed_once_and_never_copied_per_beam(models, monkeypatch):
-    model, _ = models
-    calls, shapes, set_cross = [], [], Cache.set_cross
-
-    def watched(self, layer, keys, values):
-        calls.append(layer)
-        shapes.append(keys.shape)
-        set_cross(self, layer, keys, values)
-
-    monkeypatch.setattr(Cache, "set_cross", watched)
-    model.generate(torch.full((3, 5), 6), num_beams=4, max_new_tokens=8)
-    layers = model.config.decoder.num_hidden_layers
-    assert calls == list(range(layers)) and {shape[0] for shape in shapes} == {3 * 5}
-
-
-def test_a_reorder_moves_no_keys(models, monkeypatch):
-    model, _ = models
-    reorder, moved = Cache.reorder, []
-
-    def watched(self, rows):
-        before = [keys.clone() for keys in self.pool.keys]
-        reorder(self, rows)
-        moved.append(all(map(torch.equal, before, self.pool.keys)) and not torch.equal(rows, torch.arange(len(rows))))
-
-    monkeypatch.setattr(Cache, "reorder", watched)
-    model.generate(torch.tensor([[5, 6, 7, 8]]), num_beams=4, max_new_tokens=8)
-    assert any(moved) and len(moved) >= 2
 
 
 BAD_OPTIONS = {
@@ -392,40 +274,6 @@ def test_bad_options_are_named(models, case):
         models[0].generate(torch.tensor([[5, 6]]), **chosen)
 
 
-def test_bad_inputs_are_named(models):
-    model, _ = models
-    vocabulary, positions = model.config.encoder.vocab_size, model.config.encoder.max_position_embeddings
-    for ids, message in (
-        (torch.tensor([[vocabulary]]), f"{vocabulary}.*{vocabulary - 1}"),
-        (torch.zeros(0, 4, dtype=torch.long), r"\(0, 4\)"),
-        (torch.full((1, positions + 1), 5), f"{positions + 1} tokens.*{positions} positions"),
-        (torch.tensor([5, 6]), r"\(2,\)"),
-    ):
-        with pytest.raises(InputError, match=message):
-            model.generate(ids, max_new_tokens=3)
-    ids = torch.tensor([[5, 6]])
-    for given, message in (
-        (dict(inputs=ids, input_ids=ids), "inputs and input_ids"),
-        (dict(input_ids=ids, inputs_embeds=torch.ones(1, 2, 48)), "exactly one of input_ids or inputs_embeds"),
-        (dict(input_ids=ids, decoder_input_ids=torch.tensor([[99]])), "decoder_input_ids holds 99"),
-        (dict(input_ids=ids, decoder_input_ids=torch.tensor([[5], [6]])), r"decoder_input_ids.*\(2, 1\).*\(1, "),
-        (dict(input_ids=ids, decoder_attention_mask=torch.ones(1, 3)), r"decoder_attention_mask.*\(1, 3\).*\(1, 1\)"),
-        (
-            dict(input_ids=ids, decoder_input_ids=torch.full((1, 9), 2), max_length=9, max_new_tokens=None),
-            "max_length 9 leaves no room after the first 9 tokens",
-        ),
-        (
-            dict(input_ids=ids, decoder_position_ids=torch.tensor([[46]])),
-            "needs 49 .* the model has 48",
-        ),
-        (dict(encoder_outputs=()), "encoder_outputs must be what the encoder returned"),
-        (dict(encoder_outputs=torch.ones(1, 2, 48)), "encoder_outputs must be what the encoder returned"),
-        (dict(input_ids=ids, past_key_values=((1, 2),)), "past_key_values must be the Cache .* got tuple"),
-    ):
-        with pytest.raises((InputError, ConfigError), match=message):
-            model.generate(**dict(max_new_tokens=3) | given)
-
-
 def test_files_that_ask_for_what_we_lack_are_refused(models):
     model, _ = models
     asked = GenerationConfig.from_dict(dict(penalty_alpha=0.5, transformers_version="5.0", num_beams=2))
@@ -469,88 +317,6 @@ def test_text_to_text(tiny_checkpoint, models):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the model is given
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_inputs_of_every_kind_give_the_same(models, beams):
-    """Embeddings, the encoder's outputs and positions in place of ids, as in transformers."""
-    model, oracle = models
-    ids, mask = batch(random.Random(3), model.config.encoder.vocab_size)
-    chosen = dict(num_beams=beams, max_new_tokens=10, attention_mask=mask)
-    expected = oracle.generate(ids, **chosen)
-    with torch.no_grad():
-        states = model.encoder(ids, mask).last_hidden_state
-    for given in (
-        dict(input_ids=ids),
-        dict(inputs_embeds=model.get_input_embeddings()(ids).detach()),
-        dict(encoder_outputs=(states,)),
-        dict(encoder_outputs=BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)),
-        dict(encoder_outputs=model.encoder(ids, mask), input_ids=ids),
-        dict(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None]),
-        dict(input_ids=ids, decoder_position_ids=torch.zeros(len(ids), 1, dtype=torch.long)),
-    ):
-        assert torch.equal(model.generate(**given, **chosen), expected), given.keys()
-    shifted = dict(position_ids=torch.arange(3, 3 + ids.shape[1])[None].expand_as(ids))
-    assert torch.equal(model.generate(ids, **shifted, **chosen), oracle.generate(ids, **shifted, **chosen))
-    shifted = dict(decoder_position_ids=torch.full((len(ids), 1), 4))
-    assert torch.equal(model.generate(ids, **shifted, **chosen), oracle.generate(ids, **shifted, **chosen))
-
-
-def test_without_inputs_the_encoder_reads_one_bos(models):
-    model, oracle = models
-    assert torch.equal(model.generate(max_new_tokens=5), oracle.generate(max_new_tokens=5))
-    prefix = torch.tensor([[9, 10], [11, 12]])
-    results = [one.generate(decoder_input_ids=prefix, max_new_tokens=5) for one in models]
-    assert torch.equal(*results) and len(results[0]) == 2
-    none = GenerationConfig(decoder_start_token_id=2, pad_token_id=0)
-    kept, model.generation_config = model.generation_config, none
-    try:
-        with pytest.raises(InputError, match="input_ids: there is no bos_token_id"):
-            model.generate(max_new_tokens=5)
-    finally:
-        model.generation_config = kept
-
-
-def test_a_prefix_counts_as_length_but_not_as_new_tokens(models):
-    model, _ = models
-    ids, prefix = torch.tensor([[5, 6, 7]]), torch.tensor([[2, 9, 10]])
-    endless = dict(eos_token_id=None, pad_token_id=0)
-    assert model.generate(ids, decoder_input_ids=prefix, max_length=8, **endless).shape == (1, 8)
-    assert model.generate(ids, decoder_input_ids=prefix, max_new_tokens=8, **endless).shape == (1, 11)
-    assert model.generate(ids, decoder_input_ids=prefix[:, 1:], max_new_tokens=8, **endless).shape == (1, 11)
-
-
-@pytest.mark.parametrize("cut", [1, 4])
-def test_a_cache_goes_on_where_it_ended(models, monkeypatch, cut):
-    """Generated in two parts: the same tokens, and the second part feeds none of the first again, nor the encoder."""
-    model, _ = models
-    ids, mask = batch(random.Random(8), model.config.encoder.vocab_size)
-    chosen = dict(attention_mask=mask, eos_token_id=None, return_dict_in_generate=True)
-    whole = model.generate(ids, max_new_tokens=12, **chosen).sequences
-    first = model.generate(ids, max_new_tokens=cut, **chosen)
-    assert first.past_key_values.get_seq_length() == cut
-    fed, begin = [], Cache.begin
-    monkeypatch.setattr(Cache, "begin", lambda self, count: fed.append(count) or begin(self, count))
-    monkeypatch.setattr(model.encoder, "forward", None)
-    more = dict(decoder_input_ids=first.sequences, past_key_values=first.past_key_values)
-    assert torch.equal(model.generate(ids, max_new_tokens=12 - cut, **chosen | more).sequences, whole)
-    assert set(fed) == {1}, "one token a row"
-
-
-def test_a_cache_that_does_not_fit_is_refused(models):
-    model, _ = models
-    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, eos_token_id=None)
-    cache, whole = first.past_key_values, first.sequences
-    for given, message in (
-        (dict(num_beams=2, decoder_input_ids=whole), "one output per row, got 2"),
-        (dict(do_sample=True, num_return_sequences=3, decoder_input_ids=whole), "one output per row, got 3"),
-        (dict(decoder_input_ids=whole[:, -1:]), "hold 4 tokens a row, the input has 2: it must be the whole sequence"),
-        (dict(input_ids=ids[:1], decoder_input_ids=whole[:1]), "hold 2 rows, the input has 1"),
-        (dict(input_ids=None), "need decoder_input_ids"),
-    ):
-        with pytest.raises(InputError, match=message):
-            model.generate(**dict(input_ids=ids, past_key_values=cache, max_new_tokens=3) | given)
 
 
 def test_ended_rows_are_dropped_unless_they_are_returned(models, monkeypatch):

@@ -190,7 +190,7 @@ def test_a_weight_of_another_dtype_is_an_error(saved, dtype, layout):
         as_bin(saved, state)
     else:
         save_file(state, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"{NAME} holds {dtype}, which is no kind of weight"):
+    with pytest.raises(CheckpointError, match=f"{NAME} holds {dtype}, which is not a dtype of weights"):
         EncoderDecoderModel.from_pretrained(saved)
 
 
@@ -229,7 +229,7 @@ def test_other_floats_are_weights(saved, dtype):
     assert torch.equal(model.get_parameter(NAME), stored[NAME].to(model.dtype))
     if dtype == torch.float8_e4m3fn:
         save_file({**stored, f"{NAME}_scale_inv": torch.ones(1)}, saved / "model.safetensors")
-        with pytest.raises(UnsupportedError, match=f"{NAME} is {dtype} with a scale beside it"):
+        with pytest.raises(UnsupportedError, match=f"{NAME} is {dtype} with a scale"):
             EncoderDecoderModel.from_pretrained(saved)
 
 
@@ -317,7 +317,7 @@ def rewrite(folder: Path, half: str, **options) -> None:
 @pytest.mark.parametrize("layers", [2_000_000_000, 3])
 def test_layers_without_weights_are_never_made(saved, half, layers):
     rewrite(saved, half, num_hidden_layers=layers)
-    with pytest.raises(CheckpointError, match=f"asks for {layers} layers, the weights are of 2"):
+    with pytest.raises(CheckpointError, match=f"needs {layers} layers, the weights are of 2"):
         EncoderDecoderModel.from_pretrained(saved)
 
 
@@ -325,9 +325,9 @@ def test_layers_without_weights_are_never_made(saved, half, layers):
     ("name", "value", "message"),
     [
         ("hidden_size", 2_000_000_000, "hidden_size is 2000000000, no weight has a side of more than"),
-        ("vocab_size", 2_000_000_000, r"has shape .*asks for .*2000000000"),
-        ("intermediate_size", 2_000_000_000, r"has shape .*asks for .*2000000000"),
-        ("max_position_embeddings", 2_000_000_000, r"has shape .*asks for .*2000000000"),
+        ("vocab_size", 2_000_000_000, r"has shape .*needs .*2000000000"),
+        ("intermediate_size", 2_000_000_000, r"has shape .*needs .*2000000000"),
+        ("max_position_embeddings", 2_000_000_000, r"has shape .*needs .*2000000000"),
         ("num_hidden_layers", 2**31, "must be an integer from 0"),
         ("num_hidden_layers", 1e9, "must be an integer from 0"),
         ("hidden_size", -1, "must be an integer from 1"),
@@ -383,7 +383,7 @@ def test_what_is_missing_is_not_made_larger_than_all_there_is(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
-    """Nobody answers; what was asked for."""
+    """Requested URLs; no server answers."""
     urls: list[str] = []
 
     def nobody(url: str, **options):

@@ -142,3 +142,14 @@ def _flat(value: Any) -> list[torch.Tensor]:
 
 
 transformers.logging.set_verbosity_error()
+
+
+def batch(r: random.Random, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ids and their mask [B, S], right-padded."""
+    rows, length = r.randint(1, 8), r.randint(2, 9)
+    ids = torch.tensor([[r.randrange(5, vocabulary) for _ in range(length)] for _ in range(rows)])
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        end = r.randint(1, length)
+        ids[row, end:], mask[row, end:] = 0, 0
+    return ids, mask

@@ -1,4 +1,4 @@
-"""The decoder of the running batch."""
+"""The decoder of a running batch: rows of any lengths that join and leave."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from ..cache.cache import Cache
 from ..layers.attention import AttentionContext
-from ..model import EncoderDecoderModel
+from .encoder_decoder import EncoderDecoderModel
 
 
 class BatchDecoder:

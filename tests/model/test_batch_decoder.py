@@ -3,7 +3,7 @@
 import torch
 
 from bertgen.engine import Engine
-from bertgen.engine.batch_decoder import BatchDecoder
+from bertgen.model.batch_decoder import BatchDecoder
 from tests.support.made_up_model import VOCABULARY, Model
 
 
