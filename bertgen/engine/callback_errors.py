@@ -35,11 +35,12 @@ class RequestFailure(Exception):
         """The failure of the requests for which a part of a step raised this.
 
         Raises:
-            the exception itself where it concerns the thread that steps: an interrupt, its stack, out of memory.
+            the exception itself where it concerns the thread that steps: an interrupt, its stack, out of memory. An
+                interrupt is whatever is no Exception: callbacks are `guarded`, so a signal handler has raised it.
         """
         if isinstance(raised, RequestFailure):
             return raised
-        if isinstance(raised, RecursionError) or (_is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))):
+        if isinstance(raised, RecursionError) or (_is_main() and not isinstance(raised, Exception)):
             raise raised
         if isinstance(raised, RuntimeError) and is_out_of_memory(raised):
             raise raised
@@ -53,7 +54,7 @@ class RequestFailure(Exception):
 
 
 def _is_main() -> bool:
-    """Whether this is the thread that receives Ctrl-C."""
+    """Whether this is the thread that runs signal handlers, that of Ctrl-C among them."""
     return threading.current_thread() is threading.main_thread()
 
 
