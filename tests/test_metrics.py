@@ -42,3 +42,9 @@ def test_outputs_that_are_no_texts_are_refused(outputs):
 def test_references_that_do_not_belong_to_the_outputs_are_refused(references):
     with pytest.raises(InputError, match="references must be a list of texts for each of the outputs"):
         chrf(TEXTS, references)
+
+
+def test_bleu_takes_any_number_of_references():
+    texts = ["the old house is cold today", "we drink water in the morning"]
+    assert bleu(texts, [["something else entirely", texts[0]], [texts[1]]]).value == pytest.approx(100)
+    assert bleu(texts, [["something else entirely"], [texts[1]]]).value < 90

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
                 args = _parser(argv).parse_args(argv)
                 flags = args.flags
                 code = args.command(args)
+            except _Terminated:
+                raise
             except SystemExit:  # --help, or a line that cannot be read
                 sys.stdout.flush()
                 raise
@@ -120,8 +122,14 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.open(os.devnull, flag), mode, encoding="utf-8"))
 
 
-class _Terminated(BaseException):
-    """Raised at SIGTERM, so that no half-written file stays."""
+class _Terminated(SystemExit):
+    """Raised at SIGTERM, so that no half-written file stays.
+
+    A SystemExit: the engine attributes every other exception that arrives during a callback to the callback's request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

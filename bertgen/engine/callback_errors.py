@@ -33,13 +33,14 @@ class RequestFailure(Exception):
     def of_step(cls, raised: BaseException) -> RequestFailure | None:
         """The failure of the requests for which a part of a step raised this.
 
-        None where the exception concerns the thread that steps (an interrupt, its stack, out of memory). The caller
-        then re-raises it by a plain `raise`: a frame with the exception as a variable would be in its traceback, a
-        reference cycle that keeps the tensors of the step alive.
+        None where the exception concerns the thread that steps: an interrupt, its stack, out of memory. An interrupt is
+        any exception that is no Exception: callbacks are `guarded`, so a signal handler has raised it. The caller then
+        re-raises it by a plain `raise`: a frame with the exception as a variable would be in its traceback, a reference
+        cycle that keeps the tensors of the step alive.
         """
         if isinstance(raised, RequestFailure):
             return raised
-        if isinstance(raised, RecursionError) or (_is_main() and isinstance(raised, (KeyboardInterrupt, SystemExit))):
+        if isinstance(raised, RecursionError) or (_is_main() and not isinstance(raised, Exception)):
             return None
         if isinstance(raised, RuntimeError) and is_out_of_memory(raised):
             return None
@@ -53,7 +54,7 @@ class RequestFailure(Exception):
 
 
 def _is_main() -> bool:
-    """Whether this is the thread that receives Ctrl-C."""
+    """Whether this is the thread that runs signal handlers, that of Ctrl-C among them."""
     return threading.current_thread() is threading.main_thread()
 
 

@@ -97,7 +97,7 @@ class Tsv:
         assert self.results is not None
         if len(self.columns) == 1:
             return line + b"\t" + _joined(self.results.cells(result))
-        if not line.strip():
+        if result.error is None and not line.strip():
             return b""
         if not self.as_json:
             return _joined(self.results.cells(result))
@@ -215,7 +215,7 @@ def read_numbered_pairs(
             pair = InputError(f"{pair}: {text[:80]!r}")
         elif not isinstance(pair, InputError) and not all(pair):
             pair = InputError(f"the {'target' if pair[0] else 'source'} is empty")
-        if isinstance(pair, InputError) and not line.strip():
+        if isinstance(pair, InputError) and text_input.is_blank(line):
             blank.append((number, pair))
             continue
         yield from blank

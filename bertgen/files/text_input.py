@@ -84,6 +84,11 @@ def size_of(line: bytes) -> int:
     return line.size if isinstance(line, LongLine) else len(line)
 
 
+def is_blank(line: bytes) -> bool:
+    """Whether a line has only white space; False for one that is too long, of which only the beginning is known."""
+    return not isinstance(line, LongLine) and not line.strip()
+
+
 def check_length(line: bytes) -> None:
     """InputError where a line was too long to be read."""
     if isinstance(line, LongLine):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
@@ -16,6 +17,7 @@ import torch
 import bertgen
 from bertgen import Generator, cli
 from bertgen.cli import console
+from bertgen.decoding import BeamSearch, Sampling
 from bertgen.jobs import JobReport
 from tests.support.checkpoints import sentence, translation
 from tests.support.processes import start
@@ -392,6 +394,36 @@ def test_interruption(bertgen_run, tmp_path, monkeypatch, error, code, said):
         found["lines_per_second"] == pytest.approx(10 / found["seconds"]) and found["seconds_total"] > found["seconds"]
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt", "stats.json"]
+
+
+@pytest.mark.parametrize("method", ["advance", "results"])
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_sigterm_inside_a_search_ends_the_job_and_fails_no_line(bertgen_run, tmp_path, monkeypatch, method, num_beams):
+    """The engine attributes what a search raises to its requests, but not what a signal handler raises."""
+    (tmp_path / "in.txt").write_text("one\n" * 30)
+    arguments = ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--window", 10)
+    arguments += ("--num-beams", num_beams)
+    search, calls, deadly = (BeamSearch if num_beams > 1 else Sampling), 0, None
+    function = getattr(search, method)
+
+    def counted(*rest):
+        nonlocal calls
+        calls += 1
+        if calls == deadly:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, method, counted)
+        assert bertgen_run(*arguments)[0] == 0
+        whole = (tmp_path / "out.txt").read_bytes()
+        (tmp_path / "out.txt").unlink()
+        calls, deadly = 0, calls // 2 + 1
+        code, _, err = bertgen_run(*arguments)
+    assert code == 143 and err.endswith("bertgen: terminated\n") and calls == deadly
+    assert json.loads((tmp_path / "out.txt.job").read_bytes())["report"]["failed"] == 0
+    code, _, err = bertgen_run(*arguments)
+    assert code == 0 and "resuming at line 11 of" in err and (tmp_path / "out.txt").read_bytes() == whole
 
 
 def test_processes(tiny_checkpoint, tmp_path):

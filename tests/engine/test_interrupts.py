@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from bertgen.config import EngineConfig
+from bertgen.decoding import BeamSearch, Sampling
 from bertgen.engine import Engine
 from tests.support.hostile import (
     PATIENCE,
@@ -33,6 +34,36 @@ def test_an_interrupt_loses_nothing():
 
     model.decoder.head = interrupted
     with pytest.raises(KeyboardInterrupt):
+        drive(engine, done, 20)
+    drive(engine, done, 20)
+    assert {request.number: result(request) for request in done} == expected
+
+
+class Stop(BaseException):
+    """Raised by a signal handler."""
+
+
+@pytest.mark.parametrize("method", ["advance", "results"])
+def test_an_exception_of_a_signal_handler_is_no_failure_of_a_request(monkeypatch, method):
+    """Callbacks are guarded: what else a search raises in the main thread, and is no Exception, came by a signal."""
+    wanted = requests(random.Random(2), 20)
+    expected = {request.number: alone(request) for request in wanted}
+    done, calls = [], []
+    engine = Engine(Model(), EngineConfig(max_rows=12))
+    engine.submit(wanted, done.append)
+
+    def interrupting(function):
+        def call(*rest):
+            calls.append(1)
+            if len(calls) == 6:
+                raise Stop
+            return function(*rest)
+
+        return call
+
+    for search in (Sampling, BeamSearch):
+        monkeypatch.setattr(search, method, interrupting(getattr(search, method)))
+    with pytest.raises(Stop):
         drive(engine, done, 20)
     drive(engine, done, 20)
     assert {request.number: result(request) for request in done} == expected

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from bertgen import ConfigError, InputError
+from bertgen.files import text_input
+from bertgen.files.line_formats import read_pairs
 from bertgen.jobs import run_file
 from tests.support.jobs import names, run
 
@@ -192,3 +194,64 @@ def test_bad_line(generator, folder, name, content, problem):
         assert row == (expected if isinstance(expected, dict) else {}), "what names the line is not lost"
     else:
         assert lines[1] == (content.split(b"\n")[1] + b"\t" if name == "in.tsv" else b"")
+
+
+# pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a\tb\nno tab\n", r"line 2: 1 tab-separated columns, 2 needed: 'no tab'"),
+        (b"a\tb\n\na\tb\n", r"line 2: 1 tab-separated columns"),
+        (b"a\tb\na\t \n", r"line 2: the target is empty"),
+        (b"a\tb\na\tb\n\tb\n", r"line 3: the source is empty"),
+        (b"a\tb\n\xff\tb\n", r"line 2: not UTF-8: invalid start byte at byte 0"),
+        (b"", r"no pairs"),
+    ],
+)
+def test_malformed_data_names_file_and_line(tmp_path, text, message):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=r"pairs\.tsv(, |: )" + message):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a\tb\n\nc\td\n", "line 2: 1 tab-separated columns"),
+        ("a\tb\n".encode("utf-16"), "train.tsv is UTF-16"),
+        (b"\x1f\x8b\x08\x00", "train.tsv is compressed by gzip"),
+        (b"a\tb\n" + b"x" * 200 + b"\tb\n", "line 2: 203 bytes, the limit of a line is 100"),
+    ],
+)
+def test_what_is_no_text_or_does_not_end_is_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(text_input, "LINE_BYTES", 100)
+    (tmp_path / "train.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path / "train.tsv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".gz"])
+def test_other_kinds_of_files_are_refused_by_name(tmp_path, suffix):
+    (tmp_path / f"train{suffix}").write_bytes(b"a\tb\n")
+    with pytest.raises(ConfigError, match=f"{suffix} is not read here, but tsv and text are"):
+        read_pairs(tmp_path / f"train{suffix}")
+    (tmp_path / "train.de-en").write_bytes(b"a\tb\n\n \n")
+    assert read_pairs(tmp_path / "train.de-en") == [("a", "b")], "blank lines at the end are no lines"
+
+
+def test_columns_line_ends_and_byte_order_mark(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes("\ufeff1\tja\tyes\r\n2\tnein\u2028!\tno\r\n".encode())
+    assert read_pairs(path, 3, 2) == [("yes", "ja"), ("no", "nein\u2028!")]
+    with pytest.raises(InputError, match=r"missing\.tsv cannot be read: No such file"):
+        read_pairs(tmp_path / "missing.tsv")
+
+
+def test_a_long_line_that_begins_with_blanks_is_no_blank_line_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_input, "LINE_BYTES", 100)
+    (tmp_path / "pairs.tsv").write_bytes(b"a\tb\n" + b" " * 100 + b"c\td\n \n")
+    with pytest.raises(InputError, match="pairs.tsv, line 2: 104 bytes, the limit of a line is 100"):
+        read_pairs(tmp_path / "pairs.tsv")

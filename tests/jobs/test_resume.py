@@ -152,20 +152,31 @@ def test_process_that_is_killed(tiny_checkpoint, tmp_path):
     command += "--do-sample --seed 1 --model".split()
     command += [tiny_checkpoint, "--input", tmp_path / "in.txt", "--output", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def committed():
+        """Lines that the next run finds; 0 before the first commit, when OUT.job may be there."""
+        try:
+            return json.loads(sidecar.read_bytes())["report"].get("lines", 0)
+        except FileNotFoundError:
+            return 0
+
     killed, resumed, wanted = 0, 0, KILLS if KILLS > 5 else 1
     while killed < wanted or not out.exists():
-        if out.exists():
+        if out.exists():  # the job ended before its kill
             out.unlink()
-        before = sidecar.read_bytes() if sidecar.exists() else b""
+            sidecar.unlink(missing_ok=True)
+        before = committed()
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
             while killed < wanted and job.poll() is None:
-                if sidecar.exists() and sidecar.read_bytes() not in (b"", before):
+                if committed() > before:
                     time.sleep(r.uniform(0, 0.2))
                     job.kill()
                     break
                 time.sleep(0.01)
-            killed += job.wait(200) != 0
-            resumed += b"resuming at line " in job.stderr.read()
+            killed += job.wait(200) != 0 and not out.exists()
+            said = job.stderr.read()
+        assert (b"resuming at line %d of" % (before + 1) in said) == (before > 0), said
+        resumed += before > 0
         assert not out.exists() or out.read_bytes() == whole
     assert resumed and names(tmp_path) == ["in.txt", "out.txt", "whole.txt"]
 
