@@ -3,7 +3,10 @@
 The public names are loaded on first use: importing bertgen imports nothing heavy and touches no device.
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,6 +93,35 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [*_MODULE_OF, "__version__"]
+
+# Old path -> path of modules with classes that pickles of whole models, layers and results name.
+_MOVED = {
+    "bertgen.activations": "bertgen.layers.activations",
+    "bertgen.heads": "bertgen.layers.heads",
+    "bertgen.likelihood": "bertgen.generator.scorer",
+    "bertgen.linear": "bertgen.layers.linear",
+    "bertgen.stack": "bertgen.layers.stack",
+}
+
+
+class _MovedModules:
+    """Imports a module under its old path, so that `torch.load` reads models that were pickled before it moved."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, _MovedModules) if name in _MOVED else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        return None  # Python makes an empty module
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        names = vars(import_module(_MOVED[module.__name__])).items()
+        vars(module).update({name: value for name, value in names if not name.startswith("__")})
+
+
+sys.meta_path.append(_MovedModules)  # after Python's own finders: it costs nothing where a module is found
 
 if not TYPE_CHECKING:  # with this function in sight a type checker would take any name for a public one
 
