@@ -90,6 +90,7 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [*_MODULE_OF, "__version__"]
+__path__ = [*__path__, f"{__path__[0]}/moved"]  # modules under their old names, for pickles
 
 if not TYPE_CHECKING:  # a type checker that sees this function accepts any name
 

@@ -127,6 +127,9 @@ class AccelerationState:
             ops.set_backend(before)
 
 
+State = AccelerationState  # its name in pickles of earlier commits
+
+
 class Accelerated:
     """Base of all accelerated classes, besides transformers' own class."""
 

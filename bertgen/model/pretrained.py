@@ -64,6 +64,14 @@ class PretrainedModel(nn.Module):
             raise ConfigError("generation_config must be a GenerationConfig or a dict of options, got None")
         self._generation_config, self._copied_ids = config, special_ids(self.config)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled model; in pickles of earlier commits `_copied_ids` has the name `_noted_ids`."""
+        if "_noted_ids" in state:
+            state = {name: value for name, value in state.items() if name != "_noted_ids"} | {
+                "_copied_ids": state["_noted_ids"]
+            }
+        super().__setstate__(state)
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""

@@ -1,0 +1,3 @@
+"""`bertgen.activations` is now `bertgen.layers.activations`."""
+
+from bertgen.layers.activations import XIELU as XIELU

@@ -1,0 +1,3 @@
+"""`bertgen.likelihood` is now `bertgen.generator.scorer`."""
+
+from bertgen.generator.scorer import Likelihood as Likelihood

@@ -1,0 +1,3 @@
+"""`bertgen.stack` is now `bertgen.layers.stack`."""
+
+from bertgen.layers.stack import Stack as Stack
