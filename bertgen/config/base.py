@@ -65,7 +65,7 @@ class Config:
 
     def _unknown(self, name: str) -> ConfigError:
         """The error for an unknown name, with the most similar option or the place of the option."""
-        near = difflib.get_close_matches(name, [n for n in self.__dataclass_fields__ if n != "extra"], 1)
+        near = difflib.get_close_matches(name, [f.name for f in fields(self) if f.name != "extra"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if name in ELSEWHERE:
             hint = f": {ELSEWHERE[name]}"

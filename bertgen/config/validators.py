@@ -42,8 +42,9 @@ def check_number(low: float, high: float, value: Any, name: str) -> float:
     except OverflowError:  # an integer beyond all floats
         number = math.nan
     if not low <= number <= high:
-        limits = f"from {low}" if high == math.inf else f"from {low} to {high}"
-        raise ConfigError(f"{name} must be a number {limits}, got {quoted(value)}")
+        limits = "" if low == -math.inf else f" from {low}"
+        limits += "" if high == math.inf else f" to {high}"
+        raise ConfigError(f"{name} must be a number{limits}, got {quoted(value)}")
     return number
 
 

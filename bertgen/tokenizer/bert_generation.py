@@ -175,7 +175,7 @@ class BertGenerationTokenizer(Tokenizer):
         return [], [], []
 
     def _second_type_id(self, add_special_tokens: bool) -> int:
-        return int(add_special_tokens)  # as transformers
+        return 1 if add_special_tokens else 0  # as transformers
 
     def _truncate_pair(
         self, index: int, row: list[int], second: list[int] | None, limit: int, strategy: str

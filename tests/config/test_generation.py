@@ -112,6 +112,13 @@ def test_options_that_bertgen_does_not_have_read_as_none():
         GenerationConfig.from_dict({"guidance_scale": 2.0}).validate()
 
 
+def test_only_an_option_is_proposed_for_an_unknown_name():
+    with pytest.raises(ConfigError, match="^GenerationConfig has no option 'num_bems'; did you mean 'num_beams'\\?$"):
+        GenerationConfig(num_bems=3)
+    with pytest.raises(ConfigError, match="^GenerationConfig has no option 'INERT'$"):  # a constant of the class
+        GenerationConfig(INERT=3)
+
+
 def test_a_model_generates_as_a_configuration_of_any_form_says(tiny_checkpoint):
     ids = dict(decoder_start_token_id=2, eos_token_id=1, pad_token_id=0)
     model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)

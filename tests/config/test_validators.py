@@ -67,6 +67,12 @@ CHECKS = {
         [-1, math.nan, True, "1", None],
         "must be a number from 0",
     ),
+    "check_number of any size": (
+        lambda value, name: check_number(-math.inf, math.inf, value, name),
+        [(-1, -1.0), (-math.inf, -math.inf), (math.inf, math.inf)],
+        [math.nan, True, "1", None],
+        "must be a number",
+    ),
     "check_flag": (
         check_flag,
         [(True, True), (False, False), (np.bool_(True), True)],

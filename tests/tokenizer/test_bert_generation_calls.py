@@ -149,6 +149,15 @@ def test_the_collator_of_transformers_takes_it(theirs, ours):
     assert batches[0].labels.min() == -100
 
 
+def test_special_tokens_of_prepared_ids_are_switched_by_any_truth_value(ours):
+    with_tokens, without = (ours.prepare_for_model([5, 6], [7], add_special_tokens=flag) for flag in (True, False))
+    for value in ("x", [3], 2):
+        assert ours.prepare_for_model([5, 6], [7], add_special_tokens=value) == with_tokens
+    for value in (None, "", 0):
+        assert ours.prepare_for_model([5, 6], [7], add_special_tokens=value) == without
+        assert ours.prepare_for_model([5, 6], add_special_tokens=value)["input_ids"] == [5, 6]
+
+
 def test_truncation_without_a_limit_warns(fresh):
     with pytest.warns(UserWarning, match="no model_max_length"):
         assert len(fresh.encode("the station", truncation=True)) > 1
