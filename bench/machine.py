@@ -95,9 +95,9 @@ def busy(path: Path = Path("/proc/stat"), seconds: float = 0.5) -> float | None:
         fields = [int(field) for field in path.read_text().splitlines()[0].split()[1:9]]
         return fields[3] + fields[4], sum(fields)
 
-    (idle_before, all_before), _, (idle_behind, all_behind) = idle(), time.sleep(seconds), idle()
-    spent = max(1, all_behind - all_before)
-    return round((os.cpu_count() or 1) * (1 - (idle_behind - idle_before) / spent), 2)
+    (idle_before, all_before), _, (idle_after, all_after) = idle(), time.sleep(seconds), idle()
+    spent = max(1, all_after - all_before)
+    return round((os.cpu_count() or 1) * (1 - (idle_after - idle_before) / spent), 2)
 
 
 def _cpuinfo(name: str) -> str | None:

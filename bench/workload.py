@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     dtype: str = "float32"
 
     def build(self) -> EncoderDecoderModel:
-        model = build(self.size) if self.path is None else given(self.path)
+        model = build(self.size) if self.path is None else load_model(self.path)
         return model.to(self.device, getattr(torch, self.dtype))
 
 
@@ -122,7 +122,7 @@ def build(size: Size) -> EncoderDecoderModel:
     return endless(EncoderDecoderModel(EncoderDecoderConfig(encoder=half, decoder=decoder, **special)).eval())
 
 
-def given(path: str) -> EncoderDecoderModel:
+def load_model(path: str) -> EncoderDecoderModel:
     """A checkpoint in float32.
 
     Raises:

@@ -82,7 +82,7 @@ def half_erf(x):
 
     -log2 of the tail probability is |x| times a polynomial of degree 9 (a minimax fit), followed by one exp2: 13
     instructions, where `tl.erf` takes 35. The result is exactly 1/2 where the tail underflows. The error holds over all
-    floats with a correctly rounded exp2 (`half_erf_error` in layernorm_gelu_cases.py); the exp2 of a GPU, with a
+    floats with a correctly rounded exp2 (tests/kernels/test_activations.py); the exp2 of a GPU, with a
     relative error of 2^-22.5, adds at most 5.5e-8.
     """
     a = tl.abs(x)

@@ -28,7 +28,6 @@ from .layernorm_gelu import (
     layer_norm_gelu_triton,
 )
 
-Make = Callable[[torch.dtype, torch.device], dict[str, Any]]
 Fill = Callable[[torch.Tensor], torch.Tensor]
 EPS = 1e-12
 NORM_TENSORS = ("x", "bias", "residual", "weight", "shift")
@@ -226,27 +225,6 @@ JOINED_CASES = (
     _norm_case("gradients with rows apart", 3, 40, transposed=False, core=True),
     _norm_case("gradients transposed", 3, 40, transposed=True, core=True),
 )
-
-
-def half_erf_error(first: float = 2.0**-40, last: float = 8.0) -> float:
-    """The largest error of `half_erf` over all floats in [first, last], with an exact exp2. Takes about a minute.
-
-    Below `first` the value is less than half of it; above `last` it is exactly 1/2.
-    """
-    coefficients = (
-        -1.4468751032836735e-06, 1.5609317415510304e-05, -9.60515026235953e-05, 0.0003273835754953325,
-        -6.756529910489917e-05, -0.006893498357385397, 0.05242001637816429, 0.4592241942882538, 1.1511040925979614,
-    )  # fmt: skip
-    low, high = (int(torch.tensor(value).view(torch.int32)) for value in (first, last))
-    worst = 0.0
-    for start in range(low, high, 2**22):
-        a = torch.arange(start, min(start + 2**22, high), dtype=torch.int32).view(torch.float32)
-        wide, p = a.double(), torch.full_like(a, 5.966569460724713e-08)
-        for c in coefficients:
-            p = (p.double() * wide + torch.tensor(c).double()).float()  # one rounding, as fma has
-        got = (0.5 - 0.5 * torch.exp2(-(p * a).double()).float().double()).float().double()
-        worst = max(worst, float((got - 0.5 * torch.erf(wide * math.sqrt(0.5))).abs().max()))
-    return worst
 
 
 # Variants

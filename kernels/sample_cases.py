@@ -36,8 +36,8 @@ def _case(
             ("top_p", 1.0, torch.float32),
             ("min_p", 0.0, torch.float32),
         ):
-            given = options.get(option, off)
-            values = given if isinstance(given, tuple) else (given,)
+            value = options.get(option, off)
+            values = value if isinstance(value, tuple) else (value,)
             arguments[option] = torch.tensor([values[i % len(values)] for i in range(rows)], dtype=kind, device=device)
         for number in ("seed", "request", "step"):
             arguments[number] = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator).to(device)

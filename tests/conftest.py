@@ -34,3 +34,18 @@ def tiny_checkpoint(tmp_path_factory):
     from tests.support.checkpoints import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_checkpoint):
+    """A Generator of the tiny model, with the defaults of all options."""
+    from bertgen import Generator
+
+    return Generator(tiny_checkpoint)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that holds no temporary file when the test is over."""
+    yield tmp_path
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

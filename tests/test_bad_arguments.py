@@ -133,11 +133,6 @@ def alone():
     return BertLMHeadModel(BertConfig(**tiny(is_decoder=True))).eval()
 
 
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
-
-
 # What an argument is called in the message, where it is not by its own name.
 CALLED = {
     "inputs": "input_ids", "texts": "text", "sources": "source", "targets": "target", "pairs": "pair", "ids": "id",

@@ -1,7 +1,6 @@
 """`bertgen compare`: the differences it finds between a model in bertgen and in transformers."""
 
 import json
-import random
 import sys
 
 import pytest
@@ -9,18 +8,12 @@ import torch
 import transformers
 
 from bertgen import BackendError, CheckpointError, EncoderDecoderModel, GenerationConfig, Generator, cli, compare
-from tests.support.checkpoints import sentence
+from tests.support.checkpoints import sentences
 
 
 @pytest.fixture(scope="module")
 def texts():
-    r = random.Random(8)
-    return [sentence(r) for _ in range(30)]
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
+    return sentences(8, 30)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from bertgen import (
     cli,
 )
 from bertgen.convert import bart_config, bart_state, check_bart, convert, epsilon_drift
-from tests.support.checkpoints import MAX_LENGTH, padded, sentence
+from tests.support.checkpoints import MAX_LENGTH, padded, sentence, sentences
 
 HALF = dict(
     vocab_size=64,
@@ -80,8 +80,7 @@ def file_size(limit):
 
 @pytest.fixture(scope="module")
 def texts():
-    r = random.Random(11)
-    return [sentence(r) for _ in range(24)]
+    return sentences(11, 24)
 
 
 def load_bart(folder, epsilon=None):

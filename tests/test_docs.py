@@ -32,7 +32,9 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_and_anchor_exists(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
+    text = text_of(page)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    links += re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     for link in links:
         path, _, anchor = link.partition("#")
         if "://" in link:
@@ -77,7 +79,9 @@ def test_every_row_of_the_table_has_a_verdict():
     verdicts = text.partition("## transformers' own tests")[0]
     rows = [line for line in verdicts.splitlines() if line.startswith("| ") and not line.startswith("|---")]
     assert len(rows) > 90
-    assert all(line.count("|") - line.count("\\|") == 4 for line in rows), [r for r in rows if r.count("|") != 4]
+    for row in rows:
+        name, verdict, _ = re.split(r"(?<!\\)\|", row)[1:-1]
+        assert name.strip() and verdict.strip(), row
 
 
 def test_the_page_of_kernels_has_the_offline_table():
@@ -92,11 +96,13 @@ def examples(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_source_files_that_a_page_names_exist(page):
-    """Except the placeholder NAME and tests of transformers."""
-    text = page.read_text(encoding="utf-8")
-    paths = re.findall(r"`((?:bench|bertgen|csrc|kernels|tests)/[\w./-]+\.\w+)`", text)
-    assert [path for path in paths if not ((ROOT / path).exists() or re.search("NAME|test_modeling_", path))] == []
+def test_the_source_files_and_folders_that_a_page_names_exist(page):
+    """Except the placeholder NAME, the extension, and tests of transformers."""
+    codes = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    pattern = r"(?<![\w./-])(?:bench|bertgen|csrc|docs|kernels|tests)/[\w./-]*"
+    paths = [path for code in codes for path in re.findall(pattern, code)]
+    others = "NAME|^bertgen/_C|^tests/(test_modeling_common.py|models|generation)$"
+    assert [path for path in paths if not ((ROOT / path).exists() or re.search(others, path))] == []
 
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):

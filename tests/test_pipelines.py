@@ -9,13 +9,8 @@ import warnings
 import pytest
 import torch
 
-from bertgen import BackendError, CheckpointError, ConfigError, Generator, InputError, UnsupportedError, pipeline
+from bertgen import BackendError, CheckpointError, ConfigError, InputError, UnsupportedError, pipeline
 from bertgen.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
 
 
 @pytest.fixture

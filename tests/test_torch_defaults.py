@@ -36,17 +36,25 @@ SOURCES = [
     if not path.stem.endswith("_cases")
 ]
 OF_DEFAULT_DTYPE = {"tensor", "scalar_tensor", "zeros", "ones", "empty", "full", "rand", "randn", "linspace", "eye"}
-OF_OTHER_DTYPE = {"arange", "randint", "randperm", "as_tensor", "asarray"}  # int64, or that of the argument
+OF_DEFAULT_DTYPE |= {"empty_permuted", "empty_strided", "logspace", "normal", "range"}
+# int64, or that of the argument
+OF_OTHER_DTYPE = {"arange", "randint", "randperm", "as_tensor", "asarray", "tril_indices", "triu_indices"}
 PARAMETERS = {"Parameter", "register_buffer"}  # those of a new model are made in torch's defaults, as in any module
 
 
 def unnamed(source):
     """Calls that make a tensor from nothing and leave its dtype or its device to torch's defaults."""
     tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "torch":
+            names = {alias.name for alias in node.names} & (OF_DEFAULT_DTYPE | OF_OTHER_DTYPE)
+            yield from (f"line {node.lineno}: torch.{name} under another name" for name in sorted(names))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     inside = {id(part) for call in calls if call.func.attr in PARAMETERS for part in ast.walk(call)}
     for call in calls:
         name = call.func.attr
+        if ast.unparse(call.func) == "torch.Tensor":
+            yield f"line {call.lineno}: torch.Tensor has no dtype"
         if ast.unparse(call.func.value) != "torch" or name not in OF_DEFAULT_DTYPE | OF_OTHER_DTYPE:
             continue
         needed = {"device", "dtype"} if name in OF_DEFAULT_DTYPE else {"device"}
@@ -61,8 +69,21 @@ def test_every_tensor_made_from_nothing_names_its_dtype_and_device(path):
 
 
 def test_the_search_for_unnamed_defaults_sees_them():
-    source = "torch.zeros(3)\ntorch.arange(2, device=d)\ntorch.full((1,), 2, device=d)\nnn.Parameter(torch.ones(2))"
-    assert list(unnamed(source)) == ["line 1: torch.zeros without device, dtype", "line 3: torch.full without dtype"]
+    source = """torch.zeros(3)
+torch.arange(2, device=d)
+torch.full((1,), 2, device=d)
+nn.Parameter(torch.ones(2))
+torch.Tensor(3)
+from torch import nn, zeros
+torch.tril_indices(2, 2)
+"""
+    assert sorted(unnamed(source)) == [
+        "line 1: torch.zeros without device, dtype",
+        "line 3: torch.full without dtype",
+        "line 5: torch.Tensor has no dtype",
+        "line 6: torch.zeros under another name",
+        "line 7: torch.tril_indices without device",
+    ]
 
 
 @dataclasses.dataclass

@@ -159,10 +159,10 @@ def _parser(argv: list[str]) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"bertgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    asked = next((word for word in argv if word in COMMANDS), None)
+    selected = next((word for word in argv if word in COMMANDS), None)
     for name, (help, example) in COMMANDS.items():
         sub = commands.add_parser(name, help=help, description=help, epilog=f"{example}\n\n{EXIT_CODES}", **form)
-        if name == asked:
+        if name == selected:
             command = importlib.import_module(f".{name}", __package__)
             command.add_arguments(sub)
             sub.set_defaults(command=command.run, flags=sub.flags())

@@ -70,20 +70,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _int4_config(args: argparse.Namespace) -> Int4Config | None:
-    """What the arguments say about 4 bits, None without --int4."""
+    """The configuration of 4-bit weights; None without --int4."""
     names = ("format", "group_size", "scales", "compute_dtype", "skip")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    given |= {"symmetric": False} if args.asymmetric else {}
-    given |= {"head": True} if args.head else {}
-    if args.int4 and given.get("format", "int4") == "int4":
-        given.setdefault("compute_dtype", "int8")
-    if given.get("compute_dtype") == "input":
-        given["compute_dtype"] = None
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options |= {"symmetric": False} if args.asymmetric else {}
+    options |= {"head": True} if args.head else {}
+    if args.int4 and options.get("format", "int4") == "int4":
+        options.setdefault("compute_dtype", "int8")
+    if options.get("compute_dtype") == "input":
+        options["compute_dtype"] = None
     if not args.int4:
-        if given:
-            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in given))
+        if options:
+            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in options))
             raise ConfigError(f"{typed}: options of 4 bits need --int4")
         return None
     from ..config import Int4Config
 
-    return Int4Config(**given)
+    return Int4Config(**options)

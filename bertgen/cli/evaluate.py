@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import time
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from .console import Progress, print_message
 from .exit_codes import FAILED_LINES
 from .options import add_generation, add_model, generation_options, make_generator
 from .parser import as_typed
-from .records import add_writing
+from .records import add_writing, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,28 +39,25 @@ def run(args: argparse.Namespace) -> int:
     from ..files.line_formats import read_numbered_pairs
     from ..jobs.report import MESSAGES
 
-    if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
-        raise ConfigError(f"--output {args.output} is the data")
+    check_output(args)
     grouped: dict[str, list[str]] = {}
     lines: dict[str, int] = {}  # of each source, where it stands first
-    problems: list[tuple[int, Exception]] = []
+    failures: list[tuple[int, str]] = []  # line and message
 
     def fail(line: int, error: Exception) -> None:
-        problems.append((line, error))
+        failures.append((line, f"{args.data}, line {line}: {error}"))
         if args.strict:
-            raise InputError(told(problems[0])) from error
+            raise InputError(failures[0][1]) from error
 
-    def told(problem: tuple[int, Exception]) -> str:
-        return f"{args.data}, line {problem[0]}: {problem[1]}"
-
-    for number, found in read_numbered_pairs(args.data):
-        if isinstance(found, InputError):
-            fail(number, found)
+    for number, pair in read_numbered_pairs(args.data):
+        if isinstance(pair, InputError):
+            fail(number, pair)
         else:
-            grouped.setdefault(found[0], []).append(found[1])
-            lines.setdefault(found[0], number)
+            source, target = pair
+            grouped.setdefault(source, []).append(target)
+            lines.setdefault(source, number)
     if not grouped:
-        raise InputError(told(problems[0]) if problems else f"{args.data}: no pairs")
+        raise InputError(failures[0][1] if failures else f"{args.data}: no pairs")
     generator = make_generator(args)
     options = generation_options(args, generator)
     sources = list(grouped)
@@ -81,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.monotonic() - start
         judged = [(text, grouped[source]) for text, source in zip(outputs, sources, strict=True) if text is not None]
         if not judged:
-            raise InputError(f"no line can be used; {told(min(problems, key=lambda problem: problem[0]))}")
+            raise InputError(f"no line can be used; {min(failures)[1]}")
         if file:
             file.write("".join(f"{text or ''}\n" for text in outputs).encode())
     texts, targets = [text for text, _ in judged], [targets for _, targets in judged]
@@ -93,16 +89,16 @@ def run(args: argparse.Namespace) -> int:
         "chrf_signature": chrf.signature,
         "sentences": len(judged),
         "references": sum(map(len, targets)),
-        "failed": len(problems),
+        "failed": len(failures),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
     }
-    for problem in sorted(problems, key=lambda problem: problem[0])[:MESSAGES]:
-        print_message(as_typed(told(problem), args.flags))
-    if problems:
-        print_message(f"{len(problems)} lines could not be used, and are not in the scores")
-    code = FAILED_LINES if problems else 0
+    for _, message in sorted(failures)[:MESSAGES]:
+        print_message(as_typed(message, args.flags))
+    if failures:
+        print_message(f"{len(failures)} lines could not be used, and are not in the scores")
+    code = FAILED_LINES if failures else 0
     if args.json:
         print(json.dumps(result))
         return code

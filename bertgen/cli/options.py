@@ -68,13 +68,13 @@ _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 def generation_options(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
     """The generation options of the command line; prints those that have no effect."""
     names = [flag.replace("-", "_") for flag in _GENERATION] + ["do_sample", "seed"]
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if given.get("early_stopping") in ("true", "false"):
-        given["early_stopping"] = given["early_stopping"] == "true"
-    idle = [args.flags[name] for name in _OF_SAMPLING if name in given]
-    if idle and not given.get("do_sample", generator.model.generation_config.do_sample):
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if options.get("early_stopping") in ("true", "false"):
+        options["early_stopping"] = options["early_stopping"] == "true"
+    idle = [args.flags[name] for name in _OF_SAMPLING if name in options]
+    if idle and not options.get("do_sample", generator.model.generation_config.do_sample):
         print_message(f"{', '.join(idle)}: of no effect without --do-sample")
-    return given
+    return options
 
 
 def make_generator(args: argparse.Namespace) -> Generator:

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from .console import Progress, print_message
 from .parser import as_typed
 
@@ -20,6 +21,12 @@ def add_writing(group: Any) -> None:
         "--strict", action="store_true", help="stop at a line that cannot be used, instead of recording it as failed"
     )
     group.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise ConfigError where --output is the file that is read."""
+    if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
+        raise ConfigError(f"--output {args.output} is the data")
 
 
 def write_record(record: bytes) -> None:

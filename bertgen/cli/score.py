@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from typing import Any
 
-from ..errors import ConfigError
 from .exit_codes import FAILED_LINES
 from .options import add_model, make_generator
-from .records import add_writing, progress, size_of, summarize, write_record
+from .records import add_writing, check_output, progress, size_of, summarize, write_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from ..files.text_input import check_input, format_of, lines_of, open_input
     from ..jobs.score import score_lines
 
-    if args.output and os.path.realpath(args.output) == os.path.realpath(args.data):
-        raise ConfigError(f"--output {args.output} is the data")
+    check_output(args)
     format = args.format or ("jsonl" if format_of(args.data) == "jsonl" else "tsv")
     check_input(args.data)  # before the model takes its time
     generator = make_generator(args)

@@ -63,5 +63,5 @@ class InputFile:
             raise InputError(f"{self._name} has changed while it was read")
 
     def _stat(self) -> tuple[int, int]:
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns

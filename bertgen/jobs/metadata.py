@@ -37,7 +37,9 @@ def job_metadata(
     """
     model, device = generator.model, generator.model.device
     # Without num_return_sequences, which is `n_best` of the records.
-    config = settled(generator, {name: value for name, value in options.items() if name != "num_return_sequences"})
+    config = generation_config_of(
+        generator, {name: value for name, value in options.items() if name != "num_return_sequences"}
+    )
     return {
         **format_settings,
         **{name: value for name, value in config.to_dict().items() if name not in config.extra},
@@ -58,7 +60,7 @@ def job_metadata(
     }
 
 
-def settled(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
+def generation_config_of(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
     """The options of generation that hold for a call of `Generator.stream`, the model's own among them."""
     return GenerationConfig.of_call(
         {name: value for name, value in options.items() if name not in (*_OF_STREAM, "generation_config")},

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output: Path) -> None:
-    """Put the tokenizer into the output folder: the one given, else the given model's, else a new one."""
-    given = config.tokenizer or config.model
-    if given:
-        AutoTokenizer.from_pretrained(given).save_pretrained(output)
+    """Put the tokenizer into the output folder: that of `tokenizer`, else that of `model`, else a new one."""
+    source = config.tokenizer or config.model
+    if source:
+        AutoTokenizer.from_pretrained(source).save_pretrained(output)
         return
     vocabulary = output / "spiece.model"
     train_vocabulary(pairs, config.vocab_size, vocabulary)

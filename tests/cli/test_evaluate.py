@@ -46,10 +46,11 @@ def test_evaluate(tiny_checkpoint, pairs, tmp_path, capsys):
     assert counts.startswith(f"{len(grouped)} sentences with {len(pairs)} references; {found['tokens']} tokens in ")
 
 
-def test_evaluate_spares_its_data(tiny_checkpoint, pairs, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["evaluate", "score"])
+def test_the_data_is_not_overwritten(tiny_checkpoint, pairs, tmp_path, capsys, name):
     data = str(tmp_path / "test.tsv")
     before = (tmp_path / "test.tsv").read_text()
-    command = ["evaluate", "--model", str(tiny_checkpoint), "--data", data, "--overwrite", "--output", data]
+    command = [name, "--model", str(tiny_checkpoint), "--data", data, "--overwrite", "--output", data]
     assert cli.main(command) == 2 and "is the data" in capsys.readouterr().err
     assert (tmp_path / "test.tsv").read_text() == before
 

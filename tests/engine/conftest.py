@@ -1,24 +1,13 @@
-"""A Generator of a tiny trained model, texts, and the outputs that they get alone."""
-
-import random
+"""Texts, and the output of each when it is generated alone."""
 
 import pytest
 
-from bertgen import (
-    Generator,
-)
-from tests.support.checkpoints import sentence
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
+from tests.support.checkpoints import sentences
 
 
 @pytest.fixture(scope="module")
 def texts():
-    r = random.Random(8)
-    return [sentence(r) for _ in range(20)]
+    return sentences(8, 20)
 
 
 @pytest.fixture(scope="module")

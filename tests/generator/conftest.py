@@ -1,24 +1,13 @@
-"""A Generator of a tiny trained model, and texts for it."""
-
-import random
+"""Texts for the tiny model, and the batches in which they are encoded."""
 
 import pytest
 
-from bertgen import (
-    Generator,
-)
-from tests.support.checkpoints import sentence
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
+from tests.support.checkpoints import sentences
 
 
 @pytest.fixture(scope="module")
 def texts():
-    r = random.Random(5)
-    return [sentence(r) for _ in range(40)]
+    return sentences(5, 40)
 
 
 @pytest.fixture

@@ -10,19 +10,13 @@ import transformers
 
 from bertgen import BackendError, ConfigError, EncoderDecoderModel, Generator, InputError, Likelihood
 from bertgen.generator import scorer
-from tests.support.checkpoints import POSITIONS, sentence, translation
+from tests.support.checkpoints import POSITIONS, sentence, sentences, translation
 from tests.support.reference_models import PAD, START, make_model_pair
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_checkpoint):
-    return Generator(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def texts():
-    r = random.Random(6)
-    return [sentence(r) for _ in range(40)]
+    return sentences(6, 40)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,11 @@ def sentence(r: random.Random) -> str:
     return " ".join(r.choices(list(FIRST), k=r.randint(1, LONGEST)))
 
 
+def sentences(seed: int, count: int) -> list[str]:
+    r = random.Random(seed)
+    return [sentence(r) for _ in range(count)]
+
+
 def translation(source: str, r: random.Random | None = None) -> str:
     """The most probable target of a source, or a random one if `r` is passed."""
     target = []
