@@ -1,4 +1,4 @@
-"""The machine of a run: what it is, and how fast it is right now."""
+"""The machine of a run: its hardware and software, and its current speed."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ BERTGEN_INLINE void attend(const Task& task, float* scratch) {
   task.shape.width == 64 ? attend_with_width<64>(task, scratch) : attend_with_width<0>(task, scratch);
 }
 
-// What one thread works in; it grows to the largest task.
+// The memory of one thread; it grows to the largest task.
 struct Workspace {
   std::vector<float> floats;
   std::vector<const float*> keys, values;  // of each slot

@@ -1,4 +1,4 @@
-// What the two products with a weight of 4 bits share: their arguments for one layer, and their division into tasks.
+// Shared by the two products with a weight of 4 bits: their arguments for one layer, and their division into tasks.
 // The inner loops are in int4_cpu.cpp (float32) and int4_int8_cpu.cpp (integers).
 #pragma once
 

@@ -1,7 +1,7 @@
 """Whether a kernel may be called: only on plain tensors, and only where nothing intercepts torch's operators.
 
 A kernel reads and writes memory directly. A tensor subclass (of a quantizer, sharded, fake) has no such memory or gives
-it another meaning. Whatever intercepts operators (torch.jit.trace, make_fx, fake tensors, counters, vmap) does not see
+it another meaning. Code that intercepts operators (torch.jit.trace, make_fx, fake tensors, counters, vmap) does not see
 a kernel, or records a graph without it. Plain torch operators handle both correctly.
 """
 

@@ -1,4 +1,4 @@
-"""What the cases and variants of operators on scores of tokens share."""
+"""Shared by the cases and variants of operators on scores of tokens."""
 
 from __future__ import annotations
 

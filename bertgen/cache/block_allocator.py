@@ -21,7 +21,7 @@ _LATER = (Status.ROWS_NOW, Status.PAGES_NOW, Status.SOURCE_NOW)
 
 @dataclass(frozen=True)
 class Admission:
-    """What an admitted request received.
+    """The rows and the source of an admitted request.
 
     Attributes:
         request: the handle that `release` takes; never used a second time.

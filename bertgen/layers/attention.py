@@ -19,7 +19,7 @@ from .linear import Int4Linear, apply, check_dtype, int4_linears
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What attention reads besides hidden states; the same for all layers of one forward.
+    """The inputs of attention besides hidden states; the same for all layers of one forward.
 
     Attributes:
         tokens: rows of the packed hidden states.

@@ -27,7 +27,7 @@ def available() -> bool:
     """Whether the extension can be used; loads it.
 
     Raises:
-        BackendError: it cannot, and BERTGEN_REQUIRE_EXT=1.
+        BackendError: it cannot be used, and BERTGEN_REQUIRE_EXT=1.
     """
     if os.environ.get("BERTGEN_REQUIRE_EXT") == "1":
         require()
@@ -38,7 +38,7 @@ def require() -> None:
     """Load the extension.
 
     Raises:
-        BackendError: it cannot be used; says why.
+        BackendError: it cannot be used; the message has the reason.
     """
     if reason := why_not():
         raise BackendError(f"the C++ extension is needed here, but {reason}")
@@ -112,7 +112,7 @@ def _load() -> str | None:
 
 
 def _describe() -> None:
-    """Tell torch what the operators return; RuntimeError where one is missing."""
+    """Register the shapes that the operators return with torch; RuntimeError where an operator is missing."""
     for name in ("decode_attention", "cross_decode_attention", "decoder_step"):
         torch.library.register_fake(f"bertgen_C::{name}", _like_the_first)
     for name in ("linear", "int4_matmul"):

@@ -1,4 +1,4 @@
-"""The table of operators. `OPS` holds all of them by name; the package exports each as `ops.NAME`."""
+"""The table of operators: `OPS` has all of them by name, and the package exports each as `ops.NAME`."""
 
 from __future__ import annotations
 

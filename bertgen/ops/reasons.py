@@ -1,6 +1,6 @@
-"""Why Triton kernels decline arguments: the reasons that have no place beside the kernel, as functions why_not_X.
+"""Why Triton kernels decline arguments: the reasons that several kernels share, or that need no code of a kernel.
 
-Each takes the arguments of the operator, and returns one clause or None where the kernel takes them.
+Each function takes the arguments of the operator, and returns one clause, or None where the kernel takes them.
 """
 
 from __future__ import annotations

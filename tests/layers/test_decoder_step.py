@@ -186,7 +186,7 @@ def strided_weight(model):
 
 
 @pytest.mark.parametrize("change", [hooked, hooked_before, subclassed, wrapped, other_eps, strided_weight])
-def test_what_is_hung_on_a_layer_runs(change, taken):
+def test_hooks_and_other_forwards_of_a_layer_run(change, taken):
     model = make()
     before = logits(model)
     taken.clear()
