@@ -1,7 +1,7 @@
 """The command `bertgen`: run, score, evaluate, compare, train, convert, bench, info.
 
-Results go to stdout, all else to stderr. torch and what needs it are imported inside the commands, so that
-`bertgen --help` comes at once.
+Results go to stdout, everything else to stderr. Commands import torch, and modules that need it, when they run, so that
+`bertgen --help` prints at once.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def _parser(argv: list[str]) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"bertgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    asked = next((word for word in argv if word in COMMANDS), None)
+    chosen = next((word for word in argv if word in COMMANDS), None)
     for name, (help, example) in COMMANDS.items():
         sub = commands.add_parser(name, help=help, description=help, epilog=f"{example}\n\n{EXIT_CODES}", **form)
-        if name == asked:
+        if name == chosen:
             command = importlib.import_module(f".{name}", __package__)
             command.add_arguments(sub)
             sub.set_defaults(command=command.run, flags=sub.flags())

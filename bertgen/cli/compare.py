@@ -49,15 +49,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.input}: no texts")
     generator = make_generator(args)
     try:
-        found = compare(generator, args.model, texts, batch_size=args.batch_size, **generation_options(args, generator))
+        comparison = compare(
+            generator, args.model, texts, batch_size=args.batch_size, **generation_options(args, generator)
+        )
     except InputError as error:
         raise InputError(re.sub(r"^text (\d+)", lambda m: f"{args.input}, line {int(m[1]) + 1}", str(error))) from error
-    if found.missing:
+    if comparison.missing:
         print_message(
-            f"transformers does not find {len(found.missing)} weights of this checkpoint, such as {found.missing[0]}: "
-            "it was given bertgen's"
+            f"transformers does not find {len(comparison.missing)} weights of this checkpoint, such as "
+            f"{comparison.missing[0]}: it uses bertgen's"
         )
-    beyond = [one for one in found.differences if not one.margin <= args.margin]
+    beyond = [one for one in comparison.differences if not one.margin <= args.margin]
     pieces = generator.tokenizer.convert_ids_to_tokens
     rows: list[dict[str, Any]] = [
         {
@@ -68,15 +70,15 @@ def run(args: argparse.Namespace) -> int:
             "texts": one.texts,
             "margin": None if one.margin == float("inf") else one.margin,
         }
-        for one in found.differences
+        for one in comparison.differences
     ]
     if args.json:
         speeds = {
             name: {"seconds": speed.seconds, "tokens": speed.tokens, "tokens_per_second": speed.tokens_per_second}
-            for name, speed in (("bertgen", found.ours), ("transformers", found.theirs))
+            for name, speed in (("bertgen", comparison.ours), ("transformers", comparison.theirs))
         }
-        equal = found.texts - len(rows)
-        result = {"texts": found.texts, "equal": equal, "beyond_margin": len(beyond), "margin": args.margin}
+        equal = comparison.texts - len(rows)
+        result = {"texts": comparison.texts, "equal": equal, "beyond_margin": len(beyond), "margin": args.margin}
         print(json.dumps({**result, **speeds, "differences": rows}, ensure_ascii=False))
         return FAILED_LINES if beyond else 0
     for row in rows:
@@ -84,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"line {row['line']}, token {row['position'] + 1}: {row['pieces'][0]} and {row['pieces'][1]}, {margin}")
         print(f"  bertgen       {row['texts'][0]}\n  transformers  {row['texts'][1]}")
     print(
-        f"{found.texts} texts: {found.texts - len(rows)} outputs equal token for token, {len(rows)} not, "
+        f"{comparison.texts} texts: {comparison.texts - len(rows)} outputs equal token for token, {len(rows)} not, "
         f"{len(beyond)} by more than {args.margin:g}"
     )
-    for name, speed in (("bertgen", found.ours), ("transformers", found.theirs)):
+    for name, speed in (("bertgen", comparison.ours), ("transformers", comparison.theirs)):
         print(f"{name:<13} {speed.seconds:.2f} s, {speed.tokens} tokens, {speed.tokens_per_second:.0f} tokens/s")
     return FAILED_LINES if beyond else 0

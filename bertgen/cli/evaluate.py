@@ -17,7 +17,7 @@ from .records import add_writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model and the pairs to judge it on."""
+    """The model and the pairs to evaluate it on."""
     add_model(parser)
     add_generation(parser)
     group = parser.add_argument_group("evaluation")
@@ -49,19 +49,19 @@ def run(args: argparse.Namespace) -> int:
     def fail(line: int, error: Exception) -> None:
         problems.append((line, error))
         if args.strict:
-            raise InputError(told(problems[0])) from error
+            raise InputError(described(problems[0])) from error
 
-    def told(problem: tuple[int, Exception]) -> str:
+    def described(problem: tuple[int, Exception]) -> str:
         return f"{args.data}, line {problem[0]}: {problem[1]}"
 
-    for number, found in read_numbered_pairs(args.data):
-        if isinstance(found, InputError):
-            fail(number, found)
+    for number, pair in read_numbered_pairs(args.data):
+        if isinstance(pair, InputError):
+            fail(number, pair)
         else:
-            grouped.setdefault(found[0], []).append(found[1])
-            lines.setdefault(found[0], number)
+            grouped.setdefault(pair[0], []).append(pair[1])
+            lines.setdefault(pair[0], number)
     if not grouped:
-        raise InputError(told(problems[0]) if problems else f"{args.data}: no pairs")
+        raise InputError(described(problems[0]) if problems else f"{args.data}: no pairs")
     generator = make_generator(args)
     options = generation_options(args, generator)
     sources = list(grouped)
@@ -79,19 +79,19 @@ def run(args: argparse.Namespace) -> int:
                 tokens += len(output.token_ids)
             progress.update(done, done, tokens)
         seconds = time.monotonic() - start
-        judged = [(text, grouped[source]) for text, source in zip(outputs, sources, strict=True) if text is not None]
-        if not judged:
-            raise InputError(f"no line can be used; {told(min(problems, key=lambda problem: problem[0]))}")
+        usable = [(text, grouped[source]) for text, source in zip(outputs, sources, strict=True) if text is not None]
+        if not usable:
+            raise InputError(f"no line can be used; {described(min(problems, key=lambda problem: problem[0]))}")
         if file:
             file.write("".join(f"{text or ''}\n" for text in outputs).encode())
-    texts, targets = [text for text, _ in judged], [targets for _, targets in judged]
+    texts, targets = [text for text, _ in usable], [targets for _, targets in usable]
     bleu, chrf = (score(texts, targets) for score in (metrics.bleu, metrics.chrf))
     result = {
         "bleu": bleu.value,
         "bleu_signature": bleu.signature,
         "chrf": chrf.value,
         "chrf_signature": chrf.signature,
-        "sentences": len(judged),
+        "sentences": len(usable),
         "references": sum(map(len, targets)),
         "failed": len(problems),
         "tokens": tokens,
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         "tokens_per_second": tokens / seconds,
     }
     for problem in sorted(problems, key=lambda problem: problem[0])[:MESSAGES]:
-        print_message(as_typed(told(problem), args.flags))
+        print_message(as_typed(described(problem), args.flags))
     if problems:
         print_message(f"{len(problems)} lines could not be used, and are not in the scores")
     code = FAILED_LINES if problems else 0
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"BLEU {bleu.value:.2f}  {bleu.signature}")
     print(f"chrF {chrf.value:.2f}  {chrf.signature}")
     print(
-        f"{len(judged)} sentences with {result['references']} references; {tokens} tokens in {seconds:.1f} s: "
-        f"{len(judged) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s"
+        f"{len(usable)} sentences with {result['references']} references; {tokens} tokens in {seconds:.1f} s: "
+        f"{len(usable) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s"
     )
     return code

@@ -28,15 +28,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As the base class; an unknown argument is an error of its command."""
         self._given = list(sys.argv[1:] if args is None else args)
-        found, unknown = super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for action in self._actions:
-            name = getattr(found, action.dest, None)
+            name = getattr(namespace, action.dest, None)
             # An unset variable of a shell gives no name, and would be read as an option that was left out.
             if action.metavar in _OF_PATHS and (name == "" or (name == "-" and action.dest not in _DASH_IS_STDOUT)):
                 self.error(f"argument {action.option_strings[0]}: {_NAMELESS[name]}")
-        return found, unknown
+        return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         """End the process."""
@@ -55,8 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, str]:
         """The options of this command by their names in Python."""
-        found = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
-        return found | {name: found[typed] for name, typed in _ALIASES.items() if typed in found}
+        flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        return flags | {name: flags[typed] for name, typed in _ALIASES.items() if typed in flags}
 
 
 def _nearest(word: str, known: Sequence[str], likeness: float = 0.6) -> list[str]:
@@ -71,7 +71,7 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
             `=`, "must be" or what it does.
     """
     listed = re.compile(r"(?<=: give )\w+(?:, \w+)* or \w+")
-    message = listed.sub(lambda found: re.sub(r"\w+", lambda word: flags.get(word[0], word[0]), found[0]), message)
+    message = listed.sub(lambda match: re.sub(r"\w+", lambda word: flags.get(word[0], word[0]), match[0]), message)
     for name, flag in flags.items():
         start, end = rf"(?<![\w/.'\"-]){name}", r"(?![\w/'\"-]|\.\w)"  # not in a path or a quotation
         message = re.sub(rf"{start}=True\b", flag, message)

@@ -119,12 +119,12 @@ def _check(args: argparse.Namespace) -> None:
     if (args.num_shards is None) != (args.shard_index is None):
         raise ConfigError("--num-shards and --shard-index go together")
     if not args.output:
-        for flag, given in (
+        for flag, is_set in (
             ("--num-shards", args.num_shards is not None),
             ("--restart", args.restart),
             ("--commit-seconds", args.commit_seconds is not None),
         ):
-            if given:
+            if is_set:
                 raise ConfigError(f"{flag} needs --output")
         if args.stats == "-":
             raise ConfigError("--stats - needs --output: records go to stdout")

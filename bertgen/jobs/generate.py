@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..config.validators import check_integer
 from ..files.line_formats import JsonLines, LineFormat, Text, Tsv
 from ..generator import Generator, Output
-from .metadata import settled
+from .metadata import resolved_config
 from .window_processor import WindowProcessor, check_format_options
 
 WINDOWS = (64, 1024, 4096)  # lines of a window: the fewest, the most on a CPU, the most
@@ -84,8 +84,7 @@ def format_settings(format: LineFormat) -> dict[str, Any]:
 class GenerationProcessor(WindowProcessor):
     """Generates for lines. A window is one call of `Generator.stream`, run to its end.
 
-    So which texts share a batch depends on the lines and the options alone, and a job that begins at any window has
-    the outputs it would have had anyway.
+    So the batches depend on the lines and the options alone, and a job that resumes at any window has the same outputs.
     """
 
     options: dict[str, Any]  # of `Generator.stream`
@@ -129,7 +128,7 @@ def default_window(generator: Generator, options: dict[str, Any]) -> int:
     The work since the last commit is lost when a job is killed; at the end of each window the batch runs empty, which
     costs the more the smaller the window is. On a CPU a window takes about ten seconds, however large the model.
     """
-    config, model = settled(generator, options), generator.model
+    config, model = resolved_config(generator, options), generator.model
     rows = max(config.num_beams or 1, config.num_return_sequences or 1)
     fewest, most_on_cpu, most = WINDOWS
     if model.device.type == "cuda":

@@ -53,7 +53,7 @@ class InputFile:
         return chunk * _CHUNK + place
 
     def read(self, offset: int, count: int) -> Iterator[bytes]:
-        """The next `count` lines from there on, with their ends."""
+        """The `count` lines that begin at a byte offset, with their ends."""
         self._file.seek(offset)
         return read_lines(self._file, self._name, count)
 
@@ -63,5 +63,5 @@ class InputFile:
             raise InputError(f"{self._name} has changed while it was read")
 
     def _stat(self) -> tuple[int, int]:
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns

@@ -37,7 +37,9 @@ def job_metadata(
     """
     model, device = generator.model, generator.model.device
     # Without num_return_sequences, which is `n_best` of the records.
-    config = settled(generator, {name: value for name, value in options.items() if name != "num_return_sequences"})
+    config = resolved_config(
+        generator, {name: value for name, value in options.items() if name != "num_return_sequences"}
+    )
     return {
         **format_settings,
         **{name: value for name, value in config.to_dict().items() if name not in config.extra},
@@ -58,8 +60,8 @@ def job_metadata(
     }
 
 
-def settled(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
-    """The options of generation that hold for a call of `Generator.stream`, the model's own among them."""
+def resolved_config(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
+    """The generation options of a call of `Generator.stream`, with the model's defaults."""
     return GenerationConfig.of_call(
         {name: value for name, value in options.items() if name not in (*_OF_STREAM, "generation_config")},
         options.get("generation_config"),
@@ -68,7 +70,7 @@ def settled(generator: Generator, options: dict[str, Any]) -> GenerationConfig:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """The digest of the files a tokenizer saves: they are all there is to it."""
+    """The digest of the files a tokenizer saves, which are its complete state."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted(map(Path, tokenizer.save_pretrained(folder))):

@@ -76,7 +76,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def pad(self, rows: np.ndarray, fill: int) -> np.ndarray:
-        """Return the given rows as one int64 matrix, filled up on the right."""
+        """Return these rows as one int64 matrix, padded on the right with `fill`."""
         lengths = self.lengths[rows]
         columns = np.arange(lengths.max())
         inside = columns < lengths[:, None]
@@ -113,14 +113,14 @@ class Corpus:
         config: EncoderDecoderConfig | None = None,
         name: str = "pairs",
     ) -> None:
-        before, behind = ([], []) if config is None else source_special_tokens(config, tokenizer)
+        before, after = ([], []) if config is None else source_special_tokens(config, tokenizer)
         end = target_end_token(config, tokenizer)
         sources, targets = (tokenizer.encode_batch(side, add_special_tokens=False) for side in zip(*pairs, strict=True))
         for number, sides in enumerate(zip(sources, targets, strict=True), start=1):
             if not all(sides):
                 which = "target" if sides[0] else "source"
                 raise InputError(f"{name}, line {number}: the {which} has no tokens: the tokenizer drops all of it")
-        sources = [[*before, *row, *behind] for row in sources]
+        sources = [[*before, *row, *after] for row in sources]
         targets = [[*row, end] for row in targets]
         kept = [i for i in range(len(pairs)) if len(sources[i]) <= max_length and len(targets[i]) <= max_length]
         if not kept:
