@@ -9,7 +9,7 @@ from .errors import InputError, quoted
 
 
 class Score(NamedTuple):
-    """A corpus score from 0 to 100, and the signature by which sacrebleu says how it was computed."""
+    """A corpus score from 0 to 100, and sacrebleu's signature of how it was computed."""
 
     value: float
     signature: str
@@ -20,7 +20,7 @@ def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
 
     Args:
         outputs: a text per sentence, at least one.
-        references: those of each sentence; how many may differ from sentence to sentence.
+        references: a list for each sentence, at least one text in each; their number may differ.
     """
     from sacrebleu.metrics import BLEU
 

@@ -1,7 +1,7 @@
 """The command `bertgen`: run, score, evaluate, compare, train, convert, bench, info.
 
-Results go to stdout, all else to stderr. torch and what needs it are imported inside the commands, so that
-`bertgen --help` comes at once.
+Results go to stdout, everything else to stderr. Commands import torch, and modules that need it, when they run, so that
+`bertgen --help` prints at once.
 """
 
 from __future__ import annotations

@@ -49,14 +49,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.input}: no texts")
     generator = make_generator(args)
     try:
-        options = generation_options(args, generator)
-        comparison = compare(generator, args.model, texts, batch_size=args.batch_size, **options)
+        comparison = compare(
+            generator, args.model, texts, batch_size=args.batch_size, **generation_options(args, generator)
+        )
     except InputError as error:
         raise InputError(re.sub(r"^text (\d+)", lambda m: f"{args.input}, line {int(m[1]) + 1}", str(error))) from error
     if comparison.missing:
         print_message(
             f"transformers does not find {len(comparison.missing)} weights of this checkpoint, such as "
-            f"{comparison.missing[0]}: it was given bertgen's"
+            f"{comparison.missing[0]}: it uses bertgen's"
         )
     beyond = [one for one in comparison.differences if not one.margin <= args.margin]
     pieces = generator.tokenizer.convert_ids_to_tokens

@@ -54,7 +54,7 @@ class Progress:
             self.bar.stop()
 
     def update(self, done: float, lines: int, tokens: int) -> None:
-        """Show the progress: how much of the total is done, and how many lines and tokens."""
+        """Show the progress: the finished part of the total, and the numbers of lines and tokens."""
         now = time.monotonic()
         seconds = now - self.start
         if not self.shown or (seconds < BAR_SECONDS if self.terminal else now - self.last_line < LOG_SECONDS):

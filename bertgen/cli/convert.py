@@ -32,21 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("4 bits", "docs/quantization.md explains formats and sizes.")
     group.add_argument("--int4", action="store_true", help="weights of linear layers in 4 bits, the rest in 16")
-    group.add_argument("--format", choices=("int4", "nf4", "fp4"), help="of the 4 bits (default: int4)")
+    group.add_argument("--format", choices=("int4", "nf4", "fp4"), help="4-bit format (default: int4)")
     group.add_argument(
         "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64 (default) or 128"
     )
-    group.add_argument("--asymmetric", action="store_true", help="a zero point for each group")
+    group.add_argument("--asymmetric", action="store_true", help="store a zero point for each group")
     group.add_argument(
-        "--scales", choices=("mse", "absmax"), help="of least squared error (default), or of the largest"
+        "--scales",
+        choices=("mse", "absmax"),
+        help="scales of least squared error (default), or from the largest weight",
     )
     group.add_argument(
         "--compute-dtype",
         choices=("int8", "input", "float32", "float16", "bfloat16"),
-        help="of the products (default: int8 for the format int4, else input). int8: on a CPU by integers, with "
-        "a layer's input rounded; input: that of a layer's input",
+        help="dtype of the products (default: int8 for the format int4, else input). int8: integer products on a CPU, "
+        "with the layer's input rounded; input: the dtype of the layer's input",
     )
-    group.add_argument("--head", action="store_true", help="the output layer too")
+    group.add_argument("--head", action="store_true", help="quantize the output layer, too")
     group.add_argument(
         "--skip", action="append", metavar="NAME", help="leave modules of this name as they are; repeatable"
     )
@@ -70,20 +72,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _int4_config(args: argparse.Namespace) -> Int4Config | None:
-    """The configuration of 4-bit weights; None without --int4."""
+    """The 4-bit options of the arguments; None without --int4."""
     names = ("format", "group_size", "scales", "compute_dtype", "skip")
-    options = {name: value for name in names if (value := getattr(args, name)) is not None}
-    options |= {"symmetric": False} if args.asymmetric else {}
-    options |= {"head": True} if args.head else {}
-    if args.int4 and options.get("format", "int4") == "int4":
-        options.setdefault("compute_dtype", "int8")
-    if options.get("compute_dtype") == "input":
-        options["compute_dtype"] = None
+    values = {name: value for name in names if (value := getattr(args, name)) is not None}
+    values |= {"symmetric": False} if args.asymmetric else {}
+    values |= {"head": True} if args.head else {}
+    if args.int4 and values.get("format", "int4") == "int4":
+        values.setdefault("compute_dtype", "int8")
+    if values.get("compute_dtype") == "input":
+        values["compute_dtype"] = None
     if not args.int4:
-        if options:
-            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in options))
+        if values:
+            typed = ", ".join(sorted(args.flags["asymmetric" if name == "symmetric" else name] for name in values))
             raise ConfigError(f"{typed}: options of 4 bits need --int4")
         return None
     from ..config import Int4Config
 
-    return Int4Config(**options)
+    return Int4Config(**values)

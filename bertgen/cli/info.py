@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     device = "cuda" if gpus else "cpu"
-    facts: dict[str, Any] = {
+    tables: dict[str, Any] = {
         "versions": {"bertgen": __version__, "python": platform.python_version(), **_library_versions()},
         "devices": {
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
@@ -45,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
         "ops": dict(ops.explain(device)),
     }
     if args.model:
-        facts["model"] = _describe(args.model)
+        tables["model"] = _describe(args.model)
     failed = False
     if args.check is not None:
-        facts["check"], failed = _check(args.check, device)
+        tables["check"], failed = _check(args.check, device)
     if args.json:
-        print(json.dumps(facts))
+        print(json.dumps(tables))
         return int(failed)
-    for title, rows in facts.items():
+    for title, rows in tables.items():
         print(title)
         width = max(map(len, rows))
         for name, value in rows.items():
@@ -83,7 +83,7 @@ def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:
         for case, dtype in trials:
             try:
                 problem = check_case(check, case, dtype, torch.device(device))
-            except Exception as error:  # a kernel that does not even run is what this looks for
+            except Exception as error:  # a kernel that fails is a result, too
                 problem = f"{type(error).__name__}: {error}"
             if problem is not None:
                 wrong.append(f"{case.name}, {str(dtype)[6:]}: {problem}")

@@ -32,14 +32,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 # Options of GenerationConfig: flag -> (type, help).
 _GENERATION: dict[str, tuple[Any, str]] = {
     "num-beams": (int, "width of the beam search; 1 is greedy"),
-    "num-beam-groups": (int, "beams in so many groups, which look for different outputs"),
+    "num-beam-groups": (int, "groups of beams that search for different outputs"),
     "diversity-penalty": (float, "penalty of a token that an earlier group chose in the same step"),
     "max-new-tokens": (int, "longest output, in tokens"),
     "max-length": (int, "the same with the start token counted"),
     "min-length": (int, "shortest output, the start token counted"),
     "min-new-tokens": (int, "the same without the start token"),
     "length-penalty": (float, "exponent of the length that divides a beam's log-probability"),
-    "early-stopping": (str, "true, false or never: when a beam search gives up looking for better outputs"),
+    "early-stopping": (
+        str,
+        "end a beam search: all beams have outputs (true), better ones are unlikely (false) or impossible (never)",
+    ),
     "no-repeat-ngram-size": (int, "no n-gram of this size occurs twice"),
     "encoder-no-repeat-ngram-size": (int, "no n-gram of this size is copied from the input"),
     "repetition-penalty": (float, "above 1: tokens that occurred become less likely"),
@@ -47,7 +50,7 @@ _GENERATION: dict[str, tuple[Any, str]] = {
     "top-k": (int, "sample among the K best tokens"),
     "top-p": (float, "sample among the best tokens that have this probability together"),
     "min-p": (float, "sample among the tokens with at least this share of the best one's probability"),
-    "typical-p": (float, "sample among the tokens nearest to the expected surprise, of this probability together"),
+    "typical-p": (float, "sample among the tokens of the most typical surprise that have this probability together"),
 }
 
 

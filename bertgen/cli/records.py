@@ -50,9 +50,9 @@ def summarize(report: JobReport, args: argparse.Namespace) -> None:
     output = args.output
     for message in report.messages:
         print_message(as_typed(message, args.flags))
-    told = len(report.messages)
-    if report.failed + report.truncated > told:
-        print_message(f"... and {report.failed + report.truncated - told} more such lines")
+    printed = len(report.messages)
+    if report.failed + report.truncated > printed:
+        print_message(f"... and {report.failed + report.truncated - printed} more such lines")
     if output:
         run = report.this_run
         seconds = max(run.seconds, 1e-9)

@@ -1,7 +1,7 @@
-"""Files of the user's: texts that are read, recognised by name and first bytes, and paths that are written.
+"""Input files: their formats, by suffix and first bytes, and their lines.
 
-Whatever reads texts reads them here: what is no text is refused before its first line is, and a line that does not end
-is not held.
+All texts are read through this module. A file that is no text is refused before its first line, and a line that is too
+long is read and not kept.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..errors import ConfigError, InputError
 FORMAT_OF_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 LINE_BYTES = 1 << 24  # of the longest line that is read
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_HEAD = 4096  # bytes that tell what a file is
+_HEAD = 4096  # bytes by which a file's kind is recognised
 _KEPT = 80  # bytes of a longer line, for messages
 _CHUNK = 1 << 16  # bytes that are taken from a pipe at a time
 _TOGETHER = 0.05  # seconds that a line of a pipe waits for others
 
-# What a file begins with, in small letters, and what it is then. The longer marks stand before those they begin with.
+# First bytes of a file, in lower case, and its kind. A longer mark stands before a mark that it begins with.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -58,7 +58,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 )
 _LONE_RETURN = re.compile(rb"\r[^\r\n]")
 _ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
-# Suffixes that promise something else than lines of text.
+# Suffixes of files that are not lines of text.
 _OTHER_SUFFIXES = frozenset(
     ".csv .json .yaml .yml .xml .tmx .html .htm .pdf .doc .docx .xls .xlsx .ods .rtf .gz .tgz .bz2 .xz .zst .zip .7z "
     ".tar .lz4 .parquet .arrow .feather .avro .h5 .hdf5 .npy .npz .pkl .pickle .pt .pth .bin .safetensors .db".split()
@@ -121,7 +121,7 @@ def format_of(path: str | os.PathLike) -> str | None:
 
 
 def check_name(path: str | os.PathLike, *formats: str) -> None:
-    """ConfigError where the suffix of a file promises something else than lines of these formats."""
+    """ConfigError where the suffix of a file is that of another format."""
     suffix = Path(path).suffix.lower()
     if suffix in _OTHER_SUFFIXES or FORMAT_OF_SUFFIX.get(suffix, formats[0]) not in formats:
         raise ConfigError(
@@ -139,7 +139,7 @@ def check_beginning(head: bytes, name: str | os.PathLike) -> None:
         kind = "UTF-16 without its mark, or no text: it is full of NUL bytes"
     if kind is not None:
         raise InputError(f"{name} is {kind}; what is read is text in UTF-8")
-    if b"\n" not in small and _LONE_RETURN.search(small):  # one line for us, many for whoever wrote it
+    if b"\n" not in small and _LONE_RETURN.search(small):  # one line here, many on an old Mac
         raise InputError(f"{name} ends its lines with CR alone, as old Macs do; lines end with LF or CRLF")
 
 
@@ -162,7 +162,7 @@ def open_input(path: str | os.PathLike) -> BinaryIO:
     try:
         file = open(path, "rb")
         try:
-            if is_regular(file):  # what comes through a pipe is looked at when it has come
+            if is_regular(file):  # a pipe is checked at its first line
                 check_beginning(file.peek(_HEAD), path)
         except BaseException:
             file.close()
@@ -173,7 +173,7 @@ def open_input(path: str | os.PathLike) -> BinaryIO:
 
 
 def check_input(path: str | os.PathLike) -> None:
-    """The errors of `open_input`, where asking costs nothing: a pipe is left alone."""
+    """The errors of `open_input`, for a file; a pipe is not opened."""
     if os.path.isfile(path) or not os.path.exists(path) or os.path.isdir(path):
         open_input(path).close()
 
@@ -206,7 +206,7 @@ def read_lines(file: BinaryIO, name: str | os.PathLike, count: int | None = None
 
 
 def _skipped(file: BinaryIO, beginning: bytes) -> bytes:
-    """Read on to the end of a line, which nobody holds."""
+    """Read to the end of a long line without keeping it."""
     size, piece = len(beginning), beginning
     while not piece.endswith(b"\n") and (piece := file.readline(_CHUNK)):
         size += len(piece)
@@ -291,7 +291,7 @@ def lines_of(file: BinaryIO, name: str | os.PathLike) -> Iterable[bytes]:
         if peek := getattr(file, "peek", None):
             check_beginning(peek(_HEAD), name)  # a standard stream was opened by others
         return read_lines(file, name)
-    if os.name == "nt":  # where nothing but a socket can be waited for
+    if os.name == "nt":  # Windows: `select` takes sockets alone
         return read_lines(file, name)
     try:
         file.fileno()

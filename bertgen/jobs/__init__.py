@@ -1,8 +1,8 @@
 """Jobs: a file of texts in, a file of outputs out, one record for each line, in the order of the lines.
 
 Lines end with LF or CRLF; records end with LF, and the last one like the last line. A byte-order mark is dropped. The
-output appears under its name when all of it is on the disk, and not before; a job that ended early goes on where it was
-when it is called again.
+output appears under its name when it is complete and on the disk. A job that ended early resumes when it is called
+again.
 """
 
 from .job import follow_file as follow_file

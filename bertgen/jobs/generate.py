@@ -84,8 +84,7 @@ def format_settings(format: LineFormat) -> dict[str, Any]:
 class GenerationProcessor(WindowProcessor):
     """Generates for lines. A window is one call of `Generator.stream`, run to its end.
 
-    So which texts share a batch depends on the lines and the options alone, and a job that begins at any window has
-    the outputs it would have had anyway.
+    So the batches depend on the lines and the options alone, and a job that resumes at any window has the same outputs.
     """
 
     options: dict[str, Any]  # of `Generator.stream`

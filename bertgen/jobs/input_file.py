@@ -53,7 +53,7 @@ class InputFile:
         return chunk * _CHUNK + place
 
     def read(self, offset: int, count: int) -> Iterator[bytes]:
-        """The next `count` lines from there on, with their ends."""
+        """The `count` lines that begin at a byte offset, with their ends."""
         self._file.seek(offset)
         return read_lines(self._file, self._name, count)
 

@@ -62,8 +62,8 @@ def follow_file(
         format: "text", "tsv" or "jsonl"; by default what the suffixes .txt, .tsv, .jsonl and .ndjson say, "text" where
             there is none.
         overwrite: replace a file that is there already.
-        restart: throw away the records of an earlier run.
-        num_shards, shard_index: answer only lines [lines * index // shards, lines * (index + 1) // shards), from 0;
+        restart: discard the records of an earlier run.
+        num_shards, shard_index: process only lines [lines * index // shards, lines * (index + 1) // shards), from 0;
             the outputs of all shards, one after the other, are the output of the whole.
         commit_seconds: of work that a killed job may lose, besides its current window; 0 commits every window.
         options: those of `follow_lines`, except `name` and `first`.
@@ -111,15 +111,15 @@ def follow_lines(
     A record has `n_best` outputs, best first. In text format they are separated by tabs; in TSV they are columns after
     those of the line; in JSONL `output_field` joins the fields of the line, a string or with `n_best` above 1 a list,
     and with `scores` so does `<output_field>_score`. In text and TSV a score stands in a column before its output, and
-    white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty. A
-    blank line of JSONL is answered by an empty one.
+    white space that would end a line or a column is written as a space. Outputs of a line without tokens are empty. The
+    record of a blank line of JSONL is empty.
 
     A line that cannot be used gets empty outputs; in JSONL the line's fields, if it has any, and "error".
 
     Args:
         generator: does the work.
         lines: each with its line end, as a file opened in binary mode gives them; `files.lines_of` bounds them, and
-            those of a pipe are answered as they come.
+            those of a pipe are processed as they come.
         write: takes the bytes of one record.
         name: of the input, for messages.
         format: "text", "tsv" or "jsonl".
@@ -130,8 +130,8 @@ def follow_lines(
             n_best: outputs per line.
             scores: write the scores, too.
             strict: raise at a line that cannot be used.
-            window: lines read before the first is answered; all of them are answered before the next is read. None
-                takes as many as suit the model, at most 4096.
+            window: lines that are processed together; the next line is read when all of them are done. None takes a
+                number that suits the model, at most 4096.
 
     Raises:
         ConfigError: bad options. InputError: a line that cannot be used, with `strict`; the input is no text, or the

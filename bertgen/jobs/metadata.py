@@ -70,7 +70,7 @@ def generation_config_of(generator: Generator, options: dict[str, Any]) -> Gener
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """The digest of the files a tokenizer saves: they are all there is to it."""
+    """The digest of the files a tokenizer saves, which are its complete state."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted(map(Path, tokenizer.save_pretrained(folder))):

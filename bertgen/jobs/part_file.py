@@ -48,7 +48,7 @@ class PartFile:
     Args:
         path: of the output, OUT.
         overwrite: replace a file OUT that is there already.
-        restart: throw away what an earlier run has committed.
+        restart: discard what an earlier run has committed.
 
     Raises:
         ConfigError: OUT is there and `overwrite` is not set; another process holds OUT.part.
@@ -192,7 +192,7 @@ class PartFile:
         except FileNotFoundError:
             if size:
                 raise ConfigError(
-                    f"{self.part} is there without {self.job}, and may be of someone else; {_START_OVER}"
+                    f"{self.part} is there without {self.job}, and may belong to another program; {_START_OVER}"
                 ) from None
             return None
         except (KeyError, TypeError, ValueError, RecursionError) as error:

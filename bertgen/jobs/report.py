@@ -15,28 +15,28 @@ from .. import __version__
 from ..generator import Generator, Output
 from ..generator.scorer import Likelihood
 
-MESSAGES = 20  # of a report; whatever went wrong in a million lines, a person reads the first few
+MESSAGES = 20  # of a report: enough to see why lines failed
 _SAVED = ("windows", "lines", "failed", "truncated", "input_tokens", "tokens", "bytes", "seconds")
 
 
 @dataclass
 class JobReport:
-    """What a job has done so far, in all its runs: those that were resumed count what was committed before.
+    """What a job has done so far, in all its runs: a resumed job includes what was committed before.
 
     Attributes:
-        lines: answered, failed ones included.
+        lines: processed, failed ones included.
         failed: lines that could not be used and were recorded as such.
         truncated: lines whose end was not read.
         input_tokens: read by the model, special tokens included.
         tokens: generated, end tokens included, of the best output of each line.
-        bytes: of the input that were answered.
-        windows: that were answered to their last line.
+        bytes: of the input that were processed.
+        windows: that were processed to their last line.
         seconds: since the first line was read, without the time between runs.
         messages: file, line and reason of the first lines that failed or were truncated.
         first_line: number of the first line in the whole file, from 0; above 0 in a shard.
         total_lines, total_bytes: of the input or the shard; None where it is no file.
-        committed: lines from which on another run would go on; None where none can.
-        before: the report at the start of this run, where it goes on from an earlier one.
+        committed: lines that the next run would keep; None where a job cannot be resumed.
+        before: the report at the start of this run, where it resumes an earlier one.
     """
 
     lines: int = 0
@@ -82,11 +82,11 @@ class JobReport:
         self.seconds = time.monotonic() - self._start + (self.before.seconds if self.before else 0.0)
 
     def saved(self) -> dict[str, Any]:
-        """What another run needs to go on counting, for a JSON file."""
+        """The counts that the next run continues, as a JSON object."""
         return {name: getattr(self, name) for name in (*_SAVED, "messages")}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what an earlier run saved; KeyError, TypeError or ValueError where it is no such thing."""
+        """Continue the counts that an earlier run saved; KeyError, TypeError or ValueError where they are damaged."""
         for name in _SAVED:
             value, kinds = saved[name], (int, float) if name == "seconds" else (int,)
             if isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0:
@@ -100,7 +100,7 @@ class JobReport:
 
 
 def statistics(report: JobReport, generator: Generator) -> dict[str, Any]:
-    """What a job did, how long it took and on what, as a JSON object.
+    """Counts, rates, memory, device and versions of a job, as a JSON object.
 
     `lines`, `failed`, `truncated`, `tokens_in`, `tokens_out`, `windows` and `seconds_total` are of all runs of the job;
     `seconds` and the rates are of this one. Memory is in bytes.

@@ -40,7 +40,7 @@ def score_lines(
 
     For TSV a record is a number: the log-probability, or with `length_penalty` that over length ** length_penalty. For
     JSONL it is the line's fields with `log_prob`, with `length_penalty` also `score`. With `tokens` it is JSON in both
-    cases, and has the target's `tokens` and `token_log_probs`. A blank line is answered by an empty one.
+    cases, and has the target's `tokens` and `token_log_probs`. The record of a blank line is empty.
 
     Args:
         generator: does the work.
@@ -50,7 +50,7 @@ def score_lines(
         format: "tsv" or "jsonl".
         source_column, target_column: TSV: from 1 (default 1 and 2). White space around them is dropped.
         source_field, target_field: JSONL: default "source" and "target".
-        tokens: write what each token gets.
+        tokens: write the log-probability of each token.
         length_penalty, truncation, lookahead: as `Generator.stream_scores`.
         strict: raise at a line that cannot be used, instead of writing an empty record (JSON: the line's fields, if it
             has any, and "error") and going on.
@@ -74,7 +74,7 @@ def score_lines(
 
 @dataclass(frozen=True)
 class LikelihoodFields:
-    """How log-likelihoods are written: a number in TSV; in JSON `log_prob` and, where they are asked for, more.
+    """How log-likelihoods are written: a number in TSV; in JSON `log_prob` and the optional fields.
 
     Args:
         tokenizer: gives the tokens of ids.

@@ -76,7 +76,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def pad(self, rows: np.ndarray, fill: int) -> np.ndarray:
-        """Return the given rows as one int64 matrix, filled up on the right."""
+        """Return these rows as one int64 matrix, padded on the right with `fill`."""
         lengths = self.lengths[rows]
         columns = np.arange(lengths.max())
         inside = columns < lengths[:, None]

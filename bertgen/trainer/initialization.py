@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output: Path) -> None:
-    """Put the tokenizer into the output folder: that of `tokenizer`, else that of `model`, else a new one."""
+    """Save the tokenizer in the output folder: that of `config.tokenizer`, else the model's, else a new one."""
     source = config.tokenizer or config.model
     if source:
         AutoTokenizer.from_pretrained(source).save_pretrained(output)
@@ -32,13 +32,13 @@ def write_tokenizer(config: TrainingConfig, pairs: list[tuple[str, str]], output
 
 
 def make_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderModel:
-    """Load the given model, or make one with random weights, in float32 and in training mode.
+    """Load `config.model`, or make a model with random weights, in float32 and in training mode.
 
     A BERT, a RoBERTa or a half of kind bert-generation becomes both halves of an encoder-decoder, whose cross-attention
     is new (Rothe et al. 2020).
 
     Raises:
-        ConfigError: the given model is too small for the tokenizer's ids or for `max_length`.
+        ConfigError: the loaded model is too small for the tokenizer's ids or for `max_length`.
         UnsupportedError: its weights are in 4 bits, or it is of another kind.
     """
     if not config.model:
@@ -99,8 +99,8 @@ def set_special_ids(model: EncoderDecoderModel, tokenizer: Tokenizer) -> None:
     config.eos_token_id = options.eos_token_id
     if end not in tokenizer.all_special_ids:
         logger.warning(
-            "targets end with id %s, as the model says, which is no special token of its tokenizer (those are %s): "
-            "texts will show it. model.config.eos_token_id is where the model says so",
+            "targets end with id %s, the model's end token, which is no special token of its tokenizer (those are %s): "
+            "decoded texts will contain it. model.config.eos_token_id sets the end token",
             end,
             tokenizer.all_special_ids,
         )

@@ -292,7 +292,7 @@ class Trainer:
             self.progress.show(self.step, self.epoch, self._done(), self._elapsed())
 
     def _evaluate(self) -> None:
-        """Judge the averaged weights, keep them if they are the best so far, and write the history and the curve."""
+        """Evaluate the averaged weights, save them if they are the best so far, and write the history and the curve."""
         config, model = self.config, self.average
         loss, labels = self.loss_sum.tolist()
         self.loss_sum.zero_()

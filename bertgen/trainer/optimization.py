@@ -1,4 +1,4 @@
-"""What turns logits into an update: loss, schedule, parameter groups, averaging."""
+"""From logits to an update: loss, schedule, parameter groups, averaging."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .options import TrainingConfig
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy against (1 - e) * one-hot + e / V, worked out inside the logits' own memory.
+    """Summed cross-entropy against (1 - e) * one-hot + e / V, computed in the memory of the logits.
 
     loss = lse - (1 - e) * logit[target] - e * mean(logits); its gradient is softmax - (1 - e) * one-hot - e / V.
     The logits of a batch are by far its largest tensor: a plain cross_entropy writes four more of that size.
@@ -47,7 +47,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float)
     """Return the summed smoothed loss, which has a gradient, and the summed loss without smoothing, which has none.
 
     Args:
-        logits: [N, V], any float type; computed in float32. Used up: their memory holds something else afterwards.
+        logits: [N, V], any float type; computed in float32. Overwritten.
         targets: int64 [N].
         smoothing: probability given to the uniform distribution, in [0, 1).
     """

@@ -20,7 +20,11 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
 
 
 def write_curve(path: Path, history: list[dict[str, Any]], averaged: bool) -> None:
-    """Draw losses, and BLEU where there is one, over the updates; `averaged` says which weights were judged."""
+    """Draw losses, and BLEU where there is one, over the updates.
+
+    Args:
+        averaged: the development loss is that of averaged weights.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

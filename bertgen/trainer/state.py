@@ -25,7 +25,7 @@ def digest(path: str | Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the training state, whole or not at all."""
-    with atomic_write(path) as file:  # given a path, torch does not tell why it cannot be written
+    with atomic_write(path) as file:  # with a path, torch's error lacks the system's reason
         torch.save({"version": VERSION, **state}, file)
 
 

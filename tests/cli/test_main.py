@@ -57,7 +57,7 @@ def test_help_and_version_need_no_torch():
     ids=" ".join,
 )
 def test_usage_errors(arguments, capsys):
-    """The reason comes first, and what stands behind it does not push it off the screen."""
+    """The reason comes first and is not scrolled off the screen by the usage."""
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2
@@ -74,7 +74,7 @@ def test_signal_handler_is_put_back(capsys):
 
 # every way out
 
-# Standard streams, by their numbers: closed, a file, or a pipe that nobody reads.
+# Standard streams, by their numbers: closed, a file, or a pipe without a reader.
 WAYS = {
     "all is done": (["one"], {}, 0, "", "eins\n"),
     "some lines fail": (["one", "", "\udcff"], {}, 1, "arguments, line 3: not UTF-8", "eins\n\n\n"),
@@ -83,12 +83,12 @@ WAYS = {
     "stdin is closed": ([], {0: None}, 2, "error: stdin cannot be read: Bad file descriptor", ""),
     "stdout is closed": (["one"], {1: None}, 3, "error: stdout cannot be written: Bad file descriptor", ""),
     "stdout is full": (["one"], {1: "/dev/full"}, 3, "error: stdout cannot be written: No space left on device", ""),
-    "nobody reads": (["one"], {1: "pipe"}, 141, "", ""),
+    "stdout has no reader": (["one"], {1: "pipe"}, 141, "", ""),
     "a file in a number that was free": (["--input", "in.txt", "--output", "out.txt"], {0: None, 1: None}, 0, "", ""),
-    "nobody reads the output": (["--input", "in.txt", "--output", "/dev/stdout"], {1: "pipe"}, 141, "", ""),
+    "the output has no reader": (["--input", "in.txt", "--output", "/dev/stdout"], {1: "pipe"}, 141, "", ""),
     "stderr is closed": (["one", "\udcff"], {2: None}, 1, "", "eins\n\n"),
     "stderr is full": (["one", "\udcff"], {2: "/dev/full"}, 1, "", "eins\n\n"),
-    "nobody reads stderr": (["one", "\udcff"], {2: "pipe"}, 1, "", "eins\n\n"),
+    "stderr has no reader": (["one", "\udcff"], {2: "pipe"}, 1, "", "eins\n\n"),
     "all is closed": (["one"], {0: None, 1: None, 2: None}, 3, "", ""),
 }
 # Forks from a process that has imported torch, does to the streams of each child what a shell would, and lets it end.

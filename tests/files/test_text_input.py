@@ -17,7 +17,7 @@ from tests.support.jobs import names, run
 
 
 def test_a_line_that_does_not_end_is_not_held(generator, folder, monkeypatch):
-    """It is a failed line like others, whichever way it comes; what stands behind it is read."""
+    """It is a failed line like others, from a file or a pipe; the lines after it are read."""
     monkeypatch.setattr(text_input, "LINE_BYTES", 100)
     monkeypatch.setattr(text_input, "_CHUNK", 64)
     content = b"one\n" + b"x" * 100_000 + b"\n" + b"y" * 99 + b"\ntwo\n" + b"z" * 101

@@ -100,7 +100,7 @@ def test_output_that_cannot_be_made(generator, folder, name, message):
 
 
 @pytest.fixture
-def nobody():
+def read_only_folder():
     """A folder that all may enter and none may write to, and a process without root's rights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -114,11 +114,11 @@ def nobody():
         path.chmod(0o700)
 
 
-def test_folder_without_permission(generator, nobody):
+def test_folder_without_permission(generator, read_only_folder):
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="out.txt cannot be written: Permission denied"):
-            run_file(generator, nobody / "in.txt", nobody / "out.txt", overwrite=overwrite)
-    assert names(nobody) == ["in.txt"]
+            run_file(generator, read_only_folder / "in.txt", read_only_folder / "out.txt", overwrite=overwrite)
+    assert names(read_only_folder) == ["in.txt"]
 
 
 @pytest.mark.parametrize("lines", [1, 20_000], ids=["at the end", "in the middle"])

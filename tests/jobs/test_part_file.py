@@ -53,7 +53,9 @@ def test_file_system_without_locks(echo, tmp_path, monkeypatch):
 def test_part_of_someone_else_stays(echo, tmp_path):
     (tmp_path / "in.txt").write_bytes(b"one\n")
     (tmp_path / "out.txt.part").write_bytes(b"precious")
-    with pytest.raises(ConfigError, match="out.txt.part is there without .*out.txt.job, and may be of someone else"):
+    with pytest.raises(
+        ConfigError, match="out.txt.part is there without .*out.txt.job, and may belong to another program"
+    ):
         run_file(echo, tmp_path / "in.txt", tmp_path / "out.txt")
     assert (tmp_path / "out.txt.part").read_bytes() == b"precious"
     (tmp_path / "out.txt.part").unlink()

@@ -113,7 +113,7 @@ def test_second_interrupt_ends_at_once(tmp_path):
     code = """
         import signal, sys, time
         from bertgen import cli
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what runs behind it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background jobs ignore SIGINT
         from bertgen.cli import run as command
         class Slow:
             max_input_length = 1

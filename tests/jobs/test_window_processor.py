@@ -69,7 +69,7 @@ def test_a_job_whose_first_window_fails_as_a_whole_stops(generator, folder, name
 
 
 def test_records_of_a_hopeless_window_are_not_written():
-    """Where it is known before the model is asked, not even to a pipe."""
+    """Where it is known before the model runs, not even to a pipe."""
     written = []
     with pytest.raises(InputError, match="each of the first 2 lines failed"):
         list(follow_lines(Silent(), [b"{\n", b"{\n"], written.append, name="x", format="jsonl", window=2))
@@ -77,7 +77,7 @@ def test_records_of_a_hopeless_window_are_not_written():
 
 
 class Silent:
-    """In the place of a Generator that is not asked."""
+    """In the place of a Generator that must not run."""
 
     def stream(self, texts, **options):
         assert not texts
@@ -85,7 +85,7 @@ class Silent:
 
 
 def test_lines_of_a_pipe_are_answered_as_they_come(generator):
-    """What is there at once is answered together; nobody waits for a window to fill."""
+    """Lines that arrive together are processed together; they do not wait for a window to fill."""
     reader, writer = os.pipe()
     written, windows = [], []
     stream = generator.stream
@@ -142,7 +142,7 @@ def test_memory_is_bounded(generator):
     assert written[:3] == [b"eins\n", b"eins\n", b"\n"]
 
 
-def test_bad_line_behind_the_first_windows(generator, folder):
+def test_bad_line_after_the_first_windows(generator, folder):
     content = b"one\n" * 25 + b"\xff\n"
     with pytest.raises(InputError, match="line 26: not UTF-8"):
         run(generator, folder, content, window=10, strict=True)

@@ -245,7 +245,7 @@ def interrupt(folder: Path, number: int, seed: int) -> dict:
     r = random.Random(seed)
     (folder / "in.txt").write_bytes(lines_of(r, 10_000))
     out = folder / "out.txt"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what runs behind it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background jobs ignore SIGINT
     arguments = ["run", "--model", "x", "--input", f"{folder}/in.txt", "--output", str(out), "--window", "100"]
     command.make_generator = lambda _: Echo(0.002)
 

@@ -52,7 +52,7 @@ def test_pairs_that_are_too_long_are_counted(short, data):
 @pytest.mark.parametrize("side, pair", [("source", "\u200b\u200b\ta"), ("target", "A\t\u200b\ufeff")])
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_a_pair_without_tokens_is_named_before_training_begins(data, tmp_path, side, pair, part):
-    """As one of nothing but zero-width characters: no tokens give no shape, and in a large batch nobody would know."""
+    """As one of nothing but zero-width characters: no tokens give no shape, and a large batch would hide it."""
     with open(data[part], encoding="utf-8") as file:
         lines = file.read().splitlines()
     lines.insert(7, pair)

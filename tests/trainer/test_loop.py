@@ -106,7 +106,7 @@ def test_output_of_another_run_is_not_overwritten(short, data):
 
 @pytest.mark.parametrize("name", ["spiece.model", "state.pt", "best"])
 def test_a_full_disk_is_named(data, tmp_path, monkeypatch, name):
-    """The file that could not be written, and what the system says, whoever writes it."""
+    """The error names the file that could not be written and the system's reason, for each writer."""
 
     def limited(write):
         @contextlib.contextmanager
