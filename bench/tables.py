@@ -8,6 +8,7 @@ results.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -298,6 +299,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Write the tables of README.md and docs/ from bench/results/.").parse_args()
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(page)
