@@ -106,7 +106,7 @@ def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, An
     past = arguments.get("past_key_values")
     if past is not None:
         if not isinstance(past, PagedCache) or not past.is_shared:
-            return f"past_key_values is a {type(past).__name__} that transformers filled"
+            return f"past_key_values is of class {type(past).__name__} that transformers filled"
         if not joint and past.ours is not None and past.ours.has_cross and "encoder_hidden_states" not in arguments:
             return "a call with a cache has no encoder_hidden_states"
     if not joint and not config.is_decoder and ("encoder_hidden_states" in arguments or past is not None):

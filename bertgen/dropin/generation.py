@@ -87,7 +87,7 @@ def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, An
         return "the model is in training mode with dropout"
     past = arguments.get("past_key_values")
     if past is not None:  # the ids of the first step depend on the version of transformers
-        return f"past_key_values is a {type(past).__name__}"
+        return f"past_key_values is of class {type(past).__name__}"
     config = arguments.get("generation_config") or model.generation_config
     if not isinstance(config, transformers.GenerationConfig):
         return f"generation_config is a {type(config).__name__}"

@@ -430,10 +430,10 @@ class Generator:
         """The request of each text; the output of a text without tokens, or of one with an error."""
         encoded: list[Request | Output] = []
         for index, source in enumerate(self._text_encoder.sources(texts, call.truncation), first):
-            if source.reason is not None:
+            if source.problem is not None:
                 if not call.return_errors:
-                    raise InputError(f"text {index}: {source.reason}")
-                encoded.append(Output(index, "", error=InputError(source.reason)))
+                    raise InputError(f"text {index}: {source.problem}")
+                encoded.append(Output(index, "", error=InputError(source.problem)))
             else:
                 encoded.append(self._request(index, source, call) if source.ids else Output(index, ""))
         return encoded

@@ -119,12 +119,12 @@ class Scorer:
             reason = None
             if not isinstance(pair, tuple) or len(pair) != 2:
                 reason = f"must be a tuple of source and target, got {type(pair).__name__}"
-            elif source.reason is not None:
-                reason = f"source: {source.reason}"
+            elif source.problem is not None:
+                reason = f"source: {source.problem}"
             elif not source.ids:
                 reason = "source: no tokens"
-            elif target.reason is not None:
-                reason = f"target: {target.reason}"
+            elif target.problem is not None:
+                reason = f"target: {target.problem}"
             if reason is None:
                 pairs.append(_Pair(index, source.ids, target.ids, source.truncated))
             elif self.return_errors:

@@ -18,12 +18,12 @@ class Encoded(NamedTuple):
     Attributes:
         ids: with special tokens.
         truncated: whether the end of the text was cut off.
-        reason: why the text cannot be used; None where it can.
+        problem: why the text cannot be used; None where it can.
     """
 
     ids: list[int]
     truncated: bool = False
-    reason: str | None = None
+    problem: str | None = None
 
 
 def source_special_tokens(config: EncoderDecoderConfig, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -479,7 +479,7 @@ FALLBACKS = {
     "output_attentions is requested": lambda: dict(output_attentions=True, return_dict_in_generate=True),
     "watermarking_config": lambda: dict(watermarking_config=transformers.WatermarkingConfig()),
     "cache_implementation='static'": lambda: dict(cache_implementation="static"),
-    "past_key_values is a EncoderDecoderCache": lambda: dict(past_key_values=_their_cache()),
+    "past_key_values is of class EncoderDecoderCache": lambda: dict(past_key_values=_their_cache()),
 }
 
 

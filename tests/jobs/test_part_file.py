@@ -148,3 +148,29 @@ def test_disk_that_is_full_for_a_while(echo, tmp_path, room):
     run_file(echo, files[0], tmp_path / "whole.txt", window=10)
     assert files[1].read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert names(tmp_path) == ["in.txt", "out.txt", "whole.txt"]
+
+
+LINEAR = "in float32 inference cpp for at most 64 rows, where the extension is, and onednn for weights of at least 9"
+
+
+@pytest.mark.parametrize(
+    ("then", "resumes"),
+    [
+        ({"operator linear": f"{LINEAR} elements, else reference"}, True),
+        ({}, True),  # a version that did not describe this operator
+        ({"operator linear": "reference: BERTGEN_BACKEND or set_backend asks for it"}, False),
+        ({"operator linear": f"{LINEAR} elements, else reference", "window": 4}, False),
+    ],
+)
+def test_a_job_resumes_whatever_words_describe_the_same_backends(echo, tmp_path, monkeypatch, then, resumes):
+    """A version of bertgen describes operators in other words than the one that began the job."""
+    now = {"operator linear": "cpp or onednn where they are faster; else reference", "window": 3}
+    monkeypatch.setattr("bertgen.jobs.job.job_metadata", lambda *_: {"window": 3, **then})
+    begun(echo, tmp_path, b"one\n" * 9, 7, window=3)
+    monkeypatch.setattr("bertgen.jobs.job.job_metadata", lambda *_: now)
+    arguments = (echo, tmp_path / "in.txt", tmp_path / "out.txt")
+    if resumes:
+        assert run_file(*arguments, window=3).before.lines == 6
+    else:
+        with pytest.raises(ConfigError, match=r"was begun as another job: (operator linear|window) was"):
+            run_file(*arguments, window=3)
