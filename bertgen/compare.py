@@ -102,8 +102,8 @@ def compare(
     model, missing = _load(path_or_id, generator)
     rows = generator.encode_sources(texts)
     for index, row in enumerate(rows):
-        if row.reason is not None:
-            raise InputError(f"text {index}: {row.reason}")
+        if row.problem is not None:
+            raise InputError(f"text {index}: {row.problem}")
     places = [index for index, row in enumerate(rows) if row.ids]
     texts = [texts[index] for index in places]
     sources = [rows[index].ids for index in places]
