@@ -23,7 +23,7 @@ def layers_to_quantize(model: nn.Module, config: Int4Config) -> list[str]:
     modules = dict(model.named_modules())
     for skipped in config.skip:
         if not any(_is_within(name, skipped) for name in modules):
-            raise ConfigError(f"skip has {skipped!r}, but a {type(model).__name__} has no module of that name")
+            raise ConfigError(f"skip has {skipped!r}, but {type(model).__name__} has no module of that name")
     heads = {id(m.decoder) for m in model.modules() if isinstance(m, LMHead)}
     return [
         name

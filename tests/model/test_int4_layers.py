@@ -21,7 +21,7 @@ def test_layers_that_a_format_quantizes():
     assert set(with_head) - set(names) == {"decoder.lm_head.decoder"}
     skipped = layers_to_quantize(model, Int4Config(group_size=32, skip=["decoder", "query"]))
     assert skipped == [name for name in names if not name.startswith("decoder.") and ".query" not in name]
-    with pytest.raises(ConfigError, match="skip names 'layer.99'"):
+    with pytest.raises(ConfigError, match="skip has 'layer.99'"):
         layers_to_quantize(model, Int4Config(skip=["layer.99"]))
 
 
