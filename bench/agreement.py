@@ -88,16 +88,16 @@ def margins(model: EncoderDecoderModel, source: list[int], length: int, beams: i
     device = model.device
     encoded = model.encoder(input_ids=torch.tensor([source], device=device)).last_hidden_state
     tokens = torch.full((1, 1), START, device=device)
-    totals, found = torch.zeros(1, 1, dtype=torch.float64, device=device), []
+    totals, gaps = torch.zeros(1, 1, dtype=torch.float64, device=device), []
     for _ in range(length):
         states = encoded.expand(len(tokens), -1, -1)
         logits = model(encoder_outputs=(states,), decoder_input_ids=tokens).logits[:, -1].double()
         best = (totals + logits.log_softmax(-1)).flatten().topk(beams + 1)
         rounding = UNITS * abs(float(best.values[0])) if beams > 1 else 0.0
-        found.append(float(best.values[-2] - best.values[-1]) - rounding)
+        gaps.append(float(best.values[-2] - best.values[-1]) - rounding)
         kept, vocabulary = best.indices[:beams], logits.shape[1]
         tokens = torch.cat((tokens[kept // vocabulary], kept[:, None] % vocabulary), 1)
         totals = best.values[:beams, None]
     if beams > 1:
-        found.append(float(totals[0] - totals[1]) - rounding)
-    return found
+        gaps.append(float(totals[0] - totals[1]) - rounding)
+    return gaps

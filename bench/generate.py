@@ -219,13 +219,13 @@ class Race:
             self.broken[key] = f"{type(error).__name__}: {error}".splitlines()[0]
             return math.inf
         self.ours = self.ours or run.tokens  # bertgen comes first
-        self.agreement[key] = found = self.judge.compare(case, self.ours, run.tokens, ENGINES[name].judged)
-        if found.wrong:
-            output.say(f"{case.name}: {name} batch {batch}: WRONG: {found.wrong[0]}")
-            self.wrong[key] = f"{found.wrong[0]}, {len(found.wrong)} in all"
+        self.agreement[key] = agreement = self.judge.compare(case, self.ours, run.tokens, ENGINES[name].judged)
+        if agreement.wrong:
+            output.say(f"{case.name}: {name} batch {batch}: WRONG: {agreement.wrong[0]}")
+            self.wrong[key] = f"{agreement.wrong[0]}, {len(agreement.wrong)} in all"
             return math.inf
         self.runs.setdefault(key, []).append(run)
-        output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, {said(found, ENGINES[name].judged)}")
+        output.say(f"{case.name}: {name} batch {batch} {run.seconds:.2f} s, {said(agreement, ENGINES[name].judged)}")
         return run.seconds
 
     def rows(self, model: str, plan: Plan, limit: dict[str, float]) -> list[Row]:
@@ -233,7 +233,7 @@ class Race:
         tokens = sum(self.case.lengths)
         item = torch.finfo(getattr(torch, plan.dtype)).bits // 8
         fastest = tokens / self.case.limit(plan.size, limit["FLOP"], limit["B"], item)
-        found = []
+        rows = []
         for key in dict.fromkeys([*self.agreement, *self.broken]):
             name, batch = key
             row = Row("generate", params(self.case, model) | setting(batch), name, amount=tokens, unit="token")
@@ -244,8 +244,8 @@ class Race:
                 row.seconds = [run.seconds for run in runs]
                 row.limit, row.correct = fastest, said(agreement, ENGINES[name].judged)
                 row.extra = told(runs) | {"equal": agreement.equal, "compared": agreement.compared}
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
 
 def said(agreement: Agreement, judged: bool) -> str:
@@ -257,15 +257,15 @@ def said(agreement: Agreement, judged: bool) -> str:
 
 def told(runs: Sequence[Run]) -> dict[str, Any]:
     """Percentiles over all runs, and the largest memory."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in ("requests", "gaps"):
         values = sorted(value for run in runs for value in getattr(run, name))
         for percent in (50, 99):
-            found[f"{'request' if name == 'requests' else 'token'}_p{percent}"] = percentile(values, percent)
+            figures[f"{'request' if name == 'requests' else 'token'}_p{percent}"] = percentile(values, percent)
     for name in ("loaded", "peak"):
         values = [getattr(run, name) for run in runs if getattr(run, name) is not None]
-        found[name] = max(values, default=None)
-    return found
+        figures[name] = max(values, default=None)
+    return figures
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

@@ -75,7 +75,7 @@ def of_shape(
         )
     size = sum(value.nbytes for value in shape.arguments.values() if isinstance(value, torch.Tensor))
     copies = 1 if device.type == "cuda" else max(1, min(COPIES, ROTATED // size))
-    given = [cloned(shape.arguments) for _ in range(copies)]
+    argument_sets = [cloned(shape.arguments) for _ in range(copies)]
     plain, exact = shape.reference(**cloned(shape.arguments)), shape.reference(**as_float64(cloned(shape.arguments)))
     work = {"B": shape.bytes, "FLOP": shape.flop}
     unit = max(work, key=lambda unit: work[unit] / limit[unit])  # the tighter limit
@@ -88,7 +88,7 @@ def of_shape(
             row.absent = "--no-compile"
             continue
         try:
-            calls[name] = [contender.make(**arguments) for arguments in given]
+            calls[name] = [contender.make(**arguments) for arguments in argument_sets]
             answer = contender.view(calls[name][0]())
         except Exception as error:  # other packages raise any type
             row.absent = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -161,10 +161,10 @@ def own(name: str, check: Check, device: torch.device) -> Callable[..., Any]:
 def by_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function under another backend."""
 
-    def run(*given: Any, **named: Any) -> Any:
+    def run(*arguments: Any, **named: Any) -> Any:
         before = ops.set_backend(name)
         try:
-            return function(*given, **named)
+            return function(*arguments, **named)
         finally:
             ops.set_backend(before)
 

@@ -187,16 +187,19 @@ def _padded(attend: Callable[..., torch.Tensor], inside: torch.Tensor, masked: b
 def _attentions(device: torch.device, masked: bool) -> dict[str, Callable[..., torch.Tensor]]:
     """torch's attention: its default choice, compiled, and each of its backends."""
     attend = F.scaled_dot_product_attention
-    calls = {"eager": attend, "compiled": torch.compile(lambda *given, **named: attend(*given, **named), dynamic=False)}
+    calls = {
+        "eager": attend,
+        "compiled": torch.compile(lambda *arguments, **named: attend(*arguments, **named), dynamic=False),
+    }
     if device.type == "cuda":
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         for backend in backends + [SDPBackend.FLASH_ATTENTION] * (not masked):
 
-            def forced(*given: Any, backend: Any = backend, **named: Any) -> torch.Tensor:
+            def forced(*arguments: Any, backend: Any = backend, **named: Any) -> torch.Tensor:
                 with sdpa_kernel(backend):
-                    return attend(*given, **named)
+                    return attend(*arguments, **named)
 
             calls[f"sdpa {backend.name.split('_')[0].lower()}"] = forced
     return calls

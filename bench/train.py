@@ -68,14 +68,14 @@ def compared(name: str, plan: Plan, sources: Tokens, targets: Tokens, steps: int
         except BackendError as error:
             row.absent = str(error)
             continue
-        found = trainer.call("checked")
-        expected = expected or found
-        apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected))
+        measured = trainer.call("checked")
+        expected = expected or measured
+        apart = max(abs(a - b) / abs(b) for a, b in zip(measured, expected))
         if not apart <= ROUNDING[plan.dtype]:
-            row.wrong = f"loss and gradient norm {found}, bertgen's are {expected}"
+            row.wrong = f"loss and gradient norm {measured}, bertgen's are {expected}"
             trainer.close()
             continue
-        row.correct = f"loss {found[0]:.4f} and gradient equal to {apart:.0e}"
+        row.correct = f"loss {measured[0]:.4f} and gradient equal to {apart:.0e}"
         trainers[engine] = trainer
     for turn in range(steps + 1):  # the first step creates the state of the optimizer
         for row in rows:

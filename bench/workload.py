@@ -130,9 +130,9 @@ def load_model(path: str) -> EncoderDecoderModel:
     """
     model = EncoderDecoderModel.from_pretrained(path, dtype=torch.float32).eval()
     config = model.config
-    found = config.pad_token_id, config.eos_token_id, config.decoder_start_token_id
-    if found != (PAD, END, START):
-        raise ConfigError(f"{path} has ids {found} to pad, end and start; those of {PAD, END, START} can be measured")
+    ids = config.pad_token_id, config.eos_token_id, config.decoder_start_token_id
+    if ids != (PAD, END, START):
+        raise ConfigError(f"{path} has ids {ids} to pad, end and start; those of {PAD, END, START} can be measured")
     return endless(model)
 
 

@@ -108,12 +108,12 @@ def _describe(path_or_id: str) -> dict[str, Any]:
     """Shape, size and vocabulary of a model, from its configuration: the weights are not read."""
     from ..config import EncoderDecoderConfig
     from ..hub import local_directory
-    from ..layers.meta_init import outlined
+    from ..layers.meta_init import init_empty_weights
     from ..model import EncoderDecoderModel
     from ..tokenizer import AutoTokenizer
 
     config = EncoderDecoderConfig.from_pretrained(path_or_id)
-    with outlined():
+    with init_empty_weights():
         model = EncoderDecoderModel(config)
     rows: dict[str, Any] = {}
     for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):

@@ -19,7 +19,7 @@ from ..config import Int4Config, int4_config
 from ..config.quantization import METHOD
 from ..errors import CheckpointError, ConfigError, InputError
 from ..layers.linear import Int4Linear
-from ..layers.meta_init import outlined
+from ..layers.meta_init import init_empty_weights
 from ..quantization.int4 import why_not_int4_weight
 
 _LOADED = "_is_hf_initialized"  # attribute that transformers sets on parameters that are loaded
@@ -115,7 +115,7 @@ class Int4Quantizer(HfQuantizer):
     def round(self, model: PreTrainedModel, path: str, weight: torch.Tensor) -> None:
         """Replace a Linear by a layer in 4 bits; an error of a weight is kept until all are loaded."""
         linear = model.get_submodule(path)
-        with outlined():
+        with init_empty_weights():
             source = nn.Linear(linear.in_features, linear.out_features, bias=False)
         source.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
         try:

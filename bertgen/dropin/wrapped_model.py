@@ -16,7 +16,7 @@ from ..config import BertGenerationConfig, EncoderDecoderConfig, RobertaConfig, 
 from ..errors import UnsupportedError
 from ..layers.add_norm import AddNorm
 from ..layers.attention import Attention
-from ..layers.meta_init import outlined
+from ..layers.meta_init import init_empty_weights
 from ..layers.stack import Stack
 from ..model import BertModel, EncoderDecoderModel, RobertaModel
 from ..model.encoder_decoder import DECODERS, ENCODERS
@@ -155,7 +155,7 @@ def _outline(original: Any) -> Any:
     name, config = type(original).__name__, original.config
     if name not in MODELS:
         raise UnsupportedError(f"a {name} cannot be accelerated; models that can: {', '.join(MODELS)}")
-    with outlined():
+    with init_empty_weights():
         if name == EncoderDecoderModel.__name__:
             halves = {}
             for half, classes in (("encoder", ENCODERS), ("decoder", DECODERS)):

@@ -17,7 +17,7 @@ from ..kernels.int4_matmul import dequantize_reference
 from ..kernels.int4_matmul_cpp import Weight
 from ..quantization.int4 import codebook, dequantize, quantize, why_not_int4_weight
 from .inspection import is_plain
-from .meta_init import outlined
+from .meta_init import init_empty_weights
 
 
 class Int4Linear(nn.Module):
@@ -75,7 +75,7 @@ class Int4Linear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """A Linear with the dequantized weights, in the dtype of the scales."""
-        with outlined():
+        with init_empty_weights():
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(dequantize(self.packed, self.scale, self.zero, self.config))
         if self.bias is not None:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def outlined() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Modules constructed inside, in this thread, have uninitialised parameters on the meta device.
 
     Initialisers are skipped: torch would import its compiler for their meta implementations, which takes a second.

@@ -17,7 +17,7 @@ from ..config.validators import check_flag, check_mapping, check_name
 from ..errors import ConfigError, UnsupportedError, quoted
 from ..hub import resolve_file, split_hub_options
 from ..layers.linear import Int4Linear
-from ..layers.meta_init import outlined
+from ..layers.meta_init import init_empty_weights
 from ..layers.stack import Stack
 from ..quantization.bitsandbytes import from_bitsandbytes
 from .devices import device_of_map, resolve_device
@@ -315,7 +315,7 @@ class PretrainedModel(nn.Module):
         resolved_dtype = checkpoint_dtype(dtype, config, state)
         if not ignore_mismatched_sizes:
             check_size(path_or_id, cls, config, state)
-        with outlined():
+        with init_empty_weights():
             model = cls(config, **arguments)
         model.name_or_path = "" if path_or_id is None else str(path_or_id)
         values = sum(tensor.numel() for tensor in state.values())

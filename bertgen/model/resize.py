@@ -8,7 +8,7 @@ from torch import nn
 from ..config.validators import check_integer
 from ..errors import ConfigError, InputError, UnsupportedError
 from ..layers.linear import Int4Linear
-from ..layers.meta_init import outlined
+from ..layers.meta_init import init_empty_weights
 
 
 def size_of(rows: int | None, current: int, multiple: int | None) -> int:
@@ -41,7 +41,7 @@ def resized_embedding(table: nn.Embedding, rows: int, std: float | None) -> nn.E
             changes the probabilities of the old tokens.
     """
     padding = table.padding_idx if table.padding_idx is not None and table.padding_idx < rows else None
-    with outlined():
+    with init_empty_weights():
         new = nn.Embedding(rows, table.embedding_dim, padding)
     new.weight = nn.Parameter(_resized(table.weight, rows, std), requires_grad=table.weight.requires_grad)
     return new
@@ -53,7 +53,7 @@ def resized_linear(layer: nn.Linear, rows: int, std: float | None) -> nn.Linear:
         raise UnsupportedError(
             "the output layer is in 4 bits; dequantize() the model, resize it, and quantize it again"
         )
-    with outlined():
+    with init_empty_weights():
         new = nn.Linear(layer.in_features, rows)
     new.weight = nn.Parameter(_resized(layer.weight, rows, std), requires_grad=layer.weight.requires_grad)
     new.bias = nn.Parameter(_resized(layer.bias, rows, 0.0), requires_grad=layer.bias.requires_grad)

@@ -10,7 +10,7 @@ import torch
 from ..config import HALVES, BertGenerationConfig, EncoderDecoderConfig, GenerationConfig, read_json
 from ..errors import ConfigError, UnsupportedError
 from ..hub import resolve_file
-from ..layers.meta_init import outlined
+from ..layers.meta_init import init_empty_weights
 from ..model import EncoderDecoderModel
 from ..tokenizer import AutoTokenizer, BertGenerationTokenizer, Tokenizer
 from ..tokenizer.special_tokens import target_end_token
@@ -129,7 +129,7 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer) -> EncoderDecoderMo
         tie_encoder_decoder=config.tie_encoder_decoder,
         **start,
     )
-    with outlined():
+    with init_empty_weights():
         model = EncoderDecoderModel(config=halves)
     model.initialize_missing(like=torch.empty(0, dtype=torch.float32, device="cpu"))
     model.generation_config = GenerationConfig(max_length=config.max_length, **start)
