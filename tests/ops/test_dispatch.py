@@ -35,6 +35,7 @@ CALLS = {
     "kernels/decode_attention_cpp.py": {"cpp.decode_attention", "cpp.cross_decode_attention"},
     "kernels/int4_matmul_cpp.py": {"cpp.int4_dequantize", "cpp.int4_matmul", "cpp.int4_matmuls"},
     "kernels/linear.py": {"cpp.linear", "cpp.linears", "mkldnn", "mkldnn._linear_pointwise"},
+    "bench/overhead.py": {"cpp"},  # records all functions
     "bench/shapes.py": {"mkldnn._reorder_linear_weight"},  # a contender with packed weights
 }
 
