@@ -96,9 +96,7 @@ def _load() -> str | None:
     try:
         module = importlib.import_module(".._C", __package__)
     except ModuleNotFoundError:
-        return (
-            "it was not built: that takes a C++ compiler, torch installed before, and pip install --no-build-isolation"
-        )
+        return "it was not built"
     except ImportError as error:
         return f"it does not load: {error}"
     try:
