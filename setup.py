@@ -1,19 +1,26 @@
 """What pyproject.toml cannot declare: where the sources of bertgen.kernels and .bench lie, and the C++ extension.
 
-The extension needs torch and a compiler here and now, so it is built where `--no-build-isolation` lets the build see
-the torch that is installed. Without either bertgen is pure Python and says so. BERTGEN_REQUIRE_EXT=1 makes that an
-error, BERTGEN_WITHOUT_EXT=1 builds none.
+The extension needs a compiler of C++17 and the headers of Python, nothing else. One binary serves every Python from
+3.10 on. Without a compiler bertgen is installed as pure Python, and says so when it generates.
+BERTGEN_REQUIRE_EXT=1 makes that an error, BERTGEN_WITHOUT_EXT=1 builds none.
 """
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-CSRC = Path("csrc")
 REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
+# The limited API of CPython 3.10; builds of CPython without a GIL have none.
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+OPTIONS = {
+    "msvc": ["/std:c++17", "/O2", "/EHsc", "/fp:contract"],
+    "unix": ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"],  # GCC and Clang
+}
 
 
 class BuildPy(build_py):
@@ -27,49 +34,47 @@ class BuildPy(build_py):
         return modules
 
 
+class BuildExt(build_ext):
+    """Chooses the options of the compiler; where it fails, there is no extension."""
+
+    def build_extensions(self):
+        for extension in self.extensions:
+            extension.extra_compile_args = OPTIONS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
+        try:
+            super().build_extensions()
+        except Exception as error:  # whatever a compiler and its search can fail with
+            without(f"it does not compile: {error}")
+            for extension in self.extensions:
+                extension.optional = True  # what was not built need not be copied
+
+
 def without(reason):
     """Say that there will be no extension, or stop where one is required."""
     if REQUIRED:
         sys.exit(f"bertgen: BERTGEN_REQUIRE_EXT=1, but {reason}")
     sys.stderr.write(f"bertgen: installing without the C++ extension: {reason}\n")
-    return {}
 
 
-def extension_arguments():
-    """The arguments of `setup` that build bertgen._C."""
+def extensions():
+    """The extension modules that are built."""
     if os.environ.get("BERTGEN_WITHOUT_EXT") == "1":
-        return without("BERTGEN_WITHOUT_EXT=1")
-    try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError as error:
-        return without(f"{error} (in a build of its own pip hides torch: install torch, then --no-build-isolation)")
-
-    class BuildExt(BuildExtension):
-        def build_extensions(self):
-            try:
-                super().build_extensions()
-            except Exception as error:  # whatever a compiler and its search can fail with
-                without(f"it does not compile: {error}")
-                for extension in self.extensions:
-                    extension.optional = True  # what was not built need not be copied
-
-    module = CppExtension(
-        "bertgen._C",
-        [str(path) for path in sorted(CSRC.glob("**/*.cpp")) if not path.stem.startswith("fuzz_")],
-        depends=[str(path) for path in sorted(CSRC.glob("**/*.h"))],
-        define_macros=[
-            ("TORCH_STABLE_ONLY", None),
-            ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # 2.10, and every later one
-        ],
-        extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"],
-        py_limited_api=True,
-    )
-    return {
-        "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExt.with_options(use_ninja=False)},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
-    }
+        without("BERTGEN_WITHOUT_EXT=1")
+        return []
+    sources, headers = ([str(path) for path in sorted(Path("csrc").glob(f"**/*.{end}"))] for end in ("cpp", "h"))
+    return [
+        Extension(
+            "bertgen._C",
+            [source for source in sources if not Path(source).name.startswith("fuzz_")],
+            depends=headers,
+            define_macros=[("Py_LIMITED_API", "0x030A0000")] if LIMITED else [],
+            language="c++",
+            py_limited_api=LIMITED,
+        )
+    ]
 
 
-arguments = extension_arguments()
-setup(**{**arguments, "cmdclass": {"build_py": BuildPy, **arguments.get("cmdclass", {})}})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
+)

@@ -3,25 +3,26 @@
     python -m bertgen.bench.overhead [--repeats 9] [--json FILE]
 
 One source, one thread, in a separate process. Two runs are timed, of which one decodes STEPS more tokens; their
-difference divided by STEPS is the time of a step. A TorchDispatchMode records all operators of both runs with their
-tensors, and replays them one after the other without anything in between. The difference of the replays divided by
-STEPS is the time of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search.
+difference divided by STEPS is the time of a step. A recording has all operators of both runs with their tensors, and
+replays them one after the other without anything in between. The difference of the replays divided by STEPS is the time
+of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search.
 
-The recording has the operators that pass torch's dispatcher, including those of bertgen's extension
-(`torch.ops.bertgen_C`), but not those on the handle of an allocator (`allocator_step` ..): these are bookkeeping, and
-the allocator may have been freed. A step of transformers is recorded under no_grad, where `linear` decomposes into `t`,
-`addmm` and views; a step of bertgen's engine in inference mode, where it does not. A call from Python costs more than a
-call inside an operator, so the share of operators is overestimated and overhead underestimated, the more the more
-operators there are. Tensors that operators write in place (a cache, a count of positions) are restored before each
-replay, since indices would otherwise grow out of range.
+The recording has the operators that pass torch's dispatcher (a TorchDispatchMode sees them) and the functions of
+bertgen's extension, but not those of allocators (`allocator_step` ..), which are bookkeeping. A step of transformers is
+recorded under no_grad, where `linear` decomposes into `t`, `addmm` and views; a step of bertgen's engine in inference
+mode, where it does not. A call from Python costs more than a call inside an operator, so the share of operators is
+overestimated and overhead underestimated, the more the more operators there are. Tensors that operators write in place
+(a cache, a count of positions) are restored before each replay, since indices would otherwise grow out of range.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,7 @@ from bertgen.config import EngineConfig, GenerationConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
 from bertgen.errors import BackendError
+from bertgen.kernels import cpp
 from bertgen.model import EncoderDecoderModel
 
 from . import child, output
@@ -116,32 +118,58 @@ def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict
     return costs
 
 
+def is_kernel(name: str) -> bool:
+    """Whether a name of kernels.cpp is that of a function that computes with tensors."""
+    function = getattr(cpp, name)
+    return inspect.isbuiltin(function) and "out" in inspect.signature(function).parameters
+
+
 def per_step(taken: list[tuple[float, ...]]) -> float:
     short, long = (min(side) for side in zip(*taken))
     return (long - short) / STEPS
 
 
 class Recording(TorchDispatchMode):
-    """The operators that a run calls, with their arguments, and the contents of tensors before they were written."""
+    """The operators that a run calls, with their arguments, and the contents of tensors before they were written.
+
+    The run calls kernels as it does without a recording: a dispatch mode would otherwise stop them.
+    """
 
     def __init__(self, run: Callable[[int], Any], tokens: int):
         super().__init__()
         self.calls: list[Call] = []
         self.inference = False
         self._before: dict[int, tuple[Any, Any]] = {}
-        with self:
+        functions = {name: self._recorded(function) for name, function in vars(cpp).items() if is_kernel(name)}
+        with (
+            mock.patch.multiple(cpp, **functions),
+            mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0),
+            self,
+        ):
             run(tokens)
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of the extension that is recorded as an operator is."""
+        parameters = inspect.signature(function).parameters
+
+        def record(*args: Any) -> Any:
+            for name, value in zip(parameters, args, strict=True):
+                if name in ("pools", "key_pool", "value_pool"):
+                    self._keep(value)
+            self.calls.append((function, args, {}))
+            return function(*args)
+
+        return record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         arguments = func._schema.arguments
-        if not (func.namespace == "bertgen_C" and arguments[0].name == "allocator"):
-            self.inference |= torch.is_inference_mode_enabled()
-            values = dict(zip([argument.name for argument in arguments], args)) | kwargs
-            for argument in arguments:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._keep(values.get(argument.name))
-            self.calls.append((func, args, kwargs))
+        self.inference |= torch.is_inference_mode_enabled()
+        values = dict(zip([argument.name for argument in arguments], args)) | kwargs
+        for argument in arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._keep(values.get(argument.name))
+        self.calls.append((func, args, kwargs))
         return func(*args, **kwargs)
 
     def _keep(self, written: Any) -> None:

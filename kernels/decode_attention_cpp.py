@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from . import cpp
 from .plain import why_not_gradients
 
 
@@ -19,7 +20,9 @@ def decode_attention_cpp(
 ) -> torch.Tensor:  # fmt: skip
     """As decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
     heads, tables = map(_dense_heads, (q, k, v)), (t.contiguous() for t in (slots, table, lengths))
-    return torch.ops.bertgen_C.decode_attention.default(*heads, key_pool, value_pool, *tables)
+    out = q.new_empty(q.shape)
+    cpp.decode_attention(*heads, key_pool, value_pool, *tables, out)
+    return out
 
 
 def cross_decode_attention_cpp(
@@ -28,7 +31,9 @@ def cross_decode_attention_cpp(
 ) -> torch.Tensor:  # fmt: skip
     """As cross_decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
     tables = (t.contiguous() for t in (table, lengths, cu_rows))
-    return torch.ops.bertgen_C.cross_decode_attention.default(_dense_heads(q), key_pool, value_pool, *tables)
+    out = q.new_empty(q.shape)
+    cpp.cross_decode_attention(_dense_heads(q), key_pool, value_pool, *tables, out)
+    return out
 
 
 def _dense_heads(x: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,12 @@ block of rows of the weight at a time, and torch multiplies; the whole weight is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from . import cpp
 from .int4_matmul import dequantize_reference, round_rows
 
 CPU_ROWS = 128  # up to so many rows of x int4_matmul_cpp multiplies itself; above, torch is faster (bench/int4.py)
@@ -34,7 +36,7 @@ def dequantize_cpp(
         RuntimeError: any other argument.
     """
     out = scale.new_empty(packed.shape[0], 2 * packed.shape[1]) if out is None else out
-    torch.ops.bertgen_C.int4_dequantize.default(packed, scale, zero, codebook, out)
+    cpp.int4_dequantize(packed, scale, zero, codebook, out)
     return out
 
 
@@ -58,18 +60,23 @@ def int4_matmul_cpp(
     x, packed, scale, bias = _contiguous(x), _contiguous(packed), _contiguous(scale), _contiguous(bias, torch.float32)
     is_float32 = scale.dtype == torch.float32
     if int8 and is_float32:
-        zero = _contiguous(zero, torch.float32)
-        return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, None, True)
+        return _int4_matmul(x, packed, scale, _contiguous(zero, torch.float32), bias, None, True)
     x = round_rows(x) if int8 else x
     if is_float32:
         codebook = _contiguous(codebook, torch.float32)
         zero = None if codebook is not None else _contiguous(zero, torch.float32)
         if x.shape[0] <= CPU_ROWS:
-            return torch.ops.bertgen_C.int4_matmul.default(x, packed, scale, zero, bias, codebook, False)
+            return _int4_matmul(x, packed, scale, zero, bias, codebook, False)
     for name, tensor in (("scale", scale), ("zero", zero), ("bias", bias)):
         if tensor is not None and len(tensor) != len(packed):
             raise RuntimeError(f"{name} has {len(tensor)} rows, the weight {len(packed)}")
     return _unpacked_matmuls(x, [(packed, scale, zero, bias)], codebook)
+
+
+def _int4_matmul(x: torch.Tensor, packed: torch.Tensor, *rest: Any) -> torch.Tensor:
+    out = x.new_empty(len(x), len(packed))
+    cpp.int4_matmul(x, packed, *rest, out)
+    return out
 
 
 def int4_matmuls_cpp(
@@ -84,7 +91,9 @@ def int4_matmuls_cpp(
     packed, scales, zeros, biases = ([] if parts[0] is None else parts for parts in zip(*weights, strict=True))
     if codebook is not None:
         zeros = []
-    return torch.ops.bertgen_C.int4_matmuls.default(x, packed, scales, zeros, biases, codebook, int8)
+    out = x.new_empty(len(x), len(packed) * len(packed[0]))
+    cpp.int4_matmuls(x, packed, scales, zeros, biases, codebook, int8, out)
+    return out
 
 
 def _unpacked_matmuls(x: torch.Tensor, weights: Sequence[Weight], codebook: torch.Tensor | None) -> torch.Tensor:

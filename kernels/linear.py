@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from . import cpp
 from .activations import activation_function
 from .plain import is_intercepted, is_plain_tensor
 
@@ -103,7 +104,8 @@ def linear_cpp(
     Each row of the result is bit-identical for any number of rows.
     """
     rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
-    y = torch.ops.bertgen_C.linear.default(rows, weight, None if bias is None else bias.contiguous())
+    y = x.new_empty(len(rows), len(weight))
+    cpp.linear(rows, weight, None if bias is None else bias.contiguous(), y)
     y = y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
     return y if activation is None else activation_function(activation)(y)
 
@@ -122,7 +124,9 @@ def linears_cpp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequen
     For arguments where why_not_linears_cpp is None. Bit-identical to linear_cpp of each weight; one call divides all
     the work among the threads.
     """
-    return torch.ops.bertgen_C.linears.default(x, weights, biases)
+    y = x.new_empty(len(x), len(weights) * len(weights[0]))
+    cpp.linears(x, weights, biases, y)
+    return y
 
 
 def why_not_linears_cpp(

@@ -6,13 +6,13 @@ the extension is not available. This class owns the tables of slots, and turns s
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import BackendError, CapacityError, ConfigError, InputError, UnsupportedError
+from ..kernels import cpp
 from ..ops import extension
 from .python_block_allocator import Limits, PythonBlockAllocator, Statistics, Status, Violation
 
@@ -222,38 +222,36 @@ class _CppBlockAllocator:
     """The methods of `PythonBlockAllocator`, in C++."""
 
     def __init__(self, limits: Limits):
-        ops = torch.ops.bertgen_C
-        self._handle = ops.allocator_create(*limits)
-        if self._handle < 0:
-            raise BackendError(f"no memory for the tables of {limits}")
-        weakref.finalize(self, ops.allocator_destroy, self._handle).atexit = False
-        self._step = ops.allocator_step.default  # called in every decode step: saves the choice of an overload
+        try:
+            self._capsule = cpp.allocator_create(*limits)
+        except MemoryError as error:
+            raise BackendError(f"no memory for the tables of {limits}") from error
 
     def __reduce__(self) -> Any:
         raise UnsupportedError("a block allocator belongs to one cache and cannot be copied; copy the whole Cache")
 
     def admit(self, rows: int, positions: int, key: int, source_length: int) -> tuple[int, int, int, int]:
-        return torch.ops.bertgen_C.allocator_admit(self._handle, rows, positions, key, source_length)
+        return cpp.allocator_admit(self._capsule, rows, positions, key, source_length)
 
     def step(
         self, rows: torch.Tensor, positions: torch.Tensor, slot_table: torch.Tensor, slots: torch.Tensor
     ) -> tuple[int, int]:
-        return self._step(self._handle, rows, positions, slot_table, slots)
+        return cpp.allocator_step(self._capsule, rows, positions, slot_table, slots)
 
     def extend(self, row: int, count: int, slot_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.allocator_extend(self._handle, row, count, slot_table)
+        return cpp.allocator_extend(self._capsule, row, count, slot_table)
 
     def fill_source(self, request: int, source_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.allocator_fill_source(self._handle, request, source_table)
+        return cpp.allocator_fill_source(self._capsule, request, source_table)
 
     def finish_row(self, row: int) -> int:
-        return torch.ops.bertgen_C.allocator_finish_row(self._handle, row)
+        return cpp.allocator_finish_row(self._capsule, row)
 
     def release(self, request: int) -> int:
-        return torch.ops.bertgen_C.allocator_release(self._handle, request)
+        return cpp.allocator_release(self._capsule, request)
 
     def statistics(self) -> list[int]:
-        return torch.ops.bertgen_C.allocator_statistics(self._handle)
+        return cpp.allocator_statistics(self._capsule)
 
     def check(self, slot_table: torch.Tensor, source_table: torch.Tensor) -> int:
-        return torch.ops.bertgen_C.allocator_check(self._handle, slot_table, source_table)
+        return cpp.allocator_check(self._capsule, slot_table, source_table)

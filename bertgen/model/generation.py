@@ -29,6 +29,8 @@ class GenerationMixin:
     config: Any
     generation_config: Any
     decoder: Any  # of an encoder-decoder
+    device: Any
+    dtype: Any
 
     @torch.no_grad()
     def generate(
@@ -79,6 +81,7 @@ class GenerationMixin:
         Raises:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
+            BackendError: the C++ extension is missing, and BERTGEN_REQUIRE_EXT=1.
         """
         if is_traced():
             raise UnsupportedError("generate cannot be traced, because its length depends on tokens; forward can")

@@ -1,20 +1,24 @@
 """The C++ extension: whether it can be used, and why not.
 
-Its operators are `torch.ops.bertgen_C.*`, defined in csrc/bindings. It is loaded on first use. BERTGEN_WITHOUT_EXT=1
-ignores it; BERTGEN_REQUIRE_EXT=1 makes its absence an error. BERTGEN_CPU names the instruction set of its kernels; by
-default that is the best of the processor.
+Its functions are those of `bertgen.kernels.cpp`, defined in csrc/bindings. It is compiled without torch, and connected
+to torch on first use. BERTGEN_WITHOUT_EXT=1 ignores it; BERTGEN_REQUIRE_EXT=1 makes its absence an error. BERTGEN_CPU
+names the instruction set of its kernels; by default that is the best of the processor.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import re
+import sys
 import threading
 from typing import Any
 
 import torch
 
 from ..errors import BackendError
+from ..kernels import cpp
 from .step_layout import LAYOUT, StepArguments
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as csrc/instruction_sets.h lists them; each includes those before
@@ -61,7 +65,7 @@ def why_not() -> str | None:
 def instruction_set() -> str:
     """Which of INSTRUCTION_SETS the kernels use. BackendError: the extension cannot be used."""
     require()
-    return INSTRUCTION_SETS[torch.ops.bertgen_C.use_instruction_set(-1)]
+    return INSTRUCTION_SETS[cpp.use_instruction_set(-1)]
 
 
 def use_instruction_set(name: str) -> str:
@@ -80,7 +84,7 @@ def use_instruction_set(name: str) -> str:
 def _use(name: str) -> str:
     if name not in INSTRUCTION_SETS:
         raise BackendError(f"instruction set {name!r} is not one of {', '.join(INSTRUCTION_SETS)} (BERTGEN_CPU)")
-    number, change = INSTRUCTION_SETS.index(name), torch.ops.bertgen_C.use_instruction_set
+    number, change = INSTRUCTION_SETS.index(name), cpp.use_instruction_set
     before = change(number)
     if (best := change(-1)) < number:
         change(before)
@@ -100,41 +104,33 @@ def _load() -> str | None:
     except ImportError as error:
         return f"it does not load: {error}"
     try:
-        _describe()
         _check_names(module)
     except RuntimeError as error:
         return f"it was built from other sources ({error}): build it again"
+    try:
+        module.use_torch(torch.Tensor, *_addresses("torch_parallel_for", "torch_get_num_threads"))
+    except (AttributeError, OSError, RuntimeError) as error:
+        return f"it does not fit torch {torch.__version__}: {error}"
     if name := os.environ.get("BERTGEN_CPU"):
         _use(name)
     return None
 
 
-def _describe() -> None:
-    """Register the shapes that the operators return with torch; RuntimeError where an operator is missing."""
-    for name in ("decode_attention", "cross_decode_attention", "decoder_step"):
-        torch.library.register_fake(f"bertgen_C::{name}", _like_the_first)
-    for name in ("linear", "int4_matmul"):
-        torch.library.register_fake(f"bertgen_C::{name}", lambda x, weight, *rest: x.new_empty(len(x), len(weight)))
-    for name in ("linears", "int4_matmuls"):
-        torch.library.register_fake(f"bertgen_C::{name}", _side_by_side)
-    torch.library.register_fake("bertgen_C::int4_dequantize", lambda *arguments: None)
+def _addresses(*names: str) -> list[int]:
+    """Where C functions of libtorch_cpu are in memory; OSError or AttributeError where they are not found."""
+    # On POSIX the search in a library goes on in those that it needs.
+    library = ctypes.CDLL("torch_cpu.dll" if sys.platform == "win32" else torch._C.__file__)
+    return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
 
 
 def _check_names(module: Any) -> None:
     """RuntimeError where the extension has other names, or another order, than this side."""
-    arguments = [argument.name for argument in torch.ops.bertgen_C.decoder_step.default._schema.arguments]
+    signature = getattr(getattr(module, "decoder_step", None), "__text_signature__", None) or ""
+    parameters = re.findall(r"\w+", signature.removeprefix("($module, "))
     for name, ours, theirs in [
-        ("arguments of decoder_step", StepArguments._fields, arguments),
+        ("arguments of decoder_step", (*StepArguments._fields, "out"), parameters),
         ("INSTRUCTION_SETS", INSTRUCTION_SETS, getattr(module, "INSTRUCTION_SETS", "").split()),
         *((name, fields, getattr(module, name, "").split()) for name, fields in LAYOUT.items()),
     ]:
         if tuple(theirs) != ours:
             raise RuntimeError(f"{name} are {', '.join(theirs) or 'missing'}, not {', '.join(ours)}")
-
-
-def _like_the_first(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return x.new_empty(x.shape)
-
-
-def _side_by_side(x: Any, weights: Any, *rest: Any) -> Any:
-    return x.new_empty(len(x), len(weights) * len(weights[0]))

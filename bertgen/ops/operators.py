@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..kernels import cpp
 from ..kernels.attention import attention_reference, attention_triton, masked_attention_reference
 from ..kernels.decode_attention import (
     cross_decode_attention_reference,
@@ -210,7 +211,9 @@ class DecoderStep(Op):
 
     def __call__(self, arguments: StepArguments) -> torch.Tensor:
         """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x."""
-        return torch.ops.bertgen_C.decoder_step.default(*arguments)
+        out = torch.empty_like(arguments.x)
+        cpp.decoder_step(*arguments, out)
+        return out
 
     def why_not(self, x: torch.Tensor) -> str | None:
         """Why the operator cannot or should not compute a step of x [R, hidden]; None where it should."""

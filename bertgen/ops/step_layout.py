@@ -1,4 +1,4 @@
-"""The arguments of `torch.ops.bertgen_C.decoder_step`, by name and in their order.
+"""The arguments of `kernels.cpp.decoder_step` except its `out`, by name and in their order.
 
 csrc/bindings/decoder_step_layout.h names the same tensors. `extension` compares both sides when it loads the extension,
 and does not use an extension that differs.

@@ -1,4 +1,4 @@
-// The operator decoder_step: one token of every row through all layers of a decoder. decoder_step_layout.h has the
+// The function decoder_step: one token of every row through all layers of a decoder. decoder_step_layout.h has the
 // order of its tensors.
 #include "../decoder_step_cpu.h"
 
@@ -9,8 +9,9 @@
 
 #include "attention.h"
 #include "decoder_step_layout.h"
+#include "functions.h"
 #include "int4.h"
-#include "tensors.h"
+#include "python.h"
 
 namespace bertgen {
 namespace {
@@ -25,12 +26,12 @@ class Parameters {
   Dense dense_part(int64_t outputs, int64_t inputs, const char* name) {
     const Tensor& weight = next(name);
     Dense part{};
-    if (weight.scalar_type() == ScalarType::Byte) {
+    if (weight.dtype() == kTypeOf<uint8_t>) {
       const Tensor &scale = next(name), &zero = next(name);
       part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
       check_size(weight, 1, inputs / 2, name);
     } else {
-      check_type(weight, ScalarType::Float, 2, name);
+      check_type<float>(weight, 2, name);
       part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
     }
     if (outputs >= 0) check_size(weight, 0, outputs, name);
@@ -42,7 +43,7 @@ class Parameters {
 
   Norm norm_part(int64_t size, const char* name) {
     const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
-    STD_TORCH_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
+    BERTGEN_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
     return part;
   }
 
@@ -50,7 +51,7 @@ class Parameters {
 
  private:
   const Tensor& next(const char* name) {
-    STD_TORCH_CHECK(place_ < tensors_.size(), "the parameters end before ", name);
+    BERTGEN_CHECK(place_ < tensors_.size(), "the parameters end before ", name);
     return tensors_[place_++];
   }
 
@@ -82,22 +83,23 @@ float* layer_pool(const std::vector<Tensor>& pools, LayerPool field, size_t laye
 //              cu_rows         int32 [sources + 1]: rows cu_rows[b] .. cu_rows[b + 1] - 1 attend to source b
 // codebook     float32 [16] of all weights in 4 bits, or absent
 // int8         products with weights in 4 bits are those of integers
-// ->           float32 [rows, hidden], the output of the last layer
-Tensor decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, const std::vector<Tensor>& pools,
-                       const std::vector<Tensor>& source_pools, const std::vector<Tensor>& tables,
-                       const std::optional<Tensor>& codebook, int64_t heads, double eps, bool int8) {
-  check_type(x, ScalarType::Float, 2, "x");
+// out          float32 [rows, hidden], dense: filled with the output of the last layer
+void decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, const std::vector<Tensor>& pools,
+                     const std::vector<Tensor>& source_pools, const std::vector<Tensor>& tables,
+                     const std::optional<Tensor>& codebook, int64_t heads, double eps, bool int8,
+                     const Tensor& out) {
+  check_type<float>(x, 2, "x");
   const int64_t rows = x.size(0), hidden = x.size(1), width = heads > 0 ? hidden / heads : 0;
-  STD_TORCH_CHECK(heads > 0 && width > 0 && heads * width == hidden, hidden, " columns of x in ", heads, " heads");
+  BERTGEN_CHECK(heads > 0 && width > 0 && heads * width == hidden, hidden, " columns of x in ", heads, " heads");
   const float* x_data = dense<float>(x, {rows, hidden}, "x");
   const Shape shape{rows, heads, width};
-  STD_TORCH_CHECK(tables.size() == kStepTables || tables.size() == kStepTablesWithoutSources, "there are ",
+  BERTGEN_CHECK(tables.size() == kStepTables || tables.size() == kStepTablesWithoutSources, "there are ",
                   tables.size(), " tables, not ", kStepTablesWithoutSources, " or with sources ", kStepTables);
   const bool cross = tables.size() == kStepTables;
   const size_t count = pools.size() / kLayerPools;
-  STD_TORCH_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
+  BERTGEN_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
                   " for each layer");
-  STD_TORCH_CHECK(source_pools.size() == (cross ? pools.size() : 0), "there are ", source_pools.size(),
+  BERTGEN_CHECK(source_pools.size() == (cross ? pools.size() : 0), "there are ", source_pools.size(),
                   " pools of sources, not ", cross ? pools.size() : 0);
   check_no_codebook(int8, codebook);
 
@@ -122,7 +124,7 @@ Tensor decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, c
       layer.source_values = layer_pool(source_pools, kValues, i, count, shape);
     }
   }
-  STD_TORCH_CHECK(rest.empty(), "there are more parameters than ", count, " layers have");
+  BERTGEN_CHECK(rest.empty(), "there are more parameters than ", count, " layers have");
 
   const int64_t slots = count > 0 ? size_of(pools[0], 3, 0) : -1;
   DecoderStep step{};
@@ -149,20 +151,20 @@ Tensor decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, c
     const int64_t source_slots = count > 0 ? size_of(source_pools[0], 3, 0) : -1;
     check_table(step.source_table, step.source_table_stride, step.source_lengths, step.sources, source_slots);
   }
-  const Tensor out = torch::stable::new_empty(x, {rows, hidden});
-  float* out_data = output_data(out);
+  float* out_data = dense<float>(out, {rows, hidden}, "out");
   std::copy_n(x_data, rows * hidden, out_data);
   decoder_step(layers, step, out_data, threads());
-  return out;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bertgen_C, m) {
-  m.def(
-      "decoder_step(Tensor x, Tensor[] parameters, Tensor(a!)[] pools, Tensor[] source_pools, Tensor[] tables, "
-      "Tensor? codebook, int heads, float eps, bool int8) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CPU, m) { m.impl("decoder_step", TORCH_BOX(&decoder_step_op)); }
+PyMethodDef functions[] = {
+    BERTGEN_KERNEL("decoder_step", decoder_step_op,
+                   "x, parameters, pools, source_pools, tables, codebook, heads, eps, int8, out",
+                   "One token of every row through all layers of a decoder."),
+    {},
+};
 
 }  // namespace
+
+bool add_decoder_step(PyObject* module) { return PyModule_AddFunctions(module, functions) == 0; }
+
 }  // namespace bertgen

@@ -14,7 +14,7 @@ Int4 int4_weight(const Tensor& packed, const Tensor& scale, const std::optional<
                  const std::optional<Tensor>& codebook);
 
 inline void check_no_codebook(bool int8, const std::optional<Tensor>& codebook) {
-  STD_TORCH_CHECK(!int8 || !codebook.has_value(), "integers have no codebook");
+  BERTGEN_CHECK(!int8 || !codebook.has_value(), "integers have no codebook");
 }
 
 }  // namespace bertgen

@@ -1,5 +1,5 @@
-// The module bertgen._C. Importing it defines the operators torch.ops.bertgen_C.*, which the other files of this folder
-// bind; bertgen/ops/extension.py loads it.
+// The module bertgen._C with the functions of the other files of this folder. It links to nothing but Python: bertgen/
+// ops/extension.py calls `use_torch` before any function that takes tensors.
 //
 // Its attributes are the names that both sides use, each a string of words: INSTRUCTION_SETS by their numbers, and the
 // layout of decoder_step, LAYER_PARTS, STEP_TABLES and LAYER_POOLS.
@@ -9,19 +9,23 @@
 
 #include "../instruction_sets.h"
 #include "decoder_step_layout.h"
-#include "tensors.h"
+#include "functions.h"
+#include "python.h"
 
 namespace bertgen {
 namespace {
 
-// The number of the instruction set that kernels used before; see `use_instruction_set`.
 int64_t use_instruction_set_op(int64_t number) { return use_instruction_set(number); }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bertgen_C, m) { m.def("use_instruction_set(int number) -> int"); }
-
-STABLE_TORCH_LIBRARY_IMPL(bertgen_C, CompositeExplicitAutograd, m) {  // integers only: no device to dispatch on
-  m.impl("use_instruction_set", TORCH_BOX(&use_instruction_set_op));
-}
+PyMethodDef functions[] = {
+    BERTGEN_QUICK("use_torch", use_torch,
+                  "tensor_type, parallel_for, get_num_threads",
+                  "Take torch.Tensor and the addresses of two functions of torch."),
+    BERTGEN_QUICK("use_instruction_set", use_instruction_set_op,
+                  "number",
+                  "Use a set, none for -1; the number of the one before."),
+    {},
+};
 
 const char* name_of(const char* name) { return name; }
 const char* name_of(const LayerPart& part) { return part.name; }
@@ -38,15 +42,19 @@ bool add_names(PyObject* module, const char* attribute, const Names& names) {
 }  // namespace bertgen
 
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr,
-  };
   using namespace bertgen;
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr,
+  };
   PyObject* module = PyModule_Create(&definition);
-  if (module == nullptr || (add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) &&
-                            add_names(module, "LAYER_PARTS", kLayerParts) &&
-                            add_names(module, "STEP_TABLES", kStepTableNames) &&
-                            add_names(module, "LAYER_POOLS", kLayerPoolNames))) {
+  if (module == nullptr) return nullptr;
+#ifdef Py_GIL_DISABLED
+  PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
+  if (add_attention(module) && add_block_allocator(module) && add_decoder_step(module) && add_int4(module) &&
+      add_linear(module) && add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) &&
+      add_names(module, "LAYER_PARTS", kLayerParts) && add_names(module, "STEP_TABLES", kStepTableNames) &&
+      add_names(module, "LAYER_POOLS", kLayerPoolNames)) {
     return module;
   }
   Py_DECREF(module);

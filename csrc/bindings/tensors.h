@@ -1,47 +1,108 @@
-// Checks of the tensors of a caller: each returns a pointer to the elements or throws an error that names the tensor,
-// the value and what it must be. Only PyTorch's stable ABI is used, so that one binary serves every torch from 2.10 on.
+// The tensors of a caller and their checks: each check returns a pointer to the elements or throws an error that names
+// the tensor, the value and what it must be.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <initializer_list>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
-#include "../threads.h"
+#include "dlpack.h"
 
 namespace bertgen {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+// A RuntimeError of Python.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+
+// The arguments of `fail` are evaluated only where the condition is false.
+#define BERTGEN_CHECK(condition, ...) \
+  do {                                \
+    if (!(condition)) ::bertgen::fail(__VA_ARGS__); \
+  } while (false)
+
+// A view of a tensor that its caller keeps.
+class Tensor {
+ public:
+  explicit Tensor(const DLTensor& view) : view_(view) {}
+
+  bool is_cpu() const { return view_.device.device_type == kDLCPU; }
+  DLDataType dtype() const { return view_.dtype; }
+  int64_t dim() const { return view_.ndim; }
+  int64_t size(int64_t dim) const { return view_.shape[dim]; }
+  int64_t stride(int64_t dim) const { return view_.strides[dim]; }
+  void* data_ptr() const { return static_cast<char*>(view_.data) + view_.byte_offset; }
+
+  int64_t numel() const {
+    int64_t count = 1;
+    for (int64_t i = 0; i < dim(); ++i) count *= size(i);
+    return count;
+  }
+
+  bool is_contiguous() const {
+    int64_t dense = 1;
+    for (int64_t i = dim() - 1; i >= 0; --i) {
+      if (size(i) != 1 && stride(i) != dense) return numel() == 0;
+      dense *= size(i);
+    }
+    return true;
+  }
+
+ private:
+  DLTensor view_;
+};
+
+// The dtype of elements of a C++ type.
+template <class T>
+inline constexpr DLDataType kTypeOf{};
+template <>
+inline constexpr DLDataType kTypeOf<float>{kDLFloat, 32, 1};
+template <>
+inline constexpr DLDataType kTypeOf<uint8_t>{kDLUInt, 8, 1};
+template <>
+inline constexpr DLDataType kTypeOf<int32_t>{kDLInt, 32, 1};
+template <>
+inline constexpr DLDataType kTypeOf<int64_t>{kDLInt, 64, 1};
+
+inline bool operator==(const DLDataType& a, const DLDataType& b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+inline std::string name_of(const DLDataType& dtype) {
+  const std::string bits = std::to_string(dtype.bits);
+  switch (dtype.code) {
+    case kDLInt: return "int" + bits;
+    case kDLUInt: return "uint" + bits;
+    case kDLFloat: return "float" + bits;
+    case kDLBfloat: return "bfloat" + bits;
+    case kDLComplex: return "complex" + bits;
+    case kDLBool: return "bool";
+    default: return "number " + std::to_string(dtype.code) + " of DLPack with " + bits + " bits";
+  }
+}
 
 template <class T>
-inline constexpr ScalarType kTypeOf = ScalarType::Undefined;
-template <>
-inline constexpr ScalarType kTypeOf<float> = ScalarType::Float;
-template <>
-inline constexpr ScalarType kTypeOf<uint8_t> = ScalarType::Byte;
-template <>
-inline constexpr ScalarType kTypeOf<int32_t> = ScalarType::Int;
-template <>
-inline constexpr ScalarType kTypeOf<int64_t> = ScalarType::Long;
-
-inline void check_type(const Tensor& tensor, ScalarType type, int64_t dims, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " is not on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has dtype number ", static_cast<int>(tensor.scalar_type()),
-                  ", not ", static_cast<int>(type));
-  STD_TORCH_CHECK(tensor.dim() == dims, name, " has ", tensor.dim(), " dimensions, not ", dims);
+void check_type(const Tensor& tensor, int64_t dims, const char* name) {
+  BERTGEN_CHECK(tensor.is_cpu(), name, " is not on the CPU");
+  BERTGEN_CHECK(tensor.dtype() == kTypeOf<T>, name, " has dtype ", name_of(tensor.dtype()), ", not ",
+                name_of(kTypeOf<T>));
+  BERTGEN_CHECK(tensor.dim() == dims, name, " has ", tensor.dim(), " dimensions, not ", dims);
 }
 
 inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const char* name) {
-  STD_TORCH_CHECK(tensor.size(dim) == size, name, " has size ", tensor.size(dim), " in dimension ", dim, ", not ",
-                  size);
+  BERTGEN_CHECK(tensor.size(dim) == size, name, " has size ", tensor.size(dim), " in dimension ", dim, ", not ", size);
 }
 
 // The size of a dimension, or -1, which no tensor has, where the number of dimensions is another: then the check of the
@@ -50,14 +111,21 @@ inline int64_t size_of(const Tensor& tensor, int64_t dims, int64_t dim) {
   return tensor.dim() == dims ? tensor.size(dim) : -1;
 }
 
+// A tensor without memory, as that of a subclass, has elements but no address.
+template <class T>
+T* data_of(const Tensor& tensor, const char* name) {
+  BERTGEN_CHECK(tensor.data_ptr() != nullptr || tensor.numel() == 0, name, " has no memory");
+  return static_cast<T*>(tensor.data_ptr());
+}
+
 // The elements of a dense tensor with these sizes.
 template <class T>
 T* dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char* name) {
-  check_type(tensor, kTypeOf<T>, static_cast<int64_t>(sizes.size()), name);
+  check_type<T>(tensor, static_cast<int64_t>(sizes.size()), name);
   int64_t dim = 0;
   for (const int64_t size : sizes) check_size(tensor, dim++, size, name);
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous");
-  return static_cast<T*>(tensor.data_ptr());
+  BERTGEN_CHECK(tensor.is_contiguous(), name, " is not contiguous");
+  return data_of<T>(tensor, name);
 }
 
 // As `dense`; null without a tensor.
@@ -66,22 +134,12 @@ T* dense_or_null(const std::optional<Tensor>& tensor, std::initializer_list<int6
   return tensor.has_value() ? dense<T>(*tensor, sizes, name) : nullptr;
 }
 
-inline float* output_data(const Tensor& out) { return static_cast<float*>(out.data_ptr()); }
-
-// The threads of torch.
-inline Threads threads() {
-  const int64_t count = torch::stable::get_num_threads();
-  return {count, [count](const std::function<void()>& worker) {
-            torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) { worker(); });
-          }};
-}
-
 // Lists of the tensors of several layers have one for each layer, or none where no layer has such a tensor.
 
 inline void check_lists(size_t weights, std::initializer_list<size_t> others) {
-  STD_TORCH_CHECK(weights > 0, "there is no weight");
+  BERTGEN_CHECK(weights > 0, "there is no weight");
   for (const size_t other : others) {
-    STD_TORCH_CHECK(other == 0 || other == weights, "lists of ", weights, " and of ", other, " tensors");
+    BERTGEN_CHECK(other == 0 || other == weights, "lists of ", weights, " and of ", other, " tensors");
   }
 }
 

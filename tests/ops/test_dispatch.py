@@ -1,4 +1,4 @@
-"""The table of operators is the one place of dispatch: no other code calls a kernel or an operator of the extension."""
+"""The table of operators is the one place of dispatch: no other code calls a kernel or a function of the extension."""
 
 from __future__ import annotations
 
@@ -27,17 +27,15 @@ USES = {
     "kernels/int4_matmul_cpp.py": "dequantize_cpp",  # unpacks a block of a weight
 }
 
-# The files that may call operators of the extension or private ones of torch, and which.
+# The files that may call functions of the extension or private operators of torch, and which.
 CALLS = {
-    TABLE: {"bertgen_C.decoder_step"},
-    "bertgen/ops/extension.py": {
-        "bertgen_C.use_instruction_set",
-        "bertgen_C.decoder_step",
-    },  # the latter for its schema
-    "bertgen/cache/block_allocator.py": {"bertgen_C", "bertgen_C.allocator_"},
-    "kernels/decode_attention_cpp.py": {"bertgen_C.decode_attention", "bertgen_C.cross_decode_attention"},
-    "kernels/int4_matmul_cpp.py": {"bertgen_C.int4_dequantize", "bertgen_C.int4_matmul", "bertgen_C.int4_matmuls"},
-    "kernels/linear.py": {"bertgen_C.linear", "bertgen_C.linears", "mkldnn", "mkldnn._linear_pointwise"},
+    TABLE: {"cpp.decoder_step"},
+    "bertgen/ops/extension.py": {"cpp.use_instruction_set"},
+    "bertgen/cache/block_allocator.py": {"cpp.allocator_"},
+    "kernels/decode_attention_cpp.py": {"cpp.decode_attention", "cpp.cross_decode_attention"},
+    "kernels/int4_matmul_cpp.py": {"cpp.int4_dequantize", "cpp.int4_matmul", "cpp.int4_matmuls"},
+    "kernels/linear.py": {"cpp.linear", "cpp.linears", "mkldnn", "mkldnn._linear_pointwise"},
+    "bench/overhead.py": {"cpp"},  # records all functions
     "bench/shapes.py": {"mkldnn._reorder_linear_weight"},  # a contender with packed weights
 }
 
@@ -55,14 +53,20 @@ def used_implementations(tree):
                 yield node.func.id
 
 
-def called_operators(tree):
-    """NAMESPACE.NAME of what a module reads of torch.ops, or NAMESPACE where it keeps the whole namespace."""
+def called_functions(tree):
+    """What a module reads of kernels.cpp and torch.ops.mkldnn: MODULE.NAME, or MODULE where it keeps all of it."""
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in ("bertgen_C", "mkldnn"):
+        name = None
+        if isinstance(node, ast.Name) and node.id == "cpp" and "cpp" in imported:
+            name = "cpp"
+        elif isinstance(node, ast.Attribute) and node.attr == "mkldnn":
             if isinstance(node.value, ast.Attribute) and node.value.attr == "ops":  # torch.ops, not torch.backends
-                parent = parents.get(node)
-                yield f"{node.attr}.{parent.attr}" if isinstance(parent, ast.Attribute) else node.attr
+                name = "mkldnn"
+        if name is not None:
+            parent = parents.get(node)
+            yield f"{name}.{parent.attr}" if isinstance(parent, ast.Attribute) else name
 
 
 def tree_of(path):
@@ -73,7 +77,7 @@ def tree_of(path):
 def test_functions_of_a_backend_are_chosen_in_the_table_of_operators(source):
     tree, allowed = tree_of(SOURCES[source]), USES.get(source, "")
     assert allowed == "*" or set(used_implementations(tree)) == set(filter(None, [allowed]))
-    calls = {re.sub(r"(?<=\.allocator_)\w+", "", call) for call in called_operators(tree)}
+    calls = {re.sub(r"(?<=\.allocator_)\w+", "", call) for call in called_functions(tree)}
     assert calls == CALLS.get(source, set())
 
 
@@ -81,9 +85,9 @@ def test_the_search_sees_every_use():
     source = """
         import torch
         from .linear import few_rows, linear_cpp, why_not_linear_cpp
-        from . import attention
+        from . import attention, cpp
         def unpack_cpp(x):
-            return torch.ops.bertgen_C.unpack.default(x)
+            return cpp.unpack(x)
         def call(x):
             operators = torch.ops.mkldnn
             torch.backends.mkldnn.is_available()
@@ -91,4 +95,4 @@ def test_the_search_sees_every_use():
     """
     tree = ast.parse(textwrap.dedent(source))
     assert sorted(used_implementations(tree)) == ["attention_triton", "linear_cpp", "unpack_cpp"]
-    assert sorted(called_operators(tree)) == ["bertgen_C.unpack", "mkldnn"]
+    assert sorted(called_functions(tree)) == ["cpp.unpack", "mkldnn"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from bertgen.ops import extension
 from bertgen.ops.step_layout import LAYOUT, StepArguments
@@ -31,10 +31,8 @@ def test_the_sources_name_the_same_layout():
         "STEP_TABLES": names(header, r"define BERTGEN_STEP_TABLES", "\n\n", r'FIELD\(k\w+, "(\w+)"\)'),
         "LAYER_POOLS": names(header, r"define BERTGEN_LAYER_POOLS", "\n\n", r'FIELD\(k\w+, "(\w+)"\)'),
     }
-    schema = names(
-        "bindings/decoder_step.cpp", r'"decoder_step\(', r"-> Tensor", r"\w+(?:\([^)]*\))?(?:\[\]|\?)? (\w+)[,)]"
-    )
-    assert schema == StepArguments._fields
+    parameters = names("bindings/decoder_step.cpp", r'BERTGEN_KERNEL\("decoder_step", \w+,\s+"', '"', r"\w+")
+    assert parameters == (*StepArguments._fields, "out")
     sets = names("instruction_sets.h", "define BERTGEN_INSTRUCTION_SETS", "\n\n", r'SET\(\w+, "(\w+)"')
     assert sets == extension.INSTRUCTION_SETS
 
@@ -43,8 +41,7 @@ def test_the_sources_name_the_same_layout():
 def test_the_extension_has_the_names_of_its_sources():
     from bertgen import _C
 
-    schema = torch.ops.bertgen_C.decoder_step.default._schema
-    assert tuple(argument.name for argument in schema.arguments) == StepArguments._fields
+    assert tuple(inspect.signature(_C.decoder_step).parameters) == (*StepArguments._fields, "out")
     assert tuple(_C.INSTRUCTION_SETS.split()) == extension.INSTRUCTION_SETS
     for name, fields in LAYOUT.items():
         assert tuple(getattr(_C, name).split()) == fields
@@ -57,7 +54,6 @@ def swapped(fields):
 
 
 def reason_of_another_load(monkeypatch):
-    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments: None)
     monkeypatch.setattr(extension, "_reason", "")
     monkeypatch.delenv("BERTGEN_REQUIRE_EXT", raising=False)
     assert not extension.available()

@@ -1,0 +1,14 @@
+// The functions of each file of this folder, as it adds them to the module; false with a Python error.
+#pragma once
+
+#include <Python.h>
+
+namespace bertgen {
+
+bool add_attention(PyObject* module);
+bool add_block_allocator(PyObject* module);
+bool add_decoder_step(PyObject* module);
+bool add_int4(PyObject* module);
+bool add_linear(PyObject* module);
+
+}  // namespace bertgen
