@@ -87,7 +87,7 @@ _CAUSES = (
     _Cause(
         "the C++ extension",
         {
-            "cpu": "Without it a CPU takes 1.8 to 2.8 times as long for single requests, 1.3 to 1.8 times for batches",
+            "cpu": "Without it a CPU takes 1.6 to 3 times as long for single texts, and up to 1.7 times for batches",
             "cuda": "Without it each step takes longer on the host, by 0.65 ms for 256 rows",
         },
         _why_not_extension,
@@ -105,7 +105,7 @@ _CAUSES = (
     ),
     _Cause(
         "float32",
-        {"cpu": "With 16 bits a CPU takes 2.4 times as long for single requests, and 1.4 times or more for batches"},
+        {"cpu": "With 16 bits a CPU takes 2.4 times as long for single texts, and 1.4 times or more for batches"},
         _why_not_dtype,
         "To convert the model, call",
         lambda: "model.float()",

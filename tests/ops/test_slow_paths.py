@@ -55,7 +55,7 @@ def test_nothing_is_logged_where_nothing_is_missing(device, caplog):
 
 EXTENSION, GONE, BUILD = "the C++ extension", "it was taken away", "BERTGEN_REQUIRE_EXT=1 pip install "
 CAUSES = {
-    "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "1.8 to 2.8 times", BUILD),
+    "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "1.6 to 3 times", BUILD),
     "extension, GPU": (CUDA, torch.float16, EXTENSION, GONE, "0.65 ms", BUILD),
     "triton": (CUDA, torch.bfloat16, "Triton", "triton is not installed", "several kernels", "pip install 'triton"),
     "float16": (CPU, torch.float16, "float32", "the weights are float16", "2.4 times", "model.float()"),
