@@ -20,6 +20,7 @@ from ..config import EncoderDecoderConfig, GenerationConfig
 from ..decoding import logits_processors, stopping_criteria
 from ..errors import ConfigError, UnsupportedError
 from ..model.generation_inputs import infer_attention_mask
+from ..ops.slow_paths import report_slow_paths
 from ..outputs import GenerateOutput
 from .cache import PagedCache
 from .forward import LAYER_OUTPUTS, keep_recording, states_of
@@ -75,6 +76,8 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
             state.count_fallback("generate", base.__name__, reason)
         elif state.why_not_forward(self) is None and all(arguments.get(name) is None for name in _CACHE_ARGUMENTS):
             kwargs["past_key_values"] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
+            with state.running():
+                report_slow_paths(self.device, self.dtype)
         with fallback() if model_declines else nullcontext():
             return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 

@@ -19,6 +19,7 @@ from ..files.atomic import atomic_directory, output_errors, recover_directory
 from ..files.line_formats import read_pairs
 from ..model.devices import resolve_device
 from ..optional_imports import load_matplotlib
+from ..ops.slow_paths import report_slow_paths
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, shares
@@ -86,6 +87,8 @@ class Trainer:
             CheckpointError: no usable model, tokenizer or training state.
             BertgenError: the loss is no longer a finite number.
         """
+        if self.first:
+            report_slow_paths(self.device, torch.float32)  # before the work: evaluations generate
         devices = [self.device] if self.device.type == "cuda" else []
         progress = Progress(self.config, quiet=self.config.quiet or not self.first)
         with torch.random.fork_rng(devices), self.processes.joined(), Interrupt() as self.interrupt, progress:
