@@ -105,7 +105,7 @@ _CAUSES = (
     ),
     _Cause(
         "float32",
-        {"cpu": "With 16 bits a CPU takes about twice as long or more for single texts, and 1.4 times or more for batches"},
+        {"cpu": "With 16 bits a CPU takes twice as long or more for single texts, and 1.4 times or more for batches"},
         _why_not_dtype,
         "To convert the model, call",
         lambda: "model.float()",

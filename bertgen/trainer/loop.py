@@ -18,8 +18,8 @@ from ..errors import BackendError, BertgenError, ConfigError
 from ..files.atomic import atomic_directory, output_errors, recover_directory
 from ..files.line_formats import read_pairs
 from ..model.devices import resolve_device
-from ..optional_imports import load_matplotlib
 from ..ops.slow_paths import report_slow_paths
+from ..optional_imports import load_matplotlib
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, shares

@@ -58,8 +58,8 @@ CAUSES = {
     "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "1.6 to 3 times", BUILD),
     "extension, GPU": (CUDA, torch.float16, EXTENSION, GONE, "0.65 ms", BUILD),
     "triton": (CUDA, torch.bfloat16, "Triton", "triton is not installed", "several kernels", "pip install 'triton"),
-    "float16": (CPU, torch.float16, "float32", "the weights are float16", "about twice", "model.float()"),
-    "bfloat16": (CPU, torch.bfloat16, "float32", "the weights are bfloat16", "about twice", "model.float()"),
+    "float16": (CPU, torch.float16, "float32", "the weights are float16", "takes twice", "model.float()"),
+    "bfloat16": (CPU, torch.bfloat16, "float32", "the weights are bfloat16", "takes twice", "model.float()"),
 }
 
 
