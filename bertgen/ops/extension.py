@@ -45,9 +45,7 @@ def require() -> None:
         BackendError: it cannot be used; the message has the reason.
     """
     if reason := why_not():
-        raise BackendError(
-            f"the C++ extension is needed here, but {reason}; `bertgen info` has the command that builds it"
-        )
+        raise BackendError(f"the C++ extension is needed here, but {reason}; `bertgen info` shows how to build it")
 
 
 def why_not() -> str | None:
