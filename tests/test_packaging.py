@@ -72,9 +72,9 @@ def python(code, *, cwd, interpreter=sys.executable, **environment):
     return run(interpreter, "-c", textwrap.dedent(code), cwd=cwd, **environment).strip()
 
 
-FOLDERS = [".ci", "bench", "bertgen", "csrc", "docs", "kernels", "tests"]
-FILES = [".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"]
-FILES += ["README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", "setup.py"]
+FOLDERS = [".ci", ".github", "bench", "bertgen", "csrc", "docs", "kernels", "tests"]
+FILES = [".dockerignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "LICENSE"]
+FILES += ["MANIFEST.in", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", "setup.py"]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ struct Error : std::runtime_error {
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
+  std::ostringstream message(std::string{});  // its default constructor needs GCC 9 at run time, newer than torch does
   (message << ... << parts);
   throw Error(message.str());
 }
