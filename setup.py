@@ -50,11 +50,13 @@ class BuildExt(build_ext):
     """Chooses the compiler and its options, and compiles files side by side; where it fails, there is no extension."""
 
     def run(self):
-        folder = Path("" if self.inplace else self.build_lib, "bertgen")
-        for path in folder.glob(EXTENSION):  # of an earlier build: for another interface, or of other sources
-            path.unlink()
+        for folder in ("", self.build_lib):
+            for path in Path(folder, "bertgen").glob(EXTENSION):  # for another interface, or of other sources
+                path.unlink()
         use_an_installed_compiler()
         super().run()
+        if not self.inplace:  # Python imports the package of a checkout when it is started there
+            self.copy_extensions_to_source()
 
     def build_extensions(self):
         one_after_the_other = self.compiler.compile

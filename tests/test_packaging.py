@@ -183,12 +183,26 @@ def test_a_build_holds_nothing_of_an_earlier_one(checkout, tmp_path):
     assert not [name for name in held if "gone" in name or name.startswith("_C")]
 
 
-def test_a_build_in_place_leaves_no_earlier_extension(checkout):
+@pytest.mark.parametrize("options", [[], ["--inplace"]])
+def test_a_build_leaves_no_earlier_extension_in_the_checkout(options, checkout):
     """The file name of one Python comes before that of the limited API on the path."""
     earlier = checkout / f"bertgen/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     earlier.touch()
-    run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=checkout, **NO_COMPILER)
+    run(sys.executable, "setup.py", "build_ext", *options, cwd=checkout, **NO_COMPILER)
     assert not earlier.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script as the compiler")
+def test_the_extension_is_in_the_checkout_too(checkout, tmp_path):
+    """After `pip install .`, a Python that is started in the checkout imports the package from there."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo compiled > "$2"\n')
+    compiler.chmod(0o755)
+    run(sys.executable, "setup.py", "build", "--build-lib", tmp_path / "out", cwd=checkout, CXX=str(compiler))
+    for folder in (tmp_path / "out", checkout):
+        (extension,) = (folder / "bertgen").glob("_C.*")
+        assert extension.read_text() == "compiled\n"
+    extension.unlink()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a script as the compiler")
