@@ -41,12 +41,10 @@ struct Tile {
   static constexpr int kRows = 4, kOutputs = 2;
 
   static inline void dot(Words& sums, const Words& low, const Words& even, const Words& high, const Words& odd) {
-    int8_t l[4 * kLanes], e[4 * kLanes], h[4 * kLanes], o[4 * kLanes];
-    std::memcpy(l, &low, sizeof l);
-    std::memcpy(e, &even, sizeof e);
-    std::memcpy(h, &high, sizeof h);
-    std::memcpy(o, &odd, sizeof o);
-    for (int i = 0; i < 4 * kLanes; ++i) sums[i / 4] += l[i] * e[i] + h[i] * o[i];
+    for (int byte = 0; byte < 32; byte += 8) {
+      sums += ((low >> byte) & 15) * ((even << (24 - byte)) >> 24);  // up and down again: extends the sign
+      sums += ((high >> byte) & 15) * ((odd << (24 - byte)) >> 24);
+    }
   }
 };
 
