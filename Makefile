@@ -71,6 +71,8 @@ fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator op
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ALLOCATOR) -o build/fuzz-allocator && build/fuzz-allocator 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_ALLOCATOR) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
+	$(FUZZ) -fsanitize=address,undefined -DBERTGEN_STANDARD_CPP $(FUZZ_KERNELS) -o build/fuzz-standard && \
+		build/fuzz-standard 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## kill and interrupt jobs of 10,000 lines 50 times each, then resume them
