@@ -115,15 +115,17 @@ clean: ## remove build products and caches; keeps the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find bench bertgen kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
-# torch is installed first: the C++ extension is built against the installed torch.
-$(VENV)/.package: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/*)
+
+$(VENV)/.package: $(SOURCES)
 	@echo "Installing bertgen into $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) "setuptools>=77" torch
-	$(INSTALL) --no-build-isolation --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
-# The package is not built again: this adds the packages of the extra.
-$(VENV)/.tools: $(VENV)/.package
-	$(INSTALL) "bertgen[test]"
-	@touch $@
+# The package with the extra in one build: `make test` in a new clone does not build it before, without the extra.
+$(VENV)/.tools: $(SOURCES)
+	@echo "Installing bertgen and its test tools into $(VENV); the first time takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable ".[test]"
+	@touch $(VENV)/.package $@

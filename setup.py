@@ -8,6 +8,8 @@ BERTGEN_REQUIRE_EXT=1 makes that an error, BERTGEN_WITHOUT_EXT=1 builds none.
 import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -35,9 +37,16 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Chooses the options of the compiler; where it fails, there is no extension."""
+    """Chooses the options of the compiler and compiles files side by side; where it fails, there is no extension."""
 
     def build_extensions(self):
+        one_after_the_other = self.compiler.compile
+
+        def compile(sources, **arguments):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [*chain(*pool.map(lambda source: one_after_the_other([source], **arguments), sources))]
+
+        self.compiler.compile = compile
         for extension in self.extensions:
             extension.extra_compile_args = OPTIONS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
         try:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from bertgen.dropin.accelerate import accelerate
+from bertgen.optional_imports import load_transformers
 
 from . import output, workload
-from .contenders import Transformers
+from .contenders import PURPOSE, Transformers
 from .result import OURS, Row
 from .workload import END, FIRST, PAD, START, Size, Tokens
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table, and return the exit code."""
+    load_transformers(PURPOSE)
     if args.input is None and workload.WIKISPLIT.exists():
         args.input = workload.WIKISPLIT
     result = output.begin("dropin", args, torch.device("cpu"))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bertgen.optional_imports import load_matplotlib
+
 from . import scale
 from .generate import ENGINES
 from .result import OURS, Result, Row, best, ratio
@@ -23,13 +25,17 @@ CLIPPED = 40.0  # times as fast, where the picture ends
 WIDE = 9.5  # inches
 OVERVIEW_COLOURS = ("#0072B2", "#E69F00", "#009E73")
 MODEL = "base"  # the model of the overview and of the README's table
+PURPOSE = "a report of benchmarks"
 ROUNDED = ("int4", "int8")  # engines whose weights are rounded end with one of these
 
 
 def drawn(results: Sequence[Result], folder: Path) -> dict[str, Path]:
-    """Draw every picture that the results have rows for, as PNGs; returns name -> file."""
-    import matplotlib
+    """Draw every picture that the results have rows for, as PNGs; returns name -> file.
 
+    Raises:
+        BackendError: matplotlib cannot be imported.
+    """
+    matplotlib = load_matplotlib(PURPOSE)
     style = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "axes.titlesize": 11}
     paths = {}
     folder.mkdir(parents=True, exist_ok=True)

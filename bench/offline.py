@@ -27,6 +27,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bertgen.errors import BackendError
+from bertgen.optional_imports import load_triton
+
 TABLE = Path(__file__).parent / "results" / "offline.json"
 SHARE = 20  # one in SHARE variants is compiled although its sources did not change
 ARCHITECTURES = (80, 90, 100)
@@ -223,7 +226,10 @@ def main() -> int:
     tables = json.loads(args.table.read_text()) if args.table.exists() else {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # an empty cache: compile everything
-        import triton
+        try:
+            triton = load_triton("compiling kernels")
+        except BackendError as error:
+            raise SystemExit(str(error)) from error
         from bertgen.kernels.all_cases import CHECKS
 
         known = tables.get(triton.__version__)

@@ -18,6 +18,7 @@ from bertgen.kernels.checks import Case, Check, as_float64, difference, outputs
 
 from bertgen import ops
 from bertgen.errors import BackendError
+from bertgen.optional_imports import load_triton
 
 from . import machine, output
 from .clock import race
@@ -151,6 +152,7 @@ def own(name: str, check: Check, device: torch.device) -> Callable[..., Any]:
         BackendError: there is no such function.
     """
     if device.type == "cuda":
+        load_triton("the kernel")
         return check.triton
     op = ops.OPS.get(name)
     if op is None or op.cpp is None:

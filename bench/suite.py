@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bertgen.errors import ConfigError
+from bertgen.optional_imports import load_matplotlib
 
-from . import check, machine, output, report
+from . import check, figures, machine, output, report
 from .generate import STATIC
 from .result import OURS, Result, load, save
 
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     steps = LEVELS.get((args.level, args.device))
     if steps is None:
         raise ConfigError(f"--level {args.level} is not for --device {args.device}")
+    load_matplotlib(figures.PURPOSE)  # before the minutes of the steps
     files, failed = [], False
     for step in steps:
         if args.only and step.name not in args.only:

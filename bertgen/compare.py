@@ -19,6 +19,8 @@ from .hub import as_path, local_directory
 from .optional_imports import load_transformers, silence
 from .packing import padded
 
+PURPOSE = "a comparison"  # what transformers is needed for
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -137,7 +139,7 @@ def compare(
 
 def _load(path_or_id: str | os.PathLike, generator: Generator) -> tuple[Any, tuple[str, ...]]:
     """The model in transformers, and the names of the weights that it did not find."""
-    transformers = load_transformers("a comparison")
+    transformers = load_transformers(PURPOSE)
     own = generator.model
     try:
         with silence(transformers):

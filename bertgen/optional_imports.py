@@ -1,12 +1,21 @@
-"""Optional packages (transformers, CTranslate2), imported only by the functions that need them."""
+"""Optional packages, imported only by the functions that need them: transformers, CTranslate2, matplotlib, triton."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from .errors import BackendError
+
+# What to install for each, as in the extras of pyproject.toml.
+REQUIREMENTS = {
+    "transformers": "transformers>=5.16",
+    "ctranslate2": "ctranslate2>=4.8",
+    "matplotlib": "matplotlib>=3.8",
+    "triton": "triton>=3.6,<3.10",
+}
 
 
 def load_transformers(purpose: str) -> Any:
@@ -16,26 +25,35 @@ def load_transformers(purpose: str) -> Any:
         purpose: the operation that needs it, for the error.
 
     Raises:
-        BackendError: it is not installed or cannot be imported.
+        BackendError: it is not installed or cannot be imported; the message has the command that installs it.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise _import_error(purpose, error, "'bertgen[transformers]'") from error
-    return transformers
+    return _load("transformers", purpose)
 
 
 def load_ctranslate2(purpose: str) -> Any:
     """Import CTranslate2 with its converters; as `load_transformers`."""
+    _load("ctranslate2.converters", purpose)
+    return _load("ctranslate2", purpose)
+
+
+def load_matplotlib(purpose: str) -> Any:
+    """Import matplotlib; as `load_transformers`."""
+    return _load("matplotlib", purpose)
+
+
+def load_triton(purpose: str) -> Any:
+    """Import triton; as `load_transformers`."""
+    return _load("triton", purpose)
+
+
+def _load(module: str, purpose: str) -> Any:
     try:
-        import ctranslate2.converters
+        return import_module(module)
     except ImportError as error:
-        raise _import_error(purpose, error, "ctranslate2") from error
-    return ctranslate2
-
-
-def _import_error(purpose: str, error: ImportError, packages: str) -> BackendError:
-    return BackendError(f"{purpose} needs a package that cannot be imported: {error}; pip install {packages}")
+        requirement = REQUIREMENTS[module.partition(".")[0]]
+        raise BackendError(
+            f"{purpose} needs a package that cannot be imported: {error}; pip install '{requirement}'"
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from .attention import (
     attention_reference,
     attention_triton,
 )
-from .checks import Case, Check, Variant
+from .checks import Case, Check, Variant, arg_names
 
 SEED = 20
 
@@ -203,9 +203,9 @@ def _variant(name: str, kernel: Any, rule: str, written: tuple[str, ...], **opti
     shape = (width, 4 if dtype == "fp32" else 2, options.get("DROPOUT", False))
     launch = tuning.RULES[rule](90, *shape)
     tensors = dict.fromkeys((f"{name}_ptr" for name in ("q", "k", "v", *written)), f"*{dtype}")
-    sums = {name: "*fp32" for name in ("lse_ptr", "delta_ptr") if name in kernel.arg_names}
+    sums = {name: "*fp32" for name in ("lse_ptr", "delta_ptr") if name in arg_names(kernel)}
     sequences = dict.fromkeys(("cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "q_start_ptr", "key_len_ptr"), "*i32")
-    strides = [name for name in kernel.arg_names if name.startswith("stride_")]
+    strides = [name for name in arg_names(kernel) if name.startswith("stride_")]
     scalars = {"scale": "fp32", "dropout_scale": "fp32", "seed": "i64", "dropout_threshold": "i32"}
     constants = {
         **{"HEAD_DIM": width, "BLOCK_D": tuning.power_of_2(width), "CAUSAL": False, "DROPOUT": False},

@@ -7,6 +7,7 @@ NAME_cases.py has the cases and variants of the operator in NAME.py.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,11 @@ class Case:
     gradients: tuple[str, ...] = ()
     core: bool = False
     written: tuple[str, ...] = ()
+
+
+def arg_names(kernel: Any) -> list[str]:
+    """Names of the arguments of a kernel, which is a plain function where triton is not installed."""
+    return list(inspect.signature(getattr(kernel, "fn", kernel)).parameters)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from . import tuning
 from .activations import FUSED_ACTIVATIONS, KERNEL_ACTIVATIONS
-from .checks import Case, Check, Variant
+from .checks import Case, Check, Variant, arg_names
 from .layernorm_gelu import (
     MAX_GRADIENT_COLUMNS,
     _bias_gelu_bwd_kernel,
@@ -240,7 +240,7 @@ def _variant(
 ) -> Variant:
     types = {**_TYPES, **dict.fromkeys(_POINTERS, f"*{dtype}")}
     constants = {**launch.tiles, **constants}
-    signature = {name: types[name] for name in kernel.arg_names if name not in constants}
+    signature = {name: types[name] for name in arg_names(kernel) if name not in constants}
     elements = launch.tiles["ROWS"] * launch.tiles["BLOCK"]
     return Variant(
         name, kernel, signature, constants, launch.num_warps,

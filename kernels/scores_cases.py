@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import tuning
-from .checks import Variant
+from .checks import Variant, arg_names
 
 Arguments = dict[str, Any]
 Fill = Callable[[torch.Tensor], torch.Tensor]
@@ -59,7 +59,7 @@ def variant(
 ) -> Variant:
     """Integers are multiples of 16 nowhere: counts of blocks and tiles."""
     constants = {**launch.tiles, **constants}
-    signature = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
+    signature = {name: kind for name, kind in types.items() if name in arg_names(kernel) and name not in constants}
     return Variant(
         name, kernel, signature, constants, launch.num_warps,
         unaligned=tuple(n for n, kind in signature.items() if kind == "i32"),

@@ -142,7 +142,7 @@ def test_without_transformers(bertgen_compare, generator, tiny_checkpoint, monke
     monkeypatch.setitem(sys.modules, "transformers", None)
     code, out, err = bertgen_compare(["one"])
     assert (code, out) == (2, "") and "a comparison needs a package that cannot be imported" in err
-    assert err.endswith("pip install 'bertgen[transformers]'\n")
+    assert err.endswith("pip install 'transformers>=5.16'\n")
     with pytest.raises(BackendError):
         compare.compare(generator, tiny_checkpoint, ["one"])
 

@@ -15,7 +15,7 @@ import pytest
 from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.language import HAS_TRITON
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 ROOT = Path(__file__).parents[1]
 
 

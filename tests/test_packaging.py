@@ -17,8 +17,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import bertgen
+from bertgen.optional_imports import REQUIREMENTS
+from tests.support import requirements
 
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX", "g++")
@@ -174,13 +177,35 @@ def test_wheel_metadata(distributions):
         assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
     assert metadata["Version"] == bertgen.__version__
     assert dict(scripts["console_scripts"]) == {"bertgen": "bertgen.cli:main"}
-    requirements = {line.name: line.marker for line in map(Requirement, metadata.get_all("Requires-Dist"))}
-    linux, windows, mac = (
-        {"sys_platform": system, "platform_machine": machine, "extra": ""}
-        for system, machine in [("linux", "x86_64"), ("win32", "AMD64"), ("darwin", "arm64")]
+    required = {line.name for line in map(Requirement, metadata.get_all("Requires-Dist")) if line.marker is None}
+    assert required == requirements.core().keys()
+    assert (
+        set(metadata.get_all("Provides-Extra"))
+        == requirements.extras().keys()
+        == {"transformers", "plot", "bench", "test"}
     )
-    assert [requirements["triton"].evaluate(system) for system in (linux, windows, mac)] == [True, False, False]
-    assert not requirements["transformers"].evaluate(linux)
+
+
+def test_bounds():
+    """torch is bounded by what the tests run with, and triton by torch; the others have no upper bound."""
+    core, optional = requirements.core(), requirements.optional()
+    for name, versions in {**core, **optional}.items():
+        operators = sorted(one.operator for one in versions)
+        assert operators == (["<", ">="] if name in ("torch", "triton") else [">="]), name
+    assert "triton" not in core, "a build of torch brings its own"
+    pins = re.findall(r"^(\w+)==([\w.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"torch", "triton"} < dict(pins).keys()
+    for name, version in pins:
+        assert version in {**core, **optional}.get(name, SpecifierSet()), f"constraints.txt: {name}=={version}"
+
+
+def test_triton_is_for_the_systems_that_it_has_wheels_for():
+    (triton,) = (line for line in requirements.extras()["bench"] if line.name == "triton")
+    systems = [("linux", "x86_64"), ("linux", "aarch64"), ("win32", "AMD64"), ("darwin", "arm64")]
+    found = [
+        triton.marker.evaluate({"sys_platform": system, "platform_machine": machine}) for system, machine in systems
+    ]
+    assert found == [True, True, False, False]
 
 
 def test_version_is_written_once():
@@ -207,6 +232,14 @@ def test_wheel_works_from_any_directory(site, tmp_path):
     package, kernel = python(IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(site)).splitlines()
     assert Path(package) == site / "bertgen/__init__.py"
     assert Path(kernel) == site / "bertgen/kernels/attention.py"
+
+
+def test_every_module_imports_without_the_optional_packages(site, tmp_path):
+    missing = f"""
+    import sys
+    sys.modules.update(dict.fromkeys({sorted(REQUIREMENTS)!r}))
+    """
+    python(missing + IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(site))
 
 
 @pytest.mark.long

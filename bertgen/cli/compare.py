@@ -39,10 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     check_number(0, math.inf, args.margin, "--margin")
     check_integer(1, args.batch_size, "--batch-size")
-    from ..compare import compare
+    from ..compare import PURPOSE, compare
     from ..files.line_formats import read_texts
     from ..files.text_input import check_name
+    from ..optional_imports import load_transformers
 
+    load_transformers(PURPOSE)  # before the model is loaded
     check_name(args.input, "text")
     texts = read_texts(args.input)
     if not texts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from importlib import metadata
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import ops
     from ..ops import extension
+    from ..ops.slow_paths import slow_paths
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     device = "cuda" if gpus else "cpu"
@@ -41,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
             "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
-        "extension": {"C++": extension.why_not() or f"loaded, instructions: {extension.instruction_set()}"},
+        "extension": {"C++": extension.why_not() or _instructions(extension.instruction_set())},
+        "slow paths": {
+            path.unused: {**dataclasses.asdict(path), "message": str(path)}
+            for path in slow_paths(device, torch.float32)
+        },
         "ops": dict(ops.explain(device)),
     }
     if args.model:
@@ -52,12 +58,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(tables))
         return int(failed)
+    tables["slow paths"] = {name: path["message"] for name, path in tables["slow paths"].items()}
     for title, rows in tables.items():
-        print(title)
-        width = max(map(len, rows))
+        print(title if rows else f"{title}: none")
+        width = max(map(len, rows), default=0)
         for name, value in rows.items():
             print(f"  {name:<{width}}  {'none' if value is None else value}")
     return int(failed)
+
+
+def _instructions(name: str) -> str:
+    return f"loaded, instructions: {name}" + (" (BERTGEN_CPU)" if os.environ.get("BERTGEN_CPU") else "")
 
 
 def _check(names: list[str], device: str) -> tuple[dict[str, str], bool]:

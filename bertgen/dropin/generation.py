@@ -20,6 +20,7 @@ from ..config import EncoderDecoderConfig, GenerationConfig
 from ..decoding import logits_processors, stopping_criteria
 from ..errors import ConfigError, UnsupportedError
 from ..model.generation_inputs import infer_attention_mask
+from ..ops.slow_paths import report_slow_paths
 from ..outputs import GenerateOutput
 from . import cache_argument
 from .cache import PagedCache
@@ -77,6 +78,8 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
         elif state.why_not_forward(self) is None and all(arguments.get(name) is None for name in _CACHE_ARGUMENTS):
             kwargs.pop(cache_argument.OLD_NAME, None)
             kwargs[cache_argument.NAME] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
+            with state.running():
+                report_slow_paths(self.device, self.dtype)
         with fallback() if model_declines else nullcontext():
             return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 

@@ -34,6 +34,7 @@ from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..model import EncoderDecoderModel
 from ..model.batch_decoder import BatchDecoder
 from ..model.prefill import cache_layers, check_prefill
+from ..ops.slow_paths import report_slow_paths
 from ..out_of_memory import is_out_of_memory
 from ..packing import padded
 from .callback_errors import RequestFailure, clear_frames
@@ -133,12 +134,13 @@ class Engine:
                 the model, such as ids outside its vocabulary. InputError: the same for the source; a seed or number of
                 more than 64 bits; a request that was submitted before. UnsupportedError: a hook on the model, its
                 decoder or the decoder's stack, which would not be called. BackendError: the model is on a GPU, and this
-                is the child of a fork.
+                is the child of a fork; or the C++ extension is missing, and BERTGEN_REQUIRE_EXT=1.
         """
         self.model.refuse_hooks()
         check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
+        report_slow_paths(self.model.device, self.model.dtype)
         requests = list(requests)
         checked: SearchKey | None = None
         for request in requests:

@@ -19,6 +19,7 @@ from ..config import GenerationConfig
 from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
 from ..model import EncoderDecoderModel
+from ..ops.slow_paths import report_slow_paths
 from ..out_of_memory import attempt
 from ..packing import padded
 from .text_encoder import TextEncoder
@@ -137,6 +138,7 @@ class Scorer:
         """Score the pairs, longest source first; a batch that does not fit into memory is halved."""
         pairs = sorted(pairs, key=lambda pair: (len(pair.source), pair.source, len(pair.target)), reverse=True)
         model, limit, start = self.model, self.encode_tokens, 0
+        report_slow_paths(model.device, model.dtype)
         while start < len(pairs):
             batch, cost = _first_batch(pairs, start, limit)
             score = functools.partial(attempt, functools.partial(self._score, batch), model.device)

@@ -16,6 +16,7 @@ from ..decoding.stopping_criteria import StoppingCriterion, build_stopping_crite
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from ..kernels.plain import is_traced
 from ..layers.inspection import is_plain
+from ..ops.slow_paths import report_slow_paths
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
 from .generation_inputs import GenerationInputs, decoder_only_inputs, encoder_decoder_inputs
@@ -29,6 +30,8 @@ class GenerationMixin:
     config: Any
     generation_config: Any
     decoder: Any  # of an encoder-decoder
+    device: Any
+    dtype: Any
 
     @cache_alias
     @torch.no_grad()
@@ -80,9 +83,11 @@ class GenerationMixin:
         Raises:
             ConfigError: unknown or contradictory options. UnsupportedError: options bertgen does not have.
             InputError: ids, shapes or lengths outside the model's limits.
+            BackendError: the C++ extension is missing, and BERTGEN_REQUIRE_EXT=1.
         """
         if is_traced():
             raise UnsupportedError("generate cannot be traced, because its length depends on tokens; forward can")
+        report_slow_paths(self.device, self.dtype)
         logits_processor = check_callables(logits_processor, "logits_processor")
         stopping_criteria = check_callables(stopping_criteria, "stopping_criteria")
         check_callable(prefix_allowed_tokens_fn, "prefix_allowed_tokens_fn")

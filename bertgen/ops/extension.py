@@ -45,7 +45,7 @@ def require() -> None:
         BackendError: it cannot be used; the message has the reason.
     """
     if reason := why_not():
-        raise BackendError(f"the C++ extension is needed here, but {reason}")
+        raise BackendError(f"the C++ extension is needed here, but {reason}; `bertgen info` has the command that builds it")
 
 
 def why_not() -> str | None:
@@ -100,13 +100,13 @@ def _load() -> str | None:
     try:
         module = importlib.import_module(".._C", __package__)
     except ModuleNotFoundError:
-        return "it was not built: that takes a C++ compiler when bertgen is installed"
+        return "it was not built"
     except ImportError as error:
         return f"it does not load: {error}"
     try:
         _check_names(module)
     except RuntimeError as error:
-        return f"it was built from other sources ({error}): build it again"
+        return f"it was built from other sources ({error})"
     try:
         module.use_torch(torch.Tensor, *_addresses("torch_parallel_for", "torch_get_num_threads"))
     except (AttributeError, OSError, RuntimeError) as error:

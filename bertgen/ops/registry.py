@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError, quoted
-from ..kernels.language import HAS_TRITON, INTERPRETED
+from ..kernels.language import INTERPRETED, WHY_NOT_TRITON
 from ..kernels.plain import why_not_kernel
 from . import extension, torch_library
 
@@ -70,8 +70,8 @@ def why_not_extension() -> str | None:
 def _why_not_device(backend: str, device: str) -> str | None:
     """Why "triton" or "cpp" does not run on tensors of a device type in this process; None where it does."""
     if backend == "triton":
-        if not HAS_TRITON:
-            return "triton is not installed"
+        if WHY_NOT_TRITON is not None:
+            return WHY_NOT_TRITON
         if device != "cuda" and not INTERPRETED:
             return f"the tensors are on a {device} device and the kernel needs a CUDA device"
         return None

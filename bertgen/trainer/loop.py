@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import BertgenError, ConfigError
+from ..errors import BackendError, BertgenError, ConfigError
 from ..files.atomic import atomic_directory, output_errors, recover_directory
 from ..files.line_formats import read_pairs
 from ..model.devices import resolve_device
+from ..optional_imports import load_matplotlib
+from ..ops.slow_paths import report_slow_paths
 from ..tokenizer import AutoTokenizer
 from . import state
 from .data import Corpus, dropout_seed, shares
@@ -85,6 +87,8 @@ class Trainer:
             CheckpointError: no usable model, tokenizer or training state.
             BertgenError: the loss is no longer a finite number.
         """
+        if self.first:
+            report_slow_paths(self.device, torch.float32)  # before the work: evaluations generate
         devices = [self.device] if self.device.type == "cuda" else []
         progress = Progress(self.config, quiet=self.config.quiet or not self.first)
         with torch.random.fork_rng(devices), self.processes.joined(), Interrupt() as self.interrupt, progress:
@@ -104,6 +108,7 @@ class Trainer:
         saved = state.load_state(self.output / "state.pt") if config.resume else None
         if self.first:
             self._claim_output()
+            self.draws = self._draws()
         pairs = read_pairs(config.train, config.source_column, config.target_column)
         dev_pairs = read_pairs(config.dev, config.source_column, config.target_column) if config.dev else []
         if self.first and not config.resume:
@@ -163,6 +168,15 @@ class Trainer:
             )
         with output_errors(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
+
+    def _draws(self) -> bool:
+        """Whether evaluations draw the curve; says so where they do not."""
+        try:
+            load_matplotlib("the picture")
+        except BackendError as error:
+            self.progress.say(f"loss.png is not drawn: {error}")
+            return False
+        return True
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
@@ -319,7 +333,8 @@ class Trainer:
             self.best = row
             self._save_model("best")
         write_history(self.output / "history.jsonl", self.history)
-        write_curve(self.output / "loss.png", self.history, averaged=config.average > 0)
+        if self.draws:
+            write_curve(self.output / "loss.png", self.history, averaged=config.average > 0)
         self.progress.say(describe(row) + (", the best so far" if row is self.best else ""))
         self.progress.restart()
 

@@ -65,7 +65,7 @@ def test_hot_loops_are_the_innermost_ones():
     assert offline.hot_loops("\n".join(instructions(7))) == [7]
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_the_table_is_of_the_sources_that_are_here():
     """The table has all variants, with the digests of the current sources, and no problems."""
     tables = json.loads((ROOT / "bench/results/offline.json").read_text())
@@ -83,7 +83,7 @@ def test_the_table_is_of_the_sources_that_are_here():
             assert not offline.problems(*variants[name], facts), name
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_a_digest_is_of_what_a_variant_depends_on(tmp_path):
     variant = CHECKS["bias_gelu"].variants[0]
     digest = offline.digest

@@ -71,7 +71,7 @@ def test_what_is_written_can_be_read(tmp_path):
     assert tune.source({}, "", "") == (ROOT / "kernels/tuned.py").read_text() or tuning.MEASURED
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_variants_are_what_the_rules_say():
     """So that the tuner drops launches by compiling the right kernel."""
     named = {v.launch for check in CHECKS.values() for v in check.variants if v.launch}
@@ -86,7 +86,7 @@ def test_variants_are_what_the_rules_say():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not HAS_TRITON, reason="triton has no wheel for this system")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_launches_that_spill_are_dropped():
     own = tuning.attention(*KEY[1])
     spilling = tuning.Launch({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=1, num_stages=2)

@@ -1,5 +1,6 @@
 """`bertgen info`: versions, backends and the shape of a model."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ import torch
 import bertgen
 from bertgen import cli
 from bertgen.ops import extension
+from bertgen.ops.slow_paths import slow_paths
 
 
 def test_info(tiny_checkpoint, capsys):
@@ -31,6 +33,32 @@ def test_info(tiny_checkpoint, capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert "model" not in out.splitlines() and re.search(r"^  bertgen +0", out, re.MULTILINE)
+
+
+def test_info_marks_slow_paths(capsys, monkeypatch):
+    for name in ("BERTGEN_REQUIRE_EXT", "BERTGEN_WITHOUT_EXT", "BERTGEN_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(extension, "_reason", "it was taken away")
+    (expected,) = slow_paths("cpu", torch.float32)
+    monkeypatch.setenv("BERTGEN_REQUIRE_EXT", "1")  # info describes what is missing, and does not need it
+    assert cli.main(["info", "--json"]) == 0
+    marked = json.loads(capsys.readouterr().out)["slow paths"][expected.unused]
+    assert marked == {**dataclasses.asdict(expected), "message": str(expected)}
+    assert cli.main(["info"]) == 0
+    out, err = capsys.readouterr()
+    assert f"slow paths\n  {expected.unused}  {expected}\n" in out and err == ""
+
+    monkeypatch.setenv("BERTGEN_WITHOUT_EXT", "1")
+    assert cli.main(["info"]) == 0
+    assert "slow paths: none\n" in capsys.readouterr().out
+
+
+def test_info_names_the_variable_that_chose_the_instructions(capsys, monkeypatch):
+    monkeypatch.setattr(extension, "why_not", lambda: None)
+    monkeypatch.setattr(extension, "instruction_set", lambda: "portable")
+    monkeypatch.setenv("BERTGEN_CPU", "portable")
+    assert cli.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["extension"]["C++"] == "loaded, instructions: portable (BERTGEN_CPU)"
 
 
 def test_info_with_checks_where_no_kernel_runs(capsys):

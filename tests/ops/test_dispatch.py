@@ -16,7 +16,7 @@ SOURCES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 
-IMPLEMENTATION = re.compile(r"(?!_|why_not_|has_|prefers_)\w+_(triton|cpp|onednn)")  # a function of one backend
+IMPLEMENTATION = re.compile(r"(?!_|why_not_|has_|load_|prefers_)\w+_(triton|cpp|onednn)")  # a function of one backend
 
 # Where the functions of backends are chosen, and the files that may use one: its name, or "*" for all.
 TABLE = "bertgen/ops/operators.py"

@@ -1,5 +1,7 @@
 """Progress lines and the loss curve."""
 
+import sys
+
 from bertgen.trainer import Trainer
 from bertgen.trainer.report import write_curve
 from tests.support.training import config
@@ -18,3 +20,11 @@ def test_curve_without_development_data(tmp_path):
     row = {"step": 10, "loss": 2.0, "dev_loss": None, "bleu": None}
     write_curve(tmp_path / "loss.png", [row, {**row, "step": 20, "loss": 1.0}], averaged=False)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_matplotlib_has_no_curve_and_says_so(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = Trainer(config(data, tmp_path / "run", steps=2, quiet=False)).train()
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("loss.png is not drawn: ") and first.endswith("; pip install 'matplotlib>=3.8'")
+    assert (result.output / "history.jsonl").exists() and not (result.output / "loss.png").exists()
