@@ -252,6 +252,8 @@ class Run:
         for name in self.names:
             (self.sources / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.sources / name)
+        for words in ("init", "add --all", "-c user.name=matrix -c user.email=matrix@localhost commit --quiet -m copy"):
+            subprocess.run(["git", *words.split()], cwd=self.sources, check=True, capture_output=True)  # for its commit
         if not self.row.compiler:
             self.environment["PATH"] = without_compilers(self.environment["PATH"], self.folder / "commands")
         self.environment["PATH"] = f"{self.venv / 'bin'}{os.pathsep}{self.environment['PATH']}"
