@@ -6,6 +6,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 CXX ?= g++
 SEED ?= 1
+ROWS ?=
 TRANSFORMERS ?= 5.16.0
 CHECKOUT ?= ../transformers
 PAIRS ?= train.tsv
@@ -23,8 +24,8 @@ EMPTY := PATH=$(abspath build/empty/bin) BERTGEN_REQUIRE_EXT=1
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
-	format wheel test-wheel clean
+.PHONY: help install demo test test-long test-kernels test-matrix test-transformers test-peers fuzz soak gpu bench bench-gpu \
+	figures lint format wheel test-wheel clean
 
 ifeq ($(origin PATH),command line)
 $(error PATH is the search path of commands: for a checkout of transformers write CHECKOUT=$(PATH))
@@ -52,6 +53,9 @@ test-long: $(VENV)/.tools ## run the test suite and the long tests
 test-kernels: $(VENV)/.tools ## run all kernel cases in Triton's interpreter and compile all variants for GPUs
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 	$(PYTEST) -m long tests/bench/test_offline.py $(ARGS)
+
+test-matrix: ## run the tests on other interpreters and versions (hours); ROWS="torch-2.15 clang" for some rows
+	$(PYTHON) tests/support/matrix.py $(ROWS) $(ARGS)
 
 test-transformers: $(OTHER)/constraints.txt ## test the drop-in under the oldest supported transformers
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
