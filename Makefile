@@ -6,6 +6,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 CXX ?= g++
 SEED ?= 1
+ROWS ?=
 TRANSFORMERS ?= 5.16.0
 CHECKOUT ?= ../transformers
 PAIRS ?= train.tsv
@@ -23,8 +24,8 @@ EMPTY := PATH=$(abspath build/empty/bin) BERTGEN_REQUIRE_EXT=1
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long test-kernels test-transformers test-peers fuzz soak gpu bench bench-gpu figures lint \
-	format wheel test-wheel clean
+.PHONY: help install demo test test-long test-kernels test-matrix test-transformers test-peers fuzz soak gpu bench bench-gpu \
+	figures lint format wheel test-wheel clean
 
 ifeq ($(origin PATH),command line)
 $(error PATH is the search path of commands: for a checkout of transformers write CHECKOUT=$(PATH))
@@ -53,6 +54,9 @@ test-kernels: $(VENV)/.tools ## run all kernel cases in Triton's interpreter and
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 	$(PYTEST) -m long tests/bench/test_offline.py $(ARGS)
 
+test-matrix: ## run the tests on other interpreters and versions (hours); ROWS="torch-2.15 clang" for some rows
+	$(PYTHON) tests/support/matrix.py $(ROWS) $(ARGS)
+
 test-transformers: $(OTHER)/constraints.txt ## test the drop-in under the oldest supported transformers
 	$(MAKE) $(OTHER)/.tools VENV=$(OTHER) CONSTRAINTS=$<
 	$(OTHER)/bin/python -m pytest tests/dropin $(PARALLEL) $(ARGS)
@@ -71,6 +75,8 @@ fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator op
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_ALLOCATOR) -o build/fuzz-allocator && build/fuzz-allocator 10000000 $(SEED) 1
 	$(FUZZ) -fsanitize=thread $(FUZZ_ALLOCATOR) -o build/fuzz-threads && build/fuzz-threads 1000000 $(SEED) 8
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
+	$(FUZZ) -fsanitize=address,undefined -DBERTGEN_STANDARD_CPP $(FUZZ_KERNELS) -o build/fuzz-standard && \
+		build/fuzz-standard 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## kill and interrupt jobs of 10,000 lines 50 times each, then resume them

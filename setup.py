@@ -24,7 +24,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # The limited API of CPython 3.10; builds of CPython without a GIL have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 OPTIONS = {
-    "msvc": ["/std:c++17", "/O2", "/EHsc", "/fp:contract"],
+    "msvc": ["/std:c++17", "/O2", "/EHsc"],
     "unix": ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"],  # GCC and Clang
 }
 

@@ -65,6 +65,8 @@ def with_aliases(name: str, *aliases: str) -> Callable[[_Function], _Function]:
 # Decorators for transformers' names of the path of a model and of the directory to save it into.
 path_aliases = with_aliases("path_or_id", "pretrained_model_name_or_path", "pretrained_model_name")
 directory_aliases = with_aliases("directory", "save_directory")
+# The decorator for the name that a cache has in transformers from 5.24 on.
+cache_alias = with_aliases("past_key_values", "cache")
 
 
 def supported_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,18 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class _Output:
-    """Access by attribute, key and position; fields that are None have no key and position, as in transformers."""
+    """Access by attribute, key and position; fields that are None have no key and position, as in transformers.
+
+    The field `past_key_values` is also found under `cache`, its name in transformers from 5.24 on.
+    """
+
+    @property
+    def cache(self) -> Any:
+        return self.past_key_values
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self.past_key_values = cache
 
     def keys(self) -> list[str]:
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
@@ -29,16 +40,18 @@ class _Output:
         return tuple(self.values())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name) if name in self.keys() else default
+        return self[name] if name in self else default
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
+            key = _field(key)
             if key not in self.keys():
                 raise KeyError(key)
             return getattr(self, key)
         return self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        key = _field(key)
         if key not in (f.name for f in fields(self)):  # type: ignore[arg-type]
             raise KeyError(key)
         setattr(self, key, value)
@@ -50,7 +63,12 @@ class _Output:
         return len(self.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+        return _field(name) in self.keys()
+
+
+def _field(name: Any) -> Any:
+    """The field with this name or alias."""
+    return "past_key_values" if name == "cache" else name
 
 
 @dataclass(eq=False)

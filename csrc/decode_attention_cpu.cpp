@@ -31,11 +31,11 @@ BERTGEN_INLINE void dots(const float* q, const float* const* keys, int64_t offse
   Vector sums[kLanes] = {}, result;
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
-    const Vector part = *reinterpret_cast<const Vector*>(q + d);
-    for (int j = 0; j < kLanes; ++j) sums[j] += part * *reinterpret_cast<const Vector*>(keys[j] + offset + d);
+    const Vector part = vector_at(q + d).value;
+    for (int j = 0; j < kLanes; ++j) sums[j] += part * vector_at(keys[j] + offset + d).value;
   }
   add_across(sums, result);
-  *reinterpret_cast<Vector*>(scores) = result;
+  vector_at(scores).value = result;
   for (; d < width; ++d) {
     for (int j = 0; j < kLanes; ++j) scores[j] += q[d] * keys[j][offset + d];
   }
@@ -48,13 +48,13 @@ BERTGEN_INLINE void accumulate(const float* weights, const float* const* values,
   const int64_t width = kWidth ? kWidth : any_width;
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
-    Vector sum = *reinterpret_cast<Vector*>(out + d);
+    Vector sum = vector_at(out + d).value;
     if (count == kLanes) {
-      for (int j = 0; j < kLanes; ++j) sum += weights[j] * *reinterpret_cast<const Vector*>(values[j] + offset + d);
+      for (int j = 0; j < kLanes; ++j) sum += weights[j] * vector_at(values[j] + offset + d).value;
     } else {
-      for (int64_t j = 0; j < count; ++j) sum += weights[j] * *reinterpret_cast<const Vector*>(values[j] + offset + d);
+      for (int64_t j = 0; j < count; ++j) sum += weights[j] * vector_at(values[j] + offset + d).value;
     }
-    *reinterpret_cast<Vector*>(out + d) = sum;
+    vector_at(out + d).value = sum;
   }
   for (; d < width; ++d) {
     for (int64_t j = 0; j < count; ++j) out[d] += weights[j] * values[j][offset + d];
@@ -66,18 +66,18 @@ BERTGEN_INLINE void accumulate(const float* weights, const float* const* values,
 BERTGEN_INLINE float exponentials(float* scores, int64_t length) {
   const int64_t padded = padded_length(length);
   for (int64_t t = length; t < padded; ++t) scores[t] = -INFINITY;
-  Vector best = *reinterpret_cast<Vector*>(scores), sums = {};
+  Vector best = vector_at(scores).value, sums = {};
   for (int64_t t = kLanes; t < padded; t += kLanes) {
-    const Vector x = *reinterpret_cast<Vector*>(scores + t);
-    best = x > best ? x : best;
+    const Vector x = vector_at(scores + t).value;
+    best = BERTGEN_SELECT(x > best, x, best);
   }
   float top = best[0], sum = 0;
   for (int j = 1; j < kLanes; ++j) top = best[j] > top ? best[j] : top;
   for (int64_t t = 0; t < padded; t += kLanes) {
-    Vector x = *reinterpret_cast<Vector*>(scores + t) - top;
+    Vector x = vector_at(scores + t).value - top;
     power_of_two(x);
     sums += x;
-    *reinterpret_cast<Vector*>(scores + t) = x;
+    vector_at(scores + t).value = x;
   }
   for (int j = 0; j < kLanes; ++j) sum += sums[j];
   return sum;

@@ -4,6 +4,7 @@
 //
 // Every array has exactly the size it needs, so that a read beyond its end is an error. Each call uses one of the
 // instruction sets of the machine; -DBERTGEN_PORTABLE builds the kernels without any.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

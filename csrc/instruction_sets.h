@@ -13,10 +13,9 @@
 #include <cstdint>
 #include <type_traits>
 
-// Inlined into each caller, and so compiled for the target of that caller.
-#define BERTGEN_INLINE inline __attribute__((always_inline))
+#include "compiler.h"
 
-#if defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
+#if defined(BERTGEN_GNU) && defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
 #define BERTGEN_X86
 #define BERTGEN_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define BERTGEN_TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
@@ -49,7 +48,7 @@ constexpr const char* kInstructionSetNames[] = {
 #undef SET
 };
 
-// The sets as types: arguments of kernel bodies. Where there is one target only, all are that one.
+// The sets as types: arguments of kernel bodies.
 struct Portable {
   static constexpr InstructionSet number = kPortable;
 };
@@ -60,9 +59,6 @@ struct Avx2 {
 struct Avx512 {
   static constexpr InstructionSet number = kAvx512;
 };
-#else
-using Avx2 = Portable;
-using Avx512 = Portable;
 #endif
 
 // The best set of this processor.
@@ -88,6 +84,8 @@ inline InstructionSet use_instruction_set(int64_t number) {
   return active_instruction_set.exchange(number < best ? static_cast<InstructionSet>(number) : best);
 }
 
+#if defined(BERTGEN_X86)
+
 // `body` as a function of its own, compiled for the target of Set.
 template <class Set, auto body>
 struct CompiledFor;
@@ -97,11 +95,7 @@ struct CompiledFor;
   struct CompiledFor<name, body> {                                                                               \
     target static Result call(Arguments... arguments) { return body(static_cast<Arguments&&>(arguments)...); }   \
   };
-#if defined(BERTGEN_X86)
 BERTGEN_INSTRUCTION_SETS(SET)
-#else
-SET(Portable, , , )
-#endif
 #undef SET
 
 // select(Set{}) for the active set, or for Most where the active one is above it.
@@ -113,13 +107,19 @@ auto dispatch(const F& select) {
     BERTGEN_INSTRUCTION_SETS(SET)
 #undef SET
   }
-  __builtin_unreachable();
+  return select(Portable{});
 }
-
-#define BERTGEN_DISPATCH(body) BERTGEN_DISPATCH_UP_TO(::bertgen::Avx512, body)
 
 // For bodies that gain nothing from the sets above `most`: these use its version.
 #define BERTGEN_DISPATCH_UP_TO(most, body) \
   ::bertgen::dispatch<most>([](auto set) { return &::bertgen::CompiledFor<decltype(set), &body<decltype(set)>>::call; })
+
+#else  // one target only
+
+#define BERTGEN_DISPATCH_UP_TO(most, body) (&body<::bertgen::Portable>)
+
+#endif
+
+#define BERTGEN_DISPATCH(body) BERTGEN_DISPATCH_UP_TO(::bertgen::Avx512, body)
 
 }  // namespace bertgen

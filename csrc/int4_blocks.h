@@ -10,11 +10,11 @@
 
 namespace bertgen {
 
+#if defined(__BYTE_ORDER__)  // elsewhere all machines are of this kind
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a word must be its lowest");
+#endif
 
 constexpr int64_t kBlock = kLanes * kLanes;
-
-typedef int32_t Words __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
 
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
@@ -27,7 +27,7 @@ BERTGEN_INLINE const uint8_t* packed_at(const Int4& w, int64_t n, int64_t k) {
 BERTGEN_INLINE void load_block(const Int4& w, int64_t n, int64_t k, Words& words) {
   const uint8_t* packed = packed_at(w, n, k);
   if (k + kBlock <= w.columns) {
-    words = *reinterpret_cast<const Words*>(packed);
+    load_words(packed, words);
   } else {
     words = Words{};
     std::memcpy(&words, packed, kBlock / 4);
@@ -36,7 +36,8 @@ BERTGEN_INLINE void load_block(const Int4& w, int64_t n, int64_t k, Words& words
 
 // For each word of the block of row n from column k on, the number of its group in `numbers` [rows, columns / group].
 BERTGEN_INLINE void load_groups(const Int4& w, const float* numbers, int64_t n, int64_t k, Vector& result) {
-  const float* number = numbers + ((n * w.columns + k) >> __builtin_ctzll(w.group));  // a division takes a block's time
+  const int64_t shift = 5 + (w.group >> 6);  // log2 of the 32, 64 or 128 columns: a division takes a block's time
+  const float* number = numbers + ((n * w.columns + k) >> shift);
   Vector first = *number - Vector{};  // which keeps the sign of a zero
   if (w.group < kBlock) {
     const Vector second = (k + kBlock <= w.columns ? number[1] : 0.0f) - Vector{};
@@ -50,7 +51,7 @@ BERTGEN_INLINE void load_groups(const Int4& w, const float* numbers, int64_t n, 
 BERTGEN_INLINE void gather_block(const float* x, int64_t columns, int64_t k, Vector (&parts)[kLanes]) {
   for (int64_t i = 0; i < kLanes; ++i) {
     const bool present = i < kLanes / 2 || k + kBlock <= columns;
-    parts[i] = present ? *reinterpret_cast<const Vector*>(x + k + i * kLanes) : Vector{};
+    parts[i] = present ? vector_at(x + k + i * kLanes).value : Vector{};
   }
   transpose(parts);
 }

@@ -1,6 +1,7 @@
 #include "int4_cpu.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "int4_product.h"
@@ -31,7 +32,7 @@ struct Tables {
 template <Form kForm>
 BERTGEN_INLINE void load_tables(const Int4& w, Tables& tables) {
   if (kForm == kCodebook) {
-    for (int i = 0; i < 2; ++i) tables.halves[i] = *reinterpret_cast<const Vector*>(w.codebook + i * kLanes);
+    for (int i = 0; i < 2; ++i) tables.halves[i] = vector_at(w.codebook + i * kLanes).value;
   }
 }
 
@@ -41,18 +42,12 @@ template <Form kForm>
 BERTGEN_INLINE void unpack(const Words& words, int j, const Vector& zero, const Tables& tables, Vector& values) {
   if (kForm == kSymmetric) {
     const Words inverted = words ^ static_cast<int32_t>(0x88888888);
-    values = __builtin_convertvector((inverted << (28 - 4 * j)) >> 28, Vector);
+    to_floats((inverted << (28 - 4 * j)) >> 28, values);
   } else if (kForm == kZero) {
-    values = __builtin_convertvector((words >> (4 * j)) & 15, Vector) - zero;
+    to_floats((words >> (4 * j)) & 15, values);
+    values -= zero;
   } else {
-#if defined(__clang__)
-    for (int i = 0; i < kLanes; ++i) {
-      const int n = (words[i] >> (4 * j)) & 15;
-      values[i] = tables.halves[n / kLanes][n % kLanes];
-    }
-#else
-    values = __builtin_shuffle(tables.halves[0], tables.halves[1], reinterpret_cast<const Bits&>(words) >> (4 * j));
-#endif
+    look_up(tables.halves, words >> (4 * j), values);
   }
 }
 
@@ -67,10 +62,11 @@ BERTGEN_INLINE void unpack_in_place(const Words& words, int j, const Vector& zer
   static_assert(kForm != kCodebook, "a codebook needs the index itself");
   constexpr float kOne = 8388608.0f;  // 2^23
   const Words bits = (words & (15 << 4 * (j % 4))) | 0x4B000000;
+  std::memcpy(&values, &bits, sizeof values);
   if (kForm == kSymmetric) {
-    values = reinterpret_cast<const Vector&>(bits) - (kOne + 8 * left_scale(j));
+    values -= kOne + 8 * left_scale(j);
   } else {
-    values = (reinterpret_cast<const Vector&>(bits) - kOne) - zero * left_scale(j);
+    values = (values - kOne) - zero * left_scale(j);
   }
 }
 
@@ -80,7 +76,7 @@ BERTGEN_INLINE void multiply_in_registers(const FloatProduct& p, int64_t n) {
   static_assert(kM * kN <= kLanes, "the sums are added across together");
   const Int4& w = p.weight;
   const int64_t blocks = blocks_of(w.columns);
-  const bool prefetch = has_next_tile<kN>(w, n);
+  const bool fetch_next = has_next_tile<kN>(w, n);
   Tables tables;
   load_tables<kForm>(w, tables);
   Vector totals[kLanes] = {};
@@ -90,10 +86,10 @@ BERTGEN_INLINE void multiply_in_registers(const FloatProduct& p, int64_t n) {
     Vector zeros[kN] = {}, sums[kM * kN] = {};
     for (int j = 0; j < kN; ++j) {
       load_block(w, n + j, b * kBlock, words[j]);
-      if (prefetch) __builtin_prefetch(packed_at(w, n + kN + j, b * kBlock));
+      if (fetch_next) prefetch<kFirstCache>(packed_at(w, n + kN + j, b * kBlock));
       if (kForm == kZero) load_groups(w, w.zero, n + j, b * kBlock, zeros[j]);
     }
-#pragma GCC unroll 8
+    BERTGEN_UNROLL
     for (int part = 0; part < kLanes; ++part) {
       for (int j = 0; j < kN; ++j) {
         Vector values;
@@ -104,7 +100,7 @@ BERTGEN_INLINE void multiply_in_registers(const FloatProduct& p, int64_t n) {
           unpack_in_place<kForm>(words[j], part, zeros[j], values);
         }
         for (int i = 0; i < kM; ++i) {
-          sums[i * kN + j] += values * *reinterpret_cast<const Vector*>(x + i * blocks * kBlock + part * kLanes);
+          sums[i * kN + j] += values * vector_at(x + i * blocks * kBlock + part * kLanes).value;
         }
       }
     }
@@ -148,7 +144,7 @@ BERTGEN_INLINE void unpack_row(const Int4& w, int64_t n, float* out) {
     load_block(w, n, k, words);
     load_groups(w, w.scale, n, k, scale);
     if (kForm == kZero) load_groups(w, w.zero, n, k, zero);
-#pragma GCC unroll 8
+    BERTGEN_UNROLL
     for (int part = 0; part < kLanes; ++part) {
       unpack<kForm>(words, part, zero, tables, values[part]);
       values[part] *= scale;
@@ -156,7 +152,7 @@ BERTGEN_INLINE void unpack_row(const Int4& w, int64_t n, float* out) {
     if (kInOrder) transpose(values);
     const bool whole = !kInOrder || k + kBlock <= w.columns;
     for (int64_t i = 0; i < kLanes; ++i) {
-      if (whole || i < kLanes / 2) *reinterpret_cast<Vector*>(out + k + i * kLanes) = values[i];
+      if (whole || i < kLanes / 2) vector_at(out + k + i * kLanes).value = values[i];
     }
   }
 }
@@ -206,7 +202,7 @@ BERTGEN_INLINE void gather_rows(const float* x, int64_t rows, int64_t columns, b
       Vector parts[kLanes];
       gather_block(x + m * columns, columns, k, parts);
       for (int j = 0; j < kLanes; ++j) {
-        *reinterpret_cast<Vector*>(out + j * kLanes) = in_place ? parts[j] * (1 / left_scale(j)) : parts[j];
+        vector_at(out + j * kLanes).value = in_place ? parts[j] * (1 / left_scale(j)) : parts[j];
       }
     }
   }

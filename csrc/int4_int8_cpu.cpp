@@ -1,6 +1,7 @@
 #include "int4_int8_cpu.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -40,9 +41,10 @@ struct Tile {
   static constexpr int kRows = 4, kOutputs = 2;
 
   static inline void dot(Words& sums, const Words& low, const Words& even, const Words& high, const Words& odd) {
-    const auto *l = reinterpret_cast<const int8_t*>(&low), *h = reinterpret_cast<const int8_t*>(&high);
-    const auto *e = reinterpret_cast<const int8_t*>(&even), *o = reinterpret_cast<const int8_t*>(&odd);
-    for (int i = 0; i < 4 * kLanes; ++i) sums[i / 4] += l[i] * e[i] + h[i] * o[i];
+    for (int byte = 0; byte < 32; byte += 8) {
+      sums += ((low >> byte) & 15) * ((even << (24 - byte)) >> 24);  // up and down again: extends the sign
+      sums += ((high >> byte) & 15) * ((odd << (24 - byte)) >> 24);
+    }
   }
 };
 
@@ -78,7 +80,7 @@ template <class Set, bool kZero, int kM, int kN>
 BERTGEN_INLINE void multiply_tile(const IntegerProduct& p, int64_t m, int64_t n) {
   const Int4& w = p.weight;
   const int64_t blocks = blocks_of(w.columns);
-  const bool prefetch = m == 0 && has_next_tile<kN>(w, n);
+  const bool fetch_next = m == 0 && has_next_tile<kN>(w, n);
   Vector totals[whole_vectors(kM * kN)] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     Words low[kN], high[kN];
@@ -90,15 +92,20 @@ BERTGEN_INLINE void multiply_tile(const IntegerProduct& p, int64_t m, int64_t n)
       high[j] = (words >> 4) & 0x0F0F0F0F;
       load_groups(w, w.scale, n + j, b * kBlock, scales[j]);
       if (kZero) load_groups(w, w.zero, n + j, b * kBlock, zeros[j]);
-      if (prefetch) __builtin_prefetch(packed_at(w, n + kN + j, b * kBlock));
+      if (fetch_next) prefetch<kFirstCache>(packed_at(w, n + kN + j, b * kBlock));
     }
     for (int i = 0; i < kM; ++i) {
       const Block& x = p.x.blocks[(m + i) * blocks + b];
       for (int j = 0; j < kN; ++j) {
         Words sums = kZero ? Words{} : x.sums;
         Tile<Set>::dot(sums, low[j], x.even, high[j], x.odd);
-        Vector values = __builtin_convertvector(sums, Vector);
-        if (kZero) values -= zeros[j] * __builtin_convertvector(x.sums, Vector);
+        Vector values;
+        to_floats(sums, values);
+        if (kZero) {
+          Vector row_sums;
+          to_floats(x.sums, row_sums);
+          values -= zeros[j] * row_sums;
+        }
         totals[i * kN + j] += scales[j] * values;
       }
     }
@@ -109,7 +116,7 @@ BERTGEN_INLINE void multiply_tile(const IntegerProduct& p, int64_t m, int64_t n)
   for (int i = 0; i < kM; ++i) {
     for (int j = 0; j < kN; ++j) {
       const float shift = bias == nullptr ? 0.0f : bias[j];
-      p.out[(m + i) * p.stride + n + j] = __builtin_fmaf(p.x.scales[m + i], sums[i * kN + j], shift);
+      p.out[(m + i) * p.stride + n + j] = std::fma(p.x.scales[m + i], sums[i * kN + j], shift);
     }
   }
 }
@@ -154,8 +161,10 @@ BERTGEN_INLINE float round_row(const float* x, int64_t columns, int32_t factor, 
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the last bits of a sum with it are the other term, rounded
   Words most = {};                       // absolute values compared as integers, among which NaN is the largest
   for (int64_t k = 0; k < columns; k += kLanes) {
-    const Words bits = *reinterpret_cast<const Words*>(x + k) & 0x7FFFFFFF;
-    most = bits > most ? bits : most;
+    Words bits;
+    std::memcpy(&bits, x + k, sizeof bits);
+    bits &= 0x7FFFFFFF;
+    most = BERTGEN_SELECT(bits > most, bits, most);
   }
   int32_t top = 0;
   for (int i = 0; i < kLanes; ++i) top = std::max(top, static_cast<int32_t>(most[i]));
@@ -173,10 +182,11 @@ BERTGEN_INLINE float round_row(const float* x, int64_t columns, int32_t factor, 
     gather_block(x, columns, k, parts);
     for (int i = 0; i < kLanes; ++i) {
       Vector value = parts[i] / scale;
-      value = value > limit ? limit : value;  // for scales so small that they have few bits themselves
-      value = value < -limit ? -limit : value;
+      value = BERTGEN_SELECT(value > limit, limit, value);  // for scales so small that they have few bits themselves
+      value = BERTGEN_SELECT(value < -limit, -limit, value);
       const Vector shifted = value + kShift;
-      values[i] = reinterpret_cast<const Words&>(shifted) - 0x4B400000;
+      std::memcpy(&values[i], &shifted, sizeof values[i]);
+      values[i] -= 0x4B400000;
       sums += values[i];
     }
     for (int i = 0; i < 2; ++i) {

@@ -22,32 +22,31 @@ BERTGEN_INLINE void add_norm_row(float* x, const float* residual, int64_t column
   Vector sums = {}, squares = {};
   int64_t k = 0;
   for (; k + kLanes <= columns; k += kLanes) {
-    Vector& part = *reinterpret_cast<Vector*>(x + k);
-    part += *reinterpret_cast<const Vector*>(residual + k);
+    const Vector part = vector_at(x + k).value + vector_at(residual + k).value;
+    vector_at(x + k).value = part;
     sums += part;
   }
   float sum = sum_lanes(sums);
   for (int64_t i = k; i < columns; ++i) sum += x[i] += residual[i];
   const float mean = sum / static_cast<float>(columns);
   for (k = 0; k + kLanes <= columns; k += kLanes) {
-    const Vector centered = *reinterpret_cast<const Vector*>(x + k) - mean;
+    const Vector centered = vector_at(x + k).value - mean;
     squares += centered * centered;
   }
   float square = sum_lanes(squares);
   for (int64_t i = k; i < columns; ++i) square += (x[i] - mean) * (x[i] - mean);
   const float scale = 1.0f / std::sqrt(square / static_cast<float>(columns) + eps);
   for (k = 0; k + kLanes <= columns; k += kLanes) {
-    Vector& part = *reinterpret_cast<Vector*>(x + k);
-    part = (part - mean) * scale * *reinterpret_cast<const Vector*>(weight + k) +
-           *reinterpret_cast<const Vector*>(shift + k);
+    const Vector centered = vector_at(x + k).value - mean;
+    vector_at(x + k).value = centered * scale * vector_at(weight + k).value + vector_at(shift + k).value;
   }
   for (; k < columns; ++k) x[k] = (x[k] - mean) * scale * weight[k] + shift[k];
 }
 
 BERTGEN_INLINE void gelu_vector(Vector& x) {
-  const Vector zeros = {};
-  Vector size = x < zeros ? -x : x;
-  size = size > 20.0f - zeros ? 20.0f - zeros : size;  // above it erfc is 0, and infinity times 0 would be NaN
+  const Vector zeros = {}, most = 20.0f - zeros;
+  Vector size = BERTGEN_SELECT(x < zeros, -x, x);
+  size = BERTGEN_SELECT(size > most, most, size);  // above it erfc is 0, and infinity times 0 would be NaN
   const Vector t = 1.0f / (1.0f + 0.23164189f * size);  // 0.3275911 / sqrt(2)
   Vector y = t * 1.061405429f - 1.453152027f;
   y = y * t + 1.421413741f;
@@ -56,13 +55,17 @@ BERTGEN_INLINE void gelu_vector(Vector& x) {
   Vector power = size * size * -0.72134752f;  // exp(-x^2 / 2) as a power of 2
   power_of_two(power);
   const Vector tail = 0.5f * size * (y * t * power);  // |x| erfc(|x| / sqrt(2)) / 2
-  x = x > zeros ? x - tail : -tail;
+  x = BERTGEN_SELECT(x > zeros, x - tail, -tail);
 }
 
 template <class Set>
 BERTGEN_INLINE void gelu_elements(float* x, int64_t count) {
   int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) gelu_vector(*reinterpret_cast<Vector*>(x + k));
+  for (; k + kLanes <= count; k += kLanes) {
+    Vector part = vector_at(x + k).value;
+    gelu_vector(part);
+    vector_at(x + k).value = part;
+  }
   if (k < count) {
     Vector rest = {};
     for (int64_t i = k; i < count; ++i) rest[i - k] = x[i];

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "compiler.h"
 #include "vector.h"
 
 namespace bertgen {
@@ -39,22 +40,22 @@ BERTGEN_INLINE void store_sums(const float (&sums)[kCount], const float* bias, f
   }
 }
 
-// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `prefetch` the next kN rows of the
+// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `fetch_next` the next kN rows of the
 // weight are fetched into the second cache: it can have more loads in flight than the first.
 template <int kM, int kN>
-BERTGEN_INLINE void multiply_tile(const Product& p, int64_t m, int64_t n, bool prefetch) {
+BERTGEN_INLINE void multiply_tile(const Product& p, int64_t m, int64_t n, bool fetch_next) {
   const float *x = p.x + m * p.inputs, *w = p.weight + n * p.inputs;
   Vector sums[whole_vectors(kM * kN)] = {};
   int64_t k = 0;
   for (; k + 2 * kLanes <= p.inputs; k += 2 * kLanes) {
-    if (prefetch) {
-      for (int j = 0; j < kN; ++j) __builtin_prefetch(w + (kN + j) * p.inputs + k, 0, 2);
+    if (fetch_next) {
+      for (int j = 0; j < kN; ++j) prefetch<kSecondCache>(w + (kN + j) * p.inputs + k);
     }
     for (int64_t half = k; half < k + 2 * kLanes; half += kLanes) {
       Vector part[kM];
-      for (int i = 0; i < kM; ++i) part[i] = *reinterpret_cast<const Vector*>(x + i * p.inputs + half);
+      for (int i = 0; i < kM; ++i) part[i] = vector_at(x + i * p.inputs + half).value;
       for (int j = 0; j < kN; ++j) {
-        const Vector row = *reinterpret_cast<const Vector*>(w + j * p.inputs + half);
+        const Vector row = vector_at(w + j * p.inputs + half).value;
         for (int i = 0; i < kM; ++i) sums[i * kN + j] += part[i] * row;
       }
     }
@@ -72,13 +73,13 @@ BERTGEN_INLINE void multiply_tile(const Product& p, int64_t m, int64_t n, bool p
 // All rows of x and kN rows of the weight, which the first tile brings into the cache.
 template <int kN>
 BERTGEN_INLINE void multiply_rows(const Product& p, int64_t n) {
-  const bool prefetch = n + 2 * kN <= p.outputs;
+  const bool fetch_next = n + 2 * kN <= p.outputs;
   int64_t m = 0;
-  for (; m + kTileRows <= p.rows; m += kTileRows) multiply_tile<kTileRows, kN>(p, m, n, prefetch && m == 0);
+  for (; m + kTileRows <= p.rows; m += kTileRows) multiply_tile<kTileRows, kN>(p, m, n, fetch_next && m == 0);
   switch (p.rows - m) {
-    case 3: multiply_tile<3, kN>(p, m, n, prefetch && m == 0); break;
-    case 2: multiply_tile<2, kN>(p, m, n, prefetch && m == 0); break;
-    case 1: multiply_tile<1, kN>(p, m, n, prefetch && m == 0); break;
+    case 3: multiply_tile<3, kN>(p, m, n, fetch_next && m == 0); break;
+    case 2: multiply_tile<2, kN>(p, m, n, fetch_next && m == 0); break;
+    case 1: multiply_tile<1, kN>(p, m, n, fetch_next && m == 0); break;
   }
 }
 

@@ -1,23 +1,13 @@
-// Vectors of eight floats. The vector types of GCC and Clang compile for every machine; the target of a function
-// decides which instructions they become.
+// Sums, powers and transposes of vectors of eight floats.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "instruction_sets.h"
+#include "lanes.h"
 
 namespace bertgen {
-
-constexpr int64_t kLanes = 8;
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-// The elements with these constant indices: 0 to 7 are those of a, 8 to 15 those of b.
-#if defined(__clang__)
-#define BERTGEN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define BERTGEN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
-#endif
 
 // sums = sums of pairs of neighbours, those of a and b in turns of two: each half of the result is made of the same
 // half of a and b, as the 256-bit instructions do it.
@@ -43,7 +33,7 @@ BERTGEN_INLINE void add_across(Vector (&vectors)[kCount], float (&totals)[kCount
   for (int first = 0; first < kCount; first += kLanes) {
     Vector eight;
     add_across(reinterpret_cast<Vector(&)[kLanes]>(vectors[first]), eight);
-    *reinterpret_cast<Vector*>(totals + first) = eight;
+    vector_at(totals + first).value = eight;
   }
 }
 
@@ -51,7 +41,7 @@ BERTGEN_INLINE void add_across(Vector (&vectors)[kCount], float (&totals)[kCount
 // stays NaN.
 BERTGEN_INLINE void power_of_two(Vector& x) {
   const Vector least = Vector{} - 126.0f;
-  x = x < least ? least : x;
+  x = BERTGEN_SELECT(x < least, least, x);
   const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the last bits are x rounded to an integer
   const Vector r = x - (shifted - 12582912.0f);
   Vector y = r * 1.52527338e-5f + 1.54035304e-4f;  // ln(2)^k / k!, k = 7 .. 0
@@ -61,8 +51,12 @@ BERTGEN_INLINE void power_of_two(Vector& x) {
   y = y * r + 2.40226507e-1f;
   y = y * r + 6.93147181e-1f;
   y = y * r + 1.0f;
-  const Bits power = (reinterpret_cast<const Bits&>(shifted) << 23) + 0x3f800000u;
-  x = y * reinterpret_cast<const Vector&>(power);
+  Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  Vector power;
+  std::memcpy(&power, &bits, sizeof power);
+  x = y * power;
 }
 
 // Element j of rows[i] <-> element i of rows[j]

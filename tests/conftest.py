@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threa
 import pytest
 import torch
 
+from tests.support.optional_packages import absent_package
+
 torch.set_num_threads(1)
 
 # Triton's interpreter, which kernels need on a CPU, is switched on for a whole process: test_interpreter.py starts one.
@@ -18,6 +20,24 @@ def pytest_configure(config):
     """No test uses the model hub, except those marked `network`."""
     if config.option.markexpr != "network":
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skip a file of tests that imports an optional package which is not installed."""
+    report = yield
+    if report.failed and report.call is not None and (name := absent_package(report.call.excinfo)) is not None:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {name} is not installed")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip a test that imports an optional package which is not installed."""
+    report = yield
+    if report.failed and (name := absent_package(call.excinfo)) is not None:
+        report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {name} is not installed")
+    return report
 
 
 def pytest_terminal_summary(terminalreporter):

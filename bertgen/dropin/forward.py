@@ -18,6 +18,7 @@ from ..config import BertConfig, EncoderDecoderConfig
 from ..errors import ConfigError, UnsupportedError
 from ..kernels.plain import is_traced
 from ..model import BertGenerationEncoder
+from . import cache_argument
 from .cache import PagedCache
 from .state import AccelerationState, fallback, state_of
 from .wrapped_model import WrappedModel
@@ -25,15 +26,15 @@ from .wrapped_model import WrappedModel
 # Outputs that only transformers' own modules return in transformers' form.
 LAYER_OUTPUTS = ("output_attentions", "output_hidden_states")
 _STACK_ARGUMENTS = frozenset(
-    "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask past_key_values "
+    "input_ids attention_mask position_ids inputs_embeds encoder_hidden_states encoder_attention_mask "
     "use_cache token_type_ids".split()
-)
+) | {cache_argument.NAME}
 _DECODER_ARGUMENTS = _STACK_ARGUMENTS | {"labels", "logits_to_keep", "num_items_in_batch"}
 _JOINT_ARGUMENTS = frozenset(
-    "input_ids attention_mask decoder_input_ids decoder_attention_mask encoder_outputs past_key_values inputs_embeds "
+    "input_ids attention_mask decoder_input_ids decoder_attention_mask encoder_outputs inputs_embeds "
     "decoder_inputs_embeds labels use_cache position_ids token_type_ids decoder_position_ids decoder_token_type_ids "
     "num_items_in_batch".split()
-)
+) | {cache_argument.NAME}
 
 
 def accelerated_forward(base: type) -> Callable[..., Any]:
@@ -79,7 +80,8 @@ def _named(signature: inspect.Signature, model: Any, args: tuple, kwargs: dict[s
     bound = signature.bind_partial(model, *args, **kwargs).arguments
     bound.pop("self", None)
     rest = bound.pop("kwargs", {})
-    return {name: value for name, value in {**bound, **rest}.items() if value is not None}
+    named = cache_argument.with_current_name({**bound, **rest})
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> str | None:
@@ -103,10 +105,10 @@ def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, An
             return f"{name} are for bert and roberta only"
         if isinstance(value, torch.Tensor) and not value.numel():
             return f"{name} is empty"
-    past = arguments.get("past_key_values")
+    past = arguments.get(cache_argument.NAME)
     if past is not None:
         if not isinstance(past, PagedCache) or not past.is_shared:
-            return f"past_key_values is of class {type(past).__name__} that transformers filled"
+            return f"{cache_argument.NAME} is of class {type(past).__name__} that transformers filled"
         if not joint and past.ours is not None and past.ours.has_cross and "encoder_hidden_states" not in arguments:
             return "a call with a cache has no encoder_hidden_states"
     if not joint and not config.is_decoder and ("encoder_hidden_states" in arguments or past is not None):
@@ -150,7 +152,7 @@ def _run(original: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any
     """Run the wrapped model, and return its output in transformers' form."""
     arguments = {name: value for name, value in arguments.items() if name not in LAYER_OUTPUTS}
     return_dict = arguments.pop("return_dict", getattr(original.config, "return_dict", True))
-    paged = arguments.pop("past_key_values", None)
+    paged = arguments.pop(cache_argument.NAME, None)
     if original.training or "labels" in arguments:  # a training step needs no cache
         arguments["use_cache"] = False
     if paged is not None and paged.ours is not None:
@@ -162,6 +164,6 @@ def _run(original: Any, wrapped: WrappedModel, arguments: dict[str, Any]) -> Any
         if paged is None:
             paged = PagedCache(original.config)
         paged.attach(cache)
-        fields["past_key_values"] = paged
+        fields[cache_argument.NAME] = paged
     output = getattr(modeling_outputs, type(result).__name__)(**fields)  # the class of the same name and fields
     return output if return_dict else output.to_tuple()

@@ -22,6 +22,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..model.generation_inputs import infer_attention_mask
 from ..ops.slow_paths import report_slow_paths
 from ..outputs import GenerateOutput
+from . import cache_argument
 from .cache import PagedCache
 from .forward import LAYER_OUTPUTS, keep_recording, states_of
 from .state import AccelerationState, fallback, state_of
@@ -29,8 +30,8 @@ from .wrapped_model import WrappedModel
 
 # Arguments with a cache, or for searches that crop the cache.
 _CACHE_ARGUMENTS = (
-    "past_key_values", "cache_implementation", "cache_config", "use_cache", "assistant_model",
-    "prompt_lookup_num_tokens", "custom_generate", "generation_config", "output_attentions",
+    cache_argument.NAME, cache_argument.OLD_NAME, "cache_implementation", "cache_config", "use_cache",
+    "assistant_model", "prompt_lookup_num_tokens", "custom_generate", "generation_config", "output_attentions",
 )  # fmt: skip
 _OPTIONS = frozenset(GenerationConfig.__dataclass_fields__) - {"extra", "infer_attention_mask"}
 _UNSUPPORTED = (
@@ -59,7 +60,7 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
         bound = signature.bind(self, *args, **kwargs).arguments
         bound.pop("self", None)
         arguments = {name: value for name, value in bound.items() if name != "kwargs" and value is not None}
-        arguments |= bound.get("kwargs", {})
+        arguments |= cache_argument.with_current_name(bound.get("kwargs", {}))
         reason = state.why_not_generate(self) if state.generate else "generate=False"
         model_declines = state.generate and reason is not None
         if reason is None:
@@ -75,7 +76,8 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
         if state.generate:
             state.count_fallback("generate", base.__name__, reason)
         elif state.why_not_forward(self) is None and all(arguments.get(name) is None for name in _CACHE_ARGUMENTS):
-            kwargs["past_key_values"] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
+            kwargs.pop(cache_argument.OLD_NAME, None)
+            kwargs[cache_argument.NAME] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
             with state.running():
                 report_slow_paths(self.device, self.dtype)
         with fallback() if model_declines else nullcontext():
@@ -88,9 +90,9 @@ def why_not_arguments(model: Any, wrapped: WrappedModel, arguments: dict[str, An
     """Why a call with these arguments must go through transformers' loop; None if bertgen can run it."""
     if wrapped.has_active_dropout:
         return "the model is in training mode with dropout"
-    past = arguments.get("past_key_values")
-    if past is not None:  # the ids of the first step depend on the version of transformers
-        return f"past_key_values is of class {type(past).__name__}"
+    for name in (cache_argument.NAME, cache_argument.OLD_NAME):
+        if arguments.get(name) is not None:  # the ids of the first step depend on the version of transformers
+            return f"{name} is of class {type(arguments[name]).__name__}"
     config = arguments.get("generation_config") or model.generation_config
     if not isinstance(config, transformers.GenerationConfig):
         return f"generation_config is a {type(config).__name__}"
@@ -274,6 +276,6 @@ def _converted_output(model: Any, output: GenerateOutput, generation_config: Gen
         fields.pop("sequences_scores", None)
     cache = fields.pop("past_key_values", None)
     if cache is not None:
-        fields["past_key_values"] = PagedCache(model.config)
-        fields["past_key_values"].attach(cache)
+        fields[cache_argument.NAME] = PagedCache(model.config)
+        fields[cache_argument.NAME].attach(cache)
     return getattr(transformers_generation, name)(**fields)

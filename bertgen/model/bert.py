@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..arguments import cache_alias
 from ..cache.cache import Cache
 from ..config import BertConfig
 from ..layers.heads import BertLMHead, Pooler
@@ -32,6 +33,7 @@ class BertModel(BertGenerationEncoder):
         if self.pooler is not None:
             self.initialize(config.initializer_range, self.pooler.modules())
 
+    @cache_alias
     def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
@@ -75,6 +77,7 @@ class BertLMHeadModel(BertGenerationDecoder):
     def _new_body(self, config: BertConfig) -> BertGenerationEncoder:  # type: ignore[override]
         return self.body_class(config, add_pooling_layer=False)  # type: ignore[call-arg]
 
+    @cache_alias
     def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..arguments import cache_alias
 from ..cache.cache import Cache
 from ..config import BertGenerationConfig, GenerationConfig
 from ..config.validators import check_flag
@@ -125,6 +126,7 @@ class BertGenerationEncoder(PretrainedModel):
         """The stack on packed tokens: ids, positions, types int64 [T] or embeds [T, hidden] -> [T, hidden]."""
         return self.encoder(self.embeddings(ids, positions, embeds, types), context, states)
 
+    @cache_alias
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -388,6 +390,7 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             self.head.bias = nn.Parameter(unused.detach().new_zeros(rows))
         self.tie_weights()
 
+    @cache_alias
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import IGNORED, UNSUPPORTED
+from ..arguments import IGNORED, UNSUPPORTED, cache_alias
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..config import EncoderDecoderConfig, GenerationConfig, read_json
@@ -234,6 +234,7 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         shifted[:, 1:] = labels[:, :-1]
         return shifted.masked_fill(shifted == -100, pad)
 
+    @cache_alias
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

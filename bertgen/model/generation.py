@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import decoding
+from ..arguments import cache_alias
 from ..config import EncoderDecoderConfig, GenerationConfig
 from ..config.validators import check_callable, check_callables, check_flag
 from ..decoding.logits_processors import AllowedTokens, LogitsProcessor, build_logits_processors
@@ -32,6 +33,7 @@ class GenerationMixin:
     device: Any
     dtype: Any
 
+    @cache_alias
     @torch.no_grad()
     def generate(
         self,

@@ -19,6 +19,8 @@ def limits(monkeypatch):
 def generated(tmp_path):
     """Run `bertgen bench generate` in this process, with few requests and a small model: exit code and result."""
 
+    pytest.importorskip("transformers", reason="transformers is not installed")
+
     def command(*more: object) -> tuple[int, Result]:
         few = "--size smoke --requests 3 --repeats 1 --batches 2 --only fixed --same-process --no-load".split()
         names = ["--engines", "bertgen", "transformers sdpa", "CTranslate2"]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from bertgen.dropin import forward, generation
-
 
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the modules that ran a call in bertgen ("forward", "generation"), in order."""
+    from bertgen.dropin import forward, generation
+
     made: list[str] = []
     for module in (forward, generation):
         run, name = module._run, module.__name__.rpartition(".")[2]

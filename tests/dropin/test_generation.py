@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import bertgen
+from bertgen.dropin import cache_argument
 from tests.support.dropin_models import END, KINDS, START, batch, distance, make_both, make_decoder, make_model, prompts
 
 
@@ -356,7 +357,7 @@ def test_a_cache_continues_with_all_tokens_or_with_the_new_ones(kind):
                 past = model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
             fed = more if new_only else torch.cat((ids, more), 1)
             whole = torch.cat((mask, torch.ones_like(more)), 1)
-            call = dict(input_ids=fed, attention_mask=whole, past_key_values=past, max_new_tokens=5)
+            call = {"input_ids": fed, "attention_mask": whole, cache_argument.NAME: past, "max_new_tokens": 5}
             results.append(outcome(lambda m=model, c=call: m.generate(**c))[0])
     assert results[:2] == results[2:]
     assert not isinstance(results[0], str)
@@ -479,7 +480,7 @@ FALLBACKS = {
     "output_attentions is requested": lambda: dict(output_attentions=True, return_dict_in_generate=True),
     "watermarking_config": lambda: dict(watermarking_config=transformers.WatermarkingConfig()),
     "cache_implementation='static'": lambda: dict(cache_implementation="static"),
-    "past_key_values is of class EncoderDecoderCache": lambda: dict(past_key_values=_their_cache()),
+    f"{cache_argument.NAME} is of class EncoderDecoderCache": lambda: {cache_argument.NAME: _their_cache()},
 }
 
 

@@ -20,6 +20,7 @@ from transformers.models.bert_generation import modeling_bert_generation as mode
 from transformers.models.roberta import modeling_roberta
 
 import bertgen
+from bertgen.dropin import cache_argument
 from tests.support.dropin_models import SIZES, batch, distance, halve_output, last_layer, layer, make_model
 
 
@@ -230,7 +231,7 @@ def without_mask(prepare, *args, **kwargs):
 
 def negated(update, outputs, kwargs, *args, **named):
     kwargs = update(outputs, kwargs, *args, **named)
-    kwargs["past_key_values"].self_attention_cache.layers[0].values.neg_()
+    kwargs[cache_argument.NAME].self_attention_cache.layers[0].values.neg_()
     return kwargs
 
 

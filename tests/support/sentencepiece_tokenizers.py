@@ -5,12 +5,10 @@ import random
 
 import pytest
 import sentencepiece
-import transformers
 from hypothesis import strategies as st
 
 from bertgen.tokenizer import BertGenerationTokenizer
 
-Theirs = transformers.BertGenerationTokenizer
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<::::>"]
 
 
@@ -47,6 +45,8 @@ def exact_vocab(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def theirs(vocab):
+    from transformers import BertGenerationTokenizer as Theirs
+
     return Theirs(vocab)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import transformers
 from tokenizers import ByteLevelBPETokenizer
 
 from bertgen import BertGenerationTokenizer, BertTokenizer, RobertaTokenizer
@@ -19,12 +18,16 @@ VOCABULARY = (
 
 def bert_pair(folder):
     """Two BertTokenizers on a new vocab.txt in a folder."""
+    import transformers
+
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
     return BertTokenizer.from_pretrained(folder), transformers.BertTokenizer.from_pretrained(folder)
 
 
 def roberta_pair(folder, **options):
     """Two RobertaTokenizers on a vocabulary that is trained on TEXTS and saved in a folder."""
+    import transformers
+
     library = ByteLevelBPETokenizer()
     library.train_from_iterator(TEXTS * 3, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     library.save_model(str(folder))
@@ -47,5 +50,7 @@ def fast_pair(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo_pair():
     """BertGenerationTokenizers on the vocabulary of the demo model."""
+    import transformers
+
     kinds = (BertGenerationTokenizer, transformers.BertGenerationTokenizer)
     return tuple(kind(f"{DEMO_MODEL}/spiece.model") for kind in kinds)

@@ -7,16 +7,12 @@ import sentencepiece
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertGenerationTokenizer as Theirs
 
 from bertgen import TextStreamer
 from bertgen.errors import ConfigError
 from bertgen.tokenizer import BertGenerationTokenizer
-from tests.support.sentencepiece_tokenizers import (
-    Theirs,
-    corpus,
-    near_text,
-    train,
-)
+from tests.support.sentencepiece_tokenizers import corpus, near_text, train
 from tests.support.tokenizer_checks import assert_ids_of_any_type_decode, fuzz, utf8
 
 # -- text to ids ------------------------------------------------------------------------------------------------------

@@ -9,14 +9,12 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertGenerationTokenizer as Theirs
 
 from bertgen.errors import ConfigError, InputError, UnsupportedError
 from bertgen.tokenizer import BertGenerationTokenizer
 from bertgen.tokenizer.base import NO_LIMIT
-from tests.support.sentencepiece_tokenizers import (
-    Theirs,
-    near_text,
-)
+from tests.support.sentencepiece_tokenizers import near_text
 from tests.support.tokenizer_checks import assert_same, call_inputs, call_options, fuzz, utf8
 
 # -- calls ------------------------------------------------------------------------------------------------------------

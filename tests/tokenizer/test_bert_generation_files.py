@@ -9,13 +9,11 @@ import sys
 
 import pytest
 import transformers
+from transformers import BertGenerationTokenizer as Theirs
 
 from bertgen.errors import CheckpointError, ConfigError
 from bertgen.tokenizer import BertGenerationTokenizer
-from tests.support.sentencepiece_tokenizers import (
-    Theirs,
-    corpus,
-)
+from tests.support.sentencepiece_tokenizers import corpus
 
 # -- files ------------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertGenerationTokenizer as Theirs
 
 from bertgen.errors import InputError
 from bertgen.tokenizer import AddedToken, BertGenerationTokenizer
 from tests.support.fast_tokenizers import assert_equivalent
-from tests.support.sentencepiece_tokenizers import Theirs, near_text
+from tests.support.sentencepiece_tokenizers import near_text
 from tests.support.tokenizer_checks import add, fuzz, utf8
 
 ADDITIONS = st.lists(
