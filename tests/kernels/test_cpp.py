@@ -306,6 +306,12 @@ except MemoryError:
     assert in_a_new_process(code) == (0, "MemoryError\n", "")
 
 
+def test_a_profiler_sees_the_calls():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        product()
+    assert "bertgen_C::linear" in {event.key for event in profile.key_averages()}
+
+
 def test_the_module_needs_no_torch():
     """It is compiled without torch; functions of tensors refuse until they get it."""
     path = sys.modules["bertgen._C"].__file__
