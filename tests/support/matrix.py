@@ -89,7 +89,7 @@ ROWS = (
     Row("torch-2.13", "", None, ("torch==2.13.0",), tests=MODELS),
     Row("torch-2.14", "", None, ("torch==2.14.1",), tests=MODELS),
     Row("torch-2.15", "", None, ("torch==2.15.0",)),
-    Row("newest", "the newest of all", None, ("torch", "numpy", "transformers", "accelerate", "peft", "ctranslate2")),
+    Row("newest", "the newest of all", "3.14", ("torch", "numpy", "transformers", "accelerate", "peft", "ctranslate2")),
     Row("transformers-5.16", "", None, ("transformers==5.16.0",)),
     Row("transformers-newest", "", None, ("transformers",)),
     Row("transformers-absent", "", absent=("transformers", "accelerate", "peft")),
@@ -274,7 +274,7 @@ class Run:
             compiler = self.environment.get("CXX", "c++")
             if shutil.which(compiler, path=self.environment["PATH"]) is None:
                 raise Unavailable(f"no compiler {compiler} on the search path")
-        code, output = self.command(python, "-m", "venv", self.venv)
+        code, output = (0, "") if self.venv.exists() else self.command(python, "-m", "venv", self.venv)
         if code:
             raise Unavailable(f"{python} makes no environment: {last_line(output)}")
 
