@@ -121,7 +121,7 @@ def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict
 def is_kernel(name: str) -> bool:
     """Whether a name of kernels.cpp is that of a function that computes with tensors."""
     function = getattr(cpp, name)
-    return inspect.isbuiltin(function) and "out" in inspect.signature(function).parameters
+    return inspect.isbuiltin(inspect.unwrap(function)) and "out" in inspect.signature(function).parameters
 
 
 def per_step(taken: list[tuple[float, ...]]) -> float:

@@ -87,6 +87,9 @@ void decode_attention_op(const Tensor& q, const Tensor& k, const Tensor& v, cons
   const std::vector<int64_t> written = written_slots(slots, shape.rows, pool);
   check_table(entries, positions, counts, shape.rows, pool);
   float* out_data = dense<float>(out, {shape.rows, shape.heads, shape.width}, "out");
+  check_apart("out", out, q, k, v, key_pool, value_pool, slots, table, lengths);
+  check_apart("key_pool", key_pool, q, k, v, value_pool, slots, table, lengths);
+  check_apart("value_pool", value_pool, q, k, v, slots, table, lengths);
   decode_attention(shape, queries, keys, values, key_data, value_data, written.data(), entries, positions, counts,
                    out_data, threads());
 }
@@ -111,6 +114,7 @@ void cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const Te
   check_cu_rows(starts, sources, shape.rows);
   check_table(entries, positions, counts, sources, pool);
   float* out_data = dense<float>(out, {shape.rows, shape.heads, shape.width}, "out");
+  check_apart("out", out, q, key_pool, value_pool, table, lengths, cu_rows);
   cross_decode_attention(shape, queries, key_data, value_data, entries, positions, counts, starts, sources,
                          out_data, threads());
 }

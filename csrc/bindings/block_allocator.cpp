@@ -25,11 +25,11 @@ void destroy(PyObject* capsule) { delete static_cast<BlockAllocator*>(PyCapsule_
 
 template <>
 struct Argument<BlockAllocator*> {
-  static BlockAllocator* of(PyObject* object) {
-    void* pointer = PyCapsule_GetPointer(object, kCapsule);
-    if (pointer == nullptr) throw PythonError();
-    return static_cast<BlockAllocator*>(pointer);
+  explicit Argument(PyObject* object)
+      : value(static_cast<BlockAllocator*>(PyCapsule_GetPointer(object, kCapsule))) {
+    if (value == nullptr) throw PythonError();
   }
+  BlockAllocator* value;
 };
 
 namespace {
@@ -73,6 +73,8 @@ std::tuple<int64_t, int64_t> allocator_step(BlockAllocator* allocator, const Ten
   const int32_t* row_data = dense<int32_t>(rows, {n}, "rows");
   const int32_t* position_data = dense<int32_t>(positions, {n}, "positions");
   int32_t* slot_data = dense<int32_t>(slots, {n}, "slots");
+  check_apart("slots", slots, rows, positions, slot_table);
+  check_apart("slot_table", slot_table, rows, positions);
   int64_t where = 0;
   const Status status =
       allocator->step(row_data, position_data, n, slot_table_data(*allocator, slot_table), slot_data, &where);

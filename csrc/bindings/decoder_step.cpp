@@ -152,6 +152,8 @@ void decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, con
     check_table(step.source_table, step.source_table_stride, step.source_lengths, step.sources, source_slots);
   }
   float* out_data = dense<float>(out, {rows, hidden}, "out");
+  check_apart("out", out, x, parameters, pools, source_pools, tables, codebook);
+  for (const Tensor& pool : pools) check_apart("a pool", pool, tables);
   std::copy_n(x_data, rows * hidden, out_data);
   decoder_step(layers, step, out_data, threads());
 }

@@ -43,7 +43,9 @@ void int4_matmul_op(const Tensor& x, const Tensor& packed, const Tensor& scale, 
   const Int4Linear layer{weight, dense_or_null<float>(bias, {weight.rows}, "bias")};
   check_no_codebook(int8, codebook);
   const auto multiply = int8 ? int4_matmul_int8 : int4_matmul;
-  multiply(x_data, rows, &layer, 1, dense<float>(out, {rows, weight.rows}, "out"), weight.rows, threads());
+  float* out_data = dense<float>(out, {rows, weight.rows}, "out");
+  check_apart("out", out, x, packed, scale, zero, bias, codebook);
+  multiply(x_data, rows, &layer, 1, out_data, weight.rows, threads());
 }
 
 // The same for `count` layers of one shape and one codebook, side by side.
@@ -70,14 +72,18 @@ void int4_matmuls_op(const Tensor& x, const std::vector<Tensor>& packed, const s
   const int64_t rows = x.size(0), count = static_cast<int64_t>(layers.size()), stride = count * weight.rows;
   const float* x_data = dense<float>(x, {rows, weight.columns}, "x");
   const auto multiply = int8 ? int4_matmul_int8 : int4_matmul;
-  multiply(x_data, rows, layers.data(), count, dense<float>(out, {rows, stride}, "out"), stride, threads());
+  float* out_data = dense<float>(out, {rows, stride}, "out");
+  check_apart("out", out, x, packed, scales, zeros, biases, codebook);
+  multiply(x_data, rows, layers.data(), count, out_data, stride, threads());
 }
 
 // out         float32 [rows, columns], dense; filled with the weight
 void int4_dequantize_op(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero,
                         const std::optional<Tensor>& codebook, const Tensor& out) {
   const Int4 weight = int4_weight(packed, scale, zero, codebook);
-  int4_dequantize(weight, dense<float>(out, {weight.rows, weight.columns}, "out"), threads());
+  float* out_data = dense<float>(out, {weight.rows, weight.columns}, "out");
+  check_apart("out", out, packed, scale, zero, codebook);
+  int4_dequantize(weight, out_data, threads());
 }
 
 PyMethodDef functions[] = {

@@ -20,7 +20,9 @@ void linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   const int64_t rows = x.size(0), inputs = x.size(1), outputs = weight.size(0);
   const float* x_data = dense<float>(x, {rows, inputs}, "x");
   const Linear layer{dense<float>(weight, {outputs, inputs}, "weight"), dense_or_null<float>(bias, {outputs}, "bias")};
-  linear(x_data, rows, inputs, &layer, 1, outputs, dense<float>(out, {rows, outputs}, "out"), outputs, threads());
+  float* out_data = dense<float>(out, {rows, outputs}, "out");
+  check_apart("out", out, x, weight, bias);
+  linear(x_data, rows, inputs, &layer, 1, outputs, out_data, outputs, threads());
 }
 
 // The same for `count` layers of one shape, side by side.
@@ -42,8 +44,9 @@ void linears_op(const Tensor& x, const std::vector<Tensor>& weights, const std::
                  dense_or_null<float>(element(biases, i), {outputs}, "bias")};
   }
   const int64_t stride = count * outputs;
-  linear(x_data, rows, inputs, layers.data(), count, outputs, dense<float>(out, {rows, stride}, "out"), stride,
-         threads());
+  float* out_data = dense<float>(out, {rows, stride}, "out");
+  check_apart("out", out, x, weights, biases);
+  linear(x_data, rows, inputs, layers.data(), count, outputs, out_data, stride, threads());
 }
 
 PyMethodDef functions[] = {

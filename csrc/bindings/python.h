@@ -10,10 +10,12 @@
 
 #include <Python.h>
 
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <new>
 #include <optional>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -26,6 +28,11 @@ namespace bertgen {
 
 // Thrown where Python's error is set.
 struct PythonError : std::exception {};
+
+[[noreturn]] inline void throw_type_error(const char* message) {
+  PyErr_SetString(PyExc_TypeError, message);
+  throw PythonError();
+}
 
 // An owned reference. Throws PythonError for null, which functions of Python return with an error.
 class Reference {
@@ -45,69 +52,75 @@ class Reference {
   PyObject* object_;
 };
 
-// Arguments
+// Arguments: `value` is valid while the argument lives.
 
 template <class T>
 struct Argument;
 
 template <>
 struct Argument<int64_t> {
-  static int64_t of(PyObject* object) {
-    const long long value = PyLong_AsLongLong(object);
+  explicit Argument(PyObject* object) : value(PyLong_AsLongLong(object)) {
     if (value == -1 && PyErr_Occurred() != nullptr) throw PythonError();
-    return value;
   }
+  int64_t value;
 };
+
+// A conversion by a method of the object could change the tensors among the arguments, so float and bool need theirs.
 
 template <>
 struct Argument<double> {
-  static double of(PyObject* object) {
-    const double value = PyFloat_AsDouble(object);
+  explicit Argument(PyObject* object) {
+    if (!PyFloat_Check(object) && !PyLong_Check(object)) throw_type_error("an argument is no float");
+    value = PyFloat_AsDouble(object);
     if (value == -1.0 && PyErr_Occurred() != nullptr) throw PythonError();
-    return value;
   }
+  double value;
 };
 
 template <>
 struct Argument<bool> {
-  static bool of(PyObject* object) {
-    const int value = PyObject_IsTrue(object);
-    if (value < 0) throw PythonError();
-    return value != 0;
+  explicit Argument(PyObject* object) : value(object == Py_True) {
+    if (!PyBool_Check(object)) throw_type_error("an argument is no bool");
   }
+  bool value;
 };
 
 template <>
 struct Argument<PyObject*> {
-  static PyObject* of(PyObject* object) { return object; }
+  explicit Argument(PyObject* object) : value(object) {}
+  PyObject* value;
 };
 
 template <>
 struct Argument<Tensor> {
-  static Tensor of(PyObject* object) { return tensor_of(object); }
+  explicit Argument(PyObject* object) : value(tensor_of(object)) {}
+  Tensor value;
 };
 
 template <class T>
 struct Argument<std::optional<T>> {
-  static std::optional<T> of(PyObject* object) {
-    return object == Py_None ? std::nullopt : std::optional<T>(Argument<T>::of(object));
+  explicit Argument(PyObject* object) {
+    if (object != Py_None) value = Argument<T>(object).value;
   }
+  std::optional<T> value;
 };
 
 template <class T>
-struct Argument<std::vector<T>> {
-  static std::vector<T> of(PyObject* object) {
-    const bool is_list = PyList_Check(object);
-    BERTGEN_CHECK(is_list || PyTuple_Check(object), "an argument is no list and no tuple");
-    const Py_ssize_t count = is_list ? PyList_Size(object) : PyTuple_Size(object);
-    std::vector<T> values;
-    values.reserve(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      PyObject* item = is_list ? PyList_GetItem(object, i) : PyTuple_GetItem(object, i);
-      if (item == nullptr) throw PythonError();
-      values.push_back(Argument<T>::of(item));
-    }
-    return values;
+class Argument<std::vector<T>> {
+  Reference items_;  // a tuple: another thread may change a list
+
+ public:
+  explicit Argument(PyObject* object) : items_(tuple_of(object)) {
+    const Py_ssize_t count = PyTuple_Size(items_.get());
+    value.reserve(static_cast<size_t>(count));
+    for (Py_ssize_t i = 0; i < count; ++i) value.push_back(Argument<T>(PyTuple_GetItem(items_.get(), i)).value);
+  }
+  std::vector<T> value;
+
+ private:
+  static PyObject* tuple_of(PyObject* object) {
+    BERTGEN_CHECK(PyList_Check(object) || PyTuple_Check(object), "an argument is no list and no tuple");
+    return PySequence_Tuple(object);
   }
 };
 
@@ -142,7 +155,15 @@ PyObject* python_of(const std::tuple<T...>& values) {
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}
-  ~WithoutGil() { PyEval_RestoreThread(state_); }
+  ~WithoutGil() {
+    // While the interpreter exits, Python before 3.14 ends the other threads here. Where that unwinds their stack, it
+    // would end the process: no exception may leave a destructor. So the thread waits, as with Python 3.14.
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
@@ -169,8 +190,6 @@ struct Call;
 
 template <class Result, class... Parameters, Result (*function)(Parameters...)>
 struct Call<function> {
-  using Values = std::tuple<std::decay_t<Parameters>...>;
-
   template <bool releases_gil>
   static PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return translated([&] {
@@ -183,11 +202,12 @@ struct Call<function> {
   template <bool releases_gil, size_t... i>
   static PyObject* call([[maybe_unused]] PyObject* const* arguments, std::index_sequence<i...>) {
     // Braces: from the first to the last.
-    [[maybe_unused]] const Values values{Argument<std::decay_t<Parameters>>::of(arguments[i])...};
+    [[maybe_unused]] const std::tuple<Argument<std::decay_t<Parameters>>...> values{
+        Argument<std::decay_t<Parameters>>(arguments[i])...};
     const auto run = [&]() -> Result {
       std::conditional_t<releases_gil, WithoutGil, std::tuple<>> gil;
       (void)gil;
-      return function(std::get<i>(values)...);
+      return function(std::get<i>(values).value...);
     };
     if constexpr (std::is_void_v<Result>) {
       run();

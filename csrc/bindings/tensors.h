@@ -2,6 +2,7 @@
 // the tensor, the value and what it must be.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -49,6 +50,17 @@ class Tensor {
     int64_t count = 1;
     for (int64_t i = 0; i < dim(); ++i) count *= size(i);
     return count;
+  }
+
+  // All elements lie between these addresses; without elements the end is 0.
+  uintptr_t begin() const { return reinterpret_cast<uintptr_t>(data_ptr()); }
+  uintptr_t end() const {
+    int64_t last = 0;
+    for (int64_t i = 0; i < dim(); ++i) {
+      if (size(i) == 0) return 0;
+      last += (size(i) - 1) * stride(i);
+    }
+    return begin() + static_cast<uintptr_t>((last + 1) * dtype().bits / 8);
   }
 
   bool is_contiguous() const {
@@ -132,6 +144,24 @@ T* dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char*
 template <class T>
 T* dense_or_null(const std::optional<Tensor>& tensor, std::initializer_list<int64_t> sizes, const char* name) {
   return tensor.has_value() ? dense<T>(*tensor, sizes, name) : nullptr;
+}
+
+// Memory that is written must not be read as another argument meanwhile: numbers of slots, which are checked before,
+// would change. The other arguments are tensors, optional ones and lists.
+
+inline bool shares_memory(const Tensor& a, const Tensor& b) {
+  return a.begin() < b.end() && b.begin() < a.end();
+}
+inline bool shares_memory(const Tensor& a, const std::optional<Tensor>& b) {
+  return b.has_value() && shares_memory(a, *b);
+}
+inline bool shares_memory(const Tensor& a, const std::vector<Tensor>& list) {
+  return std::any_of(list.begin(), list.end(), [&](const Tensor& b) { return shares_memory(a, b); });
+}
+
+template <class... Others>
+void check_apart(const char* name, const Tensor& written, const Others&... others) {
+  BERTGEN_CHECK((!shares_memory(written, others) && ...), name, " shares memory with another argument");
 }
 
 // Lists of the tensors of several layers have one for each layer, or none where no layer has such a tensor.

@@ -1,5 +1,9 @@
 #include "torch.h"
 
+#include <exception>
+#include <functional>
+#include <mutex>
+
 #include "python.h"
 
 namespace bertgen {
@@ -40,14 +44,45 @@ Tensor tensor_of(PyObject* object) {
   return Tensor(view);
 }
 
+namespace {
+
+// A worker that threads of torch run. No exception may reach torch's function, which is one of C.
+class Work {
+ public:
+  explicit Work(const std::function<void()>& worker) : worker_(worker) {}
+
+  static void run(int64_t, int64_t, void* work) noexcept { static_cast<Work*>(work)->run(); }
+
+  // Throws the first exception of the worker.
+  void check() const {
+    if (exception_ != nullptr) std::rethrow_exception(exception_);
+  }
+
+ private:
+  void run() noexcept {
+    try {
+      worker_();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (exception_ == nullptr) exception_ = std::current_exception();
+    }
+  }
+
+  const std::function<void()>& worker_;
+  std::mutex mutex_;
+  std::exception_ptr exception_;
+};
+
+}  // namespace
+
 Threads threads() {
   uint32_t count = 1;
-  torch_get_num_threads(&count);
+  BERTGEN_CHECK(torch_get_num_threads(&count) == 0, "torch_get_num_threads failed");
   return {count, [count](const std::function<void()>& worker) {
-            torch_parallel_for(
-                0, count, 1,
-                [](int64_t, int64_t, void* context) { (*static_cast<const std::function<void()>*>(context))(); },
-                const_cast<void*>(static_cast<const void*>(&worker)));
+            Work work(worker);
+            const int32_t status = torch_parallel_for(0, count, 1, Work::run, &work);
+            work.check();
+            BERTGEN_CHECK(status == 0, "torch_parallel_for failed");
           }};
 }
 

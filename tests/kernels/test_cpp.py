@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -103,8 +104,65 @@ def test_numbers_and_lists_are_checked():
             cpp.allocator_statistics(object_)
 
 
+def test_no_conversion_runs_code_of_an_argument():
+    """__bool__ or __float__ could free the memory of a tensor that was read before."""
+
+    class Number:
+        def __bool__(self):
+            raise AssertionError
+
+        __float__ = __index__ = __bool__
+
+    x, packed, scale, out = torch.ones(1, 64), torch.zeros(4, 32, dtype=torch.uint8), torch.ones(4, 1), torch.ones(1, 4)
+    for wrong in (Number(), 1, None, torch.tensor(True)):
+        with pytest.raises(TypeError, match="an argument is no bool"):
+            cpp.int4_matmul(x, packed, scale, None, None, None, wrong, out)
+    for wrong in (Number(), None, "1", torch.tensor(1.0)):
+        with pytest.raises(TypeError, match="an argument is no float"):
+            cpp.decoder_step(x, [], [], [], [], None, 1, wrong, False, out)
+
+
+def test_a_result_shares_no_memory_with_an_argument():
+    x, memory = torch.ones(2, 4), torch.zeros(40)
+    out = memory[8:16].view(2, 4)
+    for name, tensor in dict(x=memory[:8].view(2, 4), weight=memory[16:32].view(4, 4), bias=memory[32:36]).items():
+        assert torch.equal(product(**(dict(x=x, weight=torch.ones(4, 4), out=out) | {name: tensor})), out)  # adjacent
+    for inside in (memory[12:20].view(2, 4), out):
+        with pytest.raises(RuntimeError, match="out shares memory with another argument"):
+            product(x=inside, weight=torch.ones(4, 4), out=out)
+    with pytest.raises(RuntimeError, match="out shares memory"):
+        cpp.linears(x, [torch.ones(2, 4), memory[9:17].view(2, 4)], [], out)
+    product(x=torch.ones(0, 4), weight=torch.ones(4, 4), out=memory[8:8].view(0, 4))
+
+
+def test_written_slots_share_no_memory_with_what_is_read():
+    """A number of a row that is written while it is read would be used without a check."""
+    allocator, numbers = cpp.allocator_create(4, 64, 256, 1, 0, 0, 1), torch.zeros(5, dtype=torch.int32)
+    table, positions = torch.zeros(4, 64, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    assert cpp.allocator_admit(allocator, 4, 64, 0, 0)[0] == 0
+    numbers[:4] = torch.arange(4)
+    for arguments in [
+        (numbers[:4], positions, table, numbers[1:]),
+        (numbers[:4], positions, table, positions),
+        (table[0, :4], positions, table, numbers[:4]),
+        (numbers[:4], positions, table, table[0, :4]),
+    ]:
+        with pytest.raises(RuntimeError, match="shares memory with another argument"):
+            cpp.allocator_step(allocator, *arguments)
+    q, pool, out = torch.ones(2, 1, 4), torch.zeros(8, 1, 4), torch.ones(2, 1, 4)
+    slots, table, lengths = torch.arange(2), torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    cpp.decode_attention(q, q, q, pool, pool.clone(), slots, table, lengths, out)
+    for key_pool, value_pool, table_of_slots in [
+        (pool, pool, table),
+        (table.view(torch.float32).view(2, 1, 4), torch.zeros(2, 1, 4), table),
+        (torch.zeros(2, 1, 4), table.view(torch.float32).view(2, 1, 4), table),
+    ]:
+        with pytest.raises(RuntimeError, match="_pool shares memory with another argument"):
+            cpp.decode_attention(q, q, q, key_pool, value_pool, slots, table_of_slots, lengths, out)
+
+
 def test_every_function_names_its_parameters():
-    functions = {name: f for name, f in vars(cpp).items() if inspect.isbuiltin(f)}
+    functions = {name: f for name, f in vars(cpp).items() if inspect.isbuiltin(inspect.unwrap(f))}
     assert {"linear", "decoder_step", "allocator_step", "int4_matmul", "decode_attention"} < set(functions)
     for name, function in functions.items():
         parameters = inspect.signature(function).parameters.values()
@@ -158,6 +216,100 @@ def test_other_threads_run_while_a_kernel_runs():
         stop.set()
         sys.setswitchinterval(interval)
         thread.join()
+
+
+def test_tensors_of_a_list_live_while_a_kernel_runs():
+    """Another thread empties the list meanwhile, where these are the only references to the weights."""
+    x, weights = torch.ones(64, 2048), [torch.ones(2048, 2048) for _ in range(8)]
+    out, ended = torch.zeros(64, 8 * 2048), False
+    weight, seen = weakref.ref(weights[-1]), []
+
+    def empty():
+        weights.clear()
+        seen.extend([weight() is not None, not ended])
+
+    thread = threading.Timer(0.02, empty)
+    thread.start()
+    cpp.linears(x, weights, [], out)
+    ended = True
+    thread.join()
+    assert seen == [True, True], "a weight was freed, or the product was too short for this test"
+    gc.collect()
+    assert weight() is None
+    assert torch.equal(out, torch.full_like(out, 2048.0))
+
+
+def test_a_daemon_thread_in_a_kernel_does_not_disturb_the_exit():
+    code = """
+import threading, time, torch
+from bertgen.kernels import cpp
+from bertgen.ops import extension
+extension.require()
+torch.set_num_threads(1)
+x, weight = torch.ones(64, 512), torch.ones(512, 512)
+def work():
+    out = torch.zeros(64, 512)
+    while True:
+        cpp.linear(x, weight, None, out)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+"""
+    assert in_a_new_process(code) == (0, "", "")
+
+
+# A function of torch that fails, in place of that of torch.
+FAILS = """
+import ctypes, torch
+from bertgen.kernels import cpp
+from bertgen.ops import extension
+extension.require()
+real = extension._addresses("torch_parallel_for", "torch_get_num_threads")
+parallel = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 2)(lambda *a: 1)
+count = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(lambda p: 1)
+address = lambda function: ctypes.cast(function, ctypes.c_void_p).value
+torch.set_num_threads(2)
+for functions in [(address(parallel), real[1]), (real[0], address(count))]:
+    cpp.use_torch(torch.Tensor, *functions)
+    try:
+        cpp.linear(torch.ones(1, 512), torch.ones(512, 512), None, torch.ones(1, 512))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_a_function_of_torch_that_fails_is_an_error():
+    code, out, err = in_a_new_process(FAILS)
+    assert (code, out) == (0, "torch_parallel_for failed\ntorch_get_num_threads failed\n"), err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")
+def test_an_exception_of_a_worker_reaches_the_caller():
+    """No memory for the scores of a task, in threads of torch: an error, and no result."""
+    code = """
+import resource, torch
+from bertgen.kernels import cpp
+from bertgen.ops import extension
+extension.require()
+torch.set_num_threads(2)
+cpp.linear(torch.ones(1, 512), torch.ones(512, 512), None, torch.ones(1, 512))  # starts the threads
+q, length = torch.ones(2, 1, 8), 2**23
+pools, out = [torch.zeros(8, 1, 8) for _ in range(2)], torch.full((2, 1, 8), 7.0)
+table, lengths = torch.zeros(2, length, dtype=torch.int32), torch.full((2,), length, dtype=torch.int32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, -1))
+try:
+    cpp.decode_attention(q, q, q, *pools, torch.arange(2), table, lengths, out)
+except MemoryError:
+    print("MemoryError")
+"""
+    assert in_a_new_process(code) == (0, "MemoryError\n", "")
+
+
+def test_a_profiler_sees_the_calls():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        product()
+    assert "bertgen_C::linear" in {event.key for event in profile.key_averages()}
 
 
 def test_the_module_needs_no_torch():
