@@ -187,8 +187,11 @@ def _why_not_options(config: Any, ours: GenerationConfig, inputs: dict[str, Any]
     if config.use_cache is None:  # transformers makes a cache and still feeds all tokens in each step
         return "use_cache is None"
     beams = ours.num_beams not in (None, 1)
-    if beams and ours.do_sample and not _transformers_ranks_samples():
-        return "sampled beams end in the order of their draws in transformers before 5.24"
+    if _transformers_version() < (5, 24):
+        if beams and ours.do_sample:
+            return "sampled beams end in the order of their draws in transformers before 5.24"
+        if not beams and ours.num_return_sequences not in (None, 1) and "prefix_allowed_tokens_fn" in inputs:
+            return "prefix_allowed_tokens_fn gets the number of the output in transformers before 5.24"
     forced = ours.forced_eos_token_id
     if isinstance(forced, list) and len(forced) > 1 and beams:
         return "beams choose among several forced_eos_token_id of the same score"
@@ -267,11 +270,6 @@ def _warn_about_lengths(
 def _transformers_infers_mask() -> bool:
     """Whether transformers takes pad ids of an encoder's input for padding without a mask: until 5.1 it did."""
     return _transformers_version() < (5, 2)
-
-
-def _transformers_ranks_samples() -> bool:
-    """Whether transformers ranks the candidates that beams sample by their scores: from 5.24 on."""
-    return _transformers_version() >= (5, 24)
 
 
 def _transformers_version() -> tuple[int, int]:

@@ -107,7 +107,7 @@ def test_a_call_that_leaves_options_out_is_one_node(name, monkeypatch):
     needed = [p for p in inspect.signature(op.reference).parameters.values() if p.default is p.empty]
     given = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments()[name][: len(needed)]]
     monkeypatch.setitem(vars(op), "triton", op.reference)
-    monkeypatch.setattr(ops.registry, "HAS_TRITON", True)
+    monkeypatch.setattr(ops.registry, "WHY_NOT_TRITON", None)
     monkeypatch.setattr(ops.registry, "INTERPRETED", True)
     before = ops.set_backend("triton")
     try:
@@ -135,7 +135,7 @@ def test_a_kernel_is_one_node_of_a_compiled_graph(monkeypatch):
     op = ops.add_layer_norm
     real, before = op.triton, ops.set_backend("triton")
     object.__setattr__(op, "triton", kernel)
-    monkeypatch.setattr(ops.registry, "HAS_TRITON", True)
+    monkeypatch.setattr(ops.registry, "WHY_NOT_TRITON", None)
     monkeypatch.setattr(ops.registry, "INTERPRETED", True)
     try:
         x, weight, shift = torch.randn(3, 8), torch.ones(8), torch.zeros(8)

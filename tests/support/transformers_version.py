@@ -6,7 +6,6 @@ import pytest
 import transformers
 
 VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
-RANKS_SAMPLED_BEAMS = VERSION >= (5, 24)
 reads_additional_special_tokens = pytest.mark.skipif(
     VERSION < (5, 18),
     reason="transformers before 5.18 drops additional_special_tokens beside an empty extra_special_tokens",
