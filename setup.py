@@ -6,6 +6,8 @@ BERTGEN_REQUIRE_EXT=1 makes that an error, BERTGEN_WITHOUT_EXT=1 builds none.
 """
 
 import os
+import shlex
+import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 REQUIRED = os.environ.get("BERTGEN_REQUIRE_EXT") == "1"
+EXTENSION = "_C.*"  # its file has one name for each interface of CPython
+COMPILERS = ("c++", "g++", "clang++")
 # The limited API of CPython 3.10; builds of CPython without a GIL have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 OPTIONS = {
@@ -28,6 +32,12 @@ OPTIONS = {
 class BuildPy(build_py):
     """Takes the modules of bertgen.kernels and bertgen.bench from folders beside bertgen/, which are no packages."""
 
+    def run(self):
+        for path in Path(self.build_lib, "bertgen").rglob("*"):  # what an earlier build left would be installed too
+            if path.is_file() and not path.match(EXTENSION):
+                path.unlink()
+        super().run()
+
     def find_package_modules(self, package, package_dir):
         modules = super().find_package_modules(package, package_dir)
         if package in ("bertgen.kernels", "bertgen.bench"):
@@ -37,7 +47,16 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Chooses the options of the compiler and compiles files side by side; where it fails, there is no extension."""
+    """Chooses the compiler and its options, and compiles files side by side; where it fails, there is no extension."""
+
+    def run(self):
+        for folder in ("", self.build_lib):
+            for path in Path(folder, "bertgen").glob(EXTENSION):  # for another interface, or of other sources
+                path.unlink()
+        use_an_installed_compiler()
+        super().run()
+        if not self.inplace:  # Python imports the package of a checkout when it is started there
+            self.copy_extensions_to_source()
 
     def build_extensions(self):
         one_after_the_other = self.compiler.compile
@@ -55,6 +74,19 @@ class BuildExt(build_ext):
             without(f"it does not compile: {error}")
             for extension in self.extensions:
                 extension.optional = True  # what was not built need not be copied
+
+
+def use_an_installed_compiler():
+    """Set CXX where it is not set and the compiler that built this Python, which setuptools takes, is not installed."""
+    if os.name == "nt" or "CXX" in os.environ or installed(sysconfig.get_config_var("CXX") or ""):
+        return
+    if found := next(filter(installed, COMPILERS), None):
+        os.environ["CXX"] = found
+
+
+def installed(command):
+    """Whether the program of a command is found."""
+    return shutil.which(next(iter(shlex.split(command)), "")) is not None
 
 
 def without(reason):

@@ -42,9 +42,10 @@ def commands(path):
 
 def problem(tail):
     """Why a command does not work as it stands; None where it does."""
+    tail = tail.replace("dist/bertgen-*", "dist/bertgen-0.1.0")  # as the shell does
     if re.search(r"[\[\]<>*]", re.sub(r"'[^']*'|\"[^\"]*\"", "", tail)):
         return "a shell reads brackets and < > *: quote the word"
-    words = iter(shlex.split(tail))
+    words = iter(shlex.split(tail.replace("--no-index --find-links wheelhouse bertgen", "")))  # what `pip wheel` made
     for word in words:
         if word in VALUED:
             next(words)
@@ -58,8 +59,8 @@ def why_not(word):
     if match := re.fullmatch(r"\.(?:\[([\w,]+)\])?", word):
         unknown = set((match[1] or "").split(",")) - {""} - requirements.extras().keys()
         return f"no extra {', '.join(unknown)}" if unknown else None
-    if word.endswith(".whl"):
-        return None if Path(word).name.startswith("bertgen-") else "a wheel of another package"
+    if word.endswith((".whl", ".tar.gz")):
+        return None if Path(word).name.startswith("bertgen-") else "another package"
     try:
         asked = Requirement(word)
     except InvalidRequirement:

@@ -159,13 +159,67 @@ def test_without_a_compiler_there_is_no_extension_and_the_build_says_so(checkout
     source = shutil.copytree(checkout, tmp_path / "source")
     command = [sys.executable, "setup.py", "build", "--build-lib", str(tmp_path / "out")]
     for required, code in (("0", 0), ("1", 1)):
-        compilers = {"CXX": "no-such-compiler", "CC": "no-such-compiler"}
-        environment = {**os.environ, **compilers, "BERTGEN_REQUIRE_EXT": required}
+        environment = {**os.environ, **NO_COMPILER, "BERTGEN_REQUIRE_EXT": required}
         done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         message = "but it does not compile" if code else "installing without the C++ extension: it does not compile"
         assert message in done.stderr
     assert not list((tmp_path / "out").rglob("_C*"))
+
+
+NO_COMPILER = {"CXX": "no-such-compiler", "CC": "no-such-compiler"}
+
+
+def test_a_build_holds_nothing_of_an_earlier_one(checkout, tmp_path):
+    """Neither modules that are gone, nor extensions for another Python or of other sources."""
+    extensions = ["_C.abi3.so", "_C.cpython-310-x86_64-linux-gnu.so", "_C.cp310-win_amd64.pyd"]
+    for name in ["gone.py", "ops/gone.py", "kernels/gone.py", "demo/gone.json", *extensions]:
+        path = tmp_path / "bertgen" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run(sys.executable, "setup.py", "build", "--build-lib", tmp_path, cwd=checkout, **NO_COMPILER)
+    held = files_under(tmp_path / "bertgen")
+    assert {"py.typed", "kernels/attention.py", "demo/model.safetensors"} < held
+    assert not [name for name in held if "gone" in name or name.startswith("_C")]
+
+
+@pytest.mark.parametrize("options", [[], ["--inplace"]])
+def test_a_build_leaves_no_earlier_extension_in_the_checkout(options, checkout):
+    """The file name of one Python comes before that of the limited API on the path."""
+    earlier = checkout / f"bertgen/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    earlier.touch()
+    run(sys.executable, "setup.py", "build_ext", *options, cwd=checkout, **NO_COMPILER)
+    assert not earlier.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script as the compiler")
+def test_the_extension_is_in_the_checkout_too(checkout, tmp_path):
+    """After `pip install .`, a Python that is started in the checkout imports the package from there."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo compiled > "$2"\n')
+    compiler.chmod(0o755)
+    run(sys.executable, "setup.py", "build", "--build-lib", tmp_path / "out", cwd=checkout, CXX=str(compiler))
+    for folder in (tmp_path / "out", checkout):
+        (extension,) = (folder / "bertgen").glob("_C.*")
+        assert extension.read_text() == "compiled\n"
+    extension.unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script as the compiler")
+@pytest.mark.parametrize("installed, set_by_user, used", [("clang++", None, "clang++"), ("g++", "mine", "mine")])
+def test_a_compiler_other_than_that_of_python_is_found(installed, set_by_user, used, checkout, tmp_path):
+    """The compiler that built Python may not be there; CXX goes before all others."""
+    for name in {installed, set_by_user} - {None}:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho this is {name}\nexit 3\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": str(tmp_path), "BERTGEN_REQUIRE_EXT": "1"}
+    environment.pop("CXX", None)
+    if set_by_user:
+        environment["CXX"] = set_by_user
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "does not compile" in done.stderr
+    assert set(re.findall("this is (.+)", done.stdout)) == {used}
 
 
 def test_wheel_metadata(distributions):

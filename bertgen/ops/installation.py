@@ -10,7 +10,10 @@ import json
 import os
 import re
 import shlex
-from importlib import metadata
+import shutil
+import subprocess
+import sys
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,36 +23,52 @@ from ..kernels.language import OLDEST_TRITON
 
 UNKNOWN_SOURCE = "SOURCE"  # stands for bertgen's checkout, git URL or source archive where no record names it
 
-# Without these options pip leaves an installation of the same version as it is, or takes the wheel it built before.
-_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir"
+# Without these options an installer leaves the same version as it is, or takes the wheel that it built before.
+_REINSTALL = {"pip": "--force-reinstall --no-deps --no-cache-dir", "uv": "--reinstall --no-deps"}
 
 
 def extension_command() -> str:
     """The shell command that installs this bertgen again with its C++ extension, or fails with the compiler's error."""
     require = "" if os.name == "nt" else "BERTGEN_REQUIRE_EXT=1 "
-    return f"{require}{_REINSTALL} {_source()}"
+    installer, command = _installer()
+    return f"{require}{command} {_REINSTALL[installer]} {_source()}"
 
 
 def triton_command() -> str:
     """The shell command that installs the Triton of this torch, or a new one where torch's metadata names none."""
     requirement = _triton_of_torch() or f"triton>={OLDEST_TRITON}"
-    return f"pip install {shlex.quote(requirement)}"
+    return f"{_installer()[1]} {_quote(requirement)}"
+
+
+def _installer() -> tuple[str, str]:
+    """ "pip" or "uv", and its command that installs into this environment, which need not be the one of the shell."""
+    found, python = shutil.which("pip"), _quote(sys.executable)
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return "pip", "pip install"
+    if util.find_spec("pip") is not None:
+        return "pip", f"{python} -m pip install"
+    return "uv", f"uv pip install --python {python}"  # its environments have no pip
+
+
+def _quote(argument: str) -> str:
+    """An argument as the shell of this system reads it."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def _source() -> str:
     """The source of this bertgen, as an argument of `pip install`."""
     root = Path(__file__).parents[2]
     if (root / "setup.py").is_file():
-        return f"--editable {shlex.quote(str(root))}"
+        return f"--editable {_quote(str(root))}"
     distribution = _distribution("bertgen")
     origin: dict[str, Any] = json.loads((distribution and distribution.read_text("direct_url.json")) or "{}")
     url = origin.get("url", "")
     if (repository := origin.get("vcs_info")) is not None:
-        return shlex.quote(f"{repository['vcs']}+{url}@{repository['commit_id']}")
+        return _quote(f"{repository['vcs']}+{url}@{repository['commit_id']}")
     if not url or url.endswith(".whl"):  # a wheel holds no sources
         return UNKNOWN_SOURCE
     parts = urlsplit(url)
-    return shlex.quote(url2pathname(parts.path) if parts.scheme == "file" else url)
+    return _quote(url2pathname(parts.path) if parts.scheme == "file" else url)
 
 
 def _triton_of_torch() -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from importlib import metadata
+import shutil
+import sys
+from importlib import metadata, util
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,12 @@ def installed(monkeypatch, tmp_path):
     monkeypatch.setattr(installation, "__file__", str(tmp_path / "site-packages/bertgen/ops/installation.py"))
 
 
+@pytest.fixture(autouse=True)
+def pip(monkeypatch):
+    """The pip of the shell is that of this environment."""
+    monkeypatch.setattr(shutil, "which", lambda name: str(Path(sys.executable).with_name(name)))
+
+
 def words(command):
     required, *rest = shlex.split(command)
     assert required == "BERTGEN_REQUIRE_EXT=1" and rest[:5] == REINSTALL
@@ -72,6 +80,26 @@ def test_a_checkout_is_built_in_place():
 def test_an_installation_is_built_from_its_source(origin, source, installed, monkeypatch):
     set_distribution(monkeypatch, Distribution(origin))
     assert words(extension_command()) == [origin["url"] if source is None else source]
+
+
+@pytest.mark.parametrize("found", [None, "/elsewhere/bin/pip"])
+def test_the_environment_of_this_python_is_named_where_the_shell_has_another(found, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    monkeypatch.setattr(sys, "executable", "/my env/bin/python")
+    python, *rest = shlex.split(extension_command().removeprefix("BERTGEN_REQUIRE_EXT=1 "))
+    assert python == "/my env/bin/python" and rest[:6] == ["-m", *REINSTALL]
+    assert shlex.split(triton_command())[:4] == ["/my env/bin/python", "-m", "pip", "install"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no variable goes before a command")
+def test_uv_installs_where_there_is_no_pip(installed, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    set_distribution(monkeypatch, Distribution({"url": "file:///home/me/clone", "dir_info": {}}))
+    uv = ["uv", "pip", "install", "--python", sys.executable]
+    expected = ["BERTGEN_REQUIRE_EXT=1", *uv, "--reinstall", "--no-deps", "/home/me/clone"]
+    assert shlex.split(extension_command()) == expected
+    assert shlex.split(triton_command()) == [*uv, "triton>=3.6"]
 
 
 def test_without_any_metadata(installed, monkeypatch):

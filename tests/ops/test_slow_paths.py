@@ -53,11 +53,11 @@ def test_nothing_is_logged_where_nothing_is_missing(device, caplog):
     assert lines(caplog) == [] and ops.slow_paths.slow_paths(device.type, torch.float32) == []
 
 
-EXTENSION, GONE, BUILD = "the C++ extension", "it was taken away", "BERTGEN_REQUIRE_EXT=1 pip install "
+EXTENSION, GONE, BUILD = "the C++ extension", "it was taken away", " install --force-reinstall "
 CAUSES = {
     "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "1.6 to 3 times", BUILD),
     "extension, GPU": (CUDA, torch.float16, EXTENSION, GONE, "0.65 ms", BUILD),
-    "triton": (CUDA, torch.bfloat16, "Triton", "triton is not installed", "several kernels", "pip install 'triton"),
+    "triton": (CUDA, torch.bfloat16, "Triton", "triton is not installed", "several kernels", " install 'triton"),
     "float16": (CPU, torch.float16, "float32", "the weights are float16", "takes twice", "model.float()"),
     "bfloat16": (CPU, torch.bfloat16, "float32", "the weights are bfloat16", "takes twice", "model.float()"),
 }
@@ -74,9 +74,9 @@ def test_each_cause_is_logged_once_with_cost_and_command(name, monkeypatch, capl
         report_slow_paths(device, dtype)
     (line,) = lines(caplog)
     assert line.startswith(f"{unused} is not used: {reason}. ") and "\n" not in line
-    assert cost in line and f": {command}" in line
+    assert cost in line and command in line
     (path,) = ops.slow_paths.slow_paths(device.type, dtype)
-    assert str(path) == line and path.command.startswith(command) and cost in path.cost
+    assert str(path) == line and command in path.command and cost in path.cost
     if path.choice is not None:
         assert line.endswith(f" ({path.choice} accepts the slow path and ends this message)")
 
