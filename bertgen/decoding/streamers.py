@@ -32,8 +32,8 @@ IDEOGRAPHS = (
 class TextStreamer:
     """Writes the text of one output to stdout as soon as it is final.
 
-    Letters, digits and spaces are written with the token that they come in. Other symbols wait for the next space or the
-    end of the line, because later tokens may complete them.
+    Letters, digits and spaces are written with the token that they come in. Other symbols wait for the next space or
+    the end of the line, because later tokens may complete them.
 
     Args:
         tokenizer: decodes the tokens.
@@ -67,9 +67,8 @@ class TextStreamer:
         is_final = text.endswith("\n") or _is_ideograph(text[-1:]) or all(map(_is_plain, text[self.written :]))
         end = len(text) if is_final else text.rfind(" ") + 1
         final, self.written = text[self.written : end], max(self.written, end)
-        if text.endswith(
-            "\n"
-        ):  # the last token stays: after it, decoding keeps the space that the next line begins with
+        if text.endswith("\n"):
+            # The last token stays: after it, decoding keeps the space that the next line begins with.
             self.tokens = self.tokens[-1:]
             self.written = len(self._text())
         self.on_finalized_text(final)

@@ -273,7 +273,7 @@ class Run:
             compiler = self.environment.get("CXX", "c++")
             if shutil.which(compiler, path=self.environment["PATH"]) is None:
                 raise Unavailable(f"no compiler {compiler} on the search path")
-        code, output = (0, "") if self.venv.exists() else self.command(python, "-m", "venv", self.venv)
+        code, output = self.command(python, "-m", "venv", self.venv)
         if code:
             raise Unavailable(f"{python} makes no environment: {last_line(output)}")
 
