@@ -54,7 +54,7 @@ test-kernels: $(VENV)/.tools ## run all kernel cases in Triton's interpreter and
 	$(INTERPRETED) $(PARALLEL) $(ARGS)
 	$(PYTEST) -m long tests/bench/test_offline.py $(ARGS)
 
-test-matrix: ## run the tests on other interpreters and versions (hours); ROWS="torch-2.15 clang" for some rows
+test-matrix: ## run the tests on other interpreters and versions (a day); ROWS="torch-2.15 clang" for some rows
 	$(PYTHON) tests/support/matrix.py $(ROWS) $(ARGS)
 
 test-transformers: $(OTHER)/constraints.txt ## test the drop-in under the oldest supported transformers

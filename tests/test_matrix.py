@@ -85,12 +85,12 @@ def two_rows(tmp_path, monkeypatch):
     ran, status = [], {"one": "passed", "two": "passed"}
 
     class Run:
-        def __init__(self, row, names, processes):
-            self.name = row.name
+        def __init__(self, row, names, processes, keep):
+            self.row = row
 
-        def outcome(self, keep):
-            ran.append(self.name)
-            return Outcome(self.name, status[self.name])
+        def outcome(self):
+            ran.append(self.row.name)
+            return Outcome(self.row.name, status[self.row.name], passed=1, tests=self.row.tests)
 
     monkeypatch.setattr(matrix, "ROWS", (Row("one"), Row("two")))
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
@@ -121,3 +121,25 @@ def test_the_table_is_written_into_the_page(two_rows, tmp_path):
     assert page.startswith("a\n<!-- matrix -->\n| row |") and page.endswith("|\n<!-- end -->\nb\n")
     assert "old" not in page
     assert matrix.main(["--show", "--write"]) == 0 and two_rows[0] == ["one", "two"]
+
+
+def test_a_part_of_the_tests_does_not_stand_for_all(two_rows, tmp_path, capsys):
+    ran, _ = two_rows
+    assert matrix.main(["one", "--tests", "tests/ops tests/cache"]) == 0 and ran == ["one"]
+    assert "  ops cache" in capsys.readouterr().out
+    assert matrix.main(["one"]) == 0 and ran == ["one", "one"]
+    assert "  all" in capsys.readouterr().out
+
+
+def test_an_environment_is_used_again_only_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "BUILD", tmp_path)
+    monkeypatch.setattr(matrix, "ROOT", tmp_path / "root")
+    for keep in (True, False):
+        run = matrix.Run(Row("one", environment=(("CXX", sys.executable),)), [], "0", keep)
+        for name in ("venv/lib/old", "sources/old", "log.txt"):
+            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.folder / name).write_text("old")
+        monkeypatch.setattr(run, "command", lambda *arguments: (0, ""))
+        monkeypatch.setattr(matrix.subprocess, "run", lambda *arguments, **options: None)
+        run.prepare(sys.executable)
+        assert [path.name for path in tmp_path.glob("one/**/old")] == ["old"] * keep

@@ -204,7 +204,7 @@ class BeamSearch(Search):
     def _top_candidates(
         self, scores: torch.Tensor, running_scores: torch.Tensor, keys: RngKeys
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probability, beam and token, each [n, candidates], for scores [n, beams, V] of the next token."""
+        """Log-probability, beam, token [n, candidates], best first, for scores [n, beams, V] of the next token."""
         vocabulary = scores.shape[-1]
         if self.uses_top_log_probs:
             count = min(self.candidates, self.beams * vocabulary)
@@ -217,6 +217,9 @@ class BeamSearch(Search):
                 weights = totals.masked_fill(totals.amax(1, keepdim=True).isneginf(), 0.0)
             index = self.rng.choose(weights, self.candidates, bool(self.options.do_sample), keys)
             total = totals.gather(1, index)
+            if self.options.do_sample:  # in the order of their draws until here
+                total, order = total.sort(1, descending=True)
+                index = index.gather(1, order)
         return total, index // vocabulary, index % vocabulary
 
     def _ends(self, token: torch.Tensor, extended: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -202,7 +202,8 @@ def build_logits_processors(
         if options.min_new_tokens and replacements.keys() & {"min_length", "min_new_tokens"}:
             add("min_new_tokens", partial(suppress, tokens=ids, until=options.min_length))
     if allowed is not None:
-        add("prefix_allowed_tokens_fn", partial(allow, allowed=allowed, beams=options.num_beams))
+        rows = max(options.num_beams, options.num_return_sequences)  # of each source
+        add("prefix_allowed_tokens_fn", partial(allow, allowed=allowed, beams=rows))
     if options.forced_bos_token_id is not None:
         add("forced_bos_token_id", partial(force, tokens=ids_of("forced_bos_token_id"), length=1))
     if options.forced_eos_token_id is not None:

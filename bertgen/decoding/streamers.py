@@ -7,6 +7,7 @@ each step (int64 [R]), on the CPU.
 from __future__ import annotations
 
 import sys
+import unicodedata
 from queue import Queue
 from typing import Any
 
@@ -29,7 +30,10 @@ IDEOGRAPHS = (
 
 
 class TextStreamer:
-    """Writes the text of one output to stdout, word by word.
+    """Writes the text of one output to stdout as soon as it is final.
+
+    Letters, digits and spaces are written with the token that they come in. Other symbols wait for the next space or
+    the end of the line, because later tokens may complete them.
 
     Args:
         tokenizer: decodes the tokens.
@@ -60,10 +64,13 @@ class TextStreamer:
             return
         self.tokens += value.flatten().tolist()
         text = self._text()
-        end = len(text) if text.endswith("\n") or _is_ideograph(text[-1:]) else text.rfind(" ") + 1
+        is_final = text.endswith("\n") or _is_ideograph(text[-1:]) or all(map(_is_plain, text[self.written :]))
+        end = len(text) if is_final else text.rfind(" ") + 1
         final, self.written = text[self.written : end], max(self.written, end)
         if text.endswith("\n"):
-            self.tokens, self.written = [], 0
+            # The last token stays: after it, decoding keeps the space that the next line begins with.
+            self.tokens = self.tokens[-1:]
+            self.written = len(self._text())
         self.on_finalized_text(final)
 
     def end(self) -> None:
@@ -107,6 +114,11 @@ class TextIteratorStreamer(TextStreamer):
         if text is None:
             raise StopIteration
         return text
+
+
+def _is_plain(letter: str) -> bool:
+    """Whether later tokens leave it as it is: white space, a letter or mark, or a digit."""
+    return letter.isspace() or unicodedata.category(letter)[0] in "LMN"
 
 
 def _is_ideograph(letter: str) -> bool:

@@ -186,8 +186,14 @@ def _why_not_options(config: Any, ours: GenerationConfig, inputs: dict[str, Any]
     """
     if config.use_cache is None:  # transformers makes a cache and still feeds all tokens in each step
         return "use_cache is None"
+    beams = ours.num_beams not in (None, 1)
+    if _transformers_version() < (5, 24):
+        if beams and ours.do_sample:
+            return "sampled beams end in the order of their draws in transformers before 5.24"
+        if not beams and ours.num_return_sequences not in (None, 1) and "prefix_allowed_tokens_fn" in inputs:
+            return "prefix_allowed_tokens_fn gets the number of the output in transformers before 5.24"
     forced = ours.forced_eos_token_id
-    if isinstance(forced, list) and len(forced) > 1 and ours.num_beams not in (None, 1):
+    if isinstance(forced, list) and len(forced) > 1 and beams:
         return "beams choose among several forced_eos_token_id of the same score"
     if not ours.end_tokens and any(hasattr(one, "eos_token_id") for one in inputs.get("stopping_criteria", ())):
         return "a stopping criterion has an eos_token_id, the model has none"
@@ -263,8 +269,12 @@ def _warn_about_lengths(
 
 def _transformers_infers_mask() -> bool:
     """Whether transformers takes pad ids of an encoder's input for padding without a mask: until 5.1 it did."""
+    return _transformers_version() < (5, 2)
+
+
+def _transformers_version() -> tuple[int, int]:
     major, minor = transformers.__version__.split(".")[:2]
-    return (int(major), int(minor)) < (5, 2)
+    return int(major), int(minor)
 
 
 def _converted_output(model: Any, output: GenerateOutput, generation_config: GenerationConfig, joint: bool) -> Any:

@@ -18,6 +18,7 @@ from bertgen import (
     TextIteratorStreamer,
     TextStreamer,
 )
+from tests.support.transformers_version import VERSION
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ class Letters:
     """A tokenizer whose tokens are letters; 0 is a special token. A text begins with no space."""
 
     def decode(self, ids, skip_special_tokens=False):
+        ids = [ids] if isinstance(ids, int) else ids
         text = "".join("" if skip_special_tokens and i == 0 else chr(i) if i else "<0>" for i in ids)
         return text.removeprefix(" ")
 
@@ -44,6 +46,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.skipif(VERSION < (5, 24), reason="transformers before 5.24 streams whole words")
 @pytest.mark.parametrize("skip_prompt", [False, True])
 @pytest.mark.parametrize("skip_special", [False, True])
 @pytest.mark.parametrize("most", [1, 3])

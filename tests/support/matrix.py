@@ -2,7 +2,10 @@
 
 Each row is a copy of the sources, a virtual environment and a test run, under build/matrix/ROW. A row that passed is
 not run again until the sources or the row change. Rows run one after the other; the environment of a row that passed is
-removed, because one with CUDA has 6 GB.
+removed, because one with CUDA has 6 GB. With --keep it stays, and a later run brings it up to date.
+
+A row with all tests takes as long as `make test` on this machine, and its installation; all rows take a working day on
+two cores. --tests runs a part of the tests in each row. The table names the tests that a row ran.
 
 An interpreter is python3.N on the search path. pip's own settings decide where packages come from. What a row needs and
 this machine cannot get is listed with the reason, as not run.
@@ -25,7 +28,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,7 @@ ROWS = (
     Row("torch-2.13", "", None, ("torch==2.13.0",), tests=MODELS),
     Row("torch-2.14", "", None, ("torch==2.14.1",), tests=MODELS),
     Row("torch-2.15", "", None, ("torch==2.15.0",)),
-    Row("newest", "the newest of all", None, ("torch", "numpy", "transformers", "accelerate", "peft", "ctranslate2")),
+    Row("newest", "the newest of all", "3.14", ("torch", "numpy", "transformers", "accelerate", "peft", "ctranslate2")),
     Row("transformers-5.16", "", None, ("transformers==5.16.0",)),
     Row("transformers-newest", "", None, ("transformers",)),
     Row("transformers-absent", "", absent=("transformers", "accelerate", "peft")),
@@ -108,6 +111,7 @@ class Outcome:
         key: digest of the row and the sources that it ran with.
         skips: reason -> skipped tests.
         versions: package -> installed version.
+        tests: arguments of pytest.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Outcome:
     python: str = ""
     skips: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    tests: str = ""
 
 
 class Unavailable(Exception):
@@ -213,10 +218,11 @@ class Run:
 
     Args:
         row: the row. names: the source files. processes: of pytest, as `--numprocesses` takes them.
+        keep: whether the environment stays, and one that stayed is used.
     """
 
-    def __init__(self, row: Row, names: list[str], processes: str):
-        self.row, self.names, self.processes = row, names, processes
+    def __init__(self, row: Row, names: list[str], processes: str, keep: bool):
+        self.row, self.names, self.processes, self.keep = row, names, processes, keep
         self.folder = BUILD / row.name
         self.sources, self.venv = self.folder / "sources", self.folder / "venv"
         self.log = self.folder / "log.txt"
@@ -247,8 +253,13 @@ class Run:
         return self.command(self.venv / "bin" / "python", "-m", "pip", *arguments, "--disable-pip-version-check")
 
     def prepare(self, python: str) -> None:
-        """Copy the sources and make an empty environment."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Copy the sources and make an empty environment, or take the one that was kept."""
+        if self.folder.exists():
+            for path in self.folder.iterdir():
+                if path.is_dir() and not (self.keep and path == self.venv):
+                    shutil.rmtree(path)
+                elif path.is_file():
+                    path.unlink()
         for name in self.names:
             (self.sources / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.sources / name)
@@ -259,7 +270,6 @@ class Run:
         self.environment["PATH"] = f"{self.venv / 'bin'}{os.pathsep}{self.environment['PATH']}"
         self.environment.update(self.row.environment)
         if self.row.compiler:
-            self.environment["BERTGEN_REQUIRE_EXT"] = "1"
             compiler = self.environment.get("CXX", "c++")
             if shutil.which(compiler, path=self.environment["PATH"]) is None:
                 raise Unavailable(f"no compiler {compiler} on the search path")
@@ -274,7 +284,10 @@ class Run:
         code, output = self.pip("install", "--quiet", "--constraint", file, "torch", *self.row.versions)
         if code:
             raise Unavailable(f"pip finds no {' '.join(self.row.versions) or 'torch'}: {last_line(output)}")
+        if self.row.compiler:
+            self.environment["BERTGEN_REQUIRE_EXT"] = "1"
         code, output = self.pip("install", "--quiet", "--constraint", file, "--editable", ".[test]")
+        self.environment.pop("BERTGEN_REQUIRE_EXT", None)  # tests of pure Python run as well
         if code:
             raise Failure(f"the installation failed: {last_line(output)}")
         if self.row.absent:
@@ -312,9 +325,9 @@ class Run:
         if outcome.status == "failed" and not failed:
             outcome.reason = f"pytest ends with {code}: {last_line(output)}"
 
-    def outcome(self, keep: bool) -> Outcome:
-        """Run the row. With `keep` the environment stays."""
-        result, began = Outcome(self.row.name, "not run"), time.monotonic()
+    def outcome(self) -> Outcome:
+        """Run the row."""
+        result, began = Outcome(self.row.name, "not run", tests=self.row.tests), time.monotonic()
         try:
             self.prepare(interpreter(self.row.python))
             self.install()
@@ -327,7 +340,7 @@ class Run:
         except Failure as error:
             result.status, result.reason = "failed", str(error)
         result.seconds, result.date = round(time.monotonic() - began), datetime.date.today().isoformat()
-        if result.status == "passed" and not keep:
+        if result.status == "passed" and not self.keep:
             shutil.rmtree(self.venv)
             shutil.rmtree(self.sources)
         return result
@@ -364,17 +377,18 @@ def cells(row: Row, outcome: Outcome | None) -> Iterator[str]:
     """The cells of a row of the tables."""
     yield row.name
     if outcome is None:
-        yield from ("", *("" for _ in SHOWN), "not run", "", "", "", "")
+        yield from ("", *("" for _ in SHOWN), "not run", "", "", "", "", "")
         return
     yield outcome.python
     yield from (outcome.versions.get(name, "") for name in SHOWN)
     yield outcome.status
     ran = outcome.passed + outcome.failed > 0
     yield from (str(count) if ran else "" for count in (outcome.passed, outcome.failed, outcome.skipped))
+    yield outcome.tests.replace("tests/", "").replace("tests", "all") if ran else ""
     yield outcome.date
 
 
-HEADER = ("row", "Python", *SHOWN, "result", "passed", "failed", "skipped", "date")
+HEADER = ("row", "Python", *SHOWN, "result", "passed", "failed", "skipped", "tests", "date")
 
 
 def summary(outcomes: list[tuple[Row, Outcome | None]]) -> str:
@@ -402,12 +416,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="names of rows; all by default")
     parser.add_argument("--again", action="store_true", help="run rows that passed as well")
-    parser.add_argument("--keep", action="store_true", help="keep the environments of rows that passed")
+    parser.add_argument("--keep", action="store_true", help="keep environments, and use those that were kept")
     parser.add_argument("--show", action="store_true", help="run nothing, show the last results")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--tests", help="arguments of pytest in place of those of the rows")
     parser.add_argument("--processes", default="auto", help="of pytest")
     options: Any = parser.parse_args(arguments)
     rows = chosen(" ".join(options.rows))
+    if options.tests is not None:
+        rows = [replace(row, tests=options.tests) for row in rows]
     BUILD.mkdir(parents=True, exist_ok=True)
     if not options.show:
         names = sources()
@@ -418,7 +435,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{row.name}: passed on {last.date}", flush=True)
                 continue
             print(f"{row.name}: running, see {(BUILD / row.name / 'log.txt').relative_to(ROOT)}", flush=True)
-            outcome = Run(row, names, options.processes).outcome(options.keep)
+            outcome = Run(row, names, options.processes, options.keep).outcome()
             outcome.key = key
             save(outcome)
             print(f"{row.name}: {outcome.status} in {outcome.seconds} s", flush=True)

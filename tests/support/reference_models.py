@@ -78,9 +78,8 @@ def make_model_pair(seed: int) -> ModelPair:
     torch.manual_seed(seed)
     encoder, decoder = random_halves(r)
     special = dict(pad_token_id=PAD, decoder_start_token_id=START)
-    oracle = transformers.EncoderDecoderModel(
-        transformers.EncoderDecoderConfig(encoder=encoder, decoder=decoder, **special)
-    )
+    halves = dict(encoder=dict(encoder), decoder=dict(decoder))  # transformers takes entries out of them
+    oracle = transformers.EncoderDecoderModel(transformers.EncoderDecoderConfig(**halves, **special))
     oracle = oracle.eval().float()
     oracle.set_attn_implementation("eager")
     for name, p in oracle.named_parameters():

@@ -14,6 +14,7 @@ from transformers import BertGenerationTokenizer as Theirs
 from bertgen.errors import CheckpointError, ConfigError
 from bertgen.tokenizer import BertGenerationTokenizer
 from tests.support.sentencepiece_tokenizers import corpus
+from tests.support.transformers_version import reads_additional_special_tokens
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -98,16 +99,19 @@ def test_no_special_token_survives_saving(vocab, tmp_path):
             "added_tokens.json": {"[E]": 302, "<::::>": 300, "[M]": 301},
             "tokenizer_config.json": {"max_len": 40, "tokenizer_class": "BertGenerationTokenizer"},
         },
-        {
-            "tokenizer_config.json": {
-                "additional_special_tokens": ["[E]"],
-                "extra_special_tokens": {},
-                "clean_up_tokenization_spaces": True,
-                "legacy": True,
-                "mask_token": {"__type": "AddedToken", "content": "[M]", "lstrip": False, "normalized": True,
-                               "rstrip": False, "single_word": False},
-            }
-        },
+        pytest.param(
+            {
+                "tokenizer_config.json": {
+                    "additional_special_tokens": ["[E]"],
+                    "extra_special_tokens": {},
+                    "clean_up_tokenization_spaces": True,
+                    "legacy": True,
+                    "mask_token": {"__type": "AddedToken", "content": "[M]", "lstrip": False, "normalized": True,
+                                   "rstrip": False, "single_word": False},
+                }
+            },
+            marks=reads_additional_special_tokens,
+        ),
     ],
     ids=["bare", "added", "version 4, old", "version 4"],
 )  # fmt: skip
