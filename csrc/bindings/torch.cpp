@@ -1,8 +1,8 @@
 #include "torch.h"
 
-#include <exception>
+#include <atomic>
 #include <functional>
-#include <mutex>
+#include <new>
 
 #include "python.h"
 
@@ -47,30 +47,33 @@ Tensor tensor_of(PyObject* object) {
 namespace {
 
 // A worker that threads of torch run. No exception may reach torch's function, which is one of C.
+//
+// The exception itself is not kept: std::exception_ptr would need a newer libstdc++ than torch does.
 class Work {
  public:
   explicit Work(const std::function<void()>& worker) : worker_(worker) {}
 
   static void run(int64_t, int64_t, void* work) noexcept { static_cast<Work*>(work)->run(); }
 
-  // Throws the first exception of the worker.
+  // Throws as the worker did.
   void check() const {
-    if (exception_ != nullptr) std::rethrow_exception(exception_);
+    if (out_of_memory_) throw std::bad_alloc();
+    BERTGEN_CHECK(!failed_, "a worker failed");
   }
 
  private:
   void run() noexcept {
     try {
       worker_();
+    } catch (const std::bad_alloc&) {
+      out_of_memory_ = true;
     } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (exception_ == nullptr) exception_ = std::current_exception();
+      failed_ = true;
     }
   }
 
   const std::function<void()>& worker_;
-  std::mutex mutex_;
-  std::exception_ptr exception_;
+  std::atomic<bool> out_of_memory_{false}, failed_{false};
 };
 
 }  // namespace
