@@ -19,8 +19,12 @@ _DATA = types.GetSetDescriptorType, types.MemberDescriptorType  # attributes tha
 _IMPORTED = frozenset({"accelerate", "numpy", "huggingface_hub", "safetensors"})  # imported by transformers' files
 # The methods by which torch calls a module.
 CALL_METHODS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
-# Methods that build a model and do not run in a call. deepspeed's zero.Init wraps the constructors of all modules.
-_CONSTRUCTORS = frozenset({"__init__", "from_pretrained", "from_encoder_decoder_pretrained", "_init_weights"})
+# Methods that do not run in a call. They build a model: deepspeed's zero.Init wraps the constructors of all modules. Or
+# Python 3.14 adds them to a class with annotations, under another name than they were compiled with.
+_NOT_CALLED = frozenset(
+    {"__init__", "from_pretrained", "from_encoder_decoder_pretrained", "_init_weights"}
+    | {"__annotate__", "__annotate_func__"}
+)
 
 
 def package(name: str) -> str:
@@ -84,7 +88,7 @@ def patched_method(cls: type, names: Iterable[str] | None = None) -> str | None:
             continue
         check_all = names is None and owner.__module__.startswith("transformers.models.")
         for name, value in vars(owner).items():
-            if name in _CONSTRUCTORS or (not check_all and name not in (CALL_METHODS if names is None else names)):
+            if name in _NOT_CALLED or (not check_all and name not in (CALL_METHODS if names is None else names)):
                 continue
             function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
             function = function.fget if isinstance(function, property) else function

@@ -59,6 +59,13 @@ def test_a_callable_object_in_the_place_of_a_function_is_a_patch():
     assert patched_value(file) == "file.function"
 
 
+def test_the_annotations_of_a_class_are_no_patch(monkeypatch):
+    """Python 3.14 keeps them in a function that was compiled under another name than its attribute."""
+    function = types.FunctionType((lambda format: {}).__code__, vars(modeling))
+    monkeypatch.setattr(modeling.BertGenerationLayer, "__annotate_func__", function, raising=False)
+    assert patched_method(modeling.BertGenerationLayer) is None
+
+
 def test_a_patched_method_is_named_with_the_class_that_has_it(monkeypatch):
     assert patched_method(modeling.BertGenerationLayer) is None
     monkeypatch.setattr(modeling.BertGenerationLayer, "feed_forward_chunk", lambda self, x: x)
