@@ -1,6 +1,6 @@
-"""The block allocator of the C++ extension: microseconds of a step of many rows.
+"""The block allocator in C++ and in Python: microseconds of a step of many rows.
 
-python -m bertgen.bench.allocator [--rows 64 1024]
+python -m bertgen.bench.allocator [--rows 64 256 1024]
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ POSITIONS = 512
 PAGE = 16  # positions per page
 
 
-def step_times(rows: int) -> tuple[float, float]:
+def step_times(rows: int, backend: str) -> tuple[float, float]:
     """Median microseconds of a step within pages, and of one where every row begins a page."""
-    allocator = BlockAllocator(rows, POSITIONS, rows * POSITIONS, backend="cpp")
+    allocator = BlockAllocator(rows, POSITIONS, rows * POSITIONS, backend=backend)
     for row in range(0, rows, 4):
         allocator.admit(4, POSITIONS, row, 0)
     every, slots = torch.arange(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
@@ -36,12 +36,13 @@ def step_times(rows: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 256, 1024])
     args = parser.parse_args()
     extension.require()
     for rows in args.rows:
-        usual, most = step_times(rows)
-        print(f"allocator, {rows} rows: {usual:.1f} us a step, {most:.1f} us where every row takes a page")
+        for backend in ("cpp", "python"):
+            usual, most = step_times(rows, backend)
+            print(f"{backend}, {rows} rows: {usual:.1f} us a step, {most:.1f} us where every row takes a page")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,19 @@
-"""Optional packages, imported only by the functions that need them: transformers, CTranslate2, matplotlib, triton."""
+"""Optional packages, imported only by the functions that need them: transformers, CTranslate2, matplotlib, triton.
+
+Where one is missing, the error has the command that installs it into the environment of this Python.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, util
+from pathlib import Path
 from typing import Any
 
 from .errors import BackendError
@@ -52,8 +61,28 @@ def _load(module: str, purpose: str) -> Any:
     except ImportError as error:
         requirement = REQUIREMENTS[module.partition(".")[0]]
         raise BackendError(
-            f"{purpose} needs a package that cannot be imported: {error}; pip install '{requirement}'"
+            f"{purpose} needs a package that cannot be imported: {error}; {install_command(requirement)}"
         ) from error
+
+
+def install_command(requirement: str) -> str:
+    """The shell command that installs a package into this environment."""
+    return f"{installer()[1]} {quoted(requirement)}"
+
+
+def installer() -> tuple[str, str]:
+    """ "pip" or "uv", and its command that installs into this environment, which need not be the one of the shell."""
+    found, python = shutil.which("pip"), quoted(sys.executable)
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return "pip", "pip install"
+    if util.find_spec("pip") is not None:
+        return "pip", f"{python} -m pip install"
+    return "uv", f"uv pip install --python {python}"  # its environments have no pip
+
+
+def quoted(argument: str) -> str:
+    """An argument as the shell of this system reads it."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 @contextmanager

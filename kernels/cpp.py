@@ -37,7 +37,3 @@ except ImportError:
     pass
 else:
     globals().update({name: _recorded(f) for name, f in vars(_C).items() if inspect.isbuiltin(f)})
-
-
-def __getattr__(name: str) -> Any:
-    raise AttributeError(f"the C++ extension has no function {name!r}")

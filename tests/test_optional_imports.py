@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_a_missing_package_is_named_with_the_purpose(monkeypatch, load, name, co
     with pytest.raises(BackendError, match=f"^a test needs a package that cannot be imported: .*{command}$") as error:
         load("a test")
     assert isinstance(error.value.__cause__, ImportError)
+
+
+def test_the_command_installs_into_the_environment_of_this_python(monkeypatch):
+    """The shell may have the pip of another one: that of an environment that was not activated."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for pip, expected in [
+        (str(Path(sys.executable).with_name("pip")), "; pip install 'matplotlib>=3.8'"),
+        ("/elsewhere/bin/pip", f"; {sys.executable} -m pip install 'matplotlib>=3.8'"),
+    ]:
+        monkeypatch.setattr(shutil, "which", lambda name, pip=pip: pip)
+        with pytest.raises(BackendError) as error:
+            load_matplotlib("a test")
+        assert str(error.value).endswith(expected)
 
 
 def test_the_packages_are_those_of_the_extras_with_their_bounds():

@@ -99,13 +99,13 @@ def test_uv_installs_where_there_is_no_pip(installed, monkeypatch):
     uv = ["uv", "pip", "install", "--python", sys.executable]
     expected = ["BERTGEN_REQUIRE_EXT=1", *uv, "--reinstall", "--no-deps", "/home/me/clone"]
     assert shlex.split(extension_command()) == expected
-    assert shlex.split(triton_command()) == [*uv, "triton>=3.6"]
+    assert shlex.split(triton_command()) == [*uv, "triton>=3.6,<3.10"]
 
 
 def test_without_any_metadata(installed, monkeypatch):
     set_distribution(monkeypatch, None)
     assert words(extension_command()) == ["SOURCE"]
-    assert triton_command() == "pip install 'triton>=3.6'"
+    assert triton_command() == "pip install 'triton>=3.6,<3.10'"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_without_any_metadata(installed, monkeypatch):
         (['triton~=3.9.0; platform_system == "Linux"'], "pip install 'triton~=3.9.0'"),
         (["pytorch-triton-rocm==3.4.0"], "pip install pytorch-triton-rocm==3.4.0"),
         (["triton-rocm==3.6.0"], "pip install triton-rocm==3.6.0"),
-        (["filelock", "sympy>=1.13.3"], "pip install 'triton>=3.6'"),
-        (None, "pip install 'triton>=3.6'"),
+        (["filelock", "sympy>=1.13.3"], "pip install 'triton>=3.6,<3.10'"),
+        (None, "pip install 'triton>=3.6,<3.10'"),
     ],
 )
 def test_the_triton_of_this_torch(requires, command, monkeypatch):
