@@ -2,6 +2,7 @@
 
 import sys
 
+from bertgen.optional_imports import install_command
 from bertgen.trainer import Trainer
 from bertgen.trainer.report import write_curve
 from tests.support.training import config
@@ -26,5 +27,5 @@ def test_a_run_without_matplotlib_has_no_curve_and_says_so(data, tmp_path, capsy
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = Trainer(config(data, tmp_path / "run", steps=2, quiet=False)).train()
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("loss.png is not drawn: ") and first.endswith("; pip install 'matplotlib>=3.8'")
+    assert first.startswith("loss.png is not drawn: ") and first.endswith(f"; {install_command('matplotlib>=3.8')}")
     assert (result.output / "history.jsonl").exists() and not (result.output / "loss.png").exists()
