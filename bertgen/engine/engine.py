@@ -199,9 +199,13 @@ class Engine:
         self.scheduler.cancel(requests)
         self._run_or_defer(self._receive, blocking=False)
 
-    def clear(self) -> None:
-        """Free the memory, now or after the current step; requests that are not done fail."""
-        self._run_or_defer(self._clear)
+    def clear(self, blocking: bool = True) -> None:
+        """Free the memory, now or after the current step; requests that are not done fail.
+
+        Args:
+            blocking: wait for a step of another thread.
+        """
+        self._run_or_defer(self._clear, blocking)
         if not self.stepping:
             self._call_on_done()
 
