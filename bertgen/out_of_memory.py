@@ -1,4 +1,4 @@
-"""Out of memory: recognize such errors, try work that may not fit, release memory that is not used."""
+"""Out of memory: recognize such errors, try work that may not fit, release what is not used, ask what is free."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def attempt(work: Callable[[], T], device: torch.device) -> T | None:
     return None
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a GPU. What torch holds without a tensor is given back before."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def release(tensor: torch.Tensor) -> None:
     """Give back the memory of a tensor in a mapped file; a later read takes it from the file again.
 
@@ -40,7 +46,14 @@ def release(tensor: torch.Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)
 
 
+# Of torch's CPU allocator; of cuBLAS, cuDNN and their kin; of the CUDA runtime and the driver, through torch ("CUDA
+# error", "CUDA driver error"), Triton ("Triton Error [CUDA]") and NCCL ("Cuda failure 2").
+_MESSAGES = (
+    "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED", "error: out of memory",
+    "Error [CUDA]: out of memory", "'out of memory'",
+)  # fmt: skip
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed."""
-    messages = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)

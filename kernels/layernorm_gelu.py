@@ -6,6 +6,9 @@
 
 LayerNorm: Ba et al. 2016, arXiv 1607.06450; statistics and eps in float32. act: activations.py.
 
+Under autocast the products are in 16 bits, and parameters and the residual in float32. The kernels take this mixture as
+it is: x in 16 bits beside float32. Outputs and gradients then have the dtypes that torch gives them.
+
 Each is one pass over memory: bias, dropout, residual, activation and LayerNorm are fused in registers. Forward,
 add_layer_norm moves 3 M N * itemsize bytes (separate torch kernels: 5, with dropout 8), the others 2. Backward,
 LayerNorm moves 4 (with dropout 5), bias_gelu 3: the backward saves only the inputs and recomputes from them. Gradients
@@ -42,33 +45,40 @@ def add_layer_norm_reference(
     eps: float,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """LayerNorm(dropout(x + bias) + residual); x and residual [M, N], bias, weight and shift [N]; dtype of x."""
+    """LayerNorm(dropout(x + bias) + residual); x and residual [M, N], bias, weight and shift [N]; the widest dtype."""
     if bias is not None:
         x = x + bias
     if dropout:
         x = F.dropout(x, dropout)
     if residual is not None:
         x = x + residual
+    return _layer_norm(x, weight, shift, eps)
+
+
+def _layer_norm(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm in the wider dtype of x and the parameters, as torch computes it on a GPU under autocast."""
+    if x.dtype != weight.dtype:
+        x = x.to(torch.promote_types(x.dtype, weight.dtype))
     return F.layer_norm(x, x.shape[-1:], weight, shift, eps)
 
 
 def bias_gelu_reference(x: torch.Tensor, bias: torch.Tensor | None, activation: str = "gelu") -> torch.Tensor:
-    """act(x + bias); x [M, N], bias [N]."""
-    return activation_function(activation)(x if bias is None else x + bias)
+    """act(x + bias); x [M, N], bias [N]; dtype of x, as a product under autocast takes its bias."""
+    return activation_function(activation)(x if bias is None else x + bias.to(x.dtype))
 
 
 def layer_norm_gelu_reference(
     x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float, activation: str = "gelu"
 ) -> torch.Tensor:
     """act(LayerNorm(x)); x [M, N], weight and shift [N]."""
-    return activation_function(activation)(F.layer_norm(x, x.shape[-1:], weight, shift, eps))
+    return activation_function(activation)(_layer_norm(x, weight, shift, eps))
 
 
 def gelu_layer_norm_reference(
     x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float, activation: str = "gelu"
 ) -> torch.Tensor:
     """LayerNorm(act(x)), the order of BERT's prediction head; shapes as layer_norm_gelu_reference."""
-    return F.layer_norm(activation_function(activation)(x), x.shape[-1:], weight, shift, eps)
+    return _layer_norm(activation_function(activation)(x), weight, shift, eps)
 
 
 # The kernel of all three: after(LayerNorm(dropout(before(x + bias)) + residual))
@@ -157,7 +167,7 @@ def _norm_fwd_kernel(
 
 def _norm_forward(x, bias, residual, weight, shift, eps, before, after, dropout, seed) -> torch.Tensor:
     rows, columns = x.shape
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     if y.numel():
         launch = tuning.norm(tuning.architecture(x.device), columns)
         _norm_fwd_kernel[(-(-rows // launch.tiles["ROWS"]),)](
@@ -267,7 +277,9 @@ class _Norm(torch.autograd.Function):
         eps, before, after, dropout, seed = ctx.options
         rows, columns = x.shape
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dresidual = torch.empty_like(dx) if dropout and residual is not None else None
+        dresidual = None
+        if residual is not None and (dropout or residual.dtype != x.dtype):
+            dresidual = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
         launch, programs = tuning.norm_backward(tuning.architecture(x.device), columns)
         programs = min(programs, -(-rows // launch.tiles["ROWS"]))
         partial = None
@@ -280,7 +292,9 @@ class _Norm(torch.autograd.Function):
                 0 if residual is None else residual.stride(0), dy.stride(0), eps, seed, *_dropout_arguments(dropout),
                 columns, before, after, dropout > 0, **launch.tiles, num_warps=launch.num_warps,
             )  # fmt: skip
-        dweight, dshift, dbias = (None, None, None) if partial is None else partial.sum(1).to(x.dtype)
+        dweight, dshift, dbias = (None, None, None) if partial is None else partial.sum(1).to(weight.dtype)
+        if bias is not None and dbias is not None:
+            dbias = dbias.to(bias.dtype)
         dresidual = dx if dresidual is None else dresidual
         return (
             dx, None if bias is None else dbias, None if residual is None else dresidual, dweight, dshift,
@@ -296,7 +310,10 @@ def _last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
 def _why_not(
     matrices: tuple[torch.Tensor | None, ...], vectors: tuple[torch.Tensor | None, ...], activation: str = "gelu"
 ) -> str | None:
-    """Why a kernel does not take these arguments; matrices must be like the first one, [M, N], and vectors [N]."""
+    """Why a kernel does not take these arguments; matrices must be like the first one, [M, N], and vectors [N].
+
+    All but the first matrix may be float32 as well: under autocast a product is in 16 bits.
+    """
     x = matrices[0]
     if activation not in KERNEL_ACTIVATIONS:
         return f"activation {activation!r} is none of {', '.join(FUSED_ACTIVATIONS)}"
@@ -309,7 +326,7 @@ def _why_not(
             continue
         if t.shape != shape:
             return f"a tensor has shape {tuple(t.shape)} instead of {tuple(shape)}"
-        if t.dtype != x.dtype or t.device != x.device:
+        if t.dtype not in (x.dtype, torch.float32) or t.device != x.device:
             return f"a tensor is {t.dtype} on {t.device}, x is {x.dtype} on {x.device}"
         if t.stride(-1) != 1 and t.shape[-1] > 1:
             return f"the last dimension of a tensor has stride {t.stride(-1)} instead of 1"
@@ -321,6 +338,9 @@ def _why_not_norm(x, bias, residual, weight, shift, activation: str = "gelu") ->
     limit = MAX_GRADIENT_COLUMNS if needs_grad else MAX_COLUMNS
     if x.dim() == 2 and x.shape[1] > limit:
         return f"x has {x.shape[1]} columns, the kernel takes at most {limit}" + " with gradients" * needs_grad
+    for name, t in (("shift", shift), ("residual", residual), ("bias", bias)):
+        if t is not None and t.dtype != weight.dtype and (t.dtype != x.dtype or t is shift):
+            return f"{name} is {t.dtype}, weight is {weight.dtype}"
     return _why_not((x, residual), (bias, weight, shift), activation)
 
 
@@ -359,7 +379,8 @@ def add_layer_norm_triton(
 
     Args:
         x, residual: [M, N], rows of any stride, N at most MAX_COLUMNS (MAX_GRADIENT_COLUMNS where autograd
-            records the call). bias, weight, shift: [N].
+            records the call). bias, weight, shift: [N]. Weight and shift, and then bias and residual, may be float32
+            where x has 16 bits; the output has their dtype.
 
     Raises:
         ValueError: a shape, dtype, device, stride or probability that the kernel does not take.
@@ -491,7 +512,7 @@ class _BiasGelu(torch.autograd.Function):
                 x, bias, dy, dx, partial, rows, x.stride(0), dy.stride(0), columns, ctx.activation,
                 **launch.tiles, num_warps=launch.num_warps,
             )  # fmt: skip
-        return dx, None if partial is None else partial.sum(0).to(x.dtype), None
+        return dx, None if partial is None else partial.sum(0).to(bias.dtype), None
 
 
 def why_not_bias_gelu(x, bias, activation="gelu") -> str | None:
@@ -503,7 +524,7 @@ def bias_gelu_triton(x: torch.Tensor, bias: torch.Tensor | None, activation: str
     """As bias_gelu_reference, with gradients, for FUSED_ACTIVATIONS.
 
     Args:
-        x: [M, N] with any stride between rows. bias: [N].
+        x: [M, N] with any stride between rows. bias: [N], of x's dtype or float32.
 
     Raises:
         ValueError: an activation, shape, dtype, device or stride that the kernel does not take.

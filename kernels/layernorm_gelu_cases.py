@@ -41,14 +41,19 @@ def _strided(t: torch.Tensor, offset: int = 0) -> torch.Tensor:
     return wide[:, offset : offset + n]
 
 
-def _tensors(m: int, n: int, dtype: torch.dtype, device: torch.device, fill: Fill) -> dict[str, torch.Tensor]:
+def _tensors(
+    m: int, n: int, dtype: torch.dtype, device: torch.device, fill: Fill, wide: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """Arguments of add_layer_norm; those in `wide` are float32, as under autocast."""
     generator = torch.Generator().manual_seed(m * 10007 + n)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype).to(device)
+        return torch.randn(*shape, generator=generator)
 
     x, residual, bias, weight, shift = random(m, n), random(m, n), random(n), random(n) + 1, random(n)
-    return dict(x=fill(x), bias=bias, residual=residual, weight=weight, shift=shift)
+    tensors = dict(x=x, bias=bias, residual=residual, weight=weight, shift=shift)
+    tensors = {name: t.to(torch.float32 if name in wide else dtype).to(device) for name, t in tensors.items()}
+    return {**tensors, "x": fill(tensors["x"])}
 
 
 def _norm_case(
@@ -58,10 +63,11 @@ def _norm_case(
     fill: Fill = lambda x: x,
     without: tuple[str, ...] = (),
     core: bool = False,
+    wide: tuple[str, ...] = (),
     **options: Any,
 ) -> Case:
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-        tensors: dict[str, Any] = _tensors(m, n, dtype, device, fill)
+        tensors: dict[str, Any] = _tensors(m, n, dtype, device, fill, wide)
         tensors.update(dict.fromkeys(without))
         return {**tensors, "eps": EPS, **options}
 
@@ -79,12 +85,13 @@ def _act_case(
     core: bool = False,
     without: tuple[str, ...] = (),
     gradients: bool = True,
+    wide: tuple[str, ...] = (),
 ) -> Case:
     """A case of bias_gelu; with `norm`, of layer_norm_gelu and gelu_layer_norm."""
     names = ("x", "weight", "shift") if norm else ("x", "bias")
 
     def make(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-        tensors = _tensors(m, n, dtype, device, fill)
+        tensors = _tensors(m, n, dtype, device, fill, wide)
         arguments: dict[str, Any] = {name: None if name in without else tensors[name] for name in names}
         return {**arguments, "activation": activation, **({"eps": EPS} if norm else {})}
 
@@ -131,7 +138,15 @@ EDGES: list[tuple[str, Fill]] = [
     ("an outlier", _outlier),
 ]
 
+WIDE = ("residual", "weight", "shift")  # under autocast
+
 NORM_CASES = (
+    _norm_case("autocast", 17, 65, without=("bias",), wide=WIDE, core=True),
+    _norm_case("autocast, float32 bias", 3, 1000, wide=(*WIDE, "bias")),
+    _norm_case("autocast, bias and residual in 16 bits", 5, 72, _strided, wide=("weight", "shift")),
+    _norm_case("autocast, no residual", 3, 64, without=("bias", "residual"), wide=WIDE, core=True),
+    _norm_case("autocast, more rows than programs", 530, 513, without=("bias",), wide=WIDE),
+    _norm_case("autocast, everything dropped", 3, 65, without=("bias",), wide=WIDE, dropout=1.0),
     *(_norm_case(f"{m} x {n}", m, n, core=n in (7, 1024)) for m, n in SIZES),
     _norm_case("no rows", 0, 64, core=True),
     _norm_case("no bias", 3, 64, without=("bias",), core=True),
@@ -149,6 +164,8 @@ NORM_CASES = (
 )
 
 ACT_CASES = (
+    _act_case("float32 bias", 17, 65, wide=("bias",), core=True),
+    _act_case("float32 bias, more rows than programs", 530, 513, wide=("bias",)),
     *(_act_case(f"{m} x {n}", m, n, core=n in (7, 1024)) for m, n in SIZES),
     _act_case("no rows", 0, 64, core=True),
     _act_case("no bias", 3, 64, without=("bias",), core=True),
@@ -163,6 +180,7 @@ ACT_CASES = (
 )
 
 NORM_ACT_CASES = (
+    _act_case("float32 parameters", 17, 65, norm=True, wide=("weight", "shift"), core=True),
     *(_act_case(f"{m} x {n}", m, n, norm=True, core=n == 65, gradients=n <= MAX_GRADIENT_COLUMNS) for m, n in SIZES),
     _act_case("no rows", 0, 64, norm=True, core=True),
     _act_case("rows apart", 5, 72, _strided, norm=True, core=True),
@@ -203,6 +221,7 @@ def _dropped_reference(dropout: float, x: torch.Tensor, **rest: Any) -> torch.Te
 
 
 DROPOUT_CASES = (
+    _norm_case("0.1, autocast", 40, 33, without=("bias",), wide=WIDE, dropout=0.1, core=True),
     _norm_case("0.1", 40, 33, dropout=0.1, core=True),
     _norm_case("0.5", 70, 72, _strided, dropout=0.5),
     _norm_case("0.9, 1024 columns", 3, 1024, dropout=0.9),
@@ -236,9 +255,9 @@ WIDE_ACCESSES = {arch: ("LDG.128", "STG.128") for arch in (80, 90, 100)}
 
 
 def _variant(
-    name: str, kernel: Any, launch: tuning.Launch, rule: str = "", dtype: str = "bf16", **constants: Any
+    name: str, kernel: Any, launch: tuning.Launch, rule: str = "", wide: tuple[str, ...] = (), **constants: Any
 ) -> Variant:
-    types = {**_TYPES, **dict.fromkeys(_POINTERS, f"*{dtype}")}
+    types = {**_TYPES, **dict.fromkeys(_POINTERS, "*bf16"), **dict.fromkeys(wide, "*fp32")}
     constants = {**launch.tiles, **constants}
     signature = {name: types[name] for name in arg_names(kernel) if name not in constants}
     elements = launch.tiles["ROWS"] * launch.tiles["BLOCK"]
@@ -249,18 +268,23 @@ def _variant(
     )  # fmt: skip
 
 
-def _norm_variants(name: str, columns: int, **constants: Any) -> list[Variant]:
+def _norm_variants(name: str, columns: int, wide: tuple[str, ...] = (), **constants: Any) -> list[Variant]:
     constants = {"BEFORE": "linear", "AFTER": "linear", "DROPOUT": False, **constants, "N": columns}
-    variants = [_variant(name, _norm_fwd_kernel, tuning.norm(90, columns), "norm", **constants)]
+    variants = [_variant(name, _norm_fwd_kernel, tuning.norm(90, columns), "norm", wide, **constants)]
     if columns <= MAX_GRADIENT_COLUMNS:
         launch, backward = tuning.norm_backward(90, columns)[0], dict(constants)
-        if not constants["DROPOUT"]:
+        if not constants["DROPOUT"] and not wide:
             backward["dresidual_ptr"] = None
-        variants.append(_variant(f"{name} backward", _norm_bwd_kernel, launch, **backward))
+        variants.append(_variant(f"{name} backward", _norm_bwd_kernel, launch, "", wide, **backward))
     return variants
 
 
+_WIDE = tuple(f"{name}_ptr" for name in (*WIDE, "y", "dy", "dresidual"))
+
 NORM_VARIANTS = (
+    *_norm_variants("1024 autocast", 1024, _WIDE, bias_ptr=None),
+    *_norm_variants("4096 autocast", 4096, _WIDE, bias_ptr=None),
+    *_norm_variants("1024 dropout autocast", 1024, _WIDE, bias_ptr=None, DROPOUT=True),
     *_norm_variants("1024", 1024),
     *_norm_variants("4096", 4096),
     *_norm_variants("16384", 16384),
@@ -272,14 +296,17 @@ _ALONE = {"bias_ptr": None, "residual_ptr": None}
 LAYER_NORM_GELU_VARIANTS = tuple(_norm_variants("1024", 1024, AFTER="gelu", **_ALONE))
 GELU_LAYER_NORM_VARIANTS = tuple(_norm_variants("1024", 1024, BEFORE="gelu", **_ALONE))
 ACT_VARIANTS = tuple(
-    _variant(f"{columns} {kind}{name}", kernel, launch, rule, N=columns, ACTIVATION=kind)
+    _variant(
+        f"{columns} {kind}{wide}{name}", kernel, launch, rule, ("bias_ptr",) * bool(wide), N=columns, ACTIVATION=kind
+    )
+    for wide in ("", " float32 bias")
     for columns in (1024, 4096)
     for kind in dict.fromkeys(KERNEL_ACTIVATIONS.values())
     for name, kernel, launch, rule in (
         ("", _bias_gelu_fwd_kernel, tuning.bias_gelu(90, columns), "bias_gelu"),
         (" backward", _bias_gelu_bwd_kernel, tuning.bias_gelu_backward(90, columns)[0], ""),
     )
-    if columns == 4096 or kind == "gelu"
+    if (columns == 4096 or kind == "gelu") and (kind == "gelu" or not wide)
 )
 
 CHECKS = {

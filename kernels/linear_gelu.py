@@ -114,6 +114,8 @@ def _aligned(*matrices: torch.Tensor) -> bool:
 
 def why_not_linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> str | None:
     """Why linear_gelu_triton does not take these arguments, as one clause; None where it does."""
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast chooses other dtypes"
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
         return f"x {tuple(x.shape)} and weight {tuple(weight.shape)} are not [M, K] and [N, K]"
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):

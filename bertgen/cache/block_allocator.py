@@ -127,19 +127,7 @@ class BlockAllocator:
         Raises:
             CapacityError: names the size of the request and the limit.
         """
-        limits, need = self.limits, rows * -(-positions // self.limits.page)
-        if positions > limits.positions:
-            raise CapacityError(f"a request of {positions} positions; a row holds {limits.positions}")
-        if rows > limits.rows:
-            raise CapacityError(f"a request of {rows} rows; there are {limits.rows}")
-        if need > limits.slots // limits.page:
-            raise CapacityError(
-                f"a request of {rows} rows of {positions} positions takes {need} pages of {limits.page} slots; "
-                f"there are {limits.slots // limits.page}"
-            )
-        most = min(limits.source_positions, limits.source_slots // limits.source_page * limits.source_page)
-        if source_length > most:
-            raise CapacityError(f"a source of {source_length} positions; there is room for {most}")
+        check_capacity(self.limits, rows, positions, source_length)
 
     def step(self, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Give each of these rows a slot for its next position.
@@ -216,6 +204,27 @@ class BlockAllocator:
         if status == Status.POSITION_TOO_LARGE:
             raise InputError(f"row {row} cannot take {position}: its request was admitted with fewer positions")
         raise InputError(f"row {row} cannot take {position} positions")
+
+
+def check_capacity(limits: Limits, rows: int, positions: int, source_length: int = 0) -> None:
+    """Raise where an empty cache of these limits could not hold a request.
+
+    Raises:
+        CapacityError: names the size of the request and the limit.
+    """
+    need = rows * -(-positions // limits.page)
+    if positions > limits.positions:
+        raise CapacityError(f"a request of {positions} positions; a row holds {limits.positions}")
+    if rows > limits.rows:
+        raise CapacityError(f"a request of {rows} rows; there are {limits.rows}")
+    if need > limits.slots // limits.page:
+        raise CapacityError(
+            f"a request of {rows} rows of {positions} positions takes {need} pages of {limits.page} slots; "
+            f"there are {limits.slots // limits.page}"
+        )
+    most = min(limits.source_positions, limits.source_slots // limits.source_page * limits.source_page)
+    if source_length > most:
+        raise CapacityError(f"a source of {source_length} positions; there is room for {most}")
 
 
 class _CppBlockAllocator:

@@ -17,7 +17,7 @@ from .records import add_writing, check_output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the pairs to judge it on."""
-    add_model(parser)
+    add_model(parser, several_devices=True)
     add_generation(parser)
     group = parser.add_argument_group("evaluation")
     group.add_argument(

@@ -11,12 +11,20 @@ if TYPE_CHECKING:
     from ..generator import Generator
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Where the model is and how it runs."""
+def add_model(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
+    """Where the model is and how it runs.
+
+    Args:
+        several_devices: the command can work on several devices.
+    """
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, metavar="PATH", help='folder or hub id, or "demo"')
     group.add_argument("--tokenizer", metavar="PATH", help="folder or hub id (default: where the model is)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, or a GPU's number; -1 is the CPU (default: cpu)")
+    if several_devices:
+        group.add_argument(
+            "--devices", metavar="LIST", help="several of them, as in cuda:0,cuda:1; each has a copy of the model"
+        )
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
@@ -84,10 +92,12 @@ def make_generator(args: argparse.Namespace) -> Generator:
     """The Generator that the arguments of `add_model` describe."""
     from ..generator import Generator
 
+    devices = getattr(args, "devices", None)
     return Generator(
         args.model,
         args.tokenizer,
         device=args.device,
+        devices=None if devices is None else devices.split(","),
         dtype=args.dtype,
         max_rows=args.max_rows,
         encode_tokens=args.encode_tokens,

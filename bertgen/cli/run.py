@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The texts or files to generate for, and the form of the output."""
     parser.add_argument("text", nargs="*", metavar="TEXT", help="texts; without them and --input, lines of stdin")
     parser.add_argument("--task", default="text2text-generation", help="(default: text2text-generation)")
-    add_model(parser)
+    add_model(parser, several_devices=True)
     add_generation(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--n-best", type=int, default=1, metavar="N", help="outputs per text, best first")

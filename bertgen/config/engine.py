@@ -13,7 +13,8 @@ class EngineConfig:
 
     Args:
         max_rows: maximum number of sequences decoded together; each beam and each return sequence counts.
-        cache_bytes: bytes for the keys and values of outputs; those of sources may take the same amount once more.
+        cache_bytes: bytes for the keys and values of outputs; those of sources may take the same amount once more. By
+            default 4 GiB on a CPU; on a GPU a share of what is free when the first request comes.
         encode_tokens: maximum number of source tokens encoded together.
         refill: share of the rows that must be free before waiting requests join the running batch. 0 admits each
             request at once; a larger share admits several together, which are encoded faster.
@@ -33,11 +34,11 @@ class EngineConfig:
         object.__setattr__(self, "refill", check_number(0, 1, self.refill, "refill"))
 
     def on(self, device: str) -> EngineConfig:
-        """A copy with every limit set for this type of device ("cuda", "cpu")."""
+        """A copy with every limit set for this type of device ("cuda", "cpu"), but for `cache_bytes` of a GPU."""
         gpu = device == "cuda"
         return EngineConfig(
             self.max_rows or (1024 if gpu else 256),
-            self.cache_bytes or (16 << 30 if gpu else 4 << 30),
+            self.cache_bytes or (None if gpu else 4 << 30),
             self.encode_tokens or (65536 if gpu else 4096),
             self.refill,
         )

@@ -27,15 +27,16 @@ from typing import Any
 import torch
 
 from .. import decoding, process_events
-from ..cache.block_allocator import Admission
+from ..cache.block_allocator import Admission, BlockAllocator, Limits, check_capacity
 from ..cache.cache import Cache
 from ..config import EngineConfig
 from ..errors import BackendError, CapacityError, InputError, UnsupportedError
 from ..model import EncoderDecoderModel
 from ..model.batch_decoder import BatchDecoder
 from ..model.prefill import cache_layers, check_prefill
+from ..ops.device_guard import device_guard
 from ..ops.slow_paths import report_slow_paths
-from ..out_of_memory import is_out_of_memory
+from ..out_of_memory import free_memory, is_out_of_memory
 from ..packing import padded
 from .callback_errors import RequestFailure, clear_frames
 from .request import Request, SearchKey
@@ -43,9 +44,12 @@ from .running_batch import RunningBatch
 from .scheduler import Capacity, Scheduler
 from .search_group import SearchGroup
 from .statistics import EngineStatistics
+from .step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
+CACHE_SHARE = 0.4  # of a GPU's free memory, for the keys and values of outputs, and as much for those of sources
+LEAST_SHARE = CACHE_SHARE / 64  # that is tried where the memory does not suffice
 _EXIT_TIMEOUT = 1.0  # seconds that the end of the interpreter waits for a callback
 _inherited: list[Any] = []  # state of engines copied into the child of a fork, where it cannot be destroyed
 
@@ -70,6 +74,8 @@ class Engine:
 
     def _reset(self) -> None:
         assert self.config.max_rows is not None
+        self._cache_share = CACHE_SHARE
+        self._cache_limits: Limits | None = None  # once they were needed
         self.lock = threading.RLock()
         self._stepping_thread: int | None = None
         self._deferred: list[Callable[[], None]] = []  # calls that arrived during a step, to be made at its end
@@ -80,6 +86,7 @@ class Engine:
         self.scheduler = Scheduler(self.config.max_rows, self.config.refill)
         self._done: deque[Request] = deque()  # requests whose `on_done` is still to be called
         self._counts = EngineStatistics()
+        self._clock = StepClock(self.model.device, ("encode", "decode", "select", "admit"))
         self._raised: list[Exception] = []  # in this step, which became errors of requests
         self._interrupt: BaseException | None = None  # to raise at the end of the step
 
@@ -98,24 +105,34 @@ class Engine:
                 return  # the callback may never return, and no thread is inside of torch
         self.clear()
 
+    @property
+    def cache_limits(self) -> Limits:
+        """What the cache holds, for rows that each take at least one page; set when it is first needed."""
+        if self._cache_limits is None:
+            encoder, decoder = self.model.config.encoder, self.model.config.decoder
+            slot_bytes = 2 * cache_layers(self.model) * decoder.hidden_size * self.model.dtype.itemsize
+            budget = self.config.cache_bytes or int(self._cache_share * free_memory(self.model.device))
+            slots, rows, page = min(max(budget // slot_bytes, 1), 2**30), self.config.max_rows, BlockAllocator.PAGE
+            assert rows is not None
+            self._cache_limits = Limits(
+                rows=rows, positions=decoder.max_tokens, slots=min(slots, rows * (decoder.max_tokens + page)),
+                page=page, source_positions=encoder.max_tokens,
+                source_slots=min(slots, rows * (encoder.max_tokens + page)), source_page=page,
+            )  # fmt: skip
+        return self._cache_limits
+
     def _new_cache(self) -> Cache:
-        """The slots that the memory allows, for rows that each take at least one page."""
-        assert self.config.max_rows is not None and self.config.cache_bytes is not None
-        encoder, decoder = self.model.config.encoder, self.model.config.decoder
-        dtype, layers = self.model.dtype, cache_layers(self.model)
-        slot_bytes = 2 * layers * decoder.hidden_size * dtype.itemsize
-        slots = min(max(self.config.cache_bytes // slot_bytes, 1), 2**30)
-        rows = self.config.max_rows
+        limits, decoder = self.cache_limits, self.model.config.decoder
         return Cache(
-            layers, decoder.num_attention_heads, decoder.head_dim, dtype, self.model.device,
-            rows=rows, positions=decoder.max_tokens, slots=min(slots, rows * (decoder.max_tokens + 16)),
-            source_positions=encoder.max_tokens, source_slots=min(slots, rows * (encoder.max_tokens + 16)),
+            cache_layers(self.model), decoder.num_attention_heads, decoder.head_dim, self.model.dtype,
+            self.model.device, rows=limits.rows, positions=limits.positions, slots=limits.slots,
+            source_positions=limits.source_positions, source_slots=limits.source_slots,
             full=self.model.device.type == "cuda",
         )  # fmt: skip
 
     @property
     def cache(self) -> Cache:
-        """Keys and values of the running batch; made at the first access."""
+        """Keys and values of the running batch; made at the first access, which is in a step."""
         with self._cache_lock:
             if self._decoder is None:
                 decoder = BatchDecoder(self.model, self._new_cache())
@@ -136,6 +153,13 @@ class Engine:
                 decoder or the decoder's stack, which would not be called. BackendError: the model is on a GPU, and this
                 is the child of a fork; or the C++ extension is missing, and BERTGEN_REQUIRE_EXT=1.
         """
+        with device_guard(self.model.device):
+            requests = self.check(requests)
+        self.scheduler.submit(requests, on_done)
+        return requests
+
+    def check(self, requests: Iterable[Request]) -> list[Request]:
+        """The requests as a list; raises what `submit` does, but for a request that was submitted before."""
         self.model.refuse_hooks()
         check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
@@ -150,9 +174,12 @@ class Engine:
                 checked = request.search_key
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
-            self.cache.allocator.check_capacity(request.rows, request.positions, len(request.ids))
-        self.scheduler.submit(requests, on_done)
+            self.check_capacity(request)
         return requests
+
+    def check_capacity(self, request: Request) -> None:
+        """Raise CapacityError for a request that an empty cache could not hold."""
+        check_capacity(self.cache_limits, request.rows, request.positions, len(request.ids))
 
     def _check(self, request: Request) -> None:
         """Raise InputError for values that would fail inside a step, together with other requests."""
@@ -172,9 +199,13 @@ class Engine:
         self.scheduler.cancel(requests)
         self._run_or_defer(self._receive, blocking=False)
 
-    def clear(self) -> None:
-        """Free the memory, now or after the current step; requests that are not done fail."""
-        self._run_or_defer(self._clear)
+    def clear(self, blocking: bool = True) -> None:
+        """Free the memory, now or after the current step; requests that are not done fail.
+
+        Args:
+            blocking: wait for a step of another thread.
+        """
+        self._run_or_defer(self._clear, blocking)
         if not self.stepping:
             self._call_on_done()
 
@@ -184,8 +215,9 @@ class Engine:
             return self._deferred.append(call)
         try:
             self._stepping_thread = threading.get_ident()
-            call()
-            self._run_deferred()
+            with device_guard(self.model.device):
+                call()
+                self._run_deferred()
         finally:
             self._stepping_thread = None
             self.lock.release()
@@ -208,6 +240,7 @@ class Engine:
         self._restart()
         self._receive()
         self._fail_waiting([*self.scheduler.waiting], BackendError("the engine was cleared before this was done"))
+        self._cache_share, self._cache_limits = CACHE_SHARE, None  # other memory may be free the next time
 
     def _receive(self) -> None:
         """Queue submitted requests and drop cancelled ones."""
@@ -227,11 +260,14 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """Totals since the engine was made, and the current load."""
         with self.lock:
-            pages = self.cache.allocator.statistics()
+            counts = replace(self._counts, **self._clock.seconds(), waiting=self.scheduler.waiting_count)
+            if self._decoder is None:  # not made by a look at it
+                return counts
+            cache = self._decoder.cache
+            pages = cache.allocator.statistics()
             return replace(
-                self._counts, running=self.cache.rows, waiting=self.scheduler.waiting_count, pages=pages.pages,
-                pages_used=pages.pages_used, cache_bytes=self.cache.bytes,
-            )  # fmt: skip
+                counts, running=cache.rows, pages=pages.pages, pages_used=pages.pages_used, cache_bytes=cache.bytes
+            )
 
     def step(self) -> None:
         """Admit waiting requests, then decode one token for every running row.
@@ -254,7 +290,7 @@ class Engine:
     def _locked_step(self) -> None:
         interrupt: BaseException | None = None
         try:
-            with self.lock:
+            with self.lock, device_guard(self.model.device):  # Triton launches on the current GPU
                 try:
                     self._stepping_thread = threading.get_ident()
                     self._guarded_step()
@@ -291,27 +327,24 @@ class Engine:
         self._back_off()
 
     def _step(self) -> None:
-        start = time.perf_counter()
+        self._clock.start()
         self._receive()
         self._admit()
         batch, decoder = self._batch, self._decoder
         if not batch.groups or decoder is None:
             return
         cache = decoder.cache
-        admitted = time.perf_counter()
+        self._clock.lap("admit")
         decoding.step_searches(decoder, batch.groups)
         self._counts.steps += 1
         self._counts.row_steps += cache.rows
-        decoded = time.perf_counter()
+        self._clock.lap("decode")
         batch.report_tokens()
         self._fail_removed(batch.remove_failed(cache))
         for request in batch.remove_finished(cache):
             self._finish(request)
         self._fail_removed(batch.remove_failed(cache))
-        end = time.perf_counter()
-        self._counts.admit += admitted - start
-        self._counts.decode += decoded - admitted
-        self._counts.select += end - decoded
+        self._clock.lap("select")
 
     # -- entering
 
@@ -320,10 +353,12 @@ class Engine:
         running_rows = 0 if self._decoder is None else self._decoder.cache.rows
         if not self.scheduler.may_admit(running_rows):
             return
+        if self._decoder is None:
+            self._make_cache()
         admissions = self._admissions(self.scheduler.admit(running_rows, self._capacity()))
         if not admissions:
             return
-        start = time.perf_counter()
+        self._clock.lap("admit")
         try:
             self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
@@ -333,10 +368,17 @@ class Engine:
             for admission in admissions.values():
                 self.cache.allocator.release(admission.request)
             return self._fail_removed(dict.fromkeys(admissions, failure))
-        seconds = time.perf_counter() - start
-        self._counts.encode += seconds
-        self._counts.admit -= seconds
+        self._clock.lap("encode")
         self._fail_removed(self._batch.join(admissions, self.cache))
+
+    def _make_cache(self) -> None:
+        """Make the cache, and fail the requests that it cannot hold: it may be smaller than when they were checked."""
+        capacity = self.cache.allocator
+        for request in [*self.scheduler.waiting]:
+            try:
+                capacity.check_capacity(request.rows, request.positions, len(request.ids))
+            except CapacityError as error:
+                self._fail_waiting([request], error)
 
     def _capacity(self) -> Capacity:
         """What the cache can still reserve."""
@@ -436,7 +478,10 @@ class Engine:
         self._decoder = None
 
     def _back_off(self) -> None:
-        """Memory ran out: requeue everything, drop the cache, and fail the requests that cannot run."""
+        """Memory ran out: requeue everything, drop the cache, and fail the requests that cannot run.
+
+        Where the cache itself did not fit and its size was not given, the next one is half as large.
+        """
         self._counts.restarts += 1
         nothing_ran = not self.scheduler.running
         failed = self.scheduler.back_off()
@@ -446,9 +491,13 @@ class Engine:
         if not failed:
             return
         if nothing_ran:
+            if self.config.cache_bytes is None and self._cache_share > LEAST_SHARE:
+                self._cache_share, self._cache_limits = self._cache_share / 2, None
+                return
+            size = self.config.cache_bytes or f"(by default {self._cache_share:.1%} of the free memory)"
             message = (
-                f"out of memory on {self.model.device} for the cache itself: cache_bytes {self.config.cache_bytes} for "
-                "outputs, and as much for sources"
+                f"out of memory on {self.model.device} for the cache itself: cache_bytes {size} for outputs, and as "
+                "much for sources"
             )
         else:
             request, options = failed[0], failed[0].options

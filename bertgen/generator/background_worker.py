@@ -5,13 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 from .. import process_events
-from ..engine import Engine
 from ..errors import BackendError
 
 logger = logging.getLogger(__name__)
+
+
+class Steppable(Protocol):
+    """What a worker steps: an engine."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call of `step` would do anything."""
+
+    def step(self) -> None:
+        """Work on the requests."""
+
+    def clear(self) -> None:
+        """Fail the requests."""
 
 
 class BackgroundWorker:
@@ -21,7 +34,7 @@ class BackgroundWorker:
         owner: the thread ends after the owner was garbage collected.
     """
 
-    def __init__(self, engine: Engine, owner: Any):
+    def __init__(self, engine: Steppable, owner: Any):
         self.engine, self._owner = engine, weakref.ref(owner)
         self.after_fork()
         process_events.register(self)
@@ -62,7 +75,7 @@ class BackgroundWorker:
         self._wake.set()
 
 
-def _step_while_busy(engine: Engine, wake: threading.Event, owner: weakref.ref[Any]) -> None:
+def _step_while_busy(engine: Steppable, wake: threading.Event, owner: weakref.ref[Any]) -> None:
     """Body of the thread."""
     while True:
         wake.wait()

@@ -28,6 +28,7 @@ from ..tokenizer import AutoTokenizer, Tokenizer
 from ..tokenizer.special_tokens import Encoded, source_special_tokens
 from .background_worker import BackgroundWorker
 from .call_options import CallOptions, checked_truncation
+from .engine_group import EngineGroup
 from .output import Output, output_of
 from .output_future import OutputFuture
 from .pickles import Origin, from_model, reduce_generator
@@ -51,6 +52,8 @@ class Generator:
         model: an EncoderDecoderModel (put into evaluation mode), or the path or hub id of one, or "demo".
         tokenizer: a tokenizer or where to load it from; by default it is loaded from where the model is.
         device: "cpu", "cuda", "cuda:1" or a CUDA index; None leaves a model where it is and loads one to the CPU.
+        devices: several of them, in place of `device`. Each has a copy of the model, made now, and works in a thread of
+            its own; the texts wait in one queue. Outputs are those of one device. `score` runs on the first device.
         dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
             takes the checkpoint's wherever it runs.
         max_input_length: longest text in tokens; by default the encoder's number of positions.
@@ -64,7 +67,8 @@ class Generator:
 
     Raises:
         CheckpointError, ConfigError, BackendError: as `EncoderDecoderModel.from_pretrained`.
-        ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits.
+        ConfigError: no tokenizer, one of another vocabulary, or an option outside its limits; no devices, or `device`
+            and `devices`.
 
     A Generator may be used from several threads, and as a context manager that frees the memory of the engine at its
     end. It can be pickled and copied, without requests in flight. A Generator that loaded its model is pickled as the
@@ -80,6 +84,7 @@ class Generator:
         tokenizer: Tokenizer | str | os.PathLike | None = None,
         *,
         device: torch.device | str | int | None = None,
+        devices: Sequence[torch.device | str | int] | None = None,
         dtype: torch.dtype | str | None = None,
         max_input_length: int | None = None,
         truncation: bool = False,
@@ -96,6 +101,9 @@ class Generator:
         others, hub = split_hub_options(loading)
         if unknown := others.keys() - LOADING:
             raise ConfigError(f"Generator has no option {', '.join(map(repr, sorted(unknown)))}")
+        chosen = _checked_devices(device, devices, loading)
+        if chosen:
+            device = chosen[0]
         if not isinstance(model, (EncoderDecoderModel, str, os.PathLike)):
             raise ConfigError(
                 f"model must be an EncoderDecoderModel of bertgen, a path or a hub id, got {quoted(model)}"
@@ -146,9 +154,17 @@ class Generator:
             raise ConfigError(f"pass engine or {', '.join(limits)}, not both")
         if engine is not None and not isinstance(engine, EngineConfig):
             raise ConfigError(f"engine must be an EngineConfig, got {quoted(engine)}")
-        self.engine = Engine(self.model, engine or EngineConfig(**limits))
+        engine = engine or EngineConfig(**limits)
+        self.devices = chosen or [self.model.device]
+        self.engine: Engine | EngineGroup
+        self._worker: BackgroundWorker | EngineGroup
+        if len(self.devices) == 1:
+            self.engine = Engine(self.model, engine)
+            self._worker = BackgroundWorker(self.engine, self)
+        else:
+            copies = [copy.deepcopy(self.model).to(one) for one in self.devices[1:]]
+            self.engine = self._worker = EngineGroup([self.model, *copies], engine)
         self.encode_tokens = self.engine.config.encode_tokens
-        self._worker = BackgroundWorker(self.engine, self)
         self.truncation = bool(checked_truncation(truncation))
         self.special_tokens = source_special_tokens(config, tokenizer) if add_special_tokens is None else ([], [])
         if add_special_tokens is not None and check_flag(add_special_tokens, "add_special_tokens"):
@@ -157,8 +173,10 @@ class Generator:
             raise ConfigError(f"max_input_length {max_input_length} leaves no room between the special tokens")
         self.options: dict[str, Any] = dict(
             max_input_length=max_input_length, truncation=self.truncation, add_special_tokens=add_special_tokens,
-            engine=engine or EngineConfig(**limits),
+            engine=engine,
         )  # fmt: skip
+        if len(self.devices) > 1:
+            self.options["devices"] = [str(one) for one in self.devices]
 
     def generate(
         self,
@@ -282,7 +300,7 @@ class Generator:
         beams = call.generation.num_beams
         if on_tokens is not None and beams > 1:
             raise ConfigError(f"on_tokens cannot be used with num_beams {beams}: beams change earlier tokens")
-        future = OutputFuture(self._worker)
+        future = OutputFuture(self.engine, self._worker)
         (request,) = self._encode([text], 0, call)
         if isinstance(request, Output):
             future.set_result(request)
@@ -314,11 +332,12 @@ class Generator:
     def warm_up(self) -> None:
         """Allocate memory, and choose and compile kernels now instead of at the first text."""
         call = CallOptions.checked(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
-        list(self._run([self._request(0, Encoded([0] * 2), call)], call))
+        for engine in self.engine.engines if isinstance(self.engine, EngineGroup) else [self.engine]:
+            list(self._run([self._request(0, Encoded([0] * 2), call)], call, engine))
 
     @property
     def statistics(self) -> EngineStatistics:
-        """Totals of the engine, and its current load."""
+        """Totals of the engine, and its current load; with several devices, sums over all of them."""
         return self.engine.statistics
 
     def close(self) -> None:
@@ -444,11 +463,14 @@ class Generator:
             tokenizer=self.tokenizer, **call.callbacks,
         )  # fmt: skip
 
-    def _run(self, requests: list[Request], call: CallOptions) -> Iterator[tuple[int, Output]]:
-        """(index, output) of requests as they are done; steps the engine meanwhile."""
+    def _run(
+        self, requests: list[Request], call: CallOptions, engine: Engine | EngineGroup | None = None
+    ) -> Iterator[tuple[int, Output]]:
+        """(index, output) of requests as they are done; steps the engine, or the one that is passed, meanwhile."""
+        engine = engine or self.engine
         done: deque[Request] = deque()
         process = os.getpid()
-        unfinished = dict.fromkeys(self.engine.submit(requests, done.append))
+        unfinished = dict.fromkeys(engine.submit(requests, done.append))
         try:
             while unfinished:
                 if os.getpid() != process:
@@ -456,7 +478,7 @@ class Generator:
                         f"process {process} began this call, and this process is a fork of it: it cannot continue here"
                     )
                 if not done:
-                    self.engine.step()
+                    engine.step()
                 while done:
                     request = done.popleft()
                     if request in unfinished:  # an interrupt in another thread may report a request twice
@@ -464,4 +486,18 @@ class Generator:
                         output = output_of(request, self.tokenizer, call.clean_up, call.return_errors)
                         yield request.number, output
         finally:
-            self.engine.cancel(unfinished)
+            engine.cancel(unfinished)
+
+
+def _checked_devices(device: Any, devices: Any, loading: dict[str, Any]) -> list[torch.device]:
+    """The devices of the argument `devices`; empty where it is None. ConfigError where it is no list of devices."""
+    if devices is None:
+        return []
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
+        raise ConfigError(f"devices must be a list of devices, got {quoted(devices)}")
+    if not devices:
+        raise ConfigError("devices must name at least one device, got an empty list")
+    for name, value in (("device", device), ("device_map", loading.get("device_map"))):
+        if value is not None:
+            raise ConfigError(f"pass {name} or devices, not both: got {quoted(value)} and {quoted(devices)}")
+    return [resolve_device(one) for one in devices]

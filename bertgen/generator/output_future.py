@@ -8,8 +8,10 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures._base import CANCELLED
 
+from ..engine import Engine
 from ..errors import BackendError, UnsupportedError
 from .background_worker import BackgroundWorker
+from .engine_group import EngineGroup
 from .output import Output
 
 
@@ -17,12 +19,13 @@ class OutputFuture(Future[Output]):
     """A future that never deadlocks: a thread on which the result depends gets an error, or steps the engine itself.
 
     Args:
+        engine: has the request.
         worker: steps the engine.
     """
 
-    def __init__(self, worker: BackgroundWorker):
+    def __init__(self, engine: Engine | EngineGroup, worker: BackgroundWorker | EngineGroup):
         super().__init__()
-        self._worker, self._process = worker, os.getpid()
+        self._engine, self._worker, self._process = engine, worker, os.getpid()
 
     def result(self, timeout: float | None = None) -> Output:
         """As `Future.result`.
@@ -53,7 +56,7 @@ class OutputFuture(Future[Output]):
             raise BackendError(
                 f"process {self._process} submitted this, and this process is a fork of it: it has no result"
             )
-        engine = self._worker.engine
+        engine = self._engine
         if engine.stepping:
             raise UnsupportedError("a callback runs inside a step and cannot wait for a result")
         if not self._worker.is_this_thread and not engine.exiting:

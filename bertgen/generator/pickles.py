@@ -64,6 +64,7 @@ def reduce_generator(generator: Any) -> tuple[Any, ...]:
     options, origin = generator.options, generator.origin
     if origin is None or not origin.matches(model):
         return from_model, (cls, model, tokenizer, options)
-    options = {**options, "device": str(model.device)}
+    if "devices" not in options:
+        options = {**options, "device": str(model.device)}
     generation = model.generation_config.to_dict()
     return from_origin, (cls, replace(origin, seen=()), weights_digest(model), generation, tokenizer, options)

@@ -132,5 +132,6 @@ def default_window(generator: Generator, options: dict[str, Any]) -> int:
     rows = max(config.num_beams or 1, config.num_return_sequences or 1)
     fewest, most_on_cpu, most = WINDOWS
     if model.device.type == "cuda":
-        return max(fewest, min(most, 4 * (generator.engine.config.max_rows or most) // rows))
+        together = len(generator.devices) * (generator.engine.config.max_rows or most)
+        return max(fewest, min(most, 4 * together // rows))
     return max(fewest, min(most_on_cpu, WINDOW_WEIGHTS // (model.num_parameters() * rows)))

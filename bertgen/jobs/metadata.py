@@ -52,7 +52,7 @@ def job_metadata(
         "weights": weights_digest(model),
         "tokenizer": tokenizer_digest(generator.tokenizer),
         "dtype": str(model.dtype),
-        "device": _device(device),
+        "device": ", ".join(map(_device, generator.devices)),
         **{f"operator {name}": how for name, how in ops.explain("cuda" if device.type == "cuda" else "cpu")},
         "C++ extension": "loaded" if extension.available() else "not there",
         "bertgen": __version__,

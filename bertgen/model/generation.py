@@ -16,6 +16,7 @@ from ..decoding.stopping_criteria import StoppingCriterion, build_stopping_crite
 from ..errors import ConfigError, InputError, UnsupportedError, quoted
 from ..kernels.plain import is_traced
 from ..layers.inspection import is_plain
+from ..ops.device_guard import on_own_device
 from ..ops.slow_paths import report_slow_paths
 from ..outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
@@ -35,6 +36,7 @@ class GenerationMixin:
 
     @cache_alias
     @torch.no_grad()
+    @on_own_device
     def generate(
         self,
         inputs: torch.Tensor | None = None,

@@ -16,12 +16,13 @@ def why_not_attention(q: torch.Tensor, *rest: Any, key_mask: torch.Tensor | None
     """Why attention_triton declines."""
     if key_mask is not None:
         return "the kernel takes no mask that lengths cannot express"
-    return _why_not_heads(q)
+    return _why_not_heads(q) or _why_not_mixed(q, *rest, *named.values())
 
 
 def why_not_decode_attention(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
     """Why decode_attention_triton and cross_decode_attention_triton decline."""
-    return why_not_gradients(q, *rest, *named.values()) or _why_not_heads(q)
+    arguments = (q, *rest, *named.values())
+    return why_not_gradients(*arguments) or _why_not_heads(q) or _why_not_mixed(*arguments)
 
 
 def why_not_int4_matmul(
@@ -48,3 +49,11 @@ def _why_not_heads(q: torch.Tensor) -> str | None:
 def _why_not_dtype(x: torch.Tensor) -> str | None:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     return None if x.dtype in dtypes else f"{x.dtype} is none of float32, float16 and bfloat16"
+
+
+def _why_not_mixed(q: torch.Tensor, *others: Any) -> str | None:
+    """Why not where a floating tensor has another dtype than q, as beside a product under autocast."""
+    for t in others:
+        if isinstance(t, torch.Tensor) and t.dtype != q.dtype and t.is_floating_point():
+            return f"q is {q.dtype}, and another tensor {t.dtype}"
+    return None

@@ -21,6 +21,7 @@ from ..errors import BackendError, quoted
 from ..kernels.language import INTERPRETED, WHY_NOT_TRITON
 from ..kernels.plain import why_not_kernel
 from . import extension, torch_library
+from .device_guard import device_guard
 
 Function = Callable[..., Any]
 BACKENDS = ("auto", "reference", "triton", "cpp")
@@ -145,7 +146,10 @@ class KernelOp(Op):
         if reason is None:
             function = self.triton if backend == "triton" else self.cpp
             assert function is not None
-            return function(first, *rest, **named)
+            if not first.is_cuda:
+                return function(first, *rest, **named)
+            with device_guard(first.device):
+                return function(first, *rest, **named)
         if _backend == backend:
             raise BackendError(f"{self.name}: the backend is set to {backend}, but {reason}")
         return self.reference(first, *rest, **named)

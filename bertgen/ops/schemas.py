@@ -42,6 +42,14 @@ def _empty_like(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _normalized(x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    """The shape of x; the widest dtype, as of a LayerNorm after a product under autocast."""
+    dtype = x.dtype
+    for t in (weight, *others):
+        dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 # Without dropout: the backward runs the forward again, and would draw other random numbers.
 _register(
     attention,
@@ -65,7 +73,7 @@ _register(
 _register(
     add_layer_norm,
     "(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor shift, float eps) -> Tensor",
-    _empty_like,
+    lambda x, bias, residual, weight, shift, eps: _normalized(x, weight, bias, residual),
     differentiable=True,
 )
 _register(bias_gelu, "(Tensor x, Tensor? bias, str activation) -> Tensor", _empty_like, differentiable=True)
@@ -73,7 +81,7 @@ for _op in (layer_norm_gelu, gelu_layer_norm):
     _register(
         _op,
         "(Tensor x, Tensor weight, Tensor shift, float eps, str activation) -> Tensor",
-        _empty_like,
+        lambda x, weight, *rest: _normalized(x, weight),
         differentiable=True,
     )
 _register(

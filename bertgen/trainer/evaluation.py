@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..config import EngineConfig
 from ..generator import Generator
 from ..metrics import bleu
 from ..model import EncoderDecoderModel
@@ -32,6 +33,8 @@ def dev_bleu(
     """
     chosen = dict(list(references(corpus.pairs).items())[:sentences])
     longest = int(corpus.targets.lengths.max()) + 1  # the start token counts
-    generator = Generator(model, tokenizer, encode_tokens=batch_tokens)
+    limit = EngineConfig().on(model.device.type).max_rows or len(chosen)
+    # No more rows than there are sources: the state of the optimizer takes the memory, too.
+    generator = Generator(model, tokenizer, encode_tokens=batch_tokens, max_rows=max(1, min(limit, len(chosen))))
     outputs = generator.generate(list(chosen), num_beams=1, do_sample=False, max_length=longest)
     return bleu([output.text for output in outputs], list(chosen.values())).value

@@ -10,8 +10,9 @@ from bertgen.config import EngineConfig
 
 def test_unset_limits_get_the_default_of_the_device():
     gpu, cpu = EngineConfig().on("cuda"), EngineConfig().on("cpu")
-    for name in ("max_rows", "cache_bytes", "encode_tokens"):
+    for name in ("max_rows", "encode_tokens"):
         assert getattr(gpu, name) > getattr(cpu, name) > 0
+    assert cpu.cache_bytes == 4 << 30 and gpu.cache_bytes is None
     config = EngineConfig(max_rows=3, cache_bytes=1 << 40, encode_tokens=5, refill=0)
     assert config.on("cuda") == config.on("cpu") == config
     assert config.refill == 0.0 and isinstance(config.refill, float)

@@ -88,3 +88,55 @@ def test_tokens(model, batch, options):
 
     plain, tokens = by_each(run)
     assert torch.equal(plain, tokens)
+
+
+def test_training_under_autocast_uses_the_kernels(model, batch, monkeypatch):
+    """fp16, as the interpreter has no bfloat16: x in 16 bits beside float32; kept for the backward are 16 bits."""
+    ids, mask, labels = batch
+    ran = []
+    for name in ("add_layer_norm", "bias_gelu"):
+        operator = ops.OPS[name]
+
+        def record(*arguments, operator=operator, function=operator.triton, **named):
+            y = function(*arguments, **named)
+            ran.append((operator.name, arguments[0].dtype, y.dtype))
+            return y
+
+        monkeypatch.setitem(vars(operator), "triton", record)
+
+    def run():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = model.eval()(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    (plain_loss, plain), (loss, gradients) = by_each(run)
+    assert abs(loss - plain_loss) <= 2e-3 and gradients.keys() == plain.keys()
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        assert bool((gradient - plain[name]).abs().max() <= 5e-3), name
+    half, single = torch.float16, torch.float32
+    assert set(ran) == {("add_layer_norm", half, single), ("add_layer_norm", single, single), ("bias_gelu", half, half)}
+
+
+@pytest.mark.parametrize("accelerated", [False, True], ids=["own", "drop-in"])
+def test_inference_under_autocast(accelerated):
+    """Without gradients a forward and `generate` run; kernels that lack a mixture of dtypes decline."""
+    import bertgen
+    from tests.support.small_pairs import IDS, MASK, own, theirs
+
+    model = bertgen.accelerate(theirs()) if accelerated else own()
+    targets = torch.tensor([[2, 3, 4, 5, 6], [2, 7, 8, 9, 4]])
+
+    def run():
+        with torch.no_grad(), torch.autocast("cpu", torch.float16):
+            logits = model(input_ids=IDS, attention_mask=MASK, decoder_input_ids=targets).logits
+            return logits, model.generate(IDS, attention_mask=MASK, max_length=8, num_beams=2)
+
+    (plain, plain_tokens), (logits, tokens) = by_each(run)
+    assert logits.dtype == plain.dtype and float((logits - plain).abs().max()) <= 5e-3
+    assert tokens.shape[0] == plain_tokens.shape[0] == 2
+    with torch.no_grad():
+        exact = model(input_ids=IDS, attention_mask=MASK, decoder_input_ids=targets).logits
+    assert float((logits - exact).abs().max()) <= 2e-2

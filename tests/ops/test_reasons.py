@@ -54,3 +54,47 @@ def test_kernels_without_a_backward_decline_gradients():
     with torch.no_grad():
         assert why_not_scores(q[0]) is None
     assert why_not_attention(q, q, q) is None  # it has a backward
+
+
+def test_attention_declines_a_mixture_of_dtypes():
+    """Under autocast a product has 16 bits, and keys in a cache those of the model."""
+    q, pool = torch.zeros(2, 1, 8, dtype=torch.bfloat16), torch.zeros(4, 1, 8)
+    reason = "q is torch.bfloat16, and another tensor torch.float32"
+    assert why_not_decode_attention(q, q, q, pool, pool) == why_not_attention(q, pool, v=pool) == reason
+    assert why_not_decode_attention(q, q, q, pool.bfloat16(), torch.zeros(2, dtype=torch.int32)) is None
+
+
+def test_the_fused_product_declines_under_autocast():
+    x = torch.zeros(2, 8)
+    why_not = ops.linear_gelu.why_not_triton
+    assert why_not(x, x) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert why_not(x, x) == "autocast chooses other dtypes"
+
+
+def test_norms_and_activations_take_16_bits_beside_float32_and_no_other_mixture():
+    half, single = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8)
+    why_not = ops.add_layer_norm.why_not_triton
+    for x, bias, residual, weight in (
+        (half, None, single, single),
+        (half, half, half, single),
+        (half, single, None, single),
+    ):
+        bias = None if bias is None else bias[0]
+        assert why_not(x, bias, residual, weight[0], weight[0], 1e-5) is None
+    assert (
+        why_not(single, None, half, single[0], single[0], 1e-5) == "residual is torch.bfloat16, weight is torch.float32"
+    )
+    assert why_not(half, None, single, half[0], half[0], 1e-5) == "residual is torch.float32, weight is torch.bfloat16"
+    assert why_not(half, None, None, single[0], half[0], 1e-5) == "shift is torch.bfloat16, weight is torch.float32"
+    assert "a tensor is torch.bfloat16" in why_not(single, None, None, half[0], half[0], 1e-5)
+    assert ops.bias_gelu.why_not_triton(half, single[0]) is None
+    assert "a tensor is torch.float16" in ops.bias_gelu.why_not_triton(half, single[0].half())
+
+
+def test_a_norm_has_the_widest_dtype_and_an_activation_that_of_x():
+    half, single = torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(2, 8)
+    assert ops.add_layer_norm(half, None, single, single[0], single[0], 1e-5).dtype == torch.float32
+    assert ops.add_layer_norm(half, None, None, single[0], single[0], 1e-5).dtype == torch.float32
+    assert ops.gelu_layer_norm(half, single[0], single[0], 1e-5).dtype == torch.float32
+    assert ops.bias_gelu(half, single[0]).dtype == torch.bfloat16
