@@ -2,12 +2,13 @@
 // ops/extension.py calls `use_torch` before any function that takes tensors.
 //
 // Its attributes are the names that both sides use, each a string of words: INSTRUCTION_SETS by their numbers, and the
-// layout of decoder_step, LAYER_PARTS, STEP_TABLES and LAYER_POOLS.
+// layout of decoder_step, LAYER_PARTS, STEP_TABLES and LAYER_POOLS, and PROCESSORS by their numbers.
 #include <Python.h>
 
 #include <string>
 
 #include "../instruction_sets.h"
+#include "../processors_cpu.h"
 #include "decoder_step_layout.h"
 #include "functions.h"
 #include "python.h"
@@ -52,9 +53,10 @@ PyMODINIT_FUNC PyInit__C(void) {
   PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
 #endif
   if (add_attention(module) && add_block_allocator(module) && add_decoder_step(module) && add_int4(module) &&
-      add_linear(module) && add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) &&
-      add_names(module, "LAYER_PARTS", kLayerParts) && add_names(module, "STEP_TABLES", kStepTableNames) &&
-      add_names(module, "LAYER_POOLS", kLayerPoolNames)) {
+      add_layernorm_gelu(module) && add_linear(module) && add_processors(module) && add_selection(module) &&
+      add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) &&
+      add_names(module, "STEP_TABLES", kStepTableNames) && add_names(module, "LAYER_POOLS", kLayerPoolNames) &&
+      add_names(module, "PROCESSORS", kProcessorNames)) {
     return module;
   }
   Py_DECREF(module);

@@ -82,6 +82,8 @@ inline constexpr DLDataType kTypeOf{};
 template <>
 inline constexpr DLDataType kTypeOf<float>{kDLFloat, 32, 1};
 template <>
+inline constexpr DLDataType kTypeOf<double>{kDLFloat, 64, 1};
+template <>
 inline constexpr DLDataType kTypeOf<uint8_t>{kDLUInt, 8, 1};
 template <>
 inline constexpr DLDataType kTypeOf<int32_t>{kDLInt, 32, 1};
