@@ -245,11 +245,13 @@ def device_tensors(root: Any) -> dict[str, torch.Tensor]:
 
 def parameters(model: Any) -> list[torch.Tensor]:
     """The tensors of a model on the device, and the codebooks of 4-bit weights."""
-    found = _PARAMETERS.get(model)
+    key = model if isinstance(model, torch.nn.Module) else None
+    found = None if key is None else _PARAMETERS.get(key)
     if found is None:
         found = [t.detach() for t in device_tensors(model).values()]
         found += [codebook(format, found[0].device) for format in CODEBOOKS]
-        _PARAMETERS[model] = found
+        if key is not None:
+            _PARAMETERS[key] = found
     return found
 
 
