@@ -245,7 +245,7 @@ class StaticRun:
                 self.move()
             self.cancel()
             self.join()
-            self.steps.run(self.r.choice((2, 2, 4, 8)), stop_when_over=self.r.random() < 0.3)
+            self.steps.run(self.r.choice((2, 2, 4, 6)), stop_when_over=self.r.random() < 0.3)
             self.runs += 1
             assert self.runs < 60, "units do not end"
             assert self.cache.allocator.check() == Violation.SOUND
