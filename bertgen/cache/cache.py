@@ -18,6 +18,7 @@ import torch
 
 from .. import ops
 from ..errors import UnsupportedError
+from ..kernels.tuning import DECODE_COUNTERS
 from ..packing import Packing
 from .block_allocator import Admission, BlockAllocator
 
@@ -123,6 +124,7 @@ class Cache:
         slot_table: int32 [R, positions], the slot of each position of the history of each running row.
         slot_mapping: int32 [R] or [R, T], the slots of the positions that this step writes.
         cross_metadata: the sources of the running rows; None without any.
+        arrivals: int32, zeros between launches: counters of attention whose keys several programs share.
     """
 
     def __init__(
@@ -148,6 +150,8 @@ class Cache:
         self.dtype = dtype
         self.device, self.has_cross, self.length, self.layer = device, False, 0, 0
         self._on_host = device.type == "cpu"
+        # One tensor for all launches: the kernels leave it at zero, and a stream runs them one after the other.
+        self.arrivals = torch.zeros(DECODE_COUNTERS, dtype=torch.int32, device=device)
         # Of each running row: its number, request and source. On the host, as the allocator is.
         self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
         self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64, device="cpu")
@@ -390,7 +394,8 @@ class Cache:
         if new == 1 and key_mask is None:
             pool = self.pool.keys[layer], self.pool.values[layer]
             q, k, v = self._cast(q, k, v)
-            return ops.decode_attention(q, k, v, *pool, self.slot_mapping.flatten(), self.slot_table, self.lengths)
+            slots = self.slot_mapping.flatten()
+            return ops.decode_attention(q, k, v, *pool, slots, self.slot_table, self.lengths, self.arrivals)
         (q,), (keys, values) = self._cast(q), (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_seqlens_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_seqlens_k, q_start = cu_seqlens_q, None
@@ -459,7 +464,9 @@ class Cache:
         (q,) = self._cast(q)
         if new == 1:
             pool = self.cross_pool.keys[layer], self.cross_pool.values[layer]
-            return ops.cross_decode_attention(q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows)
+            return ops.cross_decode_attention(
+                q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows, self.arrivals
+            )
         max_seqlen_q, max_seqlen_k = source.max_rows * new, source.table.shape[1]
         return ops.attention(
             q, *self._packed_source(layer), source.cu_rows * new, source.cu_seqlens_k(), max_seqlen_q, max_seqlen_k
