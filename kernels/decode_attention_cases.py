@@ -353,6 +353,4 @@ CROSS_VARIANTS = (
     _cross_variant("64 sources, 17 beams, 8 heads of 128", 64, 17, 8, 128),
 )
 CHECK = Check(decode_attention_reference, decode_attention_triton, CASES, VARIANTS)
-CROSS_CHECK = Check(
-    cross_decode_attention_reference, cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS
-)
+CROSS_CHECK = Check(cross_decode_attention_reference, cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS)
