@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from .graph_pool import GraphPool
-
-if TYPE_CHECKING:
-    from .static_decoder import StaticDecoder
+from .static_decoder import StaticDecoder
 
 
 class GraphSteps:
