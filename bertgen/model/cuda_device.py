@@ -17,10 +17,12 @@ class CudaDevice:
     """The streams of one device, and the memory that all of its captures share.
 
     Args:
-        device: with its index.
+        device: without an index, the current one.
     """
 
     def __init__(self, device: torch.device):
+        if device.index is None:
+            device = torch.device(device.type, torch.cuda.current_device())
         self.device = device
         self._streams: dict[str, torch.cuda.Stream] = {}
         self._pool: Any = None  # of all captures
