@@ -16,7 +16,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -139,7 +139,7 @@ class StaticBatch:
         clock: seconds.
 
     Attributes:
-        rows: in use. steps, row_steps: so far; the latter are right once a request has ended.
+        rows: in use. steps: so far.
     """
 
     open: Open
@@ -150,7 +150,7 @@ class StaticBatch:
 
     rows: int = field(default=0, init=False)
     steps: int = field(default=0, init=False)
-    row_steps: int = field(default=0, init=False)
+    _row_steps: int = field(default=0, init=False)  # not yet taken
     _stage: _Stage | None = field(default=None, init=False)
     _stages: OrderedDict[tuple[Any, ...], _Stage] = field(default_factory=OrderedDict, init=False)
     _ended: list[Request] = field(default_factory=list, init=False)  # complete, not yet returned
@@ -328,13 +328,12 @@ class StaticBatch:
             stage = self._move({}, stage.source_width)
         count = self._count(waiting)
         rows, start = self.rows, self.clock()
-        stage.decoder.cache.prepare(count)
         done = stage.steps.run(count, waiting)
         stage.runs += 1
         if done and self.limits.seconds is not None:
             self._cost = (self.clock() - start) / done, rows
         self.steps += done
-        self.row_steps += done * rows
+        self._row_steps += done * rows
         return done
 
     def _count(self, waiting: bool) -> int:
@@ -349,6 +348,11 @@ class StaticBatch:
         seconds *= max(1.0, self.rows / rows)
         count = int(min(most, max(least, limits.seconds / max(seconds, 1e-9))))
         return count - count % 2 if limits.even else count
+
+    def take_row_steps(self) -> int:
+        """Tokens decoded since the last call. Units are counted to the end of each run, and corrected once they end."""
+        steps, self._row_steps = self._row_steps, 0
+        return steps
 
     # -- leaving
 
@@ -387,7 +391,7 @@ class StaticBatch:
         results, lengths = search.results(found), search.lengths.tolist()
         units = [unit for place in places if (unit := stage.units[index][place]) is not None]
         for place, unit, (outputs, scores) in zip(places, units, results):
-            self.row_steps += (lengths[place] - 1 - (self.steps - unit.began)) * stage.groups[index].width
+            self._row_steps += (lengths[place] - 1 - (self.steps - unit.began)) * stage.groups[index].width
             if store_results(unit.owner, outputs, scores):
                 self._ended.append(unit.member.request)
         self._leave(stage, index, places, last=0)
@@ -432,7 +436,4 @@ def _units(request: Request, admission: Admission) -> list[_Unit]:
     if request.options.num_beams > 1 or request.rows == 1:
         return [_Unit(request, admission, _Member(request, admission, 1))]
     member = _Member(request, admission, request.rows)
-    return [
-        _Unit((request, i), replace(admission, rows=range(row, row + 1)), member)
-        for i, row in enumerate(admission.rows)
-    ]
+    return [_Unit((request, i), one, member) for i, one in enumerate(admission.split(1))]

@@ -22,6 +22,7 @@ from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
 from .generation_inputs import GenerationInputs, decoder_only_inputs, encoder_decoder_inputs
 from .generation_warnings import warn_without_end_token
 from .inputs import check_ids, check_tensors
+from .static_generation import generated, why_not_static_generation
 
 
 class GenerationMixin:
@@ -117,7 +118,11 @@ class GenerationMixin:
         )  # fmt: skip
         criteria = build_stopping_criteria(resolved, tokenizer, stopping_criteria)
         limited = with_custom_limits(resolved, prepared.prefix.shape[1], stopping_criteria)
-        search = decoding.new_search(prepared.prefix, limited, processors, criteria, generator)
+        search = decoding.empty_search(limited, processors, criteria, generator)
+        if streamer is None and all(map(is_plain, (self, decoder, decoder.body))):
+            if why_not_static_generation(decoder, prepared, limited, search) is None:
+                return generated(decoder, prepared, limited, search)
+        search.join(prepared.prefix, range(len(prepared.prefix)))
         step_decoder = self._step_decoder(decoder, prepared, resolved)
         output = decoding.run_search(step_decoder, search, streamer)
         if not resolved.return_dict_in_generate:

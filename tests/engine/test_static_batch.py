@@ -14,14 +14,6 @@ from tests.support.made_up_model import options
 GREEDY, BEAMS, DRAWS = options(), options(num_beams=4), options(do_sample=True, num_return_sequences=3)
 
 
-class FakeCache:
-    def __init__(self, world):
-        self.world = world
-
-    def prepare(self, count):
-        self.world.fail("prepare")
-
-
 class FakeSearch:
     """Counts to the limit of each unit; its results are what the owner asks for."""
 
@@ -44,7 +36,7 @@ class FakeSearch:
 
 class FakeDecoder:
     def __init__(self, world, counts, source_width):
-        self.world, self.source_width, self.cache = world, source_width, FakeCache(world)
+        self.world, self.source_width = world, source_width
         self.searches = [FakeSearch(count) for count in counts]
         self.admissions = [[None] * count for count in counts]
 
@@ -141,7 +133,9 @@ class World:
         admissions = {}
         for request in requests:
             first, self.serial = self.serial, self.serial + request.rows
-            admissions[request] = Admission(first, range(first, first + request.rows), 0, True)
+            admissions[request] = Admission(
+                first, range(first, first + request.rows), request.positions, len(request.ids), 0, True
+            )
         self.batch.join(admissions)
         return admissions
 
@@ -191,7 +185,7 @@ def test_requests_of_all_kinds_end_with_their_own_results(late):
         )
         assert len(request.outputs) == (3 if request.options.do_sample else 1)
     assert sorted(one.request for one in world.released) == sorted(one.request for one in admissions.values())
-    assert world.batch.row_steps == sum(request.rows * (request.options.max_length - 1) for request in requests)
+    assert world.batch.take_row_steps() == sum(request.rows * (request.options.max_length - 1) for request in requests)
 
 
 def test_a_stage_grows_is_compacted_and_is_found_again():
@@ -357,7 +351,7 @@ def test_a_run_on_a_cpu_takes_twenty_milliseconds():
 # Faults
 
 
-@pytest.mark.parametrize("place", ["open", "join", "take", "prepare", "run"])
+@pytest.mark.parametrize("place", ["open", "join", "take", "run"])
 def test_after_a_failure_everything_can_be_dropped_and_run_again(place):
     world = World(late=1)
     requests = [greedy(30) for _ in range(3)]
