@@ -15,3 +15,5 @@ from .search_loop import new_search as new_search
 from .search_loop import run_search as run_search
 from .search_loop import search_class as search_class
 from .search_loop import step_searches as step_searches
+from .static_search import StaticSearch as StaticSearch
+from .static_search import why_not_static as why_not_static
