@@ -22,11 +22,34 @@ float power(int64_t length, double exponent) {
   return static_cast<float>(std::pow(static_cast<double>(length), exponent));
 }
 
+struct Ranked {
+  float score;
+  int64_t index;
+};
+
+// The best `wanted` of the scores and their indices, as torch.topk finds them on a CPU: of equal scores, those that these
+// algorithms leave in front. The order of hypotheses of equal scores is part of the results.
+void top(const float* scores, int64_t count, int64_t wanted, std::vector<Ranked>& ranked) {
+  const auto before = [](const Ranked& a, const Ranked& b) {
+    return (std::isnan(a.score) && !std::isnan(b.score)) || a.score > b.score;
+  };
+  ranked.resize(count);
+  for (int64_t i = 0; i < count; ++i) ranked[i] = {scores[i], i};
+  const auto begin = ranked.begin();
+  if (64 * wanted <= count) {
+    std::partial_sort(begin, begin + wanted, ranked.end(), before);
+  } else {
+    std::nth_element(begin, begin + wanted - 1, ranked.end(), before);
+    std::sort(begin, begin + wanted - 1, before);
+  }
+  ranked.resize(wanted);
+}
+
 // The units of a search that are not over, and their rows.
 struct Live {
-  std::vector<int64_t> units;      // of the search
-  int64_t first_unit, first_row;   // of the search among all units and rows
-  int64_t first;                   // row among the live rows of all searches
+  std::vector<int64_t> units, lengths;  // numbers in the search, and tokens of their histories
+  int64_t first_unit, first_row;        // of the search among all units and rows
+  int64_t first;                        // row among the live rows of all searches
 };
 
 struct RowWorkspace {
@@ -35,11 +58,11 @@ struct RowWorkspace {
 };
 
 struct UnitWorkspace {
-  std::vector<float> totals, ranks, values;
-  std::vector<int64_t> indices, order, histories;
+  std::vector<float> ranks;
+  std::vector<Ranked> order;
+  std::vector<int64_t> histories;
   std::vector<int32_t> table;
-  std::vector<uint8_t> ends, flags;
-  std::vector<int64_t> lengths;
+  std::vector<uint8_t> ends;
   ProcessorWorkspace processors;
 };
 
@@ -51,7 +74,7 @@ class Steps {
     int64_t unit = 0, row = 0;
     for (const StaticSearch& search : searches) {
       const SearchPlan& plan = *search.plan;
-      live_.push_back({{}, unit, row, 0});
+      live_.push_back({{}, {}, unit, row, 0});
       for (int64_t i = 0; i < plan.units; ++i, ++unit, row += plan.width) {
         BERTGEN_CHECK(tables.cu_rows[unit] == row, "cu_rows[", unit, "] is ", tables.cu_rows[unit], ", not ", row);
       }
@@ -70,6 +93,7 @@ class Steps {
         if (live_[i].units.empty()) continue;
         searches_[i].plan->beams ? advance_beams(searches_[i], live_[i]) : advance_rows(searches_[i], live_[i]);
       }
+      advance_lengths();
       if (stop_when_over && any_is_over()) return done + 1;
     }
     return done;
@@ -113,10 +137,11 @@ class Steps {
       Live& live = live_[i];
       const SearchPlan& plan = *searches_[i].plan;
       live.units.clear();
+      live.lengths.clear();
       live.first = static_cast<int64_t>(rows_.size());
       for (int64_t unit = 0; unit < plan.units; ++unit) {
         if (tables_.over[live.first_unit + unit]) continue;
-        check_length(searches_[i], unit);
+        live.lengths.push_back(checked_length(searches_[i], unit));
         live.units.push_back(unit);
         units.push_back(live.first_unit + unit);
         for (int64_t w = 0; w < plan.width; ++w) add_row(live.first_row + unit * plan.width + w);
@@ -162,12 +187,13 @@ class Steps {
     }
   }
 
-  static void check_length(const StaticSearch& search, int64_t unit) {
+  static int64_t checked_length(const StaticSearch& search, int64_t unit) {
     const bool beams = search.plan->beams;
     const int64_t length = (beams ? search.beam.lengths : search.sampling.lengths)[unit];
     const int64_t positions = beams ? search.beam.positions : search.sampling.positions;
     BERTGEN_CHECK(length >= kPrefix && length < positions, "a history has ", length, " tokens, not ", kPrefix, " to ",
                   positions - 1);
+    return length;
   }
 
   void add_row(int64_t row) {
@@ -230,7 +256,18 @@ class Steps {
     for (size_t i = 0; i < rows_.size(); ++i) {
       const int64_t row = rows_[i];
       tables_.table[row * tables_.positions + lengths_[i]] = static_cast<int32_t>(slots_[i]);
-      tables_.lengths[row] = lengths_[i] + 1;
+    }
+  }
+
+  // Counts the position of the rows that go on.
+  void advance_lengths() const {
+    for (size_t i = 0; i < searches_.size(); ++i) {
+      const Live& live = live_[i];
+      const int64_t width = searches_[i].plan->width;
+      for (const int64_t unit : live.units) {
+        if (tables_.over[live.first_unit + unit]) continue;
+        for (int64_t w = 0; w < width; ++w) ++tables_.lengths[live.first_row + unit * width + w];
+      }
     }
   }
 
@@ -257,7 +294,7 @@ class Steps {
     const SamplingState& state = search.sampling;
     const int64_t count = static_cast<int64_t>(live.units.size()), columns = vocabulary();
     for_each<RowWorkspace>(count, 4 * count * columns, threads_, [&](int64_t i, RowWorkspace& workspace) {
-      const int64_t unit = live.units[i], row = live.first_row + unit, length = state.lengths[unit];
+      const int64_t unit = live.units[i], row = live.first_row + unit, length = live.lengths[i];
       const float* logits = logits_ + (live.first + i) * columns;
       const float* scores = logits;
       int64_t* sequence = state.sequences + unit * state.positions;
@@ -315,35 +352,33 @@ class Steps {
         for (int64_t w = 0; w < width; ++w) {
           float* row = scores + w * columns;
           const int64_t* history = search.beam.running_sequences + (unit * width + w) * search.beam.positions;
-          process(plan.processors, history, search.beam.lengths[unit], row, columns, workspace.processors);
+          process(plan.processors, history, live.lengths[i], row, columns, workspace.processors);
           const float offset = search.beam.running_scores[unit * width + w];
           for (int64_t v = 0; v < columns; ++v) row[v] += offset;
         }
         best_scores(scores, width * columns, count, total, index);
       }
-      extend_beams(search, live, unit, total, index, count, workspace);
+      extend_beams(search, live, i, total, index, count, workspace);
     });
   }
 
-  // Continues the hypotheses of a unit with the best of its candidates, and keeps those that end.
-  void extend_beams(const StaticSearch& search, const Live& live, int64_t unit, const float* total,
-                    const int64_t* index, int64_t count, UnitWorkspace& workspace) {
+  // Continues the hypotheses of live unit i with the best of its candidates, and keeps those that end.
+  void extend_beams(const StaticSearch& search, const Live& live, int64_t i, const float* total, const int64_t* index,
+                    int64_t count, UnitWorkspace& workspace) {
     const SearchPlan& plan = *search.plan;
     const BeamState& state = search.beam;
-    const int64_t width = plan.width, columns = vocabulary(), length = state.lengths[unit];
-    const int64_t positions = state.positions, new_length = length + 1;
+    const int64_t unit = live.units[i], width = plan.width, columns = vocabulary();
+    const int64_t length = live.lengths[i], new_length = length + 1, positions = state.positions;
     int64_t* running = state.running_sequences + unit * width * positions;
     uint8_t* is_finished = state.is_finished + unit * width;
 
     workspace.ends.resize(count);
-    workspace.ranks.resize(std::max(count + width, 2 * width));
-    workspace.values.resize(width);
-    workspace.order.resize(width);
+    workspace.ranks.resize(count + width);
     for (int64_t c = 0; c < count; ++c) {
       workspace.ends[c] = contains(plan.ends, index[c] % columns);
       workspace.ranks[c] = workspace.ends[c] ? total[c] + kDeadScore : total[c];
     }
-    best_scores(workspace.ranks.data(), count, width, workspace.values.data(), workspace.order.data());
+    top(workspace.ranks.data(), count, width, workspace.order);
     if (new_length >= state.limits[unit]) std::fill(workspace.ends.begin(), workspace.ends.end(), uint8_t{1});
 
     const auto has_enough = [&] {
@@ -351,13 +386,12 @@ class Steps {
     };
     const bool continues = state.can_improve[unit] && !has_enough();
     const float generated = power(new_length - kPrefix, plan.length_penalty);
-    if (continues) finish(search, unit, total, index, count, generated, workspace);
+    finish(search, unit, length, total, index, count, generated, continues, workspace);
 
     // The histories before the running hypotheses take their place.
     workspace.histories.resize(width * new_length);
-    workspace.table.resize(width * new_length);
     int32_t* table = tables_.table + (live.first_row + unit * width) * tables_.positions;
-    const int64_t slots = tables_.lengths[live.first_row + unit * width];  // this step has counted its own
+    const int64_t slots = lengths_[live.first + i * width] + 1;  // with that of this step
     workspace.table.resize(width * slots);
     for (int64_t w = 0; w < width; ++w) {
       std::copy_n(running + w * positions, length, workspace.histories.data() + w * new_length);
@@ -366,7 +400,7 @@ class Steps {
     bool all_end = true;
     for (int64_t c = 0; c < count; ++c) all_end &= workspace.ends[c] != 0;
     for (int64_t w = 0; w < width; ++w) {
-      const int64_t c = workspace.order[w], beam = index[c] / columns, token = index[c] % columns;
+      const int64_t c = workspace.order[w].index, beam = index[c] / columns, token = index[c] % columns;
       const int64_t row = live.first_row + unit * width + w;
       std::copy_n(workspace.histories.data() + beam * new_length, length, running + w * positions);
       running[w * positions + length] = token;
@@ -393,37 +427,42 @@ class Steps {
     tables_.over[live.first_unit + unit] = !state.can_improve[unit] || has_enough() || all_end;
   }
 
-  // Puts those of the first `width` candidates that end among the finished hypotheses, best first.
-  void finish(const StaticSearch& search, int64_t unit, const float* total, const int64_t* index, int64_t count,
-              float generated, UnitWorkspace& workspace) {
+  // Puts those of the first `width` candidates that end among the finished hypotheses, best first, where the search of
+  // the unit `continues`.
+  void finish(const StaticSearch& search, int64_t unit, int64_t length, const float* total, const int64_t* index,
+              int64_t count, float generated, bool continues, UnitWorkspace& workspace) {
     const BeamState& state = search.beam;
-    const int64_t width = search.plan->width, columns = vocabulary(), length = state.lengths[unit];
+    const int64_t width = search.plan->width, columns = vocabulary();
     const int64_t positions = state.positions, new_length = length + 1;
-    const auto finishes = [&](int64_t c) { return c < width && workspace.ends[c] && total[c] > kLiveThreshold; };
-    bool any = false;
-    for (int64_t c = 0; c < std::min(width, count); ++c) any |= finishes(c);
-    if (!any) return;
+    const auto finishes = [&](int64_t c) {
+      return continues && c < width && workspace.ends[c] && total[c] > kLiveThreshold;
+    };
     const int64_t* running = state.running_sequences + unit * width * positions;
     int64_t* finished = state.finished_sequences + unit * width * positions;
     float* scores = state.finished_scores + unit * width;
     int64_t* lengths = state.finished_lengths + unit * width;
     uint8_t* is_finished = state.is_finished + unit * width;
-    std::vector<int64_t> order(width), old_sequences(finished, finished + width * positions);
-    std::vector<int64_t> old_lengths(lengths, lengths + width);
+    std::vector<int64_t> old_sequences(width * new_length), old_lengths(lengths, lengths + width);
     std::vector<uint8_t> old_flags(is_finished, is_finished + width);
+    std::vector<Ranked> order;
     std::copy_n(scores, width, workspace.ranks.data());
     for (int64_t c = 0; c < count; ++c) {
       workspace.ranks[width + c] = finishes(c) ? total[c] / generated : -std::numeric_limits<float>::infinity();
     }
-    best_scores(workspace.ranks.data(), width + count, width, scores, order.data());
+    top(workspace.ranks.data(), width + count, width, order);
+    for (int64_t w = 0; w < width; ++w) {
+      std::copy_n(finished + w * positions, new_length, old_sequences.data() + w * new_length);
+    }
     for (int64_t w = 0; w < width; ++w) {
       int64_t* sequence = finished + w * positions;
-      if (order[w] < width) {
-        std::copy_n(old_sequences.data() + order[w] * positions, new_length, sequence);
-        lengths[w] = old_lengths[order[w]];
-        is_finished[w] = old_flags[order[w]];
+      const int64_t place = order[w].index;
+      scores[w] = order[w].score;
+      if (place < width) {
+        std::copy_n(old_sequences.data() + place * new_length, new_length, sequence);
+        lengths[w] = old_lengths[place];
+        is_finished[w] = old_flags[place];
       } else {
-        const int64_t c = order[w] - width;
+        const int64_t c = place - width;
         std::copy_n(running + index[c] / columns * positions, length, sequence);
         sequence[length] = index[c] % columns;
         lengths[w] = new_length;

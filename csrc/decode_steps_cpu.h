@@ -61,7 +61,8 @@ enum EarlyStopping : int64_t { kNotEarly, kEarly, kNeverEarly };
 // Units of one kind of search, which have the same number of rows each.
 struct SearchPlan {
   int64_t units, width;
-  bool beams, samples, scored;
+  bool beams;
+  bool samples, scored;  // of others
   std::vector<int64_t> ends;  // ids that end a sequence
   std::vector<Processor> processors;
   // Of beams
@@ -78,7 +79,7 @@ struct SamplingState {
   int64_t* lengths;
   const int64_t *limits, *seeds, *numbers;
   double* log_probs;
-  const float* temperature;
+  const float* temperature;  // these and the seeds are read where the search samples
   const int64_t* top_k;
   const float *top_p, *min_p;
 };

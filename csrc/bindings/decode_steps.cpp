@@ -172,19 +172,26 @@ class Fields {
   const char* const* names_;
 };
 
-SamplingState sampling_state(const Fields& fields, int64_t units) {
+SamplingState sampling_state(const Fields& fields, int64_t units, bool samples) {
   const int64_t positions = fields.size(kSequences, 2, 1);
-  return {fields.at<int64_t>(kSequences, {units, positions}),
+  SamplingState state{fields.at<int64_t>(kSequences, {units, positions}),
           positions,
           fields.at<int64_t>(kSampleLengths, {units}),
           fields.at<int64_t>(kSampleLimits, {units}),
           fields.at<int64_t>(kSeeds, {units}),
           fields.at<int64_t>(kNumbers, {units}),
           fields.at<double>(kLogProbs, {units}),
-          fields.at<float>(kTemperature, {units}),
-          fields.at<int64_t>(kTopK, {units}),
-          fields.at<float>(kTopP, {units}),
-          fields.at<float>(kMinP, {units})};
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr};
+  if (samples) {
+    state.temperature = fields.at<float>(kTemperature, {units});
+    state.top_k = fields.at<int64_t>(kTopK, {units});
+    state.top_p = fields.at<float>(kTopP, {units});
+    state.min_p = fields.at<float>(kMinP, {units});
+  }
+  return state;
 }
 
 BeamState beam_state(const Fields& fields, int64_t units, int64_t width) {
@@ -203,7 +210,7 @@ BeamState beam_state(const Fields& fields, int64_t units, int64_t width) {
 
 // weights, plans, workspace
 //              capsules; a workspace serves one call at a time
-// states       the tensors of the state of each search
+// states       the tensors of the state of each search; greedy search has none from temperature on
 // pools, source_pools
 //              as those of decoder_step; no source pools without cross-attention
 // tables       bool over [units], int64 tokens [rows, 1], parents [rows], int32 own_slots, slot_table [rows, positions],
@@ -238,7 +245,8 @@ int64_t decode_steps_op(DecoderWeights* weights, const std::vector<Plan*>& plans
     if (plan.beams) {
       search.beam = beam_state({states[i], kBeamStateNames, kBeamFields}, plan.units, plan.width);
     } else {
-      search.sampling = sampling_state({states[i], kSamplingStateNames, kSamplingFields}, plan.units);
+      search.sampling = sampling_state({states[i], kSamplingStateNames, plan.samples ? kSamplingFields : kTemperature},
+                                       plan.units, plan.samples);
     }
     searches.push_back(search);
   }

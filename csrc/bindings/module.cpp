@@ -56,9 +56,9 @@ PyMODINIT_FUNC PyInit__C(void) {
 #endif
   if (add_attention(module) && add_block_allocator(module) && add_decode_steps(module) &&
       add_decoder_step(module) && add_int4(module) && add_linear(module) && add_module_watch(module) &&
-      add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) && add_names(module, "STEP_TABLES", kStepTableNames) &&
-      add_names(module, "LAYER_POOLS", kLayerPoolNames) && add_names(module, "DECODER_PARTS", kDecoderPartNames) &&
-      add_names(module, "STATIC_TABLES", kStaticTableNames) &&
+      add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) &&
+      add_names(module, "STEP_TABLES", kStepTableNames) && add_names(module, "LAYER_POOLS", kLayerPoolNames) &&
+      add_names(module, "DECODER_PARTS", kDecoderPartNames) && add_names(module, "STATIC_TABLES", kStaticTableNames) &&
       add_names(module, "SAMPLING_STATE", kSamplingStateNames) && add_names(module, "BEAM_STATE", kBeamStateNames) &&
       add_names(module, "PROCESSORS", kProcessorNames)) {
     return module;

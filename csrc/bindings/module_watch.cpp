@@ -45,7 +45,6 @@ struct Module {
 
 // Names of attributes of a module.
 struct Names {
-  Reference training{PyUnicode_InternFromString("training")};
   Reference forward{PyUnicode_InternFromString("forward")};
   Reference parameters{PyUnicode_InternFromString("_parameters")};
   Reference children{PyUnicode_InternFromString("_modules")};
@@ -143,9 +142,7 @@ bool is_unchanged(const Module& one, const Names& names) {
   const Reference type(PyObject_Type(one.module.get()));
   if (type.get() != one.type.get()) return false;
   const Reference dict(PyObject_GenericGetDict(one.module.get(), nullptr));
-  if (find(dict.get(), names.training.get()) != Py_False || find(dict.get(), names.forward.get()) != nullptr) {
-    return false;
-  }
+  if (find(dict.get(), names.forward.get()) != nullptr) return false;
   for (const Reference& hooks : names.hooks) {
     if (PyDict_Size(find_dict(dict.get(), hooks.get())) != 0) return false;
   }
@@ -160,7 +157,7 @@ bool is_unchanged(const Module& one, const Names& names) {
 }
 
 // -> 1 where each module has the class, the children, the parameters in the memory and the attributes that it had, no
-//    hooks, no forward of its own, and is not in training mode; else 0
+//    hooks and no forward of its own; else 0
 int64_t are_unchanged(Watch* watch) {
   for (const Module& module : watch->modules) {
     if (!is_unchanged(module, watch->names)) return 0;
