@@ -14,7 +14,6 @@ from ..decoding.static_search import why_not_static
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
 from ..model.cpp_steps import CppSteps, why_not_cpp_steps
-from ..model.graph_steps import GraphSteps, why_not_graphs
 from ..model.static_decoder import StaticDecoder, Steps
 from .request import Request, SearchKey
 from .search_group import SearchGroup
@@ -23,8 +22,6 @@ from .static_batch import SECONDS, StaticBatch, StaticLimits
 
 def why_not_static_steps(model: EncoderDecoderModel, rows: int) -> str | None:
     """Why static steps of so many rows do not run on the model's device, as one clause; None where they do."""
-    if model.device.type == "cuda":
-        return why_not_graphs(model.device)
     if model.device.type == "cpu":
         return why_not_cpp_steps(model.decoder, rows)
     return f"there are no static steps on {model.device.type}"
@@ -43,8 +40,6 @@ def why_not_static_request(request: Request, search: decoding.Search) -> str | N
 
 def explain_static(model: EncoderDecoderModel) -> str:
     """What runs static steps on the model's device."""
-    if model.device.type == "cuda":
-        return "several steps run as CUDA graphs"
     return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
 
 
@@ -75,7 +70,7 @@ def _open(
     searches = [(_search(key, model), units) for key, units in groups]
     positions = model.config.decoder.max_tokens + 1  # the last token of an output is not fed to the decoder
     decoder = StaticDecoder(model.decoder, cache, searches, positions, source_width)
-    return decoder, GraphSteps(decoder) if model.device.type == "cuda" else CppSteps(decoder)
+    return decoder, CppSteps(decoder)
 
 
 def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:

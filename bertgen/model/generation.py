@@ -22,7 +22,6 @@ from .generation_decoders import CachedDecoder, ForwardDecoder, UncachedDecoder
 from .generation_inputs import GenerationInputs, decoder_only_inputs, encoder_decoder_inputs
 from .generation_warnings import warn_without_end_token
 from .inputs import check_ids, check_tensors
-from .static_generation import generated, why_not_static_generation
 
 
 class GenerationMixin:
@@ -119,9 +118,8 @@ class GenerationMixin:
         criteria = build_stopping_criteria(resolved, tokenizer, stopping_criteria)
         limited = with_custom_limits(resolved, prepared.prefix.shape[1], stopping_criteria)
         search = decoding.empty_search(limited, processors, criteria, generator)
-        if streamer is None and all(map(is_plain, (self, decoder, decoder.body))):
-            if why_not_static_generation(decoder, prepared, limited, search) is None:
-                return generated(decoder, prepared, limited, search)
+        if streamer is None and (sequences := self._static_sequences(prepared, limited, search)) is not None:
+            return sequences
         search.join(prepared.prefix, range(len(prepared.prefix)))
         step_decoder = self._step_decoder(decoder, prepared, resolved)
         output = decoding.run_search(step_decoder, search, streamer)
@@ -145,6 +143,16 @@ class GenerationMixin:
             decoder_hidden_states=step_decoder.states,
             past_key_values=cache,
         )
+
+    def _static_sequences(
+        self, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
+    ) -> torch.Tensor | None:
+        """int64 [outputs, L] of static steps; None, with nothing done, where these do not cover the call.
+
+        Args:
+            options: resolved. search: without sources.
+        """
+        return None
 
     def _step_decoder(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig) -> CachedDecoder:
         """The decoder of the decode loop for these inputs and resolved options.

@@ -43,7 +43,7 @@ def why_not_static_generation(
     return why_not_cpp_steps(decoder, len(inputs.prefix) * search.width)
 
 
-def generated(
+def static_sequences(
     decoder: Any, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
 ) -> torch.Tensor:
     """int64 [outputs, L], as `Search.output` has them, where `why_not_static_generation` is None."""

@@ -187,5 +187,3 @@ def make_groups(r: random.Random, model: EncoderDecoderModel, count: int, rows: 
         units = r.randint(1, max(1, min(4, rows // count // width)))
         groups.append((options, units, r.random() < 0.5 and width == 1))
     return groups
-
-
