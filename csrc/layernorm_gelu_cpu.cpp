@@ -22,12 +22,12 @@ BERTGEN_INLINE void add_norm_row(float* x, const float* residual, int64_t column
   Vector sums = {}, squares = {};
   int64_t k = 0;
   for (; k + kLanes <= columns; k += kLanes) {
-    const Vector part = vector_at(x + k).value + vector_at(residual + k).value;
-    vector_at(x + k).value = part;
+    Vector part = vector_at(x + k).value;
+    if (residual != nullptr) vector_at(x + k).value = part += vector_at(residual + k).value;
     sums += part;
   }
   float sum = sum_lanes(sums);
-  for (int64_t i = k; i < columns; ++i) sum += x[i] += residual[i];
+  for (int64_t i = k; i < columns; ++i) sum += residual == nullptr ? x[i] : x[i] += residual[i];
   const float mean = sum / static_cast<float>(columns);
   for (k = 0; k + kLanes <= columns; k += kLanes) {
     const Vector centered = vector_at(x + k).value - mean;
@@ -80,7 +80,7 @@ void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t colum
                     const float* shift, float eps, const Threads& threads) {
   const auto add_norm = BERTGEN_DISPATCH_UP_TO(Avx2, add_norm_row);
   for_each<NoWorkspace>(rows, rows * columns, threads, [&](int64_t r, NoWorkspace&) {
-    add_norm(x + r * columns, residual + r * columns, columns, weight, shift, eps);
+    add_norm(x + r * columns, residual == nullptr ? nullptr : residual + r * columns, columns, weight, shift, eps);
   });
 }
 

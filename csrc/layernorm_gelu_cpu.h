@@ -8,8 +8,8 @@
 
 namespace bertgen {
 
-// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place; the mean first, then the
-// variance.
+// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place; the mean first, then the variance. The residual
+// may be null.
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
                     const float* shift, float eps, const Threads& threads);
 

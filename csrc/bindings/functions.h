@@ -7,8 +7,10 @@ namespace bertgen {
 
 bool add_attention(PyObject* module);
 bool add_block_allocator(PyObject* module);
+bool add_decode_steps(PyObject* module);
 bool add_decoder_step(PyObject* module);
 bool add_int4(PyObject* module);
 bool add_linear(PyObject* module);
+bool add_module_watch(PyObject* module);
 
 }  // namespace bertgen
