@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -14,6 +15,9 @@ from ..decoding.static_search import why_not_static
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
 from ..model.cpp_steps import CppSteps, why_not_cpp_steps
+from ..model.cuda_device import CudaDevice
+from ..model.graph_pool import GraphPool, why_not_graphs
+from ..model.graph_steps import GraphSteps
 from ..model.static_decoder import StaticDecoder, Steps
 from .request import Request, SearchKey
 from .search_group import SearchGroup
@@ -24,7 +28,7 @@ def why_not_static_steps(model: EncoderDecoderModel, rows: int) -> str | None:
     """Why static steps of so many rows do not run on the model's device, as one clause; None where they do."""
     if model.device.type == "cpu":
         return why_not_cpp_steps(model.decoder, rows)
-    return f"there are no static steps on {model.device.type}"
+    return why_not_graphs(model.device)
 
 
 def why_not_static_request(request: Request, search: decoding.Search) -> str | None:
@@ -40,13 +44,16 @@ def why_not_static_request(request: Request, search: decoding.Search) -> str | N
 
 def explain_static(model: EncoderDecoderModel) -> str:
     """What runs static steps on the model's device."""
+    if model.device.type == "cuda":
+        return "steps run as replays of CUDA graphs"
     return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
 
 
 def static_batch(model: EncoderDecoderModel, cache: Cache, max_rows: int) -> StaticBatch:
     """An empty batch over the pools of this cache."""
+    graphs = GraphPool(CudaDevice(model.device)) if model.device.type == "cuda" else None
     return StaticBatch(
-        partial(_open, model, cache),
+        partial(_open, model, cache, graphs),
         partial(_release, cache),
         _limits(model, max_rows),
         synchronize=partial(_synchronize, model.device),
@@ -65,12 +72,28 @@ def _limits(model: EncoderDecoderModel, max_rows: int) -> StaticLimits:
 
 
 def _open(
-    model: EncoderDecoderModel, cache: Cache, groups: Sequence[tuple[SearchKey, int]], source_width: int
+    model: EncoderDecoderModel,
+    cache: Cache,
+    graphs: GraphPool | None,
+    groups: Sequence[tuple[SearchKey, int]],
+    source_width: int,
 ) -> tuple[StaticDecoder, Steps]:
     searches = [(_search(key, model), units) for key, units in groups]
     positions = model.config.decoder.max_tokens + 1  # the last token of an output is not fed to the decoder
     decoder = StaticDecoder(model.decoder, cache, searches, positions, source_width)
-    return decoder, CppSteps(decoder)
+    return decoder, CppSteps(decoder) if graphs is None else GraphSteps(decoder, graphs)
+
+
+@contextmanager
+def beside(batch: StaticBatch | None) -> Iterator[None]:
+    """On a GPU a prefill inside runs beside the runs that are queued; what is queued later waits for it."""
+    steps = None if batch is None else batch.newest_steps
+    if not isinstance(steps, GraphSteps):
+        yield
+        return
+    with steps.beside() as wait:
+        yield
+    wait()
 
 
 def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:

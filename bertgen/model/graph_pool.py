@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -34,19 +35,22 @@ class GraphPool:
         self.device, self.limit = device, limit
         self.failure: str | None = None
         self.captures = 0
-        self._held: OrderedDict[Any, Callable[[], None]] = OrderedDict()  # owner -> replay, the newest use last
+        self._held: OrderedDict[int, Callable[[], None]] = OrderedDict()  # id of an owner -> replay, newest use last
 
     def replay_of(self, owner: Any) -> Callable[[], None] | None:
         """What replays the capture of an owner; None where it has none, or no more."""
-        replay = self._held.get(owner)
+        replay = self._held.get(id(owner))
         if replay is not None:
-            self._held.move_to_end(owner)
+            self._held.move_to_end(id(owner))
         return replay
 
     def capture(self, owner: Any, call: Callable[[], None]) -> Callable[[], None] | None:
-        """Capture a call for an owner. None where that fails: then the reason is logged, and nothing is captured again.
+        """Capture a call for an owner, and keep it while the owner lives.
 
         The call must have run before, so that it compiles and makes nothing for the first time.
+
+        Returns:
+            What replays it. None where the capture fails: then the reason is logged, and nothing is captured again.
         """
         while len(self._held) >= self.limit:
             self.device.synchronize()  # a dropped graph may be running
@@ -58,14 +62,15 @@ class GraphPool:
             logger.warning("%s; from now on steps run one by one, as with BERTGEN_GRAPHS=0", self.failure)
             return None
         self.captures += 1
-        self._held[owner] = replay
+        self._held[id(owner)] = replay
+        weakref.finalize(owner, self._held.pop, id(owner), None).atexit = False
         return replay
 
     def drop(self, owner: Any) -> None:
         """Free the capture of an owner, where it has one."""
-        if owner in self._held:
+        if id(owner) in self._held:
             self.device.synchronize()
-            del self._held[owner]
+            del self._held[id(owner)]
 
 
 def why_not_graphs(device: torch.device) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .graph_pool import GraphPool
 from .static_decoder import StaticDecoder
+from .tensor_addresses import TensorAddresses
 
 
 class GraphSteps:
@@ -14,7 +15,8 @@ class GraphSteps:
 
     A graph has two steps, since `StaticCache.reorder` exchanges two tables: after two steps they are where they began.
     The first run decodes two steps without a graph, which compiles the kernels, and then captures the graph. It is
-    captured once: lengths, joins and leaves are contents of tensors. After the replays of a run, `over` is copied into
+    captured once: lengths, joins and leaves are contents of tensors; it is captured again where a parameter of the
+    decoder has got other memory. After the replays of a run, `over` is copied into
     memory that the host reads later. So `flags` waits for the run before the newest one, and the device always has
     a run to do while the host looks at the last.
 
@@ -30,6 +32,7 @@ class GraphSteps:
         self._over = [device.pinned(decoder.over) for _ in range(2)]  # after the runs of even and of odd numbers
         self._copied = [device.event() for _ in range(2)]
         self._known = 0  # the newest run that is known to be complete
+        self._weights: TensorAddresses | None = None  # of the decoder, in the graph
 
     def run(self, count: int, stop_when_over: bool = False) -> int:
         """Queue `count` steps, an even number; returns how many.
@@ -41,6 +44,9 @@ class GraphSteps:
             raise ValueError(f"a graph has two steps, so a run cannot have {count}")
         self._decoder.cache.prepare(count)
         left, replay = count, self._pool.replay_of(self)
+        if replay is not None and self._weights is not None and not self._weights.are_current():
+            self.close()
+            replay = None
         if replay is None and self._pool.failure is None:
             self._pool.device.run_beside(self._two_steps)
             left, replay = count - 2, self._capture()
@@ -93,6 +99,7 @@ class GraphSteps:
     def _capture(self) -> Callable[[], None] | None:
         cache = self._decoder.cache
         table = cache.slot_table
+        self._weights = TensorAddresses(self._decoder.decoder)
         try:
             return self._pool.capture(self, self._two_steps)
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from bertgen.model.graph_pool import GraphPool, why_not_graphs
@@ -43,3 +45,14 @@ def test_why_not_graphs(monkeypatch):
     monkeypatch.setenv("BERTGEN_GRAPHS", "1")
     monkeypatch.setattr("bertgen.ops.registry.WHY_NOT_TRITON", None)
     assert why_not_graphs(cuda) is None
+
+
+def test_a_capture_goes_with_its_owner():
+    device = FakeCudaDevice()
+    pool = GraphPool(device)
+    first, second = (GraphSteps(Counter(device, [9] * 4), pool) for _ in range(2))
+    first.run(2), second.run(2)
+    device.work()
+    del first
+    gc.collect()
+    assert len(pool._held) == 1 and pool.replay_of(second) is not None

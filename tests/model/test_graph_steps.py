@@ -6,6 +6,7 @@ import logging
 import random
 
 import pytest
+import torch
 
 from bertgen.model.graph_pool import GraphPool
 from bertgen.model.graph_steps import GraphSteps
@@ -144,3 +145,18 @@ def test_a_prefill_runs_beside_steps_once_a_run_is_complete():
     assert [word for word in device.told if "prefill" in word] == [
         "prefill after all", "wait for prefill", "prefill beside", "wait for prefill"
     ]  # fmt: skip
+
+
+def test_weights_in_other_memory_are_captured_again():
+    device, decoder, steps = made()
+    steps.run(4), steps.run(2)
+    assert steps._pool.captures == 1
+    with torch.no_grad():
+        decoder.decoder.weight.add_(1)
+    steps.run(2)
+    assert steps._pool.captures == 1, "a graph reads contents when it runs"
+    decoder.decoder.weight = torch.nn.Parameter(torch.zeros(2, 2))
+    steps.run(2), steps.run(2)
+    assert steps._pool.captures == 2 and len(steps._pool._held) == 1
+    device.work()
+    assert decoder.counts == [3, 5, 8, 12]

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
 
 import torch
+
+from bertgen.engine import static_steps
+from bertgen.engine.static_batch import StaticBatch, StaticLimits
+from bertgen.model.graph_pool import GraphPool
 
 Call = Callable[[], None]
 UNITS = 4
@@ -120,11 +128,54 @@ class Tables:
         self.prepared.append(count)
 
 
+class LateDevice(FakeCudaDevice):
+    """Runs real decoders: at once, but the host learns late that a run is complete. A replay runs the call again."""
+
+    def __init__(self):
+        super().__init__(late=False)
+
+    def capture(self, call: Call) -> Call:
+        self.told.append("capture")
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return call
+
+    def event(self) -> FakeEvent:
+        return LateEvent(self)
+
+
+class LateEvent(FakeEvent):
+    def query(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def graphs_on_a_cpu(fails: bool = False) -> Iterator[list[LateDevice]]:
+    """Engines made inside run static steps as on a CUDA device; yields their devices. BERTGEN_GRAPHS=0 is heeded."""
+    devices: list[LateDevice] = []
+
+    def why_not(model: Any, rows: int) -> str | None:
+        return "BERTGEN_GRAPHS=0 is set" if os.environ.get("BERTGEN_GRAPHS") == "0" else None
+
+    def batch(model: Any, cache: Any, max_rows: int) -> StaticBatch:
+        devices.append(LateDevice())
+        devices[-1].fails = 1 if fails else None
+        return StaticBatch(
+            functools.partial(static_steps._open, model, cache, GraphPool(devices[-1])),
+            functools.partial(static_steps._release, cache),
+            StaticLimits(max_rows, model.config.encoder.max_tokens),
+        )
+
+    with mock.patch.multiple("bertgen.engine.engine", why_not_static_steps=why_not, static_batch=batch):
+        yield devices
+
+
 class Counter:
     """A decoder whose units count to their limits. A step is two kernels, with addresses of when it was queued."""
 
     def __init__(self, device, limits):
         self.device, self.cache, self.units = device, Tables(), len(limits)
+        self.decoder = torch.nn.Linear(2, 2)
         self.limits, self.over = torch.tensor(limits), torch.zeros(len(limits), dtype=torch.bool)
         self.steps = 0
 
