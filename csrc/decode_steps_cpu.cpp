@@ -247,8 +247,7 @@ class Steps {
     if (head.transforms) {
       float* y = workspace_.transformed.reserve(rows * columns);
       apply(head.transform, decoder_.int8, x, rows, y, threads_);
-      gelu(y, rows * columns, threads_);
-      add_layer_norm(y, nullptr, rows, columns, head.norm.weight, head.norm.shift, head.eps, threads_);
+      gelu_layer_norm(y, rows, columns, head.norm.weight, head.norm.shift, head.eps, y, threads_);
       x = y;
     }
     logits_ = workspace_.logits.reserve(rows * vocabulary());
@@ -285,7 +284,7 @@ class Steps {
       }
     }
     add_layer_norm(x, nullptr, static_cast<int64_t>(rows_.size()), columns, embeddings.norm.weight,
-                   embeddings.norm.shift, embeddings.eps, threads_);
+                   embeddings.norm.shift, embeddings.eps, x, threads_);
   }
 
   // Greedy search and sampling, as `Sampling`.
