@@ -22,29 +22,6 @@ float power(int64_t length, double exponent) {
   return static_cast<float>(std::pow(static_cast<double>(length), exponent));
 }
 
-struct Ranked {
-  float score;
-  int64_t index;
-};
-
-// The best `wanted` of the scores and their indices, as torch.topk finds them on a CPU: of equal scores, those that these
-// algorithms leave in front. The order of hypotheses of equal scores is part of the results.
-void top(const float* scores, int64_t count, int64_t wanted, std::vector<Ranked>& ranked) {
-  const auto before = [](const Ranked& a, const Ranked& b) {
-    return (std::isnan(a.score) && !std::isnan(b.score)) || a.score > b.score;
-  };
-  ranked.resize(count);
-  for (int64_t i = 0; i < count; ++i) ranked[i] = {scores[i], i};
-  const auto begin = ranked.begin();
-  if (64 * wanted <= count) {
-    std::partial_sort(begin, begin + wanted, ranked.end(), before);
-  } else {
-    std::nth_element(begin, begin + wanted - 1, ranked.end(), before);
-    std::sort(begin, begin + wanted - 1, before);
-  }
-  ranked.resize(wanted);
-}
-
 // The units of a search that are not over, and their rows.
 struct Live {
   std::vector<int64_t> units, lengths;  // numbers in the search, and tokens of their histories
@@ -58,9 +35,8 @@ struct RowWorkspace {
 };
 
 struct UnitWorkspace {
-  std::vector<float> ranks;
-  std::vector<Ranked> order;
-  std::vector<int64_t> histories;
+  std::vector<float> scores, best;
+  std::vector<int64_t> order, histories;
   std::vector<int32_t> table;
   std::vector<uint8_t> ends;
   ProcessorWorkspace processors;
@@ -247,8 +223,7 @@ class Steps {
     if (head.transforms) {
       float* y = workspace_.transformed.reserve(rows * columns);
       apply(head.transform, decoder_.int8, x, rows, y, threads_);
-      gelu(y, rows * columns, threads_);
-      add_layer_norm(y, nullptr, rows, columns, head.norm.weight, head.norm.shift, head.eps, threads_);
+      gelu_layer_norm(y, rows, columns, head.norm.weight, head.norm.shift, head.eps, y, threads_);
       x = y;
     }
     logits_ = workspace_.logits.reserve(rows * vocabulary());
@@ -285,7 +260,7 @@ class Steps {
       }
     }
     add_layer_norm(x, nullptr, static_cast<int64_t>(rows_.size()), columns, embeddings.norm.weight,
-                   embeddings.norm.shift, embeddings.eps, threads_);
+                   embeddings.norm.shift, embeddings.eps, x, threads_);
   }
 
   // Greedy search and sampling, as `Sampling`.
@@ -373,12 +348,14 @@ class Steps {
     uint8_t* is_finished = state.is_finished + unit * width;
 
     workspace.ends.resize(count);
-    workspace.ranks.resize(count + width);
+    workspace.order.clear();  // the candidates that go on, then those that end; each the best first
     for (int64_t c = 0; c < count; ++c) {
       workspace.ends[c] = contains(plan.ends, index[c] % columns);
-      workspace.ranks[c] = workspace.ends[c] ? total[c] + kDeadScore : total[c];
+      if (!workspace.ends[c]) workspace.order.push_back(c);
     }
-    top(workspace.ranks.data(), count, width, workspace.order);
+    for (int64_t c = 0; c < count; ++c) {
+      if (workspace.ends[c]) workspace.order.push_back(c);
+    }
     if (new_length >= state.limits[unit]) std::fill(workspace.ends.begin(), workspace.ends.end(), uint8_t{1});
 
     const auto has_enough = [&] {
@@ -386,7 +363,7 @@ class Steps {
     };
     const bool continues = state.can_improve[unit] && !has_enough();
     const float generated = power(new_length - kPrefix, plan.length_penalty);
-    finish(search, unit, length, total, index, count, generated, continues, workspace);
+    if (continues) finish(search, unit, length, total, index, generated, workspace);
 
     // The histories before the running hypotheses take their place.
     workspace.histories.resize(width * new_length);
@@ -400,7 +377,7 @@ class Steps {
     bool all_end = true;
     for (int64_t c = 0; c < count; ++c) all_end &= workspace.ends[c] != 0;
     for (int64_t w = 0; w < width; ++w) {
-      const int64_t c = workspace.order[w].index, beam = index[c] / columns, token = index[c] % columns;
+      const int64_t c = workspace.order[w], beam = index[c] / columns, token = index[c] % columns;
       const int64_t row = live.first_row + unit * width + w;
       std::copy_n(workspace.histories.data() + beam * new_length, length, running + w * positions);
       running[w * positions + length] = token;
@@ -427,16 +404,17 @@ class Steps {
     tables_.over[live.first_unit + unit] = !state.can_improve[unit] || has_enough() || all_end;
   }
 
-  // Puts those of the first `width` candidates that end among the finished hypotheses, best first, where the search of
-  // the unit `continues`.
+  // Puts those of the first `width` candidates that end among the finished hypotheses: the best first, of equal ones the
+  // older.
   void finish(const StaticSearch& search, int64_t unit, int64_t length, const float* total, const int64_t* index,
-              int64_t count, float generated, bool continues, UnitWorkspace& workspace) {
+              float generated, UnitWorkspace& workspace) {
     const BeamState& state = search.beam;
     const int64_t width = search.plan->width, columns = vocabulary();
     const int64_t positions = state.positions, new_length = length + 1;
-    const auto finishes = [&](int64_t c) {
-      return continues && c < width && workspace.ends[c] && total[c] > kLiveThreshold;
-    };
+    const auto finishes = [&](int64_t c) { return c < width && workspace.ends[c] && total[c] > kLiveThreshold; };
+    bool any = false;
+    for (int64_t c = 0; c < width; ++c) any |= finishes(c);
+    if (!any) return;
     const int64_t* running = state.running_sequences + unit * width * positions;
     int64_t* finished = state.finished_sequences + unit * width * positions;
     float* scores = state.finished_scores + unit * width;
@@ -444,19 +422,20 @@ class Steps {
     uint8_t* is_finished = state.is_finished + unit * width;
     std::vector<int64_t> old_sequences(width * new_length), old_lengths(lengths, lengths + width);
     std::vector<uint8_t> old_flags(is_finished, is_finished + width);
-    std::vector<Ranked> order;
-    std::copy_n(scores, width, workspace.ranks.data());
-    for (int64_t c = 0; c < count; ++c) {
-      workspace.ranks[width + c] = finishes(c) ? total[c] / generated : -std::numeric_limits<float>::infinity();
+    std::vector<int64_t> order(width);
+    workspace.best.resize(width);
+    workspace.scores.assign(scores, scores + width);
+    for (int64_t c = 0; c < width; ++c) {
+      workspace.scores.push_back(finishes(c) ? total[c] / generated : -std::numeric_limits<float>::infinity());
     }
-    top(workspace.ranks.data(), width + count, width, order);
+    best_scores(workspace.scores.data(), 2 * width, width, workspace.best.data(), order.data());
     for (int64_t w = 0; w < width; ++w) {
       std::copy_n(finished + w * positions, new_length, old_sequences.data() + w * new_length);
     }
     for (int64_t w = 0; w < width; ++w) {
       int64_t* sequence = finished + w * positions;
-      const int64_t place = order[w].index;
-      scores[w] = order[w].score;
+      const int64_t place = order[w];
+      scores[w] = workspace.best[w];
       if (place < width) {
         std::copy_n(old_sequences.data() + place * new_length, new_length, sequence);
         lengths[w] = old_lengths[place];

@@ -10,6 +10,7 @@
 
 #include "decoder_step_cpu.h"
 #include "processors_cpu.h"
+#include "sample_cpu.h"
 #include "selection_cpu.h"
 #include "threads.h"
 

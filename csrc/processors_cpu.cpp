@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "instruction_sets.h"
 #include "selection_cpu.h"
 
 namespace bertgen {
@@ -111,6 +112,7 @@ void penalize_repetition(const int64_t* tokens, int64_t count, float penalty, fl
 }
 
 void block_ngrams(const int64_t* tokens, int64_t count, int64_t size, float* scores, int64_t vocabulary) {
+  if (size <= 0 || size > count) return;
   const int64_t before = size - 1;
   const int64_t* newest = tokens + count - before;
   for (int64_t i = 0; i + before < count; ++i) {
@@ -140,11 +142,17 @@ void decay(const Processor& p, int64_t length, float* scores, ProcessorWorkspace
   for (int64_t i = 1; i < p.integer_count; ++i) scores[p.integers[i]] = added[i];
 }
 
-void make_finite(float* scores, int64_t count) {
+template <class Set>
+BERTGEN_INLINE void make_finite(float* scores, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const float score = scores[i];
     scores[i] = score != score ? 0.0f : std::min(std::max(score, -kLargest), kLargest);
   }
+}
+
+template <class Set>
+BERTGEN_INLINE void ban(const uint8_t* banned, int64_t count, float* scores) {
+  for (int64_t i = 0; i < count; ++i) scores[i] = banned[i] != 0 ? kForbidden : scores[i];
 }
 
 }  // namespace
@@ -157,9 +165,7 @@ void process(const std::vector<Processor>& processors, const int64_t* history, i
       case kRepetition:
         penalize_repetition(history, length, static_cast<float>(p.floats[0]), scores, vocabulary, workspace);
         break;
-      case kNgram:
-        if (p.integers[0] <= length) block_ngrams(history, length, p.integers[0], scores, vocabulary);
-        break;
+      case kNgram: block_ngrams(history, length, p.integers[0], scores, vocabulary); break;
       case kSuppress:
         if (p.integers[0] <= length && length < p.integers[1]) fill(p, 2, kForbidden, scores);
         break;
@@ -170,10 +176,23 @@ void process(const std::vector<Processor>& processors, const int64_t* history, i
         }
         break;
       case kDecay: decay(p, length, scores, workspace); break;
-      case kFinite: make_finite(scores, vocabulary); break;
+      case kFinite: BERTGEN_DISPATCH_UP_TO(Avx2, make_finite)(scores, vocabulary); break;
       case kNormalize: log_softmax(scores, vocabulary, scores); break;
     }
   }
+}
+
+void process_row(const RowOptions& options, const int64_t* tokens, int64_t width, int64_t length, float* scores,
+                 int64_t vocabulary, ProcessorWorkspace& workspace) {
+  const int64_t count = std::clamp(length, int64_t{0}, width);
+  if (options.repetition_penalty != 1) {
+    penalize_repetition(tokens, count, options.repetition_penalty, scores, vocabulary, workspace);
+  }
+  block_ngrams(tokens, count, options.ngram, scores, vocabulary);
+  for (int64_t i = 0; length < options.min_length && i < options.end_count; ++i) {
+    if (is_token(options.end_tokens[i], vocabulary)) scores[options.end_tokens[i]] = kForbidden;
+  }
+  if (options.banned != nullptr) BERTGEN_DISPATCH_UP_TO(Avx2, ban)(options.banned, vocabulary, scores);
 }
 
 }  // namespace bertgen

@@ -51,9 +51,24 @@ struct ProcessorWorkspace {
   std::vector<int64_t> tokens;
 };
 
-// Changes the scores [vocabulary] of a row with the tokens history [length] so far, by one processor after another.
+// Changes the scores of a row with the tokens history [length] so far, by one processor after another.
 // Tokens outside the vocabulary change nothing.
 void process(const std::vector<Processor>& processors, const int64_t* history, int64_t length, float* scores,
              int64_t vocabulary, ProcessorWorkspace& workspace);
+
+// The options of a row of kernels/process.py.
+struct RowOptions {
+  float repetition_penalty;
+  int64_t ngram;            // 0 allows all
+  int64_t min_length;       // `end_tokens` are forbidden to shorter rows
+  const int64_t* end_tokens;
+  int64_t end_count;
+  const uint8_t* banned;    // [vocabulary], not 0 at forbidden tokens; or null
+};
+
+// Changes the scores of a row with tokens [width], of which the first `length` count, by its options. Tokens and end
+// tokens outside the vocabulary change nothing.
+void process_row(const RowOptions& options, const int64_t* tokens, int64_t width, int64_t length, float* scores,
+                 int64_t vocabulary, ProcessorWorkspace& workspace);
 
 }  // namespace bertgen

@@ -5,36 +5,156 @@
 #include <limits>
 #include <numeric>
 
+#include "vector.h"
+
 namespace bertgen {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLargest = std::numeric_limits<float>::max();
+
+// Scores that are read twice, for their maximum and then for their sum: few enough for the first cache, and so that a
+// sum of them in floats is precise.
+constexpr int64_t kBlock = 512;
+constexpr int64_t kUnrolled = 4;  // vectors whose sums and maxima are kept apart, so that none waits for another
 
 // Whether a is better than b, apart from their indices.
-bool above(float a, float b) { return a > b || (a != a && b == b); }
+BERTGEN_INLINE bool above(float a, float b) { return a > b || (a != a && b == b); }
 
-float largest(const float* scores, int64_t count) {
+// The best scores that were added, in their order; of equal ones, those that were added first.
+struct Best {
+  float* values;
+  int64_t* tokens;
+  int64_t wanted, found = 0;
+
+  BERTGEN_INLINE bool takes(float score) const { return found < wanted || above(score, values[wanted - 1]); }
+
+  BERTGEN_INLINE void add(float score, int64_t token) {
+    int64_t place = found < wanted ? found++ : wanted - 1;
+    for (; place > 0 && above(score, values[place - 1]); --place) {
+      values[place] = values[place - 1];
+      tokens[place] = tokens[place - 1];
+    }
+    values[place] = score;
+    tokens[place] = token;
+  }
+};
+
+// The sum of exp(scores - most), where `most` is the largest score apart from NaN. The sum is NaN where a score is NaN or
+// +inf; without a score above -inf it is 0.
+struct ExponentialSum {
   float most = -kInfinity;
-  for (int64_t i = 0; i < count; ++i) most = above(scores[i], most) ? scores[i] : most;
-  return most;
+  double sum = 0;
+
+  float log() const { return static_cast<float>(std::log(sum)); }
+};
+
+// Scores k .. k + 7, or -inf from `count` on.
+BERTGEN_INLINE void load_scores(const float* scores, int64_t k, int64_t count, Vector& part) {
+  if (k + kLanes <= count) {
+    part = vector_at(scores + k).value;
+  } else {
+    part = Vector{} - kInfinity;
+    for (int64_t i = k; i < count; ++i) part[i - k] = scores[i];
+  }
 }
 
-// log of the sum of exp(scores - most)
-float log_sum(const float* scores, int64_t count, float most) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += std::exp(scores[i] - most);
-  return static_cast<float>(std::log(sum));
+// The largest score of a block apart from NaN, and whether there is a NaN.
+BERTGEN_INLINE float largest(const float* scores, int64_t count, bool& has_nan) {
+  Vector most[kUnrolled];
+  Words nan[kUnrolled];
+  for (int64_t j = 0; j < kUnrolled; ++j) {
+    most[j] = Vector{} - kInfinity;
+    nan[j] = Words{};
+  }
+  for (int64_t k = 0; k < count; k += kUnrolled * kLanes) {
+    for (int64_t j = 0; j < kUnrolled; ++j) {
+      Vector part;
+      load_scores(scores, k + j * kLanes, count, part);
+      most[j] = BERTGEN_SELECT(part > most[j], part, most[j]);
+      Words bits;
+      std::memcpy(&bits, &part, sizeof bits);
+      nan[j] |= (bits & 0x7fffffff) > 0x7f800000;
+    }
+  }
+  for (int64_t j = 1; j < kUnrolled; ++j) {
+    most[0] = BERTGEN_SELECT(most[j] > most[0], most[j], most[0]);
+    nan[0] |= nan[j];
+  }
+  has_nan = any(nan[0]);
+  float result = most[0][0];
+  for (int64_t i = 1; i < kLanes; ++i) result = most[0][i] > result ? most[0][i] : result;
+  return result;
+}
+
+// The sum of exp(scores - most) of a block.
+BERTGEN_INLINE float sum_exponentials(const float* scores, int64_t count, float most) {
+  Vector sums[kUnrolled] = {};
+  for (int64_t k = 0; k < count; k += kUnrolled * kLanes) {
+    for (int64_t j = 0; j < kUnrolled; ++j) {
+      Vector part;
+      load_scores(scores, k + j * kLanes, count, part);
+      part = part - most;
+      exponential(part);
+      sums[j] += part;
+    }
+  }
+  sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float sum = 0;
+  for (int64_t i = 0; i < kLanes; ++i) sum += sums[0][i];
+  return sum;
+}
+
+// Adds the scores of a block that are among the best; their indices begin with `first`.
+BERTGEN_INLINE void add_best(const float* scores, int64_t count, int64_t first, bool has_nan, Best& best) {
+  for (int64_t k = 0; k < count; k += kLanes) {
+    if (!has_nan && best.found == best.wanted) {
+      Vector part;
+      load_scores(scores, k, count, part);
+      if (!any(part > Vector{} + best.values[best.wanted - 1])) continue;
+    }
+    for (int64_t i = k; i < std::min(count, k + kLanes); ++i) {
+      if (best.takes(scores[i])) best.add(scores[i], first + i);
+    }
+  }
+}
+
+// Finds the best scores of a row and its sum in one pass; null for what is not wanted.
+template <class Set>
+BERTGEN_INLINE void read_scores(const float* scores, int64_t count, Best* best, ExponentialSum* total) {
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const float* block = scores + first;
+    const int64_t size = std::min(kBlock, count - first);
+    bool has_nan;
+    const float most = largest(block, size, has_nan);
+    if (best != nullptr && (has_nan || best->takes(most))) add_best(block, size, first, has_nan, *best);
+    if (total == nullptr) continue;
+    if (most > total->most) {
+      if (total->sum != 0) total->sum *= std::exp(double{total->most} - double{most});
+      total->most = most;
+    }
+    if (total->most > -kInfinity || has_nan) total->sum += double{sum_exponentials(block, size, total->most)};
+  }
+}
+
+template <class Set>
+BERTGEN_INLINE void subtract(const float* scores, int64_t count, float most, float rest, float* out) {
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) vector_at(out + k).value = vector_at(scores + k).value - most - rest;
+  for (; k < count; ++k) out[k] = scores[k] - most - rest;
+}
+
+void read(const float* scores, int64_t count, Best* best, ExponentialSum* total) {
+  BERTGEN_DISPATCH_UP_TO(Avx2, read_scores)(scores, count, best, total);
 }
 
 }  // namespace
 
 int64_t best(const float* scores, int64_t count) {
-  int64_t place = 0;
-  for (int64_t i = 1; i < count; ++i) {
-    if (above(scores[i], scores[place])) place = i;
-  }
-  return place;
+  float value;
+  int64_t token = 0;
+  Best one{&value, &token, 1};
+  read(scores, count, &one, nullptr);
+  return token;
 }
 
 void best_of_rows(const float* scores, int64_t rows, int64_t vocabulary, int64_t* tokens, const Threads& threads) {
@@ -43,22 +163,23 @@ void best_of_rows(const float* scores, int64_t rows, int64_t vocabulary, int64_t
 }
 
 void best_scores(const float* scores, int64_t count, int64_t wanted, float* values, int64_t* tokens) {
-  std::vector<int64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + wanted, order.end(), [&](int64_t a, int64_t b) {
-    return above(scores[a], scores[b]) || (!above(scores[b], scores[a]) && a < b);
-  });
-  for (int64_t i = 0; i < wanted; ++i) values[i] = scores[tokens[i] = order[i]];
+  Best some{values, tokens, wanted};
+  if (wanted > 0) read(scores, count, &some, nullptr);
 }
 
 float log_sum_exp(const float* scores, int64_t count) {
-  const float most = largest(scores, count);
-  return std::isinf(most) ? most : most + log_sum(scores, count, most);
+  ExponentialSum total;
+  read(scores, count, nullptr, &total);
+  if (total.most == kInfinity) {
+    return std::any_of(scores, scores + count, [](float score) { return score != score; }) ? NAN : kInfinity;
+  }
+  return total.sum == 0 ? -kInfinity : total.most + total.log();
 }
 
 void log_softmax(const float* scores, int64_t count, float* out) {
-  const float most = largest(scores, count), sum = log_sum(scores, count, most);
-  for (int64_t i = 0; i < count; ++i) out[i] = scores[i] - most - sum;
+  ExponentialSum total;
+  read(scores, count, nullptr, &total);
+  BERTGEN_DISPATCH_UP_TO(Avx2, subtract)(scores, count, total.most, total.log(), out);
 }
 
 void log_softmax_of_rows(const float* scores, int64_t rows, int64_t vocabulary, float* out, const Threads& threads) {
@@ -69,25 +190,27 @@ void log_softmax_of_rows(const float* scores, int64_t rows, int64_t vocabulary, 
 
 void top_log_probs(const float* scores, int64_t rows, int64_t vocabulary, int64_t count, const float* offsets,
                    int64_t group, float* values, int64_t* indices, const Threads& threads) {
-  struct Found {
+  struct Found {  // of a group
     std::vector<float> values;
     std::vector<int64_t> tokens, order;
   };
-  const int64_t wanted = std::min(count, vocabulary);
+  const int64_t wanted = std::min(count, vocabulary);  // of a row
   for_each<Found>(rows / group, rows * vocabulary, threads, [&](int64_t g, Found& found) {
     found.values.resize(group * wanted);
     found.tokens.resize(group * wanted);
     found.order.resize(group * wanted);
     for (int64_t i = 0; i < group; ++i) {
-      const float* row = scores + (g * group + i) * vocabulary;
       float* row_values = found.values.data() + i * wanted;
-      best_scores(row, vocabulary, wanted, row_values, found.tokens.data() + i * wanted);
-      const float most = row_values[0], sum = log_sum(row, vocabulary, most);
+      int64_t* row_tokens = found.tokens.data() + i * wanted;
+      Best some{row_values, row_tokens, wanted};
+      ExponentialSum total;
+      read(scores + (g * group + i) * vocabulary, vocabulary, &some, &total);
+      const float rest = total.log();
       for (int64_t j = 0; j < wanted; ++j) {
         const float score = row_values[j];
-        const float value = score - most - sum + (offsets == nullptr ? 0.0f : offsets[g * group + i]);
+        const float value = score - total.most - rest + (offsets == nullptr ? 0.0f : offsets[g * group + i]);
         row_values[j] = score == -kInfinity ? -kInfinity : value;
-        found.tokens[i * wanted + j] += i * vocabulary;
+        row_tokens[j] += i * vocabulary;
       }
     }
     std::iota(found.order.begin(), found.order.end(), 0);
@@ -100,100 +223,6 @@ void top_log_probs(const float* scores, int64_t rows, int64_t vocabulary, int64_
       indices[g * count + j] = found.tokens[found.order[j]];
     }
   });
-}
-
-namespace {
-
-constexpr float kColdest = 1e-30f, kHottest = 1e30f;  // the range of temperatures
-
-float usable(float score) { return score != score ? -kInfinity : std::min(score, kLargest); }
-
-// Philox4x32-10: the four words of counter (block, step, request).
-void philox(const SampleKey& key, uint32_t block, uint32_t (&words)[4]) {
-  const uint64_t seed = static_cast<uint64_t>(key.seed), request = static_cast<uint64_t>(key.request);
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  uint32_t c0 = block, c1 = static_cast<uint32_t>(key.step), c2 = static_cast<uint32_t>(request);
-  uint32_t c3 = static_cast<uint32_t>(request >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{c0} * 0xD2511F53u, p1 = uint64_t{c2} * 0xCD9E8D57u;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  words[0] = c0;
-  words[1] = c1;
-  words[2] = c2;
-  words[3] = c3;
-}
-
-// -log(-log(1 - u)), where u in (0, 1) is precise near 0: log(1 - u) = log(w) - (u - (1 - w)) with w the rounded 1 - u.
-float gumbel(uint32_t word) {
-  const float u = std::min(static_cast<float>(word) * 0x1p-32f + 0x1p-33f, 1 - 0x1p-24f);
-  const float w = 1 - u;
-  return -std::log(u - (1 - w) - std::log(w));
-}
-
-// Forbids the scores that top-k, top-p and min-p remove.
-void limit(float* scores, int64_t count, const SampleLimits& limits) {
-  std::vector<int64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  const float most = scores[best(scores, count)];
-  if (most == -kInfinity) return;
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] < scores[b]; });
-  if (limits.top_k > 0 && limits.top_k < count) {
-    const float least = scores[order[count - limits.top_k]];
-    for (int64_t i = 0; i < count; ++i) scores[i] = scores[i] < least ? -kInfinity : scores[i];
-  }
-  if (limits.top_p < 1) {
-    double sum = 0, below = 0;
-    for (int64_t i = 0; i < count; ++i) sum += std::exp(scores[i] - most);
-    const float removed = static_cast<float>(1 - static_cast<double>(limits.top_p));
-    for (int64_t i = 0; i + 1 < count; ++i) {
-      below += std::exp(scores[order[i]] - most);
-      if (!(static_cast<float>(below / sum) <= removed)) break;
-      scores[order[i]] = -kInfinity;
-    }
-  }
-  if (limits.min_p > 0) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (std::exp(scores[i] - most) < std::min(limits.min_p, 1.0f)) scores[i] = -kInfinity;
-    }
-  }
-}
-
-}  // namespace
-
-int64_t sample(const float* scores, int64_t vocabulary, const SampleKey& key, const SampleLimits& limits,
-               std::vector<float>& workspace, float* log_prob) {
-  workspace.resize(vocabulary);
-  float* logits = workspace.data();
-  for (int64_t i = 0; i < vocabulary; ++i) logits[i] = usable(scores[i]);
-  const bool draws = limits.temperature > kColdest;
-  if (draws) {
-    const float temperature = std::min(limits.temperature, kHottest);
-    for (int64_t i = 0; i < vocabulary; ++i) logits[i] = usable(logits[i] / temperature);
-    limit(logits, vocabulary, limits);
-  }
-  const int64_t first = best(logits, vocabulary);
-  const float most = logits[first];
-  *log_prob = most == -kInfinity ? -kInfinity : 0.0f;
-  if (!draws || most == -kInfinity) return first;
-  float top = -kInfinity;
-  int64_t token = 0;
-  uint32_t words[4];
-  for (int64_t i = 0; i < vocabulary; ++i) {
-    if (i % 4 == 0) philox(key, static_cast<uint32_t>(i / 4), words);
-    const float drawn = logits[i] - most + gumbel(words[i % 4]);
-    if (drawn > top) {
-      top = drawn;
-      token = i;
-    }
-  }
-  *log_prob = logits[token] - most - log_sum(logits, vocabulary, most);
-  return token;
 }
 
 }  // namespace bertgen

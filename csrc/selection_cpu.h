@@ -1,13 +1,13 @@
-// The choice of tokens from the scores of one step, in float32 on a CPU: the best, the best by log-probability, and
-// draws. kernels/best.py, top_log_probs.py and sample.py have the definitions.
+// The best tokens by the scores of one step, and their log-probabilities, in float32 on a CPU; kernels/best.py and
+// top_log_probs.py have the definitions.
 //
 // Scores of a row are dense. Of two scores the larger is better, and NaN is better than every number; of equal scores,
 // and of several NaN, the one with the lower index is better. A row does not depend on the others.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "sample_cpu.h"
 #include "threads.h"
 
 namespace bertgen {
@@ -39,23 +39,5 @@ void log_softmax_of_rows(const float* scores, int64_t rows, int64_t vocabulary, 
 // above every number. The value of a score of -inf is always -inf.
 void top_log_probs(const float* scores, int64_t rows, int64_t vocabulary, int64_t count, const float* offsets,
                    int64_t group, float* values, int64_t* indices, const Threads& threads);
-
-// The random numbers of a row: the seed is the key, step (its lower 32 bits) and request are parts of the counter.
-struct SampleKey {
-  int64_t seed, request, step;
-};
-
-// A temperature of at most 1e-30 takes the best token; top_k 0, top_p 1 and min_p 0 keep all tokens.
-struct SampleLimits {
-  float temperature;
-  int64_t top_k;
-  float top_p, min_p;
-};
-
-// Draws a token: the best of scores / temperature + Gumbel noise of the tokens that the limits keep. *log_prob is its
-// log-probability among these. NaN counts as -inf, and +inf as the largest float; where all are -inf the token is 0 and
-// its log-probability -inf. `workspace` serves one call after another.
-int64_t sample(const float* scores, int64_t vocabulary, const SampleKey& key, const SampleLimits& limits,
-               std::vector<float>& workspace, float* log_prob);
 
 }  // namespace bertgen

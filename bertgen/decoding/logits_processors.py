@@ -81,6 +81,9 @@ class LogitsProcessorList:
         custom_end: index after the last of the caller's own processors; its result is checked. 0 without any.
         beams: rows per source.
         samples: tokens are sampled.
+
+    Attributes:
+        tensor_processors: the processors, where all of them have `rows`; otherwise None.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class LogitsProcessorList:
     ):
         self.processors, self.by_row = tuple(processors), by_row
         self.custom_end, self.beams, self.samples = custom_end, beams, samples
+        found = [p for p in self.processors if isinstance(p, TensorProcessor) and p.code is not None]
+        self.tensor_processors = found if len(found) == len(self.processors) else None
 
     def __bool__(self) -> bool:
         return bool(self.processors)
@@ -101,11 +106,6 @@ class LogitsProcessorList:
     def has_custom(self) -> bool:
         """Whether some of the processors are the caller's own."""
         return self.custom_end > 0
-
-    def tensor_processors(self) -> list[TensorProcessor] | None:
-        """The processors, where all of them have `rows`; otherwise None."""
-        found = [p for p in self.processors if isinstance(p, TensorProcessor) and p.code is not None]
-        return found if len(found) == len(self.processors) else None
 
     def sample_options(self) -> dict[str, Any] | None:
         """The options of `ops.warp`, where it is the last processor and `ops.sample` can do all of it; else None."""

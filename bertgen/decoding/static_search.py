@@ -7,6 +7,7 @@ step computes is `Sampling.choose` and `BeamSearch.choose`, as in the searches w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,25 +44,22 @@ def why_not_static(search: Search) -> str | None:
         return "tokens are sampled with a generator of torch"
     if search.criteria:
         return "a stopping criterion runs in Python (stopping_criteria, stop_strings, max_time)"
-    if search.processors.by_row or search.processors.tensor_processors() is None:
-        return _why_not_processors(search)
     returned = [name for name in RETURNED if getattr(options, name)]
     if returned:
         return f"{returned[0]} returns tensors of every step"
     if isinstance(search, BeamSearch) and search.records_beams:
         return "return_dict_in_generate records the beam of every token"
-    return None
-
-
-def _why_not_processors(search: Search) -> str:
-    if search.processors.has_custom:
+    processors = search.processors
+    if processors.has_custom:
         return "a logits_processor of the caller runs in Python"
-    options = search.options
-    if options.encoder_repetition_penalty != 1.0 or options.encoder_no_repeat_ngram_size > 0:
-        return "a processor reads the tokens of the sources (encoder_repetition_penalty, encoder_no_repeat_ngram_size)"
-    if options.do_sample and search.processors.tensor_processors() is None:
+    if processors.by_row:
+        return (
+            "a processor depends on the source of a row (prefix_allowed_tokens_fn, encoder_repetition_penalty, "
+            "encoder_no_repeat_ngram_size, repetition_penalty with a padded prompt)"
+        )
+    if processors.tensor_processors is None:
         return "a warper is not one of temperature, top_k, top_p and min_p, or renormalize_logits comes after it"
-    return "a processor calls Python or depends on the row (prefix_allowed_tokens_fn, padding of a prompt)"
+    return None
 
 
 class StaticSearch:
@@ -99,7 +97,8 @@ class StaticSearch:
         self.owners: list[Any | None] = [None] * units
         self.over, self.tokens, self.parents = over, tokens, parents
         self.device = over.device
-        self.processors: list[TensorProcessor] = search.processors.tensor_processors() or []
+        # Copies: what `prepare` makes for this width stays where it is.
+        self.processors = [copy.copy(processor) for processor in search.processors.tensor_processors or ()]
         for processor in self.processors:
             processor.prepare(positions)
         self._fused: Sequence[TensorProcessor | FusedProcessors] = self.processors

@@ -49,7 +49,7 @@ class TensorProcessor:
     code: ProcessorCode | None
 
     def prepare(self, positions: int) -> None:
-        """Make what `rows` needs for histories of up to this many positions."""
+        """Make what `rows` needs for histories of up to this many positions, unless it is there."""
 
     def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The processed scores [R, V] of rows with history [R, L]."""
@@ -229,6 +229,8 @@ class ExponentialDecay(TensorProcessor):
         self.growths = torch.zeros(0, dtype=torch.float32, device=tokens.device)  # of each length
 
     def prepare(self, positions: int) -> None:
+        if positions < len(self.growths):
+            return
         growths = [self._growth(length) for length in range(positions + 1)]
         self.growths = torch.tensor(growths, dtype=torch.float32, device=self.tokens.device)
 

@@ -44,7 +44,7 @@ from .running_batch import RunningBatch
 from .scheduler import Capacity, Scheduler
 from .search_group import SearchGroup
 from .static_batch import StaticBatch
-from .static_steps import beside, explain_static, static_batch, why_not_static_request, why_not_static_steps
+from .static_steps import StaticSteps, why_not_static_request
 from .statistics import EngineStatistics
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class Engine:
         self._exiting_thread: int | None = None  # the thread that ends the interpreter; no other may step then
         self._cache_lock = threading.RLock()
         self._decoder: BatchDecoder | None = None  # with the cache, once there is one
+        self._static_steps = StaticSteps(self.model, self.config.max_rows)
         self._static: StaticBatch | None = None  # over the same cache
         self._static_failure: str | None = None  # why no more steps are static
         self._batch = RunningBatch(self.model)
@@ -145,9 +146,8 @@ class Engine:
         """Keys and values of the running batch; made at the first access."""
         with self._cache_lock:
             if self._decoder is None:
-                assert self.config.max_rows is not None
                 decoder = BatchDecoder(self.model, self._new_cache())
-                batch = static_batch(self.model, decoder.cache, self.config.max_rows)
+                batch = self._static_steps.new_batch(decoder.cache)
                 if self._decoder is None:  # the garbage collector may have called this meanwhile
                     self._decoder, self._static = decoder, batch
             return self._decoder.cache
@@ -207,7 +207,7 @@ class Engine:
         reason = reason or self._why_not_static_rows(request.rows)
         if reason is not None:
             return f"each step runs on its own, from Python: {reason}"
-        return explain_static(self.model)
+        return self._static_steps.explain()
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Drop requests that are not done, now or after the current step."""
@@ -395,7 +395,7 @@ class Engine:
             return
         start = time.perf_counter()
         try:
-            with beside(self._static):
+            with self._static_steps.beside(self._static):
                 self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)
@@ -430,7 +430,7 @@ class Engine:
 
     def _why_not_static_rows(self, rows: int) -> str | None:
         """Why static steps of so many rows do not run, as one clause; None where they do."""
-        return self._static_failure or why_not_static_steps(self.model, rows)
+        return self._static_failure or self._static_steps.why_not(rows)
 
     def _capacity(self) -> Capacity:
         """What the cache can still reserve."""
@@ -528,11 +528,12 @@ class Engine:
     def _drop_batch(self) -> None:
         self._batch.clear()
         self._decoder = self._static = None
+        self._static_steps.clear()
 
     def _continue_plainly(self, failure: _StaticFailureError) -> None:
         """Static steps failed: requeue everything. The plain steps tell whether requests are the reason."""
         self._raised.append(failure)  # whose frames hold tensors
-        if why_not_static_steps(self.model, 1) is None:  # else the model has changed since the requests entered
+        if self._static_steps.why_not(1) is None:  # else the model has changed since the requests entered
             self._static_failure = f"static steps failed: {quoted(failure.error)}"
             logger.warning("%s; steps run plainly from now on", self._static_failure)
         self._restart()

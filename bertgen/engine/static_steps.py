@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from .. import decoding
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..decoding.static_search import why_not_static
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
-from ..model.cpp_steps import CppSteps, why_not_cpp_steps
+from ..model.cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
 from ..model.cuda_device import CudaDevice
 from ..model.graph_pool import GraphPool, why_not_graphs
 from ..model.graph_steps import GraphSteps
@@ -22,13 +20,6 @@ from ..model.static_decoder import StaticDecoder, Steps
 from .request import Request, SearchKey
 from .search_group import SearchGroup
 from .static_batch import SECONDS, StaticBatch, StaticLimits
-
-
-def why_not_static_steps(model: EncoderDecoderModel, rows: int) -> str | None:
-    """Why static steps of so many rows do not run on the model's device, as one clause; None where they do."""
-    if model.device.type == "cpu":
-        return why_not_cpp_steps(model.decoder, rows)
-    return why_not_graphs(model.device)
 
 
 def why_not_static_request(request: Request, search: decoding.Search) -> str | None:
@@ -42,58 +33,76 @@ def why_not_static_request(request: Request, search: decoding.Search) -> str | N
     return why_not_static(search)
 
 
-def explain_static(model: EncoderDecoderModel) -> str:
-    """What runs static steps on the model's device."""
-    if model.device.type == "cuda":
-        return "steps run as replays of CUDA graphs"
-    return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
+class StaticSteps:
+    """Static steps of a model.
 
+    Args:
+        max_rows: of the engine.
+    """
 
-def static_batch(model: EncoderDecoderModel, cache: Cache, max_rows: int) -> StaticBatch:
-    """An empty batch over the pools of this cache."""
-    graphs = GraphPool(CudaDevice(model.device)) if model.device.type == "cuda" else None
-    return StaticBatch(
-        partial(_open, model, cache, graphs),
-        partial(_release, cache),
-        _limits(model, max_rows),
-        synchronize=partial(_synchronize, model.device),
-    )
+    def __init__(self, model: EncoderDecoderModel, max_rows: int):
+        self._model, self._max_rows = model, max_rows
+        self._weights = CurrentWeights(model.decoder)
+        self._graphs: GraphPool | None = None  # of a CUDA device, from the first batch on
 
+    def clear(self) -> None:
+        """Forget the weights; they are collected again when they are needed."""
+        self._weights = CurrentWeights(self._model.decoder)
 
-def _limits(model: EncoderDecoderModel, max_rows: int) -> StaticLimits:
-    positions = model.config.encoder.max_tokens
-    if model.device.type == "cuda":
-        return StaticLimits(max_rows, positions)
-    # Free units and wide tables cost nothing: a step gathers the rows that are in use.
-    return StaticLimits(
-        min(max_rows, few_rows()), positions, source_width=512, least_units=16, compacts=False, stages=8,
-        waiting_steps=8, even=False, seconds=SECONDS,
-    )  # fmt: skip
+    def why_not(self, rows: int) -> str | None:
+        """Why static steps of so many rows do not run, as one clause; None where they do."""
+        model = self._model
+        if model.device.type == "cpu":
+            return why_not_cpp_steps(model.decoder, rows, self._weights)
+        return why_not_graphs(model.device)
 
+    def explain(self) -> str:
+        """What runs static steps."""
+        if self._model.device.type == "cuda":
+            return "several steps run as replays of a CUDA graph"
+        return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
 
-def _open(
-    model: EncoderDecoderModel,
-    cache: Cache,
-    graphs: GraphPool | None,
-    groups: Sequence[tuple[SearchKey, int]],
-    source_width: int,
-) -> tuple[StaticDecoder, Steps]:
-    searches = [(_search(key, model), units) for key, units in groups]
-    positions = model.config.decoder.max_tokens + 1  # the last token of an output is not fed to the decoder
-    decoder = StaticDecoder(model.decoder, cache, searches, positions, source_width)
-    return decoder, CppSteps(decoder) if graphs is None else GraphSteps(decoder, graphs)
+    def new_batch(self, cache: Cache) -> StaticBatch:
+        """An empty batch over the pools of this cache."""
+        device = self._model.device
+        if device.type == "cuda" and (self._graphs is None or self._graphs.device.device != device):
+            self._graphs = GraphPool(CudaDevice(device))
+        return StaticBatch(
+            partial(self._open, cache), partial(_release, cache), self._limits(),
+            synchronize=_nothing if self._graphs is None else self._graphs.device.synchronize,
+        )  # fmt: skip
 
+    @contextmanager
+    def beside(self, batch: StaticBatch | None) -> Iterator[None]:
+        """On a GPU a prefill inside runs beside the queued runs of the batch; what is queued later waits for it."""
+        steps = None if batch is None else batch.newest_steps
+        if not isinstance(steps, GraphSteps):
+            yield
+            return
+        with steps.beside() as wait:
+            yield
+        wait()
 
-@contextmanager
-def beside(batch: StaticBatch | None) -> Iterator[None]:
-    """On a GPU a prefill inside runs beside the runs that are queued; what is queued later waits for it."""
-    steps = None if batch is None else batch.newest_steps
-    if not isinstance(steps, GraphSteps):
-        yield
-        return
-    with steps.beside() as wait:
-        yield
-    wait()
+    def _limits(self) -> StaticLimits:
+        positions = self._model.config.encoder.max_tokens
+        if self._graphs is not None:
+            return StaticLimits(self._max_rows, positions)
+        # Free units and wide tables cost nothing: a step gathers the rows that are in use.
+        return StaticLimits(
+            min(self._max_rows, few_rows()), positions, source_width=512, least_units=16, compacts=False, stages=8,
+            waiting_steps=8, even=False, seconds=SECONDS,
+        )  # fmt: skip
+
+    def _open(
+        self, cache: Cache, groups: Sequence[tuple[SearchKey, int]], source_width: int
+    ) -> tuple[StaticDecoder, Steps]:
+        model = self._model
+        searches = [(_search(key, model), units) for key, units in groups]
+        positions = model.config.decoder.max_tokens + 1  # the last token of an output is not fed to the decoder
+        decoder = StaticDecoder(model.decoder, cache, searches, positions, source_width)
+        if self._graphs is not None:
+            return decoder, GraphSteps(decoder, self._graphs)
+        return decoder, CppSteps(decoder, self._weights)
 
 
 def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:
@@ -105,6 +114,5 @@ def _release(cache: Cache, admission: Admission) -> None:
     cache.allocator.release(admission.request)
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _nothing() -> None:
+    """Nothing is queued."""

@@ -27,15 +27,44 @@ from .static_decoder import EagerSteps, StaticDecoder
 _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 
 
-def why_not_cpp_steps(decoder: nn.Module, rows: int) -> str | None:
-    """Why `CppSteps` does not run the steps of a decoder for so many rows, as one clause; None where it does."""
+class CurrentWeights:
+    """The weights of a decoder: collected once, and again when the model has changed.
+
+    Args:
+        cross: with its cross-attention; None where it has one.
+    """
+
+    def __init__(self, decoder: nn.Module, cross: bool | None = None):
+        if cross is None:
+            layers = getattr(getattr(getattr(decoder, "body", None), "encoder", None), "layer", ())
+            cross = any(hasattr(layer, "crossattention") for layer in layers)
+        self._decoder, self._cross = decoder, cross
+        self._weights: DecoderWeights | None = None
+
+    def get(self) -> DecoderWeights:
+        """The weights as they are.
+
+        Raises:
+            Unsupported: C++ cannot compute with them; the reason.
+        """
+        if self._weights is None or not self._weights.are_current():
+            self._weights = None
+            self._weights = DecoderWeights(self._decoder, self._cross)
+        return self._weights
+
+
+def why_not_cpp_steps(decoder: nn.Module, rows: int, weights: CurrentWeights | None = None) -> str | None:
+    """Why `CppSteps` does not run the steps of a decoder for so many rows, as one clause; None where it does.
+
+    Args:
+        weights: of the decoder, for a caller that keeps them.
+    """
     if rows > few_rows():
         return f"{rows} rows are more than {few_rows()}, up to which the extension is faster"
     reason = _why_not_here()
     if reason is None:
-        layers = getattr(getattr(getattr(decoder, "body", None), "encoder", None), "layer", ())
         try:
-            DecoderWeights(decoder, any(hasattr(layer, "crossattention") for layer in layers))
+            (weights or CurrentWeights(decoder)).get()
         except Unsupported as error:
             reason = str(error)
     return reason
@@ -58,12 +87,15 @@ class CppSteps:
 
     Weights that change take effect in the next run. A run that C++ cannot compute any more, for example because a layer
     has got a hook, or because gradients are enabled, is computed by `StaticDecoder.step`.
+
+    Args:
+        weights: of the decoder, for a caller that keeps them.
     """
 
-    def __init__(self, decoder: StaticDecoder):
+    def __init__(self, decoder: StaticDecoder, weights: CurrentWeights | None = None):
         self._decoder, self._runs = decoder, 0
         self._eager = EagerSteps(decoder)
-        self._weights: DecoderWeights | None = None
+        self._weights = weights or CurrentWeights(decoder.decoder, decoder.cache.has_cross)
         self._workspace = cpp.steps_workspace()
         vocabulary = decoder.decoder.config.vocab_size
         self._plans = tuple(_plan(search, vocabulary) for search in decoder.searches)
@@ -103,13 +135,10 @@ class CppSteps:
         decoder = self._decoder
         if torch.is_grad_enabled() or decoder.cache.dtype is not torch.float32 or _why_not_here() is not None:
             return None
-        if self._weights is None or not self._weights.are_current():
-            self._weights = None
-            try:
-                self._weights = DecoderWeights(decoder.decoder, decoder.cache.has_cross)
-            except Unsupported:
-                return None
-        return self._weights
+        try:
+            return self._weights.get()
+        except Unsupported:
+            return None
 
 
 def _plan(search: StaticSearch, vocabulary: int) -> Any:

@@ -48,7 +48,7 @@ from .loss import cross_entropy
 from .pretrained import PretrainedModel
 from .resize import size_of
 from .roberta import RobertaForCausalLM, RobertaModel
-from .static_generation import static_sequences, why_not_static_generation
+from .static_generation import static_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -385,8 +385,6 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
         self, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
     ) -> torch.Tensor | None:
         if not all(map(is_plain, (self, self.decoder, self.decoder.body))):
-            return None
-        if why_not_static_generation(self.decoder, inputs, options, search) is not None:
             return None
         return static_sequences(self.decoder, inputs, options, search)
 

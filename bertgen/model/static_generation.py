@@ -11,7 +11,7 @@ from ..cache.block_allocator import BlockAllocator
 from ..cache.cache import Cache
 from ..config import GenerationConfig
 from ..decoding.static_search import why_not_static
-from .cpp_steps import CppSteps, why_not_cpp_steps
+from .cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
 from .generation_inputs import GenerationInputs
 from .static_decoder import StaticDecoder
 
@@ -19,15 +19,26 @@ STEPS = 16  # of a call, during which no signal handler runs
 _OF_DECODER = ("embeds", "mask", "positions", "types", "cache")
 
 
-def why_not_static_generation(
+def static_sequences(
     decoder: Any, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
-) -> str | None:
-    """Why a call does not run in static steps, as one clause; None where it does.
+) -> torch.Tensor | None:
+    """int64 [outputs, L], as `Search.output` has them; None, with nothing done, where steps are not static.
 
     Args:
-        options: resolved.
-        search: without units.
+        options: resolved. search: without units.
     """
+    weights = CurrentWeights(decoder)
+    if _why_not(inputs, options, search) is not None:
+        return None
+    if why_not_cpp_steps(decoder, len(inputs.prefix) * search.width, weights) is not None:
+        return None
+    with torch.inference_mode():
+        results = _results(decoder, inputs, options, search, weights)
+    return _padded(inputs, options, results)
+
+
+def _why_not(inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search) -> str | None:
+    """Why steps of these inputs are not static, as one clause; None where they may be."""
     if not inputs.is_encoder_decoder or inputs.source is None:
         return "there is no source to encode"
     if inputs.prefix.shape[1] != 1 or inputs.prefix.device.type != "cpu":
@@ -38,17 +49,13 @@ def why_not_static_generation(
         return "more than tokens is returned (return_dict_in_generate)" if options.use_cache else "use_cache is False"
     if not len(inputs.prefix) or not bool(inputs.source[1].cu_seqlens.diff().all()):
         return "a source is empty"
-    if (reason := why_not_static(search)) is not None:
-        return reason
-    return why_not_cpp_steps(decoder, len(inputs.prefix) * search.width)
+    return why_not_static(search)
 
 
-def static_sequences(
-    decoder: Any, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
+def _padded(
+    inputs: GenerationInputs, options: GenerationConfig, results: list[tuple[list[list[int]], list[float | None]]]
 ) -> torch.Tensor:
-    """int64 [outputs, L], as `Search.output` has them, where `why_not_static_generation` is None."""
-    with torch.inference_mode():
-        results = _results(decoder, inputs, options, search)
+    """int64 [outputs, L], the outputs of each source with their first token, padded."""
     first, count = inputs.prefix[:, 0].tolist(), options.num_return_sequences
     rows = [
         [token, *output]
@@ -63,7 +70,7 @@ def static_sequences(
 
 
 def _results(
-    decoder: Any, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
+    decoder: Any, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search, weights: CurrentWeights
 ) -> list[tuple[list[list[int]], list[float | None]]]:
     """Outputs and scores of each source."""
     assert inputs.source is not None
@@ -82,7 +89,7 @@ def _results(
     units = [*range(len(lengths))]
     static = StaticDecoder(decoder, cache, [(search, len(units))], options.max_length, max(lengths))
     static.join(0, units, admissions, inputs.prefix, units)
-    steps, over = CppSteps(static), False
+    steps, over = CppSteps(static, weights), False
     while not over:
         steps.run(STEPS)
         over = all(steps.flags()[1])

@@ -106,7 +106,7 @@ class StaticRun:
         units = sum(units for _, units in searches)
         self.pools = Cache(
             config.num_hidden_layers, config.num_attention_heads, config.head_dim, torch.float32,
-            torch.device("cpu"), rows=rows, positions=POSITIONS, source_positions=SOURCES, source_slots=units * 32,
+            torch.device("cpu"), rows=2 * rows, positions=POSITIONS, source_positions=SOURCES, source_slots=units * 32,
         )  # fmt: skip
         self.decoder = StaticDecoder(decoder, self.pools, searches, POSITIONS, SOURCES)
         self.admissions: dict[tuple[int, int], Any] = {}
@@ -119,18 +119,19 @@ class StaticRun:
                 if search.owners[unit] is None and self.random.random() < chance:
                     self.join_unit(index, unit)
 
-    def join_unit(self, index: int, unit: int) -> None:
+    def join_unit(self, index: int, unit: int, states: torch.Tensor | None = None) -> None:
+        """Let a request run in a unit: with these states [length, hidden] of its source, or random ones and a limit."""
         search, r = self.decoder.searches[index], self.random
-        length, number = r.randint(1, SOURCES), self.numbers
+        number, limit = self.numbers, min(search.search.options.max_length, POSITIONS)
         self.numbers += 1
-        limit = min(search.search.options.max_length, POSITIONS)
-        limit = r.randint(2, limit) if r.random() < 0.3 else limit
-        admission = self.pools.admit(search.width, POSITIONS, number, length)
+        if states is None:
+            generator = torch.Generator().manual_seed(r.randrange(2**31))
+            states = torch.randn(r.randint(1, SOURCES), self.model.decoder.config.hidden_size, generator=generator)
+            limit = r.randint(2, limit) if r.random() < 0.3 else limit
+        admission = self.pools.admit(search.width, POSITIONS, number, len(states))
         assert admission is not None
         self.pools.begin_sources([admission])
-        hidden = self.model.decoder.config.cross_attention_hidden_size or self.model.decoder.config.hidden_size
-        generator = torch.Generator().manual_seed(r.randrange(2**31))
-        self.model.decoder.body.encoder.write_sources(self.pools, torch.randn(length, hidden, generator=generator))
+        self.model.decoder.body.encoder.write_sources(self.pools, states)
         self.decoder.join(
             index, [unit], [admission], torch.tensor([[START]]), [number],
             torch.tensor([r.randrange(2**40)]), torch.tensor([number]), torch.tensor([limit]),
