@@ -64,7 +64,7 @@ def compare(seed: int, quantized: bool) -> tuple[int, int]:
         done = [python.run(count, stops), cpp_steps.run(count, stops)]
         assert cpp_steps._weights is not None
         # C++ knows when all have ended.
-        assert done[0] == done[1] or ((not runs[1].has_live and done[1] < done[0]) and (done[1] > 0) == live)
+        assert done[0] == done[1] or (not runs[1].has_live and done[1] < done[0]) and (done[1] > 0) == live
         steps += done[1]
         assert_equal(live_state(runs[0]), live_state(runs[1]))
         assert python.flags() == cpp_steps.flags()
