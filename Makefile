@@ -89,8 +89,9 @@ gpu: ## run the CUDA tests and operator benchmarks with PYTHON; installs nothing
 bench: $(VENV)/.tools ## benchmark operators, generation, scaling and training in 10 minutes; a report in build/bench
 	$(BIN)/bertgen bench suite --level quick --output build/bench $(ARGS)
 
-bench-gpu: ## the same on a CUDA device in 9 minutes with PYTHON; installs nothing
+bench-gpu: ## the same on a CUDA device in 9 minutes with PYTHON, then the table of decoding; installs nothing
 	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
+	$(PYTHON) -m bertgen.bench.decode --device cuda --json build/bench/decode-cuda.json
 
 figures: $(VENV)/.tools ## measure all figures of README.md and docs/ again (an hour, on an idle machine); PAIRS=train.tsv
 	rm -f bench/results/*-cpu.json

@@ -167,6 +167,11 @@ class StaticBatch:
         self._stages.clear()
         self._ended, self._leaving, self.rows = [], [], 0
 
+    @property
+    def newest_steps(self) -> Steps | None:
+        """How the steps run now; None before the first request."""
+        return None if self._stage is None else self._stage.steps
+
     # -- joining
 
     def joinable(self, requests: Iterable[Request]) -> list[Request]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-
-import torch
 
 from .. import decoding
 from ..cache.block_allocator import Admission
@@ -14,6 +13,9 @@ from ..decoding.static_search import why_not_static
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
 from ..model.cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
+from ..model.cuda_device import CudaDevice
+from ..model.graph_pool import GraphPool, why_not_graphs
+from ..model.graph_steps import GraphSteps
 from ..model.static_decoder import StaticDecoder, Steps
 from .request import Request, SearchKey
 from .search_group import SearchGroup
@@ -40,32 +42,47 @@ class StaticSteps:
 
     def __init__(self, model: EncoderDecoderModel, max_rows: int):
         self._model, self._max_rows = model, max_rows
+        self._failure: str | None = None  # of a capture; the first is the last
+        self._new_owner()
+
+    def _new_owner(self) -> None:
+        """Make what the steps of all static decoders share."""
+        model = self._model
         self._weights = CurrentWeights(model.decoder)
+        self._graphs = GraphPool(CudaDevice(model.device)) if why_not_graphs(model.device) is None else None
 
     def clear(self) -> None:
-        """Forget the weights; they are collected again when they are needed."""
-        self._weights = CurrentWeights(self._model.decoder)
+        """Free the weights and graphs; they are made again when they are needed."""
+        if self._graphs is not None:
+            self._failure = self._failure or self._graphs.failure
+        self._new_owner()
 
     def why_not(self, rows: int) -> str | None:
         """Why static steps of so many rows do not run, as one clause; None where they do."""
         model = self._model
+        if self._graphs is not None:
+            return self._failure or self._graphs.failure
         if model.device.type == "cpu":
             return why_not_cpp_steps(model.decoder, rows, self._weights)
-        return f"there are no static steps on {model.device.type}"
+        return why_not_graphs(model.device) or f"the model has moved to {model.device}"
 
     def explain(self) -> str:
         """What runs static steps."""
+        if self._graphs is not None:
+            return "steps run as replays of CUDA graphs"
         return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
 
     def new_batch(self, cache: Cache) -> StaticBatch:
         """An empty batch over the pools of this cache."""
         return StaticBatch(
             partial(self._open, cache), partial(_release, cache), self._limits(),
-            synchronize=partial(_synchronize, self._model.device),
+            synchronize=_nothing if self._graphs is None else self._graphs.device.synchronize,
         )  # fmt: skip
 
     def _limits(self) -> StaticLimits:
         positions = self._model.config.encoder.max_tokens
+        if self._graphs is not None:
+            return StaticLimits(self._max_rows, positions)
         # Free units and wide tables cost nothing: a step gathers the rows that are in use.
         return StaticLimits(
             min(self._max_rows, few_rows()), positions, source_width=512, least_units=16, compacts=False, stages=8,
@@ -79,7 +96,21 @@ class StaticSteps:
         searches = [(_search(key, model), units) for key, units in groups]
         positions = model.config.decoder.max_tokens + 1  # the last token of an output is not fed to the decoder
         decoder = StaticDecoder(model.decoder, cache, searches, positions, source_width)
+        if self._graphs is not None:
+            return decoder, GraphSteps(decoder, self._graphs)
         return decoder, CppSteps(decoder, self._weights)
+
+
+@contextmanager
+def beside(batch: StaticBatch | None) -> Iterator[None]:
+    """On a GPU a prefill inside runs beside the runs that are queued; what is queued later waits for it."""
+    steps = None if batch is None else batch.newest_steps
+    if not isinstance(steps, GraphSteps):
+        yield
+        return
+    with steps.beside() as wait:
+        yield
+    wait()
 
 
 def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:
@@ -91,6 +122,5 @@ def _release(cache: Cache, admission: Admission) -> None:
     cache.allocator.release(admission.request)
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _nothing() -> None:
+    """Steps on a CPU are complete when `run` returns."""
