@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <stdexcept>
@@ -62,6 +63,12 @@ class Memory {
   std::vector<std::vector<float>> arrays_;
 };
 
+// Also of NaN, which a row has where processors forbid all tokens.
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
 // The tensors of a search.
 struct State {
   std::vector<int64_t> sequences, finished_sequences, lengths, limits, seeds, numbers, finished_lengths, top_k;
@@ -71,8 +78,8 @@ struct State {
 
   bool operator==(const State& other) const {
     return sequences == other.sequences && finished_sequences == other.finished_sequences &&
-           lengths == other.lengths && finished_lengths == other.finished_lengths && log_probs == other.log_probs &&
-           running_scores == other.running_scores && finished_scores == other.finished_scores &&
+           lengths == other.lengths && finished_lengths == other.finished_lengths && same_bits(log_probs, other.log_probs) &&
+           same_bits(running_scores, other.running_scores) && same_bits(finished_scores, other.finished_scores) &&
            is_finished == other.is_finished && can_improve == other.can_improve;
   }
 };
