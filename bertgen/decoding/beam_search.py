@@ -156,9 +156,7 @@ class BeamSearch(Search):
         finishes = ends & (total > LIVE_THRESHOLD) & self._continues()[:, None]
         finishes &= torch.arange(ends.shape[1], device=device) < beams
         score = (total / _power(generated, options.length_penalty)).masked_fill(~finishes, -math.inf)
-        # Of equal scores the older one first, which topk does not promise.
-        both = torch.cat((self.finished_scores, score), 1).sort(dim=1, descending=True, stable=True)
-        finished_scores, best = both.values[:, :beams], both.indices[:, :beams]
+        finished_scores, best = torch.cat((self.finished_scores, score), 1).topk(beams)
         is_finished = torch.cat((self.is_finished, finishes), 1).gather(1, best)
         new_lengths = (generated + self.prefix).expand_as(token)
         state.update(
@@ -226,9 +224,7 @@ class BeamSearch(Search):
             ends = self.ends_by_token(token)
             if self.criteria:
                 ends = ends | self._stopped(extended, self.lengths[same_group])
-            # The candidates are sorted. Distinct keys, because topk orders equal ones arbitrarily.
-            rank = torch.arange(ends.shape[1], device=ends.device)
-            best = torch.add(rank, ends, alpha=ends.shape[1]).topk(self.beams, largest=False).indices
+            best = torch.add(total, ends, alpha=DEAD_SCORE).topk(self.beams).indices
             if chosen is not None:
                 counts = self._continues()[same_group, None].to(chosen.dtype)
                 chosen.scatter_add_(1, token.gather(1, best), counts.expand(-1, self.beams))
