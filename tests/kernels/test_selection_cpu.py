@@ -18,9 +18,11 @@ from bertgen.kernels.sample import (
 )
 from bertgen.kernels.sample_cases import CHECK as SAMPLE
 from bertgen.kernels.selection_cpp import (
+    log_softmax_cpp,
     sample_cpp,
     select_cpp,
     top_log_probs_cpp,
+    why_not_log_softmax_cpp,
     why_not_sample_cpp,
     why_not_select_cpp,
     why_not_top_log_probs_cpp,
@@ -130,8 +132,9 @@ def test_the_best_of_a_group_are_those_of_the_reference(vocabulary, group, fill)
 )
 def test_log_softmax_is_precise(vocabulary, fill):
     scores = fill(torch.randn(3, vocabulary, generator=seeded(vocabulary)))
-    out = torch.empty_like(scores)
-    cpp.log_softmax(scores, out)
+    assert why_not_log_softmax_cpp(scores) is None and why_not_log_softmax_cpp(scores[None])
+    out = log_softmax_cpp(scores)
+    assert torch.equal(ops.log_softmax(scores), out)
     exact = scores.double().log_softmax(-1)
     error = (out.double() - exact).abs() / exact.abs().clamp(min=1)
     assert float(error.max()) < 5e-7
