@@ -91,6 +91,11 @@ class RecordedStep(TorchDispatchMode):
             if tensor() is not None:
                 raise CaptureError(Reason.OUTLIVES, f"{name} -> {tuple(tensor().shape)}")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled: torch need not import its compiler, nor ask it in each operation."""
+        return False
+
     def __len__(self) -> int:
         return len(self._nodes)
 

@@ -158,9 +158,9 @@ class Workload:
 
     def cache(self) -> Cache:
         """Empty, with less room than all requests need at once."""
-        decoder = self.model.config.decoder
+        decoder, model = self.model.config.decoder, self.model
         return Cache(
-            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, torch.float32, self.model.device,
+            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, model.dtype, model.device,
             rows=24, positions=LONGEST - 1, source_positions=SOURCE, source_slots=12 * 16,
             full=self.r.random() < 0.8,  # as on a GPU
         )  # fmt: skip
@@ -245,7 +245,7 @@ class StaticRun:
                 self.move()
             self.cancel()
             self.join()
-            self.steps.run(self.r.choice((2, 2, 4, 8)), stop_when_over=self.r.random() < 0.3)
+            self.steps.run(self.r.choice((2, 2, 4, 6)), stop_when_over=self.r.random() < 0.3)
             self.runs += 1
             assert self.runs < 60, "units do not end"
             assert self.cache.allocator.check() == Violation.SOUND
