@@ -25,7 +25,6 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bertgen.cache.block_allocator import BlockAllocator
 from bertgen.model.static_decoder import StaticDecoder
@@ -34,15 +33,16 @@ from bertgen.ops.registry import KernelOp
 from bertgen.quantization.int4 import CODEBOOKS, codebook
 
 OPERATORS = (KernelOp, Linear, Linears, Int4Matmuls, DecoderStep)
+_PARAMETERS: weakref.WeakKeyDictionary[Any, list[torch.Tensor]] = weakref.WeakKeyDictionary()
 HOST_TABLES = ("_known", "_limits")  # of a StaticCache
 
 # Composites arrive whole in inference mode. `resolve_*` is all that shows of `tolist`.
-READS = "item _local_scalar_dense is_nonzero equal allclose resolve_conj resolve_neg".split()
-SIZES = (
+READS = frozenset("item _local_scalar_dense is_nonzero equal allclose resolve_conj resolve_neg".split())
+SIZES = frozenset((
     "nonzero nonzero_numpy nonzero_static argwhere masked_select _unique _unique2 unique_dim unique_consecutive "
     "unique_dim_consecutive bincount tensor_split"
-).split()
-MOVES = "to _to_copy".split()
+).split())  # fmt: skip
+MOVES = frozenset(("to", "_to_copy"))
 
 
 class Reason(enum.Enum):
@@ -77,8 +77,9 @@ class RecordedStep(TorchDispatchMode):
     def __init__(self, step: Callable[[], None], tensors: Iterable[torch.Tensor]):
         super().__init__()
         self._on_device = {_storage(t): alias(t) for t in tensors}
-        self._nodes: list[tuple[Callable[..., Any], tuple, dict, list[tuple[int, torch.Tensor]]]] = []
-        self._fresh: list[tuple[str, weakref.ref[torch.Tensor]]] = []
+        self._nodes: list[tuple[Callable[..., Any], Any, Any, list[tuple[int, torch.Tensor]]]] = []
+        self._made: set[int] = set()  # storages
+        self._fresh: list[tuple[Any, weakref.ref[torch.Tensor]]] = []
         with ExitStack() as stack:
             for cls in OPERATORS:
                 stack.enter_context(mock.patch.object(cls, "__call__", self._operator(cls)))
@@ -90,22 +91,29 @@ class RecordedStep(TorchDispatchMode):
             if tensor() is not None:
                 raise CaptureError(Reason.OUTLIVES, f"{name} -> {tuple(tensor().shape)}")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled: torch need not import its compiler, nor ask it in each operation."""
+        return False
+
     def __len__(self) -> int:
         return len(self._nodes)
 
     def replay(self) -> None:
         """Run all operations again."""
         for function, args, kwargs, outputs in self._nodes:
-            results = tree_leaves(function(*args, **kwargs))
-            for index, output in outputs:
-                output.copy_(results[index])
+            result = function(*args, **kwargs)
+            if outputs:
+                results = leaves(result)
+                for index, output in outputs:
+                    output.copy_(results[index])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = self._inputs(str(func), args, kwargs)
+        inputs = self._inputs(func, args, kwargs)
         check(func, args, kwargs)
         out = func(*args, **kwargs)
-        self._record(str(func), func, args, kwargs, inputs, out, func._schema.is_mutable)
+        self._record(func, func, args, kwargs, inputs, out, func._schema.is_mutable)
         return out
 
     def _operator(self, cls: type) -> Callable[..., Any]:
@@ -124,47 +132,52 @@ class RecordedStep(TorchDispatchMode):
 
         return recorded
 
-    def _inputs(self, name: str, args: Any, kwargs: Any) -> set[int]:
+    def _inputs(self, name: Any, args: Any, kwargs: Any) -> set[int]:
         """The storages of all tensors among the arguments; CaptureError if some are not on the device."""
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        for t in tensors:
-            if t.dim() and _storage(t) not in self._on_device:
-                raise CaptureError(Reason.HOST_COPY, f"{name} of a tensor {t.dtype} {tuple(t.shape)}")
-        return {_storage(t) for t in tensors}
+        storages = set()
+        for t in (*leaves(args), *leaves(kwargs)):
+            if isinstance(t, torch.Tensor):
+                storages.add(storage := _storage(t))
+                if storage not in self._on_device and t.dim():
+                    raise CaptureError(Reason.HOST_COPY, f"{name} of a tensor {t.dtype} {tuple(t.shape)}")
+        return storages
 
     def _record(
-        self, name: str, function: Any, args: Any, kwargs: Any, inputs: set[int], out: Any, writes: bool
+        self, name: Any, function: Any, args: Any, kwargs: Any, inputs: set[int], out: Any, writes: bool
     ) -> None:
         outputs = []
-        for index, t in enumerate(tree_leaves(out)):
-            if isinstance(t, torch.Tensor) and _storage(t) not in inputs:
-                outputs.append((index, alias(t)))
-                self._fresh.append((name, weakref.ref(t)))
+        for index, t in enumerate(leaves(out)):
+            if isinstance(t, torch.Tensor):
+                storage = _storage(t)
+                if storage not in inputs:
+                    outputs.append((index, alias(t)))
+                    self._made.add(storage)
+                if storage in self._made:
+                    self._fresh.append((name, weakref.ref(t)))
         for _, t in outputs:
             self._on_device[_storage(t)] = t
         if outputs or writes:  # else it is a view
-            args, kwargs = tree_map_only(torch.Tensor, alias, (args, kwargs))
-            self._nodes.append((function, args, kwargs, outputs))
+            self._nodes.append((function, aliases(args), aliases(kwargs), outputs))
 
 
 def check(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Raise CaptureError for an operation of torch that needs the host."""
-    name, text = func._schema.name.removeprefix("aten::"), str(func)
+    name = func._opname
     if name in READS:
-        raise CaptureError(Reason.HOST_READ, text)
-    if name in SIZES or text == "aten.where.default":
-        raise CaptureError(Reason.SHAPE, text)
+        raise CaptureError(Reason.HOST_READ, str(func))
+    if name in SIZES or (name == "where" and len(args) == 1):
+        raise CaptureError(Reason.SHAPE, str(func))
     if name == "repeat_interleave" and any(isinstance(x, torch.Tensor) for x in args[1:]):
-        raise CaptureError(Reason.SHAPE, text)
+        raise CaptureError(Reason.SHAPE, str(func))
     if name in ("index", "index_put", "index_put_"):
         if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
-            raise CaptureError(Reason.SHAPE, f"{text} by a mask")
+            raise CaptureError(Reason.SHAPE, f"{func} by a mask")
     if name == "isin" and isinstance(args[1], torch.Tensor) and args[1].numel() >= 10:  # it may sort, with `unique`
-        raise CaptureError(Reason.SHAPE, text)
+        raise CaptureError(Reason.SHAPE, str(func))
     if name == "lift_fresh":
         raise CaptureError(Reason.HOST_COPY, "a tensor made from values of the host")
     if name in MOVES and kwargs.get("device") is not None:  # a move does nothing on a CPU, in either direction
-        raise CaptureError(Reason.HOST_READ, f"{text} to a device")
+        raise CaptureError(Reason.HOST_READ, f"{func} to a device")
 
 
 def alias(t: torch.Tensor) -> torch.Tensor:
@@ -172,6 +185,33 @@ def alias(t: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=t.dtype, device=t.device).set_(
         t.untyped_storage(), t.storage_offset(), t.shape, t.stride()
     )
+
+
+def aliases(value: Any) -> Any:
+    """Arguments with an alias of each tensor."""
+    if isinstance(value, torch.Tensor):
+        return alias(value)
+    if isinstance(value, dict):
+        return {key: aliases(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [aliases(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def leaves(value: Any) -> list[Any]:
+    """The values in nested lists, tuples and dictionaries, in a fixed order."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return [value]
+    found = []
+    for item in value:
+        if isinstance(item, (tuple, list, dict)):
+            found += leaves(item)
+        else:
+            found.append(item)
+    return found
 
 
 def _storage(t: torch.Tensor) -> int:
@@ -205,6 +245,18 @@ def device_tensors(root: Any) -> dict[str, torch.Tensor]:
             walk(path, vars(value))
 
     walk("decoder", root)
+    return found
+
+
+def parameters(model: Any) -> list[torch.Tensor]:
+    """The tensors of a model on the device, and the codebooks of 4-bit weights."""
+    key = model if isinstance(model, torch.nn.Module) else None
+    found = None if key is None else _PARAMETERS.get(key)
+    if found is None:
+        found = [t.detach() for t in device_tensors(model).values()]
+        found += [codebook(format, found[0].device) for format in CODEBOOKS]
+        if key is not None:
+            _PARAMETERS[key] = found
     return found
 
 
@@ -258,8 +310,7 @@ class RecordedSteps:
         with self._restored():
             two_steps(decoder)
             before = {path: (_storage(t), t.data_ptr()) for path, t in buffers(decoder).items()}
-            tensors = [*device_tensors(decoder).values()]
-            tensors += [codebook(format, decoder.cache.device) for format in CODEBOOKS]
+            tensors = [*buffers(decoder).values(), *parameters(decoder.decoder)]
             recording = RecordedStep(functools.partial(two_steps, decoder), tensors)
             after = {path: (_storage(t), t.data_ptr()) for path, t in buffers(decoder).items()}
             moved = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))

@@ -12,8 +12,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
+from bertgen.kernels.linear import few_rows
 
 from bertgen import (
     BertConfig,
@@ -30,15 +32,15 @@ from bertgen.decoding import resolve_generation_config, step_searches
 from bertgen.decoding.search import Search
 from bertgen.engine import Request
 from bertgen.engine.search_group import SearchGroup
-from bertgen.kernels.linear import few_rows
 from bertgen.layers.linear import Int4Linear
 from bertgen.model.batch_decoder import BatchDecoder
 from bertgen.model.static_decoder import StaticDecoder, Steps
 from bertgen.ops import extension
+from bertgen.ops.operators import DecoderStep
 from bertgen.packing import padded
 
 PAD, START, END, VOCABULARY = 0, 2, 1, 40
-LONGEST, SOURCE = 14, 9  # tokens of an output with its prefix, and of a source
+LONGEST, SOURCE = 12, 9  # tokens of an output with its prefix, and of a source
 TINY = dict(
     vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
     max_position_embeddings=20, initializer_range=0.5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -80,12 +82,17 @@ def model(kind: str) -> EncoderDecoderModel:
     made = EncoderDecoderModel(config).eval()
     with torch.no_grad():
         made.decoder.get_output_embeddings().bias[END] += 3.0
-        if kind == "int4":
-            for part in [part for part in made.decoder.body.encoder.modules() if not isinstance(part, torch.nn.Linear)]:
-                for name, child in part.named_children():
-                    if isinstance(child, torch.nn.Linear):
-                        setattr(part, name, Int4Linear.from_linear(child, Int4Config(group_size=32, compute_dtype="int8")))
+    if kind == "int4":
+        quantize_decoder(made, Int4Config(group_size=32, compute_dtype="int8"))
     return made.eval()
+
+
+def quantize_decoder(made: EncoderDecoderModel, config: Int4Config) -> None:
+    """Give the layers of the decoder weights in 4 bits."""
+    for part in [*made.decoder.body.encoder.modules()]:
+        for name, child in [*part.named_children()]:
+            if type(child) is torch.nn.Linear:
+                setattr(part, name, Int4Linear.from_linear(child, config))
 
 
 def rows_are_independent() -> bool:
@@ -127,11 +134,12 @@ class Workload:
         self.options = [self._options(r.choice(OPTIONS), r.random() < 0.3) for _ in range(1 if r.random() < 0.7 else 2)]
         self.jobs = [
             Job(
-                number, [r.randrange(3, VOCABULARY) for _ in range(r.randint(1, SOURCE))], r.randrange(len(self.options)),
-                r.randrange(-5, 5), r.randint(2, LONGEST), r.choice((0, 0, 1, 2, 3)),
-                r.randint(1, 3) if r.random() < 0.15 else None,
+                number, [r.randrange(3, VOCABULARY) for _ in range(r.randint(1, SOURCE))],
+                r.randrange(len(self.options)),
+                r.randrange(-5, 5), r.randint(2, LONGEST), r.choice((0, 0, 1, 2, 3, 4, 5)),
+                r.randint(1, 5) if r.random() < 0.15 else None,
             )
-            for number in range(r.randint(2, 7))
+            for number in range(r.randint(3, 7))
         ]  # fmt: skip
 
     def _options(self, chosen: dict[str, Any], scored: bool) -> tuple[GenerationConfig, bool]:
@@ -150,10 +158,11 @@ class Workload:
 
     def cache(self) -> Cache:
         """Empty, with less room than all requests need at once."""
-        decoder = self.model.config.decoder
+        decoder, model = self.model.config.decoder, self.model
         return Cache(
-            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, torch.float32, self.model.device,
+            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, model.dtype, model.device,
             rows=24, positions=LONGEST - 1, source_positions=SOURCE, source_slots=12 * 16,
+            full=self.r.random() < 0.8,  # as on a GPU
         )  # fmt: skip
 
 
@@ -206,6 +215,11 @@ def run_workload(seed: int, make_steps: Callable[[StaticDecoder], Steps]) -> Out
         return StaticRun(Workload(seed), make_steps).outcome()
 
 
+def layers_one_by_one() -> Any:
+    """A context in which a decoder calls its layers, as on a GPU, and not all of them in one call of the extension."""
+    return mock.patch.object(DecoderStep, "why_not", lambda self, x: "the layers are called one by one")
+
+
 class StaticRun:
     """Drives a static decoder; whether a unit is over is known from the flags only."""
 
@@ -216,7 +230,7 @@ class StaticRun:
         self.running: list[Job] = []
         self.runs = self.first_run = 0  # in all, and before those of the present Steps
         self.results: Outcome = {}
-        self.decoder = self._new_decoder([1] * len(work.options), SOURCE)
+        self.decoder = self._new_decoder([self.r.randint(1, 2) for _ in work.options], SOURCE)
         self.steps = make_steps(self.decoder)
 
     def _new_decoder(self, units: list[int], source_width: int) -> StaticDecoder:
@@ -227,12 +241,13 @@ class StaticRun:
 
     def outcome(self) -> Outcome:
         while self.waiting or self.running:
-            if self.r.random() < 0.3:
+            if self.r.random() < 0.06:
                 self.move()
             self.cancel()
             self.join()
-            self.steps.run(self.r.choice((2, 2, 4, 8)), stop_when_over=self.r.random() < 0.3)
+            self.steps.run(self.r.choice((2, 2, 4, 6)), stop_when_over=self.r.random() < 0.3)
             self.runs += 1
+            assert self.runs < 60, "units do not end"
             assert self.cache.allocator.check() == Violation.SOUND
             self.collect()
         used = self.cache.allocator.statistics()
