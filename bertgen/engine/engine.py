@@ -44,7 +44,7 @@ from .running_batch import RunningBatch
 from .scheduler import Capacity, Scheduler
 from .search_group import SearchGroup
 from .static_batch import StaticBatch
-from .static_steps import StaticSteps, beside, why_not_static_request
+from .static_steps import StaticSteps, why_not_static_request
 from .statistics import EngineStatistics
 
 logger = logging.getLogger(__name__)
@@ -395,7 +395,7 @@ class Engine:
             return
         start = time.perf_counter()
         try:
-            with beside(self._static):
+            with self._static_steps.beside(self._static):
                 self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)

@@ -42,42 +42,48 @@ class StaticSteps:
 
     def __init__(self, model: EncoderDecoderModel, max_rows: int):
         self._model, self._max_rows = model, max_rows
-        self._failure: str | None = None  # of a capture; the first is the last
-        self._new_owner()
-
-    def _new_owner(self) -> None:
-        """Make what the steps of all static decoders share."""
-        model = self._model
         self._weights = CurrentWeights(model.decoder)
-        self._graphs = GraphPool(CudaDevice(model.device)) if why_not_graphs(model.device) is None else None
+        self._graphs: GraphPool | None = None  # of a CUDA device, from the first batch on
 
     def clear(self) -> None:
         """Free the weights and graphs; they are made again when they are needed."""
-        if self._graphs is not None:
-            self._failure = self._failure or self._graphs.failure
-        self._new_owner()
+        self._weights = CurrentWeights(self._model.decoder)
+        if self._graphs is not None and self._graphs.failure is None:  # the first failure is the last
+            self._graphs = None
 
     def why_not(self, rows: int) -> str | None:
         """Why static steps of so many rows do not run, as one clause; None where they do."""
         model = self._model
-        if self._graphs is not None:
-            return self._failure or self._graphs.failure
         if model.device.type == "cpu":
             return why_not_cpp_steps(model.decoder, rows, self._weights)
-        return why_not_graphs(model.device) or f"the model has moved to {model.device}"
+        return why_not_graphs(model.device) or (None if self._graphs is None else self._graphs.failure)
 
     def explain(self) -> str:
         """What runs static steps."""
-        if self._graphs is not None:
-            return "steps run as replays of CUDA graphs"
+        if self._model.device.type == "cuda":
+            return "several steps run as replays of a CUDA graph"
         return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
 
     def new_batch(self, cache: Cache) -> StaticBatch:
         """An empty batch over the pools of this cache."""
+        device = self._model.device
+        if device.type == "cuda" and (self._graphs is None or self._graphs.device.device != device):
+            self._graphs = GraphPool(CudaDevice(device))
         return StaticBatch(
             partial(self._open, cache), partial(_release, cache), self._limits(),
             synchronize=_nothing if self._graphs is None else self._graphs.device.synchronize,
         )  # fmt: skip
+
+    @contextmanager
+    def beside(self, batch: StaticBatch | None) -> Iterator[None]:
+        """On a GPU a prefill inside runs beside the queued runs of the batch; what is queued later waits for it."""
+        steps = None if batch is None else batch.newest_steps
+        if not isinstance(steps, GraphSteps):
+            yield
+            return
+        with steps.beside() as wait:
+            yield
+        wait()
 
     def _limits(self) -> StaticLimits:
         positions = self._model.config.encoder.max_tokens
@@ -101,18 +107,6 @@ class StaticSteps:
         return decoder, CppSteps(decoder, self._weights)
 
 
-@contextmanager
-def beside(batch: StaticBatch | None) -> Iterator[None]:
-    """On a GPU a prefill inside runs beside the runs that are queued; what is queued later waits for it."""
-    steps = None if batch is None else batch.newest_steps
-    if not isinstance(steps, GraphSteps):
-        yield
-        return
-    with steps.beside() as wait:
-        yield
-    wait()
-
-
 def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:
     """A search without units of these options, which call no function of a request and read no source."""
     return SearchGroup(Request((0,), key.options, scored=key.scored), model).search
@@ -123,4 +117,4 @@ def _release(cache: Cache, admission: Admission) -> None:
 
 
 def _nothing() -> None:
-    """Steps on a CPU are complete when `run` returns."""
+    """Nothing is queued."""

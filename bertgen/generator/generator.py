@@ -41,6 +41,7 @@ LOADING = frozenset(
     "config device_map use_safetensors variant state_dict key_mapping ignore_mismatched_sizes quantization_config "
     "load_in_4bit load_in_8bit generation_config fold_embeddings".split()
 )
+WARM_BATCH = 64  # texts
 MAX_INDEX = 2**62  # of the first text: an index is part of the key of random numbers, which has 64 bits
 
 
@@ -312,9 +313,29 @@ class Generator:
         return future
 
     def warm_up(self) -> None:
-        """Allocate memory, and choose and compile kernels now instead of at the first text."""
-        call = CallOptions.checked(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
-        list(self._run([self._request(0, Encoded([0] * 2), call)], call))
+        """Allocate memory, and choose and compile kernels now instead of at the first text.
+
+        On a GPU steps are also captured as CUDA graphs: greedy search, and the model's own options where these differ,
+        for one text and for a batch of WARM_BATCH.
+        """
+        for call, count in self._warm_up_calls(self.model.device.type):
+            list(self._run([self._request(i, Encoded([0] * 2), call) for i in range(count)], call))
+
+    def _warm_up_calls(self, device: str) -> list[tuple[CallOptions, int]]:
+        """Options and numbers of texts that a device is warmed up with."""
+        greedy: dict[str, Any] = dict(num_beams=1, do_sample=False, num_return_sequences=1)
+        kinds, counts = [greedy], [1]
+        if device == "cuda":
+            own = self.model.generation_config
+            kinds += [{}] * bool((own.num_beams or 1) > 1 or own.do_sample)
+            counts.append(WARM_BATCH)
+        calls = []
+        for kind in kinds:
+            call = CallOptions.checked(self.model, dict(max_new_tokens=2, **kind))
+            rows = max(call.generation.num_beams, call.generation.num_return_sequences)
+            most = max(1, self.engine.config.max_rows // rows)
+            calls += [(call, min(count, most)) for count in counts]
+        return calls
 
     @property
     def statistics(self) -> EngineStatistics:

@@ -6,13 +6,20 @@ import collections
 
 import pytest
 import torch
-from bertgen.bench.workload import SIZES, START, Size, build
+from bertgen.bench.workload import END, PAD, SIZES, START, Size, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertgen import ops
 from bertgen.bench import budget
 from bertgen.cache.cache import Cache
+from bertgen.config import GenerationConfig
+from bertgen.decoding import resolve_generation_config
+from bertgen.engine import Request
+from bertgen.engine.search_group import SearchGroup
 from bertgen.model.batch_decoder import BatchDecoder
+from bertgen.model.static_decoder import StaticDecoder
+from tests.support import recorded_step
+from tests.support.static_workloads import layers_one_by_one
 
 LARGE = SIZES["large"]
 
@@ -54,6 +61,40 @@ def test_the_kernels_are_those_of_a_step():
     assert mode.counts["layer_norm"] == told["norm"] == 3 * 3 + 1
     assert mode.counts["gelu"] == told["activation"] == 3
     assert mode.counts["embedding"] + 1 == told["embedding"] == 3  # and their sum
+
+
+OF_LAYERS = ("linear", "linears", "decode_attention", "cross_decode_attention", "add_layer_norm", "embedding")
+
+
+@pytest.mark.parametrize(("beams", "extra"), [(1, 3), (4, 6)])
+def test_the_launches_of_the_search_are_those_of_a_static_step(beams, extra):
+    """An operation of a recorded step is a launch; top_log_probs, topk and `where` of a number have `extra` ones."""
+    model = build(Size(hidden=32, layers=3, intermediate=48, heads=2, vocabulary=50))
+    cpu = torch.device("cpu")
+    cache = Cache(3, 2, 16, torch.float32, cpu, rows=8, positions=20, source_positions=8, source_slots=64)
+    options = GenerationConfig(
+        max_new_tokens=10, num_beams=beams, bos_token_id=START, pad_token_id=PAD, eos_token_id=END
+    )
+    request = Request([5, 6, 7], resolve_generation_config(options))
+    with layers_one_by_one(), torch.inference_mode():
+        decoder = StaticDecoder(model.decoder, cache, [(SearchGroup(request, model).search, 2)], 20, 8)
+        admission = cache.admit(beams, 12, 0, 3)
+        cache.begin_sources([admission])
+        model.decoder.body.encoder.write_sources(cache, torch.randn(3, 32))
+        decoder.join(0, [0], [admission], torch.full((1, 1), START), [request])
+        decoder.cache.prepare(4)
+        recorded_step.two_steps(decoder)
+        tensors = recorded_step.device_tensors(decoder).values()
+        recording = recorded_step.RecordedStep(lambda: recorded_step.two_steps(decoder), tensors)
+    names = [name_of(function) for function, *_ in recording._nodes]
+    layers = sum(name in OF_LAYERS for name in names) / 2 + 1  # and the sum of the embeddings
+    launches = len(names) / 2 - layers + extra
+    assert launches == budget.SEARCH["beams" if beams > 1 else "greedy"]
+
+
+def name_of(function):
+    """Of an operator of torch, or of bertgen's."""
+    return function.args[0].name if hasattr(function, "args") else function.overloadpacket.__name__
 
 
 def test_the_limit_is_that_of_the_bytes():

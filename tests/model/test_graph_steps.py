@@ -10,7 +10,9 @@ import torch
 
 from bertgen.model.graph_pool import GraphPool
 from bertgen.model.graph_steps import GraphSteps
-from tests.support.fake_cuda_device import UNITS, Counter, FakeCudaDevice
+from tests.support.fake_cuda_device import UNITS, Counter, FakeCudaDevice, LateDevice
+from tests.support.recorded_step import RecordedSteps
+from tests.support.static_workloads import expected, layers_one_by_one, rows_are_independent, run_workload
 
 
 def made(limits=(3, 5, 8, 100), late=True, fails=None, **options):
@@ -160,3 +162,33 @@ def test_weights_in_other_memory_are_captured_again():
     assert steps._pool.captures == 2 and len(steps._pool._held) == 1
     device.work()
     assert decoder.counts == [3, 5, 8, 12]
+
+
+class RecordingDevice(LateDevice):
+    """Captures are recorded steps, which know addresses and no Python."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.recorded = RecordedSteps(decoder)
+
+    def capture(self, call):
+        self.told.append("capture")
+        return lambda: self.recorded.run(2)
+
+
+@pytest.mark.skipif(not rows_are_independent(), reason="the products of a row depend on the number of rows")
+@pytest.mark.parametrize("fails", [False, True])
+def test_real_decoders_give_what_plain_searches_give(fails):
+    """Random joins, leaves, options, beams and moves, with replays of recorded steps and where captures fail."""
+    devices = []
+
+    def steps(decoder):
+        devices.append(RecordingDevice(decoder))
+        pool = GraphPool(devices[-1])
+        pool.failure = "no captures" if fails else None
+        return GraphSteps(decoder, pool)
+
+    with layers_one_by_one():
+        assert not [seed for seed in range(2000, 2025) if run_workload(seed, steps) != expected(seed)]
+    captures = [device.told.count("capture") for device in devices]
+    assert max(captures) == (0 if fails else 1) and sum(captures) >= (0 if fails else 20)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
+
+from bertgen.engine.static_batch import StaticBatch
+from bertgen.engine.static_steps import StaticSteps
+from bertgen.model.graph_pool import GraphPool
 
 Call = Callable[[], None]
 UNITS = 4
@@ -144,21 +148,29 @@ class LateEvent(FakeEvent):
         return False
 
 
+class _StaticStepsOnCpu(StaticSteps):
+    """Static steps of an engine on a CPU as they are on a CUDA device."""
+
+    fails = False
+    devices: ClassVar[list[LateDevice]] = []
+
+    def why_not(self, rows: int) -> str | None:
+        return "BERTGEN_GRAPHS=0 is set" if os.environ.get("BERTGEN_GRAPHS") == "0" else None
+
+    def new_batch(self, cache: Any) -> StaticBatch:
+        device = LateDevice()
+        device.fails = 1 if self.fails else None
+        self.devices.append(device)
+        self._graphs = GraphPool(device)
+        return super().new_batch(cache)
+
+
 @contextlib.contextmanager
 def graphs_on_a_cpu(fails: bool = False) -> Iterator[list[LateDevice]]:
     """Engines made inside run static steps as on a CUDA device; yields their devices. BERTGEN_GRAPHS=0 is heeded."""
     devices: list[LateDevice] = []
-
-    def why_not(*_: Any) -> str | None:
-        return "BERTGEN_GRAPHS=0 is set" if os.environ.get("BERTGEN_GRAPHS") == "0" else None
-
-    def device(*_: Any) -> LateDevice:
-        devices.append(LateDevice())
-        devices[-1].fails = 1 if fails else None
-        return devices[-1]
-
-    names = dict(why_not_graphs=why_not, why_not_cpp_steps=why_not, CudaDevice=device)
-    with mock.patch.multiple("bertgen.engine.static_steps", **names):
+    kind = type("StaticSteps", (_StaticStepsOnCpu,), {"fails": fails, "devices": devices})
+    with mock.patch("bertgen.engine.engine.StaticSteps", kind):
         yield devices
 
 
