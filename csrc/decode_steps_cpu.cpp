@@ -22,6 +22,29 @@ float power(int64_t length, double exponent) {
   return static_cast<float>(std::pow(static_cast<double>(length), exponent));
 }
 
+struct Ranked {
+  float score;
+  int64_t index;
+};
+
+// The best `wanted` of the scores with their indices, as torch.topk finds them on a CPU: of equal scores, those that
+// these algorithms leave in front. The order of equal hypotheses is part of the results.
+void top(const std::vector<float>& scores, int64_t wanted, std::vector<Ranked>& ranked) {
+  const auto before = [](const Ranked& a, const Ranked& b) {
+    return (std::isnan(a.score) && !std::isnan(b.score)) || a.score > b.score;
+  };
+  ranked.clear();
+  for (const float score : scores) ranked.push_back({score, static_cast<int64_t>(ranked.size())});
+  const auto begin = ranked.begin();
+  if (64 * wanted <= static_cast<int64_t>(scores.size())) {
+    std::partial_sort(begin, begin + wanted, ranked.end(), before);
+  } else {
+    std::nth_element(begin, begin + wanted - 1, ranked.end(), before);
+    std::sort(begin, begin + wanted - 1, before);
+  }
+  ranked.resize(wanted);
+}
+
 // The units of a search that are not over, and their rows.
 struct Live {
   std::vector<int64_t> units, lengths;  // numbers in the search, and tokens of their histories
@@ -35,8 +58,9 @@ struct RowWorkspace {
 };
 
 struct UnitWorkspace {
-  std::vector<float> scores, best;
-  std::vector<int64_t> order, histories;
+  std::vector<float> scores;
+  std::vector<Ranked> order, finished;
+  std::vector<int64_t> histories;
   std::vector<int32_t> table;
   std::vector<uint8_t> ends;
   ProcessorWorkspace processors;
@@ -348,14 +372,12 @@ class Steps {
     uint8_t* is_finished = state.is_finished + unit * width;
 
     workspace.ends.resize(count);
-    workspace.order.clear();  // the candidates that go on, then those that end; each the best first
+    workspace.scores.assign(total, total + count);
     for (int64_t c = 0; c < count; ++c) {
       workspace.ends[c] = contains(plan.ends, index[c] % columns);
-      if (!workspace.ends[c]) workspace.order.push_back(c);
+      if (workspace.ends[c]) workspace.scores[c] += kDeadScore;
     }
-    for (int64_t c = 0; c < count; ++c) {
-      if (workspace.ends[c]) workspace.order.push_back(c);
-    }
+    top(workspace.scores, width, workspace.order);
     if (new_length >= state.limits[unit]) std::fill(workspace.ends.begin(), workspace.ends.end(), uint8_t{1});
 
     const auto has_enough = [&] {
@@ -363,7 +385,7 @@ class Steps {
     };
     const bool continues = state.can_improve[unit] && !has_enough();
     const float generated = power(new_length - kPrefix, plan.length_penalty);
-    if (continues) finish(search, unit, length, total, index, generated, workspace);
+    finish(search, unit, length, total, index, count, generated, continues, workspace);
 
     // The histories before the running hypotheses take their place.
     workspace.histories.resize(width * new_length);
@@ -377,7 +399,7 @@ class Steps {
     bool all_end = true;
     for (int64_t c = 0; c < count; ++c) all_end &= workspace.ends[c] != 0;
     for (int64_t w = 0; w < width; ++w) {
-      const int64_t c = workspace.order[w], beam = index[c] / columns, token = index[c] % columns;
+      const int64_t c = workspace.order[w].index, beam = index[c] / columns, token = index[c] % columns;
       const int64_t row = live.first_row + unit * width + w;
       std::copy_n(workspace.histories.data() + beam * new_length, length, running + w * positions);
       running[w * positions + length] = token;
@@ -404,17 +426,16 @@ class Steps {
     tables_.over[live.first_unit + unit] = !state.can_improve[unit] || has_enough() || all_end;
   }
 
-  // Puts those of the first `width` candidates that end among the finished hypotheses: the best first, of equal ones the
-  // older.
+  // Puts those of the first `width` candidates that end among the finished hypotheses, best first, where the search of
+  // the unit `continues`.
   void finish(const StaticSearch& search, int64_t unit, int64_t length, const float* total, const int64_t* index,
-              float generated, UnitWorkspace& workspace) {
+              int64_t count, float generated, bool continues, UnitWorkspace& workspace) {
     const BeamState& state = search.beam;
     const int64_t width = search.plan->width, columns = vocabulary();
     const int64_t positions = state.positions, new_length = length + 1;
-    const auto finishes = [&](int64_t c) { return c < width && workspace.ends[c] && total[c] > kLiveThreshold; };
-    bool any = false;
-    for (int64_t c = 0; c < width; ++c) any |= finishes(c);
-    if (!any) return;
+    const auto finishes = [&](int64_t c) {
+      return continues && c < width && workspace.ends[c] && total[c] > kLiveThreshold;
+    };
     const int64_t* running = state.running_sequences + unit * width * positions;
     int64_t* finished = state.finished_sequences + unit * width * positions;
     float* scores = state.finished_scores + unit * width;
@@ -422,20 +443,18 @@ class Steps {
     uint8_t* is_finished = state.is_finished + unit * width;
     std::vector<int64_t> old_sequences(width * new_length), old_lengths(lengths, lengths + width);
     std::vector<uint8_t> old_flags(is_finished, is_finished + width);
-    std::vector<int64_t> order(width);
-    workspace.best.resize(width);
     workspace.scores.assign(scores, scores + width);
-    for (int64_t c = 0; c < width; ++c) {
+    for (int64_t c = 0; c < count; ++c) {
       workspace.scores.push_back(finishes(c) ? total[c] / generated : -std::numeric_limits<float>::infinity());
     }
-    best_scores(workspace.scores.data(), 2 * width, width, workspace.best.data(), order.data());
+    top(workspace.scores, width, workspace.finished);
     for (int64_t w = 0; w < width; ++w) {
       std::copy_n(finished + w * positions, new_length, old_sequences.data() + w * new_length);
     }
     for (int64_t w = 0; w < width; ++w) {
       int64_t* sequence = finished + w * positions;
-      const int64_t place = order[w];
-      scores[w] = workspace.best[w];
+      const int64_t place = workspace.finished[w].index;
+      scores[w] = workspace.finished[w].score;
       if (place < width) {
         std::copy_n(old_sequences.data() + place * new_length, new_length, sequence);
         lengths[w] = old_lengths[place];

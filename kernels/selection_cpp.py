@@ -1,7 +1,8 @@
-"""select, top_log_probs and sample by the C++ extension, in float32 on a CPU.
+"""select, log_softmax, top_log_probs and sample by the C++ extension, in float32 on a CPU.
 
 The code is csrc/selection_cpu.cpp and csrc/sample_cpu.cpp. Arguments, shapes and results are those of
-`select_reference`, `top_log_probs_reference` and `sample_reference`. Each row is bit-identical for any number of rows.
+`select_reference`, `log_softmax_reference`, `top_log_probs_reference` and `sample_reference`. Each row is
+bit-identical for any number of rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ def why_not_select_cpp(
     """Why select_cpp does not take these arguments, as one clause; None where it does."""
     if sample or count != 1:
         return "it takes only the best token of each row"
+    return _why_not_scores(scores)
+
+
+def log_softmax_cpp(scores: torch.Tensor) -> torch.Tensor:
+    """As log_softmax_reference, where why_not_log_softmax_cpp is None and the extension is loaded."""
+    out = torch.empty_like(scores)
+    cpp.log_softmax(scores, out)
+    return out
+
+
+def why_not_log_softmax_cpp(scores: torch.Tensor) -> str | None:
+    """Why log_softmax_cpp does not take these scores, as one clause; None where it does."""
     return _why_not_scores(scores)
 
 

@@ -67,6 +67,7 @@ class StaticCache(StepCache):
             if source_width
             else None
         )
+        self._source_sizes = [0] * units  # on the host
         # On the host, of each row: its number in the allocator, positions with known slots, and positions in all.
         self._numbers = [-1] * rows
         self._known, self._limits = torch.zeros(2, rows, dtype=torch.int32, device="cpu")
@@ -96,8 +97,7 @@ class StaticCache(StepCache):
         """
         limits, rows = self.allocator.limits, self.rows_of(units)
         lengths = [one.source_length for one in admissions]
-        if max(lengths, default=0) > self.source_width:
-            raise InputError(f"a source of {max(lengths)} positions; the table has {self.source_width}")
+        self._set_sources(units, lengths)
         own = torch.zeros(len(rows), limits.positions, dtype=torch.int32, device="cpu")
         sources = torch.zeros(len(units), self.source_width, dtype=torch.int32, device="cpu")
         numbers = [number for one in admissions for number in one.rows]
@@ -113,11 +113,17 @@ class StaticCache(StepCache):
                 sources[i, : one.source_length] = self.allocator.source_table[one.source, : one.source_length]
         index, unit_index, source_lengths, own, sources = self._copied(rows, units, lengths, own, sources)
         index, unit_index = index.long(), unit_index.long()
-        self.own_slots.index_copy_(0, index, own.view(len(rows), -1))
+        self.own_slots.index_copy_(0, index, own.view(len(rows), limits.positions))
         self.lengths.index_fill_(0, index, 0)
         self.source_lengths.index_copy_(0, unit_index, source_lengths)
         if self.source_width:
-            self.source_table.index_copy_(0, unit_index, sources.view(len(units), -1))
+            self.source_table.index_copy_(0, unit_index, sources.view(len(units), self.source_width))
+
+    def _set_sources(self, units: Sequence[int], lengths: Sequence[int]) -> None:
+        if max(lengths, default=0) > self.source_width:
+            raise InputError(f"a source of {max(lengths)} positions; the table has {self.source_width}")
+        for unit, length in zip(units, lengths, strict=True):
+            self._source_sizes[unit] = length
 
     def leave(self, units: Sequence[int]) -> None:
         """Empty these units. Their slots stay taken until `release`."""
@@ -140,6 +146,7 @@ class StaticCache(StepCache):
         Raises:
             InputError: a source that is longer than the table.
         """
+        self._set_sources(mine, [other._source_sizes[unit] for unit in theirs])
         rows, other_rows = self.rows_of(mine), other.rows_of(theirs)
         for row, other_row in zip(rows, other_rows, strict=True):
             self._numbers[row] = other._numbers[other_row]

@@ -365,7 +365,7 @@ class Engine:
 
     def _run_static(self, static: StaticBatch) -> None:
         """Run the static batch, for a short time where others wait."""
-        steps = _static_call(static.run, bool(self._batch.groups or self.scheduler.waiting))
+        steps = _static_call(static.run, bool(self.scheduler.waiting), bool(self._batch.groups))
         self._counts.steps += steps
         self._counts.static_steps += steps
 

@@ -317,11 +317,12 @@ class StaticBatch:
 
     # -- running
 
-    def run(self, waiting: bool = False) -> int:
+    def run(self, waiting: bool = False, beside: bool = False) -> int:
         """Run or queue steps of all units; returns their number.
 
         Args:
-            waiting: something waits for the end of a unit or of the run.
+            waiting: a request waits for the end of a unit.
+            beside: other rows wait for the end of the run.
         """
         stage = self._stage
         if stage is None or not self.rows:
@@ -331,7 +332,7 @@ class StaticBatch:
             if not self.rows:
                 return 0
             stage = self._move({}, stage.source_width)
-        count = self._count(waiting)
+        count = self._count(waiting, beside)
         rows, start = self.rows, self.clock()
         done = stage.steps.run(count, waiting)
         stage.runs += 1
@@ -341,10 +342,12 @@ class StaticBatch:
         self._row_steps += done * rows
         return done
 
-    def _count(self, waiting: bool) -> int:
+    def _count(self, waiting: bool, beside: bool) -> int:
         """Steps of the next run."""
         limits = self.limits
         most, least = (limits.waiting_steps if waiting else limits.steps), 1 + limits.even
+        if beside:
+            return least
         if limits.seconds is None:
             return most
         if self._cost is None:

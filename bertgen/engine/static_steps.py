@@ -46,15 +46,17 @@ class StaticSteps:
         self._graphs: GraphPool | None = None  # of a CUDA device, from the first batch on
 
     def clear(self) -> None:
-        """Forget the weights; they are collected again when they are needed."""
+        """Free the weights and graphs; they are made again when they are needed."""
         self._weights = CurrentWeights(self._model.decoder)
+        if self._graphs is not None and self._graphs.failure is None:  # the first failure is the last
+            self._graphs = None
 
     def why_not(self, rows: int) -> str | None:
         """Why static steps of so many rows do not run, as one clause; None where they do."""
         model = self._model
         if model.device.type == "cpu":
             return why_not_cpp_steps(model.decoder, rows, self._weights)
-        return why_not_graphs(model.device)
+        return why_not_graphs(model.device) or (None if self._graphs is None else self._graphs.failure)
 
     def explain(self) -> str:
         """What runs static steps."""

@@ -349,6 +349,23 @@ class Generator:
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_generator(self)
 
+    def explain(
+        self, *, scores: bool = False, on_tokens: Callable[[list[int]], Any] | None = None, **options: Any
+    ) -> str:
+        """Which way the decode steps of a text with these options run, and why.
+
+        Args:
+            scores, options: as of `generate`. on_tokens: as of `submit`.
+
+        Raises:
+            ConfigError, UnsupportedError: bad options.
+        """
+        call = CallOptions.checked(self.model, options, scores=scores)
+        return self.engine.explain(
+            Request((0,), call.generation, scored=call.scores, tokenizer=self.tokenizer, on_tokens=on_tokens,
+                    **call.callbacks)
+        )  # fmt: skip
+
     def __copy__(self) -> Generator:
         """A Generator with the same model and an engine without requests."""
         other = from_model(type(self), self.model, self.tokenizer, self.options)

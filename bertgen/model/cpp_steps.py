@@ -155,7 +155,7 @@ def _plan(search: StaticSearch, vocabulary: int) -> Any:
         list(options.end_tokens),
         kind.candidates if isinstance(kind, BeamSearch) else 0,
         isinstance(kind, BeamSearch) and bool(kind.uses_top_log_probs),
-        _EARLY_STOPPING[options.early_stopping],  # type: ignore[index]
+        _EARLY_STOPPING[options.early_stopping],
         float(options.length_penalty),
         [PROCESSORS.index(code.kind) for code in codes],
         [list(code.integers) for code in codes],

@@ -1,4 +1,4 @@
-"""DecoderWeights: the weights of a decoder as the C++ runner reads them, and whether they still are those of the model."""
+"""DecoderWeights: the weights of a decoder as C++ reads them, and whether they still are those of the model."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _decoder_parts(decoder: Any, collector: Collector) -> DecoderParts:
         raise Unsupported("a class of modules has another forward, or all modules have a hook")
     collector.children(decoder, _kind(decoder, DECODERS))
     if type(decoder) is BertLMHeadModel:
-        collector.children(decoder.cls, BertLMHead)
+        _child(collector, decoder, "cls", BertLMHead)
     body = decoder.body
     collector.children(body, _kind(body, BODIES))
     embeddings = _child(collector, body, "embeddings", Embeddings)

@@ -34,7 +34,7 @@ def static_sequences(
         return None
     with torch.inference_mode():
         results = _results(decoder, inputs, options, search, weights)
-    return _padded(inputs, options, results)
+    return _padded(inputs, options.num_return_sequences, search.fill, results)
 
 
 def _why_not(inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search) -> str | None:
@@ -53,10 +53,10 @@ def _why_not(inputs: GenerationInputs, options: GenerationConfig, search: decodi
 
 
 def _padded(
-    inputs: GenerationInputs, options: GenerationConfig, results: list[tuple[list[list[int]], list[float | None]]]
+    inputs: GenerationInputs, count: int, fill: int, results: list[tuple[list[list[int]], list[float | None]]]
 ) -> torch.Tensor:
-    """int64 [outputs, L], the outputs of each source with their first token, padded."""
-    first, count = inputs.prefix[:, 0].tolist(), options.num_return_sequences
+    """int64 [outputs, L], `count` outputs of each source with their first token, padded."""
+    first = inputs.prefix[:, 0].tolist()
     rows = [
         [token, *output]
         for token, (outputs, _) in zip(first, results, strict=True)
@@ -64,7 +64,6 @@ def _padded(
         for output in [*outputs, *[[]] * (count - len(outputs))]
     ]
     length = max(map(len, rows))
-    fill = options.pad_token_id if options.pad_token_id is not None else 0
     rows = [[*row, *[fill] * (length - len(row))] for row in rows]
     return torch.tensor(rows, dtype=torch.int64, device=inputs.prefix.device)
 

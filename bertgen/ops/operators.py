@@ -60,15 +60,18 @@ from ..kernels.linear import (
     why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
+from ..kernels.log_softmax import log_softmax_reference
 from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
 from ..kernels.process_cpp import process_cpp, why_not_process_cpp
 from ..kernels.sample import sample_reference, sample_triton
 from ..kernels.select import perturb_reference, select_reference, warp_reference
 from ..kernels.selection_cpp import (
+    log_softmax_cpp,
     sample_cpp,
     select_cpp,
     top_log_probs_cpp,
+    why_not_log_softmax_cpp,
     why_not_sample_cpp,
     why_not_select_cpp,
     why_not_top_log_probs_cpp,
@@ -118,6 +121,10 @@ warp = KernelOp("warp", "the warpers of sampling, temperature to eta", warp_refe
 select = KernelOp(
     "select", "the best or drawn tokens of each row", select_reference, cpp=select_cpp, why_not_cpp=why_not_select_cpp,
     infers=True,
+)  # fmt: skip
+log_softmax = KernelOp(
+    "log_softmax", "log-probabilities of each row", log_softmax_reference, cpp=log_softmax_cpp,
+    why_not_cpp=why_not_log_softmax_cpp, infers=True,
 )  # fmt: skip
 process = KernelOp(
     "process", "penalties and bans of each row, in place", process_reference,
@@ -255,8 +262,8 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         linear, linears, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm,
-        bias_gelu, layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, int4_matmuls, warp, select, process,
-        top_log_probs, sample, perturb, decoder_step,
+        bias_gelu, layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, int4_matmuls, warp, select,
+        log_softmax, process, top_log_probs, sample, perturb, decoder_step,
     )
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ void top_log_probs_op(const Tensor& scores, int64_t count, const std::optional<T
   const float* data = scores_of(scores);
   const int64_t rows = scores.size(0), vocabulary = scores.size(1);
   BERTGEN_CHECK(group > 0 && rows % group == 0, rows, " rows in groups of ", group);
-  BERTGEN_CHECK(count > 0 && count <= group * vocabulary, "count is ", count, ", there are ", group, " rows of ",
+  BERTGEN_CHECK(count > 0 && (count - 1) / group < vocabulary, "count is ", count, ", there are ", group, " rows of ",
                 vocabulary);
   const float* offset_data = dense_or_null<float>(offsets, {rows}, "offsets");
   float* value_data = dense<float>(values, {rows / group, count}, "values");

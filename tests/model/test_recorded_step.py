@@ -27,7 +27,8 @@ REFUSED = [
     )),
     *((step, Reason.HOST_COPY) for step in (
         lambda x: x + torch.tensor([1.0], dtype=torch.float32, device="cpu"), lambda x: x.new_tensor(-1.0),
-        lambda x: x[[0, 1]], lambda x: x + HOST, lambda x: x.index_select(0, HOST.long()), lambda x: torch.as_tensor([1]),
+        lambda x: x[[0, 1]], lambda x: x + HOST, lambda x: x.index_select(0, HOST.long()),
+        lambda x: torch.as_tensor([1]),
         lambda x: x.copy_(HOST), lambda x: ops.bias_gelu(x[None], HOST, "gelu"),
     )),
     *((step, Reason.SHAPE) for step in (

@@ -37,7 +37,7 @@ CALLS = {
     "kernels/layernorm_gelu_cpp.py": {"cpp.add_layer_norm", "cpp.gelu_layer_norm"},
     "kernels/linear.py": {"cpp.linear", "cpp.linears", "mkldnn", "mkldnn._linear_pointwise"},
     "kernels/process_cpp.py": {"cpp.process"},
-    "kernels/selection_cpp.py": {"cpp.best", "cpp.sample", "cpp.top_log_probs"},
+    "kernels/selection_cpp.py": {"cpp.best", "cpp.log_softmax", "cpp.sample", "cpp.top_log_probs"},
     "bench/overhead.py": {"cpp"},  # records all functions
     "bench/shapes.py": {"mkldnn._reorder_linear_weight"},  # a contender with packed weights
 }

@@ -91,6 +91,11 @@ class RecordedStep(TorchDispatchMode):
             if tensor() is not None:
                 raise CaptureError(Reason.OUTLIVES, f"{name} -> {tuple(tensor().shape)}")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled: torch need not import its compiler, nor ask it in each operation."""
+        return False
+
     def __len__(self) -> int:
         return len(self._nodes)
 
@@ -245,11 +250,13 @@ def device_tensors(root: Any) -> dict[str, torch.Tensor]:
 
 def parameters(model: Any) -> list[torch.Tensor]:
     """The tensors of a model on the device, and the codebooks of 4-bit weights."""
-    found = _PARAMETERS.get(model)
+    key = model if isinstance(model, torch.nn.Module) else None
+    found = None if key is None else _PARAMETERS.get(key)
     if found is None:
         found = [t.detach() for t in device_tensors(model).values()]
         found += [codebook(format, found[0].device) for format in CODEBOOKS]
-        _PARAMETERS[model] = found
+        if key is not None:
+            _PARAMETERS[key] = found
     return found
 
 

@@ -188,3 +188,25 @@ def make_groups(r: random.Random, model: EncoderDecoderModel, count: int, rows: 
         units = r.randint(1, max(1, min(4, rows // count // width)))
         groups.append((options, units, r.random() < 0.5 and width == 1))
     return groups
+
+
+def two_runs(
+    model: EncoderDecoderModel, options: dict[str, Any] | None = None, units: int = 3
+) -> tuple[StaticRun, StaticRun]:
+    """Two equal runs of one search, all of whose units have joined."""
+    groups = [(dict(options or dict(num_beams=2, eos_token_id=1), max_length=POSITIONS), units, False)]
+    runs = StaticRun(model, groups, 3), StaticRun(model, groups, 3)
+    for run in runs:
+        run.join()
+    return runs
+
+
+def assert_equal(expected: list[dict], got: list[dict]) -> None:
+    """Equal tokens, lengths and flags; sums of logarithms up to the order of additions."""
+    for search, (a, b) in enumerate(zip(expected, got, strict=True)):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(b[name], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+            else:
+                assert torch.equal(value, b[name]), (search, name, value, b[name])

@@ -82,14 +82,17 @@ def model(kind: str) -> EncoderDecoderModel:
     made = EncoderDecoderModel(config).eval()
     with torch.no_grad():
         made.decoder.get_output_embeddings().bias[END] += 3.0
-        if kind == "int4":
-            for part in [part for part in made.decoder.body.encoder.modules() if not isinstance(part, torch.nn.Linear)]:
-                for name, child in part.named_children():
-                    if isinstance(child, torch.nn.Linear):
-                        setattr(
-                            part, name, Int4Linear.from_linear(child, Int4Config(group_size=32, compute_dtype="int8"))
-                        )
+    if kind == "int4":
+        quantize_decoder(made, Int4Config(group_size=32, compute_dtype="int8"))
     return made.eval()
+
+
+def quantize_decoder(made: EncoderDecoderModel, config: Int4Config) -> None:
+    """Give the layers of the decoder weights in 4 bits."""
+    for part in [*made.decoder.body.encoder.modules()]:
+        for name, child in [*part.named_children()]:
+            if type(child) is torch.nn.Linear:
+                setattr(part, name, Int4Linear.from_linear(child, config))
 
 
 def rows_are_independent() -> bool:
@@ -131,7 +134,8 @@ class Workload:
         self.options = [self._options(r.choice(OPTIONS), r.random() < 0.3) for _ in range(1 if r.random() < 0.7 else 2)]
         self.jobs = [
             Job(
-                number, [r.randrange(3, VOCABULARY) for _ in range(r.randint(1, SOURCE))], r.randrange(len(self.options)),
+                number, [r.randrange(3, VOCABULARY) for _ in range(r.randint(1, SOURCE))],
+                r.randrange(len(self.options)),
                 r.randrange(-5, 5), r.randint(2, LONGEST), r.choice((0, 0, 1, 2, 3, 4, 5)),
                 r.randint(1, 5) if r.random() < 0.15 else None,
             )
@@ -154,9 +158,9 @@ class Workload:
 
     def cache(self) -> Cache:
         """Empty, with less room than all requests need at once."""
-        decoder = self.model.config.decoder
+        decoder, model = self.model.config.decoder, self.model
         return Cache(
-            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, torch.float32, self.model.device,
+            decoder.num_hidden_layers, decoder.num_attention_heads, decoder.head_dim, model.dtype, model.device,
             rows=24, positions=LONGEST - 1, source_positions=SOURCE, source_slots=12 * 16,
             full=self.r.random() < 0.8,  # as on a GPU
         )  # fmt: skip
@@ -241,7 +245,7 @@ class StaticRun:
                 self.move()
             self.cancel()
             self.join()
-            self.steps.run(self.r.choice((2, 2, 4, 8)), stop_when_over=self.r.random() < 0.3)
+            self.steps.run(self.r.choice((2, 2, 4, 6)), stop_when_over=self.r.random() < 0.3)
             self.runs += 1
             assert self.runs < 60, "units do not end"
             assert self.cache.allocator.check() == Violation.SOUND
