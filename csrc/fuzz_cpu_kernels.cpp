@@ -537,9 +537,10 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   layer.intermediate = in.all();
   layer.output = outer.all();
   layer.output_norm = norm_of(2);
+  DecoderWorkspace workspace;
   decoder_step({layer}, {rows, heads, width, 1e-3f, false, slots.data(), table.data(), 1, lengths.data(), sources,
                          source_table.data(), 1, one.data(), starts.data()},
-               x.data(), on(between(1, 5)));
+               x.data(), workspace, on(between(1, 5)));
   std::vector<double> exact(input.begin(), input.end()), inside = qkv.times(exact), other = apart.times(exact);
   std::vector<double> attended(rows * hidden);
   for (int64_t r = 0; r < rows; ++r) {

@@ -82,31 +82,36 @@ BERTGEN_INLINE void multiply_tile(const IntegerProduct& p, int64_t m, int64_t n)
   const int64_t blocks = blocks_of(w.columns);
   const bool fetch_next = m == 0 && has_next_tile<kN>(w, n);
   Vector totals[whole_vectors(kM * kN)] = {};
+  constexpr int kTogether = kM == 1 ? 1 : kN;  // rows of the weight in registers
   for (int64_t b = 0; b < blocks; ++b) {
-    Words low[kN], high[kN];
-    Vector scales[kN], zeros[kN];
-    for (int j = 0; j < kN; ++j) {
-      Words words;
-      load_block(w, n + j, b * kBlock, words);
-      low[j] = words & 0x0F0F0F0F;
-      high[j] = (words >> 4) & 0x0F0F0F0F;
-      load_groups(w, w.scale, n + j, b * kBlock, scales[j]);
-      if (kZero) load_groups(w, w.zero, n + j, b * kBlock, zeros[j]);
-      if (fetch_next) prefetch<kFirstCache>(packed_at(w, n + kN + j, b * kBlock));
-    }
-    for (int i = 0; i < kM; ++i) {
-      const Block& x = p.x.blocks[(m + i) * blocks + b];
-      for (int j = 0; j < kN; ++j) {
-        Words sums = kZero ? Words{} : x.sums;
-        Tile<Set>::dot(sums, low[j], x.even, high[j], x.odd);
-        Vector values;
-        to_floats(sums, values);
-        if (kZero) {
-          Vector row_sums;
-          to_floats(x.sums, row_sums);
-          values -= zeros[j] * row_sums;
+    BERTGEN_UNROLL
+    for (int first = 0; first < kN; first += kTogether) {
+      Words low[kTogether], high[kTogether];
+      Vector scales[kTogether], zeros[kTogether];
+      for (int j = 0; j < kTogether; ++j) {
+        const int64_t row = n + first + j;
+        Words words;
+        load_block(w, row, b * kBlock, words);
+        low[j] = words & 0x0F0F0F0F;
+        high[j] = (words >> 4) & 0x0F0F0F0F;
+        load_groups(w, w.scale, row, b * kBlock, scales[j]);
+        if (kZero) load_groups(w, w.zero, row, b * kBlock, zeros[j]);
+        if (fetch_next) prefetch<kFirstCache>(packed_at(w, row + kN, b * kBlock));
+      }
+      for (int i = 0; i < kM; ++i) {
+        const Block& x = p.x.blocks[(m + i) * blocks + b];
+        for (int j = 0; j < kTogether; ++j) {
+          Words sums = kZero ? Words{} : x.sums;
+          Tile<Set>::dot(sums, low[j], x.even, high[j], x.odd);
+          Vector values;
+          to_floats(sums, values);
+          if (kZero) {
+            Vector row_sums;
+            to_floats(x.sums, row_sums);
+            values -= zeros[j] * row_sums;
+          }
+          totals[i * kN + first + j] += scales[j] * values;
         }
-        totals[i * kN + j] += scales[j] * values;
       }
     }
   }
@@ -134,8 +139,17 @@ BERTGEN_INLINE void multiply_rows(const IntegerProduct& p, int64_t first, int64_
   }
 }
 
+// One row of x: sums are added across eight at a time, so a tile has as many.
+template <class Set, bool kZero>
+BERTGEN_INLINE void multiply_one_row(const IntegerProduct& p, int64_t first, int64_t last) {
+  int64_t n = first;
+  for (; n + kLanes <= last; n += kLanes) multiply_tile<Set, kZero, 1, kLanes>(p, 0, n);
+  for (; n < last; ++n) multiply_tile<Set, kZero, 1, 1>(p, 0, n);
+}
+
 template <class Set, bool kZero>
 BERTGEN_INLINE void multiply_any_columns(const IntegerProduct& p, int64_t first, int64_t last) {
+  if (p.rows == 1) return multiply_one_row<Set, kZero>(p, first, last);
   constexpr int kM = Tile<Set>::kRows, kN = Tile<Set>::kOutputs;
   const int64_t row = std::max<int64_t>(1, blocks_of(p.weight.columns)) * static_cast<int64_t>(sizeof(Block));
   const int64_t near = std::max<int64_t>(1, kNearBytes / (kM * row)) * kM;

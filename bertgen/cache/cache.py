@@ -17,6 +17,7 @@ import torch
 
 from .. import ops
 from ..errors import UnsupportedError
+from ..kernels.tuning import DECODE_COUNTERS
 from ..packing import Packing
 from .block_allocator import Admission, BlockAllocator
 from .kv_pool import KVPool
@@ -87,6 +88,8 @@ class Cache(StepCache):
         self.dtype = dtype
         self.device, self.has_cross, self.length, self.layer = device, False, 0, 0
         self._on_host = device.type == "cpu"
+        # One tensor for all launches: the kernels leave it at zero, and a stream runs them one after the other.
+        self.arrivals = torch.zeros(DECODE_COUNTERS, dtype=torch.int32, device=device)
         # Of each running row: its number, request and source. On the host, as the allocator is.
         self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
         self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64, device="cpu")

@@ -45,6 +45,7 @@ class StaticCache(StepCache):
 
     def __init__(self, cache: Cache, widths: Sequence[int], source_width: int):
         self.allocator, self.pool, self.cross_pool = cache.allocator, cache.pool, cache.cross_pool
+        self.arrivals = cache.arrivals
         self.dtype, self.device, self.layer, self.has_cross = cache.dtype, cache.device, 0, source_width > 0
         self._on_host = cache.device.type == "cpu"
         self.widths, self.source_width = tuple(widths), source_width
@@ -200,6 +201,11 @@ class StaticCache(StepCache):
         Rows that end in this step need not count it: so no length passes the end of the tables.
         """
         self.lengths += active
+
+    def exchange_tables(self) -> None:
+        """Exchange the two tables on the host, after a `reorder` that was recorded and will not run."""
+        self._tables.reverse()
+        self.slot_table = self._tables[0]
 
     def reorder(self, parents: torch.Tensor) -> None:
         """Row r continues the history of row parents[r] (int64 [R]) of its unit; it keeps its own slots."""

@@ -48,6 +48,7 @@ class StepCache:
         slot_table: int32 [R, positions], the slot of each position of the history of each row.
         slot_mapping: int32 [R], the slots of the positions that this step writes.
         cross_metadata: the sources of the rows; None without any.
+        arrivals: int32, zeros between launches: counters of attention whose keys several programs share.
     """
 
     dtype: torch.dtype
@@ -60,6 +61,7 @@ class StepCache:
     slot_table: torch.Tensor
     slot_mapping: torch.Tensor
     cross_metadata: CrossAttentionMetadata | None
+    arrivals: torch.Tensor
     _tables: list[torch.Tensor]  # two; `slot_table` is the first of them, or its first rows
 
     @property
@@ -85,7 +87,8 @@ class StepCache:
         assert key_mask is None, "a step has no mask"
         pool = self.pool.keys[layer], self.pool.values[layer]
         q, k, v = self._cast(q, k, v)
-        return ops.decode_attention(q, k, v, *pool, self.slot_mapping.flatten(), self.slot_table, self.lengths)
+        slots = self.slot_mapping.flatten()
+        return ops.decode_attention(q, k, v, *pool, slots, self.slot_table, self.lengths, self.arrivals)
 
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attend from q [R, heads, head_dim] to the source of each row."""
@@ -93,7 +96,9 @@ class StepCache:
         assert source is not None and self.has_cross, "cross-attention before set_cross"
         (q,) = self._cast(q)
         pool = self.cross_pool.keys[layer], self.cross_pool.values[layer]
-        return ops.cross_decode_attention(q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows)
+        return ops.cross_decode_attention(
+            q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows, self.arrivals
+        )
 
     def _gather_slot_table(self, rows: torch.Tensor) -> None:
         """Gather rows of the table from one buffer into the other: with duplicates it cannot be done in place."""

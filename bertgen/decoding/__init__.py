@@ -11,6 +11,7 @@ from .rng import TorchRng as TorchRng
 from .sampling import Sampling as Sampling
 from .search import Search as Search
 from .search_loop import Decoder as Decoder
+from .search_loop import empty_search as empty_search
 from .search_loop import new_search as new_search
 from .search_loop import run_search as run_search
 from .search_loop import search_class as search_class

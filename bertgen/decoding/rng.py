@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from .. import ops
-from ..kernels.top_log_probs import MAX_VOCABULARY
+from ..kernels.top_log_probs import MAX_COUNT, MAX_VOCABULARY
 
 
 class RngKeys(NamedTuple):
@@ -80,10 +80,18 @@ class KeyedRng:
 
 
 def best_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The best `count` of scores [n, m], best first: int64 [n, count]. With count 1 the lowest of equal ones.
+    """The best `count` of scores [n, m], best first; of equal scores, the lower index first: int64 [n, count].
 
-    On CUDA the host reads nothing.
+    On CUDA the host reads nothing, except for a count above MAX_COUNT.
     """
-    if count == 1 and ops.top_log_probs.prefers_triton(scores) and scores.shape[1] <= MAX_VOCABULARY:
-        return ops.top_log_probs(scores, 1)[1]
-    return ops.select(scores, count, False, None)
+    if count > MAX_COUNT or not ops.top_log_probs.prefers_triton(scores):
+        return ops.select(scores, count, False, None)
+    width = scores.shape[1]
+    if width <= MAX_VOCABULARY:
+        return ops.top_log_probs(scores, count)[1]
+    # The best of each part, in the order of the parts, so that a stable sort keeps the order of equal scores.
+    parts = scores.split(MAX_VOCABULARY, 1)
+    indices = [ops.top_log_probs(part, min(count, part.shape[1]))[1] for part in parts]
+    index = torch.cat([index + i * MAX_VOCABULARY for i, index in enumerate(indices)], 1)
+    order = scores.gather(1, index).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return index.gather(1, order)

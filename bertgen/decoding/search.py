@@ -34,6 +34,7 @@ class Search:
 
     STATE: tuple[str, ...]  # names of the tensors with one row per group, on the device of the tokens
     groups = beams = 1
+    fill: int  # of positions of an output after its end
     histories: dict[str, int]  # names in STATE with one column per position -> value of unused positions
     tokens: torch.Tensor
     lengths: torch.Tensor  # of the history of each group, on the host

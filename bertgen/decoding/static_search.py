@@ -174,7 +174,7 @@ class StaticSearch:
         ]
         if any(x.device != self.device for x in columns[1:]):
             columns = [x.cpu() for x in columns]
-            columns = [*torch.stack(columns).to(self.device)]
+            columns = [*self._copied(torch.stack(columns))]
         index, first, seeds, numbers, limits = (x.to(self.device) for x in columns)
         for name, buffer in self.state.items():
             if name in FIRST_STATE:
@@ -223,7 +223,13 @@ class StaticSearch:
             self.owners[unit] = other.owners[their]
 
     def _index(self, units: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(units, dtype=torch.int64, device="cpu").to(self.device)
+        return self._copied(torch.tensor(units, dtype=torch.int64, device="cpu"))
+
+    def _copied(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the host on the device, by a copy that does not wait for what is queued."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
 
     def step(self, logits: torch.Tensor) -> None:
         """Choose the next token of each row from logits [rows, V]."""

@@ -53,6 +53,7 @@ class Request:
         source_key: requests with equal keys share the encoded source.
         group: number of its search group.
         ended_rows: tokens and score of each row that has ended while other rows of the request continue.
+        why_not_static: why its steps cannot be static, whatever the device; None where they can.
         reported_length: tokens for which `on_tokens` was called, with the start token.
     """
 
@@ -80,6 +81,7 @@ class Request:
     source_key: int = field(default=-1, init=False)
     group: int = field(default=-1, init=False)
     ended_rows: dict[int, tuple[list[int], float | None]] = field(default_factory=dict, init=False)
+    why_not_static: str | None = field(default=None, init=False)
     reported_length: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,159 @@
+"""Static steps in the engine: which requests take them, what is told of it, and what happens when they fail."""
+
+import logging
+import random
+
+import pytest
+import torch
+from bertgen.kernels.linear import few_rows
+
+from bertgen import GenerationConfig
+from bertgen.cache.block_allocator import Violation
+from bertgen.config import EngineConfig
+from bertgen.decoding import resolve_generation_config
+from bertgen.engine import Engine, Request
+from bertgen.engine.static_batch import StaticBatch
+from bertgen.model.cpp_steps import CppSteps
+from bertgen.ops import extension
+from tests.support.checkpoints import sentence
+from tests.support.hostile import PATIENCE, check_idle, raising
+
+pytestmark = pytest.mark.skipif(not extension.available(), reason="static steps of a CPU need the extension")
+
+
+def plain_steps(generator):
+    statistics = generator.engine.statistics
+    return statistics.steps - statistics.static_steps
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, None),
+        (dict(num_beams=4, no_repeat_ngram_size=3), None),
+        (dict(do_sample=True, num_return_sequences=3, top_p=0.9), None),
+        (dict(do_sample=True, num_beams=3), "beams are sampled"),
+        (dict(stop_strings=["eins"]), "a stopping criterion runs in Python"),
+        (dict(logits_processor=[lambda history, scores: scores]), "a logits_processor of the caller runs in Python"),
+        (dict(encoder_no_repeat_ngram_size=2), "a processor depends on the source of a row"),
+        (dict(max_time=99.0), "a stopping criterion runs in Python"),
+    ],
+    ids=str,
+)
+def test_a_request_takes_the_way_that_explain_tells(generator, given, reason):
+    told = generator.explain(**given)
+    before, static = plain_steps(generator), generator.engine.statistics.static_steps
+    generator.generate(["one two", "three"], seed=1, **given)
+    if reason is None:
+        assert "one call of the C++ extension" in told and plain_steps(generator) == before
+        assert generator.engine.statistics.static_steps > static
+    else:
+        assert told.startswith(f"each step runs on its own, from Python: {reason}") and plain_steps(generator) > before
+        assert generator.engine.statistics.static_steps == static
+        assert any(n >= 2 and why.startswith(reason) for why, n in generator.engine.statistics.plain.items())
+    check_idle(generator)
+
+
+def test_on_tokens_is_called_after_every_step(generator):
+    assert "on_tokens" in generator.explain(on_tokens=print)
+    seen = []
+    expected = generator.generate(["one two three"])[0].token_ids
+    assert generator.submit("one two three", on_tokens=seen.append).result(PATIENCE).token_ids == expected
+    assert [token for tokens in seen for token in tokens] == list(expected)
+
+
+def test_many_rows_are_left_to_products_of_many_rows(generator):
+    r = random.Random(1)
+    texts = [sentence(r) for _ in range(few_rows() + 1)]
+    before = generator.engine.statistics.static_steps
+    many = generator.generate(texts)
+    assert generator.engine.statistics.static_steps == before
+    assert any(f"more than {few_rows()}" in reason for reason in generator.engine.statistics.plain)
+    assert [generator.generate([text])[0].token_ids for text in texts[:8]] == [one.token_ids for one in many[:8]]
+    assert generator.engine.statistics.static_steps > before
+
+
+def test_rows_of_steps_are_counted_exactly(generator):
+    engine = Engine(generator.model, EngineConfig(max_rows=40))
+    r, done = random.Random(2), []
+    for number in range(20):
+        options = GenerationConfig(max_length=r.randint(3, 20)).over(generator.model.generation_config)
+        resolved = resolve_generation_config(options)
+        engine.submit([Request([5 + number % 9, 6], resolved, number=number)], done.append)
+    while engine.busy:
+        engine.step()
+    total = sum(len(request.outputs[0]) for request in done)
+    found = engine.statistics
+    assert found.row_steps == total and found.steps == found.static_steps > 0 and found.tokens == total
+
+
+def test_a_failure_of_static_steps_is_told_once_and_changes_nothing(generator, caplog, monkeypatch):
+    texts = ["one two", "three", "four five six"]
+    expected = [output.token_ids for output in generator.generate(texts)]
+    engine = Engine(generator.model, EngineConfig())
+    former, generator.engine = generator.engine, engine
+    try:
+        run, calls = CppSteps.run, []
+
+        def failing(self, *arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise RuntimeError("no such kernel")
+            return run(self, *arguments)
+
+        monkeypatch.setattr(CppSteps, "run", failing)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                assert [output.token_ids for output in generator.generate(texts)] == expected
+                assert [output.token_ids for output in generator.generate(texts)] == expected
+        assert len([one for one in caplog.records if "no such kernel" in one.getMessage()]) == 1
+        assert "no such kernel" in generator.explain() and len(calls) == 2
+        assert engine.cache.allocator.check() == Violation.SOUND and engine.statistics.pages_used == 0
+    finally:
+        generator.engine = former
+
+
+@pytest.mark.parametrize("method", ["join", "run", "remove_finished"])
+def test_memory_that_runs_out_in_static_steps_loses_nothing(generator, monkeypatch, method):
+    texts = [f"one {word}" for word in ("one", "two", "three", "four", "five")] * 3
+    expected = [output.token_ids for output in generator.generate(texts)]
+    restarts = generator.engine.statistics.restarts
+    function, calls = getattr(StaticBatch, method), []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return function(self, *arguments)
+
+    monkeypatch.setattr(StaticBatch, method, failing)
+    assert [output.token_ids for output in generator.generate(texts)] == expected
+    assert generator.engine.statistics.restarts == restarts + 1
+    check_idle(generator)
+
+
+def test_a_hook_that_comes_while_static_steps_run_is_called(generator):
+    """The steps continue from Python, in the same tensors."""
+    expected = generator.generate(["one two three four"])[0].token_ids
+    seen = []
+    future = generator.submit("one two three four")
+    layer = generator.model.decoder.body.encoder.layer[0]
+    handle = layer.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        assert future.result(PATIENCE).token_ids == expected
+        assert generator.generate(["one two three four"])[0].token_ids == expected and seen
+        assert "each step runs on its own" in generator.explain()
+    finally:
+        handle.remove()
+
+
+def test_an_interrupt_in_static_steps_loses_nothing(generator, monkeypatch):
+    expected = generator.generate(["one two three"])[0].token_ids
+    with generator.engine.lock:
+        futures = [generator.submit("one two three") for _ in range(5)]
+        monkeypatch.setattr(CppSteps, "run", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            generator.engine.step()
+        monkeypatch.undo()
+    assert [future.result(PATIENCE).token_ids for future in futures] == [expected] * 5
+    check_idle(generator)

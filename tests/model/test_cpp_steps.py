@@ -1,0 +1,240 @@
+"""The steps of a static decoder in C++: the same state as from Python, on every kind of search and of weights."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from bertgen.model.cpp_steps import CppSteps, why_not_cpp_steps
+from bertgen.model.static_decoder import EagerSteps
+from bertgen.ops import extension
+from bertgen.packing import Packing
+from tests.support.engine_requests import MARGIN, cut, outcome, without_draws
+from tests.support.reference_models import make_model_pair
+from tests.support.static_runs import (
+    POSITIONS,
+    StaticRun,
+    assert_equal,
+    live_state,
+    make_groups,
+    make_model,
+    make_search,
+    two_runs,
+)
+
+pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def compare(seed: int, quantized: bool) -> tuple[int, int]:
+    """Run equal requests from Python and in C++; returns the numbers of option sets and of steps."""
+    r = random.Random(seed)
+    model = make_model(r, quantized)
+    groups = make_groups(r, model, r.randint(1, 3), 24)
+    runs = [StaticRun(model, groups, seed) for _ in range(2)]
+    assert why_not_cpp_steps(model.decoder, 24) is None
+    python, cpp_steps = EagerSteps(runs[0].decoder), CppSteps(runs[1].decoder)
+    for run in runs:
+        run.join(0.8)
+    steps = 0
+    for turn in range(40):
+        count, stops, live = r.choice([2, 2, 4, 8]), r.random() < 0.5, runs[1].has_live
+        done = [python.run(count, stops), cpp_steps.run(count, stops)]
+        assert cpp_steps._weights is not None
+        # C++ knows when all have ended.
+        assert done[0] == done[1] or ((not runs[1].has_live and done[1] < done[0]) and (done[1] > 0) == live)
+        steps += done[1]
+        assert_equal(live_state(runs[0]), live_state(runs[1]))
+        assert python.flags() == cpp_steps.flags()
+        expected, got = (run.leave_ended() for run in runs)
+        assert [(i, unit, rows) for i, unit, (rows, _) in expected] == [(i, unit, rows) for i, unit, (rows, _) in got]
+        for run in runs:
+            run.join(0.4 if turn < 6 else 0.0)
+        if turn >= 6 and not runs[0].has_live:
+            break
+    return len(groups), steps
+
+
+def compare_all(seeds: range, record_property) -> None:
+    sets = steps = 0
+    for seed in seeds:
+        more = compare(seed, quantized=seed % 3 == 2)
+        sets, steps = sets + more[0], steps + more[1]
+    record_property("count", f"{sets} option sets, {steps} steps")
+
+
+def test_equals_python_on_two_hundred_option_sets(record_property):
+    compare_all(range(100), record_property)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_equals_python_on_two_thousand_option_sets(record_property):
+    compare_all(range(1000, 2000), record_property)
+
+
+def outputs(model: Any, ids: list[int], options: dict[str, Any]) -> list[list[int]]:
+    """The outputs of one source, by C++."""
+    run = StaticRun(model, [(options, 1, False)], 0)
+    tokens = torch.tensor([ids])
+    states = model.encoder(tokens).last_hidden_state
+    if hasattr(model, "enc_to_dec_proj"):
+        states = model.enc_to_dec_proj(states)
+    run.join_unit(0, 0, Packing.of_mask(None, 1, len(ids), tokens.device).pack(states))
+    steps = CppSteps(run.decoder)
+    while run.has_live:
+        steps.run(4)
+        assert steps._weights is not None
+    ((_, _, (rows, _)),) = run.leave_ended()
+    return [cut(row, run.decoder.searches[0].search.options.end_tokens) for row in rows]
+
+
+def test_gives_the_tokens_of_transformers(record_property, monkeypatch):
+    monkeypatch.setattr("tests.support.reference_models.ACTIVATIONS", ["gelu"])
+    same = narrow = 0
+    for seed in range(4):
+        pair = make_model_pair(seed)
+        r, encoder, decoder = pair.random, pair.model.config.encoder, pair.model.config.decoder
+        for _ in range(8):
+            ids = [r.randrange(3, encoder.vocab_size) for _ in range(r.randint(1, 7))]
+            options = without_draws(r, decoder.vocab_size, min(decoder.max_tokens, POSITIONS))
+            left = ("encoder_", "stopping", "prefix", "logits_")
+            options = {name: value for name, value in options.items() if not name.startswith(left)}
+            options.setdefault("eos_token_id", [1, *r.sample(range(3, decoder.vocab_size), 3)])
+            config = make_search(pair.model, options).options
+            expected, margin = outcome(pair.oracle, ids, options, config)
+            got = outputs(pair.model, ids, options)
+            assert [row[: len(cut(row, config.end_tokens))] for row in got] == expected[: len(got)] or margin <= MARGIN
+            same, narrow = same + (got == expected), narrow + (margin <= MARGIN)
+    record_property("count", f"{same} the same, {narrow} of a margin up to {MARGIN}")
+    assert narrow <= 2
+
+
+def test_gradients_and_autocast_decline():
+    model = make_model(random.Random(1))
+    run, _ = two_runs(model)
+    steps = CppSteps(run.decoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in why_not_cpp_steps(model.decoder, 4)
+        assert steps._current_weights() is None
+    with torch.inference_mode(False), torch.enable_grad():
+        assert steps._current_weights() is None
+    assert steps._current_weights() is not None
+
+
+def test_reasons():
+    model = make_model(random.Random(1))
+    assert "rows" in why_not_cpp_steps(model.decoder, 10_000)
+    assert "GELU" in why_not_cpp_steps(make_model(random.Random(1), hidden_act="relu").decoder, 4)
+    assert "float64" in why_not_cpp_steps(make_model(random.Random(1)).double().decoder, 4)
+    assert "Linear" in why_not_cpp_steps(torch.nn.Linear(2, 2), 4)
+
+
+# Numbers that are out of range
+
+
+def set_slot(run):
+    run.decoder.cache.own_slots[1, 2] = 10**6
+
+
+def set_table(run):
+    run.decoder.cache.slot_table[1, 1] = -1
+
+
+def set_source(run):
+    run.decoder.cache.source_table[1, 0] = 10**6
+
+
+def set_source_length(run):
+    run.decoder.cache.source_lengths[1] = 100
+
+
+def set_length(run):
+    run.decoder.cache.lengths[1] = POSITIONS
+
+
+def set_negative_length(run):
+    run.decoder.cache.lengths[1] = -1
+
+
+def set_token(run):
+    run.decoder.tokens[1] = 10**6
+
+
+def set_history(run):
+    run.decoder.searches[0].lengths[1] = POSITIONS
+
+
+def set_no_history(run):
+    run.decoder.searches[0].lengths[1] = 0
+
+
+def set_cu_rows(run):
+    run.decoder.cache.cu_rows[1] = 77
+
+
+BROKEN = [
+    set_slot, set_table, set_source, set_source_length, set_length, set_negative_length, set_token, set_history,
+    set_no_history, set_cu_rows,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("change", BROKEN, ids=lambda change: change.__name__)
+def test_numbers_out_of_range(change, beams, monkeypatch):
+    model = make_model(random.Random(1))
+    run, _ = two_runs(model, dict(num_beams=beams, eos_token_id=1))
+    steps = CppSteps(run.decoder)
+    steps.run(2)
+    monkeypatch.setattr(run.decoder.cache, "prepare", lambda count: None)
+    change(run)
+    before = live_state(run)
+    with pytest.raises(RuntimeError, match=r"-1|1000000|100|77|22|\b0\b"):
+        steps.run(2)
+    for a, b in zip(before, live_state(run), strict=True):
+        assert all(torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a)
+
+
+def test_tensors_of_other_shapes_raise():
+    model = make_model(random.Random(1))
+    run, _ = two_runs(model)
+    steps = CppSteps(run.decoder)
+    steps.run(2)
+    state = list(steps._states[0])
+    for place, tensor in enumerate(state):
+        for other in (tensor[:1], tensor.double() if tensor.dtype != torch.float64 else tensor.float()):
+            steps._states = ((*state[:place], other, *state[place + 1 :]),)
+            with pytest.raises(RuntimeError):
+                steps.run(2)
+
+
+def test_one_call_at_a_time():
+    """A second thread gets an error, not the memory of the first."""
+    model = make_model(random.Random(1), hidden_size=128, num_attention_heads=4, intermediate_size=512)
+    run, _ = two_runs(model, dict(num_beams=1, eos_token_id=1, min_length=POSITIONS - 1))
+    steps, errors = CppSteps(run.decoder), []
+
+    def call():
+        try:
+            with torch.inference_mode():
+                for _ in range(20):
+                    steps.run(2)
+                    run.decoder.over.fill_(False)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another thread" in error or "history" in error or "lengths" in error for error in errors)
