@@ -120,7 +120,7 @@ class Engine:
 
     def after_fork(self) -> None:
         """Reset in the child of a fork: requests in flight stay with the parent."""
-        _inherited.append((self._decoder, self._batch, self._static, self.scheduler))
+        _inherited.append((self._decoder, self._batch, self._static, self._static_steps, self.scheduler))
         self._reset()
 
     def before_exit(self) -> None:

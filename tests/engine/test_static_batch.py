@@ -347,7 +347,7 @@ def test_a_run_on_a_cpu_takes_twenty_milliseconds():
     world.join(*(greedy(200, max_length=200) for _ in range(9)))
     world.run()
     world.run(beside=True)
-    assert [count for count, _ in world.counts] == [1, 5, 5, 1, 1, 2, 1], "the first run measures, ten rows may be slower"
+    assert [count for count, _ in world.counts] == [1, 5, 5, 1, 1, 2, 1], "ten rows may be slower"
 
 
 # Faults
