@@ -454,7 +454,8 @@ double processing(int64_t vocabulary, int64_t width) {
   const std::vector<int64_t> ends = ids({}, 2);
   std::vector<uint8_t> banned(vocabulary);
   for (uint8_t& ban : banned) ban = between(0, 3) == 0;
-  const RowOptions options{1.5f, between(0, 4), between(0, 20), ends.data(), 2, between(0, 1) ? banned.data() : nullptr};
+  const uint8_t* bans = between(0, 1) ? banned.data() : nullptr;
+  const RowOptions options{1.5f, between(0, 4), between(0, 20), ends.data(), 2, bans};
   process_row(options, history.data(), width, between(-1, width + 1), other.data(), vocabulary, workspace);
   for (int64_t v = 0; v < vocabulary && options.banned != nullptr; ++v) {
     if (banned[v] != 0 && other[v] != -INFINITY) return INFINITY;

@@ -128,10 +128,11 @@ void fill(const Processor& p, int64_t first, float value, float* scores) {
 
 // The sum is a loop of its own: in one expression with the product it would be rounded once instead of twice.
 void decay(const Processor& p, int64_t length, float* scores, ProcessorWorkspace& workspace) {
-  const double beyond = static_cast<double>(length - p.integers[0]), factor = p.floats[0];
+  // In long double: log and pow of double would need glibc 2.29.
+  const long double beyond = static_cast<long double>(length - p.integers[0]), factor = p.floats[0];
   if (beyond <= 0) return;
   const float growth =
-      beyond * std::log(factor) < 80 ? static_cast<float>(std::pow(factor, beyond) - 1) : kLargest;
+      beyond * std::log(factor) < 80 ? static_cast<float>(static_cast<double>(std::pow(factor, beyond)) - 1) : kLargest;
   std::vector<float>& added = workspace.values;
   added.assign(p.integer_count, 0.0f);
   for (int64_t i = 1; i < p.integer_count; ++i) {

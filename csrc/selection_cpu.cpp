@@ -39,13 +39,15 @@ struct Best {
   }
 };
 
-// The sum of exp(scores - most), where `most` is the largest score apart from NaN. The sum is NaN where a score is NaN or
-// +inf; without a score above -inf it is 0.
+// The sum of exp(scores - most), where `most` is the largest score apart from NaN. The sum is NaN where a score is NaN
+// or +inf; without a score above -inf it is 0.
+//
+// exp and log are those of long double: those of float and double would need glibc 2.27 and 2.29.
 struct ExponentialSum {
   float most = -kInfinity;
   double sum = 0;
 
-  float log() const { return static_cast<float>(std::log(sum)); }
+  float log() const { return static_cast<float>(std::log(static_cast<long double>(sum))); }
 };
 
 // Scores k .. k + 7, or -inf from `count` on.
@@ -129,7 +131,9 @@ BERTGEN_INLINE void read_scores(const float* scores, int64_t count, Best* best, 
     if (best != nullptr && (has_nan || best->takes(most))) add_best(block, size, first, has_nan, *best);
     if (total == nullptr) continue;
     if (most > total->most) {
-      if (total->sum != 0) total->sum *= std::exp(double{total->most} - double{most});
+      if (total->sum != 0) {
+        total->sum *= static_cast<double>(std::exp(static_cast<long double>(total->most) - most));
+      }
       total->most = most;
     }
     if (total->most > -kInfinity || has_nan) total->sum += double{sum_exponentials(block, size, total->most)};

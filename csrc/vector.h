@@ -87,7 +87,7 @@ BERTGEN_INLINE void exponential(Vector& x) {
 // x -> log(x), in place, for positive normal x, with an error of about 1e-7 of the result; the polynomial is that of
 // Cephes, logf.c.
 BERTGEN_INLINE void logarithm(Vector& x) {
-  constexpr uint32_t kRootOfHalf = 0x3f3504f3u;  // the bits of sqrt(1/2): x is f times a power of 2, f from there to sqrt(2)
+  constexpr uint32_t kRootOfHalf = 0x3f3504f3u;  // as bits; x is a power of 2 times f from sqrt(1/2) to sqrt(2)
   Bits bits;
   std::memcpy(&bits, &x, sizeof bits);
   bits = bits + (0x3f800000u - kRootOfHalf);

@@ -50,8 +50,9 @@ void process_op(const Tensor& scores, const Tensor& tokens, const Tensor& length
                   : dense<uint8_t>(*banned, {rows, vocabulary}, "banned");
   }
   check_apart("scores", scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned);
+  const int64_t numbers = bans == nullptr ? rows * width : rows * vocabulary;
   for_each<ProcessorWorkspace>(
-      rows, bans == nullptr ? rows * width : rows * vocabulary, threads(), [&](int64_t r, ProcessorWorkspace& workspace) {
+      rows, numbers, threads(), [&](int64_t r, ProcessorWorkspace& workspace) {
         const RowOptions options{penalties[r],
                                  ngrams[r],
                                  least == nullptr ? 0 : least[r],
