@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import Any
 
 import pytest
@@ -56,7 +55,9 @@ def compare(seed: int, quantized: bool) -> tuple[int, int]:
         assert_equal(live_state(runs[0]), live_state(runs[1]))
         assert python.flags() == cpp_steps.flags()
         expected, got = (run.leave_ended() for run in runs)
-        assert [(i, unit, rows) for i, unit, (rows, _) in expected] == [(i, unit, rows) for i, unit, (rows, _) in got]
+        assert [(i, unit, sorted(rows)) for i, unit, (rows, _) in expected] == [
+            (i, unit, sorted(rows)) for i, unit, (rows, _) in got
+        ]
         for run in runs:
             run.join(0.4 if turn < 6 else 0.0)
         if turn >= 6 and not runs[0].has_live:
@@ -215,26 +216,3 @@ def test_tensors_of_other_shapes_raise():
             steps._states = ((*state[:place], other, *state[place + 1 :]),)
             with pytest.raises(RuntimeError):
                 steps.run(2)
-
-
-def test_one_call_at_a_time():
-    """A second thread gets an error, not the memory of the first."""
-    model = make_model(random.Random(1), hidden_size=128, num_attention_heads=4, intermediate_size=512)
-    run, _ = two_runs(model, dict(num_beams=1, eos_token_id=1, min_length=POSITIONS - 1))
-    steps, errors = CppSteps(run.decoder), []
-
-    def call():
-        try:
-            with torch.inference_mode():
-                for _ in range(20):
-                    steps.run(2)
-                    run.decoder.over.fill_(False)
-        except RuntimeError as error:
-            errors.append(str(error))
-
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all("another thread" in error or "history" in error or "lengths" in error for error in errors)

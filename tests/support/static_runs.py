@@ -171,10 +171,21 @@ def live_state(run: StaticRun) -> list[dict[str, Any]]:
             done = state["is_finished"]
             kept |= dict(lives=lives, is_finished=done, can_improve=state["can_improve"])
             kept |= {name: state[name][lives] for name in ("running_scores", "running_sequences")}
-            kept |= {name: state[name][done] for name in ("finished_scores", "finished_sequences", "finished_lengths")}
+            scores = state["finished_scores"]
+            assert bool((scores[:, :-1] >= scores[:, 1:]).all()) or bool(scores.isnan().any())
+            # Two of equal scores may change places where the last bit of a logarithm differs.
+            order = _order(state["finished_sequences"].flatten(0, 1), done)
+            for name in ("finished_scores", "finished_sequences", "finished_lengths"):
+                kept[name] = state[name].flatten(0, 1)[order]
             kept["tokens"] = state["tokens"].view(-1, search.width)[lives]
         states.append({name: value.clone() for name, value in kept.items()})
     return states
+
+
+def _order(sequences: torch.Tensor, done: torch.Tensor) -> list[int]:
+    """Indices of the finished hypotheses, those of each unit in the order of their tokens."""
+    found = done.flatten().nonzero().flatten().tolist()
+    return sorted(found, key=lambda i: (i // done.shape[1], sequences[i].tolist()))
 
 
 def make_groups(r: random.Random, model: EncoderDecoderModel, count: int, rows: int) -> list[tuple]:
