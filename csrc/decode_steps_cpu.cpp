@@ -17,9 +17,10 @@ constexpr int64_t kPrefix = 1;  // tokens of a history that are not generated
 
 bool contains(const std::vector<int64_t>& ids, int64_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
 
-// length ** exponent in double, rounded to float.
+// length ** exponent in double, rounded to float. The function of long double is in every libm; that of double would need
+// a new one.
 float power(int64_t length, double exponent) {
-  return static_cast<float>(std::pow(static_cast<double>(length), exponent));
+  return static_cast<float>(static_cast<double>(std::pow(static_cast<long double>(length), exponent)));
 }
 
 struct Ranked {

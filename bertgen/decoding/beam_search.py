@@ -187,7 +187,7 @@ class BeamSearch(Search):
         if options.output_logits:
             self.logits.append(logits)
         if not self.uses_top_log_probs:
-            scores = logits.log_softmax(-1)
+            scores = ops.log_softmax(logits)
             if self.processors:
                 row_lengths = self.lengths.repeat_interleave(self.beams)
                 running = self._continues().repeat_interleave(self.beams) if self.processors.has_custom else None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import ops
 from .beam_search import DEAD_SCORE, BeamSearch
 from .fused_processors import FusedProcessors, fuse
 from .rng import KeyedRng
@@ -260,7 +261,7 @@ class StaticSearch:
         over, lengths, beams = self.over, self.lengths, self.width
         scores = logits.float()
         if not search.uses_top_log_probs:
-            scores = scores.log_softmax(-1)
+            scores = ops.log_softmax(scores)
             if self._fused:
                 histories = search.running_sequences.flatten(0, 1)
                 scores = self._processed(histories, lengths[:, None].expand(-1, beams).flatten(), scores)

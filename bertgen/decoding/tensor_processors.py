@@ -260,10 +260,10 @@ class Normalize(TensorProcessor):
     code = ProcessorCode("normalize")
 
     def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.log_softmax(-1)
+        return ops.log_softmax(scores)
 
     def rows(self, histories: torch.Tensor, lengths: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.log_softmax(-1)
+        return ops.log_softmax(scores)
 
 
 class Warp(TensorProcessor):

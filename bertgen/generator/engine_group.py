@@ -8,7 +8,7 @@ index.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -243,6 +243,15 @@ class EngineGroup:
     def statistics(self) -> EngineStatistics:
         """The sums over all engines: seconds are those of all devices together."""
         parts = [engine.statistics for engine in self.engines]
-        sums = {one.name: sum(getattr(part, one.name) for part in parts) for one in fields(EngineStatistics)}
+        names = [one.name for one in fields(EngineStatistics) if one.name != "plain"]
+        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
         sums["waiting"] += len(self._queue.waiting)
-        return EngineStatistics(**sums)
+        plain = sum((Counter(part.plain) for part in parts), Counter())
+        return EngineStatistics(**sums, plain=dict(plain))
+
+    def explain(self, request: Request) -> str:
+        """As `Engine.explain`, the same for all devices, or of each."""
+        texts = {str(engine.model.device): engine.explain(request) for engine in self.engines}
+        if len({*texts.values()}) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{device}: {text}" for device, text in texts.items())
