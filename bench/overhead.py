@@ -21,12 +21,13 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bertgen.config import EngineConfig, GenerationConfig
 from bertgen.decoding import resolve_generation_config
@@ -122,10 +123,10 @@ def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict
 
 def is_kernel(name: str) -> bool:
     """Whether a name of kernels.cpp is that of a function that computes with tensors."""
-    function = getattr(cpp, name)
-    if not inspect.isbuiltin(inspect.unwrap(function)):
+    function = inspect.unwrap(getattr(cpp, name))
+    if not inspect.isbuiltin(function):
         return False
-    return name == "decode_steps" or "out" in inspect.signature(function).parameters
+    return name == "decode_steps" or "out" in re.findall(r"\w+", function.__text_signature__ or "")
 
 
 def per_step(taken: list[tuple[float, ...]]) -> float:
@@ -157,9 +158,10 @@ class Recording(TorchDispatchMode):
         parameters = inspect.signature(function).parameters
 
         def record(*args: Any) -> Any:
-            for name, value in zip(parameters, args, strict=True):
-                if name in WRITTEN:
-                    self._keep(value)
+            with _disable_current_modes():  # the copies are no operators of the run
+                for name, value in zip(parameters, args, strict=True):
+                    if name in WRITTEN:
+                        self._keep(value)
             self.calls.append((function, args, {}))
             return function(*args)
 
