@@ -313,7 +313,7 @@ def test_a_join_overwrites_all_that_a_unit_has_left():
         (dict(num_beams=20), {}, None),
         ({}, dict(rng=TorchRng()), None),
     ],
-    ids=lambda value: "" if callable(value) else str([*value]) if isinstance(value, dict) else str(value),
+    ids=lambda value: "-".join(value) or "none" if isinstance(value, dict) else str(value),
 )  # fmt: skip
 def test_what_is_not_static_is_named(options, more, reason):
     got = why_not_static(new_search(resolved(**options), 24, **more))

@@ -38,7 +38,7 @@ def plain_steps(generator):
         (dict(encoder_no_repeat_ngram_size=2), "a processor depends on the source of a row"),
         (dict(max_time=99.0), "a stopping criterion runs in Python"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) or "none" if isinstance(value, dict) else str(value),
 )
 def test_a_request_takes_the_way_that_explain_tells(generator, given, reason):
     told = generator.explain(**given)

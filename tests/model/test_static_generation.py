@@ -69,7 +69,7 @@ def test_the_tensors_are_those_of_the_decode_loop(generator, paths, monkeypatch,
         dict(decoder_position_ids=torch.tensor([[1]]).expand(5, 1)),
         dict(num_beams=13),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) or "none" if isinstance(value, dict) else str(value),
 )
 def test_other_arguments_are_left_to_the_decode_loop(generator, paths, given):
     generator.model.generate(**batch(generator) | given)
