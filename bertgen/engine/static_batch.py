@@ -180,7 +180,7 @@ class StaticBatch:
         joinable = []
         for request in requests:
             key = request.search_key
-            if not any(other.matches(key) for other in keys):
+            if not any(other.matches_static(key) for other in keys):
                 if len(keys) >= self.limits.groups:
                     continue
                 keys.append(key)
@@ -207,7 +207,7 @@ class StaticBatch:
         # First the options that are the same object, which need no comparison.
         for same in (True, False):
             for group in known:
-                if (not same or group.key.options is request.options) and group.key.matches(key):
+                if (not same or group.key.options is request.options) and group.key.matches_static(key):
                     group.key = key
                     return group
         width = request.rows if request.options.num_beams > 1 else 1
@@ -222,8 +222,8 @@ class StaticBatch:
             number = (number + 2**63) % 2**64 - 2**63  # as sums of 64-bit integers
             rows.append((request.options.decoder_start_token_id, request.seed, number, request.options.max_length))
         start, *keys = torch.tensor(rows, dtype=torch.int64, device="cpu").unbind(1)
-        owners = [unit.owner for unit in units]
-        stage.decoder.join(index, places, [unit.admission for unit in units], start[:, None], owners, *keys)
+        owners, options = [unit.owner for unit in units], [unit.member.request.options for unit in units]
+        stage.decoder.join(index, places, [unit.admission for unit in units], start[:, None], owners, *keys, options)
         for place, unit in zip(places, units):
             stage.units[index][place] = unit
             unit.joined, unit.began = stage.runs, self.steps
