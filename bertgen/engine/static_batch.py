@@ -17,25 +17,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..cache.block_allocator import Admission
+from ..model.static_decoder import Steps
 from .request import Request, SearchKey
 from .search_group import Owner, store_results
 
 SECONDS = 0.02  # of a run on a CPU, about: as long as Ctrl-C and new requests may wait
-
-
-class Steps(Protocol):
-    """How the steps of a `StaticDecoder` run."""
-
-    def run(self, count: int, stop_when_over: bool = False) -> int:
-        """Run or queue up to `count` steps; returns their number."""
-
-    def flags(self) -> tuple[int, list[bool]]:
-        """The number of the newest run that is known to be complete, from 1, and whether each unit was over then."""
 
 
 @dataclass(frozen=True)

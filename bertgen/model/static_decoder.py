@@ -126,7 +126,7 @@ class Steps(Protocol):
     """How the steps of a `StaticDecoder` run."""
 
     def run(self, count: int, stop_when_over: bool = False) -> int:
-        """Run or queue up to `count` steps, an even number; returns how many.
+        """Run or queue up to `count` steps, an even number for a graph; returns how many.
 
         Args:
             stop_when_over: return after the step in which a unit ends, where it is known.
