@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..config import GenerationConfig
-from ..config.generation import as_list
+from ..config.generation import SAMPLE_OPTIONS, as_list
 from ..config.validators import check_callable, check_callables
 from ..errors import ConfigError, InputError
 from .tensor_processors import (
@@ -43,8 +43,6 @@ AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
 NO_WARP: dict[str, Any] = dict(
     temperature=1.0, top_h=None, top_k=0, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0
 )
-
-SAMPLE_OPTIONS = ("temperature", "top_k", "top_p", "min_p")  # those of `ops.sample`
 
 # Classes of transformers -> the option whose own processor an object of the class replaces.
 _OPTION_OF_CLASS = {

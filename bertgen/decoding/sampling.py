@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,12 +84,9 @@ class Sampling(Search):
         """The state of SampleLimits for rows with the options of this search; empty where it has none."""
         if not self.has_limits:
             return {}
-        values = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
-        values |= {name: value for name, value in self.warpers.items() if value is not None}
-        values["top_k"] = min(values["top_k"], 1 << 31)  # more than any vocabulary
         return {
             name: torch.full((rows,), value, dtype=torch.int64 if name == "top_k" else torch.float32, device=device)
-            for name, value in values.items()
+            for name, value in sample_limits(self.warpers).items()
         }
 
     def _unit_owners(self, owners: Sequence[Any]) -> Sequence[Any]:
@@ -178,6 +175,14 @@ class Sampling(Search):
             scores=returned_scores(self.scores, self.options),
             logits=tuple(self.logits) if self.options.output_logits else None,
         )
+
+
+def sample_limits(options: Mapping[str, Any]) -> dict[str, float]:
+    """The values of SampleLimits for options of these names; one that is absent or None limits nothing."""
+    values: dict[str, float] = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    values |= {name: options[name] for name in SampleLimits._fields if options.get(name) is not None}
+    values["top_k"] = min(values["top_k"], 1 << 31)  # more than any vocabulary
+    return values
 
 
 def length_normalized(total: float, length: int, penalty: float) -> float:

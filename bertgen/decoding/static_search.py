@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..config import GenerationConfig
 from .beam_search import DEAD_SCORE, BeamSearch
 from .fused_processors import FusedProcessors, fuse
-from .rng import KeyedRng
-from .sampling import Sampling
+from .rng import KeyedRng, SampleLimits
+from .sampling import Sampling, sample_limits
 from .search import Search
 from .tensor_processors import TensorProcessor
 
@@ -157,6 +158,7 @@ class StaticSearch:
         seeds: torch.Tensor | None = None,
         numbers: torch.Tensor | None = None,
         limits: torch.Tensor | None = None,
+        options: Sequence[GenerationConfig] | None = None,
     ) -> None:
         """Begin outputs in free units.
 
@@ -166,17 +168,19 @@ class StaticSearch:
             owners, seeds, numbers, limits: as of `Search.join`, one for each unit; tensors on the host are copied to
                 the device together. With several return sequences the number of sequence i is that of the source
                 + (i << 40).
+            options: of each unit, where they differ from those of the search in temperature, top_k, top_p and min_p.
         """
         columns = [
             torch.tensor(units, dtype=torch.int64, device="cpu"),
             prefix[:, 0],
             *(torch.zeros_like(prefix[:, 0]) if x is None else x for x in (seeds, numbers)),
             torch.full_like(prefix[:, 0], self.search.options.max_length) if limits is None else limits,
+            *self._sample_limits([self.search.options] * len(units) if options is None else options),
         ]
         if any(x.device != self.device for x in columns[1:]):
             columns = [x.cpu() for x in columns]
             columns = [*self._copied(torch.stack(columns))]
-        index, first, seeds, numbers, limits = (x.to(self.device) for x in columns)
+        index, first, seeds, numbers, limits, *of_samples = (x.to(self.device) for x in columns)
         for name, buffer in self.state.items():
             if name in FIRST_STATE:
                 buffer.index_fill_(0, index, FIRST_STATE[name])
@@ -186,6 +190,8 @@ class StaticSearch:
         if "sequences" in state:
             state["seeds"].index_copy_(0, index, seeds)
             state["numbers"].index_copy_(0, index, numbers)
+            for name, values in zip(SampleLimits._fields, of_samples):
+                state[name].index_copy_(0, index, values.view(torch.float64).to(state[name].dtype))
             histories = self._full((len(units), self.positions), self.search.fill, torch.int64)
             histories[:, 0] = first
             state["sequences"].index_copy_(0, index, histories)
@@ -197,6 +203,13 @@ class StaticSearch:
             state["running_scores"][:, 0].index_fill_(0, index, 0.0)
         for unit, owner in zip(units, owners, strict=True):
             self.owners[unit] = owner
+
+    def _sample_limits(self, options: Sequence[GenerationConfig]) -> list[torch.Tensor]:
+        """The bits, int64 on the host, of SampleLimits of these options in float64; none where nothing is sampled."""
+        if not isinstance(self.search, Sampling) or not self.search.has_limits:
+            return []
+        rows = [[*sample_limits(vars(one)).values()] for one in options]
+        return [*torch.tensor(rows, dtype=torch.float64, device="cpu").view(torch.int64).unbind(1)]
 
     def leave(self, units: Sequence[int]) -> None:
         """Make units free, whether they have ended or not."""

@@ -7,7 +7,7 @@ each call of the decoder. Requests that call no Python in a step are in a batch 
 several steps run as one program; both batches share one cache, and may run in the same step of the engine.
 
 Several threads may use an engine. Any waiting thread calls `step()`, which takes the lock and decodes one token for all
-requests. `submit` and `cancel` never wait for a step.
+requests, and several for those of the static batch. `submit` and `cancel` never wait for a step.
 
 Calls that arrive during a step, from a request's callback or from the garbage collector (which may close a stream at
 any point), are deferred to the end of the step. `on_done` is called after the step, without the lock. An exception

@@ -17,25 +17,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..cache.block_allocator import Admission
+from ..model.static_decoder import Steps
 from .request import Request, SearchKey
 from .search_group import Owner, store_results
 
 SECONDS = 0.02  # of a run on a CPU, about: as long as Ctrl-C and new requests may wait
-
-
-class Steps(Protocol):
-    """How the steps of a `StaticDecoder` run."""
-
-    def run(self, count: int, stop_when_over: bool = False) -> int:
-        """Run or queue up to `count` steps; returns their number."""
-
-    def flags(self) -> tuple[int, list[bool]]:
-        """The number of the newest run that is known to be complete, from 1, and whether each unit was over then."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +171,7 @@ class StaticBatch:
         joinable = []
         for request in requests:
             key = request.search_key
-            if not any(other.matches(key) for other in keys):
+            if not any(other.matches_static(key) for other in keys):
                 if len(keys) >= self.limits.groups:
                     continue
                 keys.append(key)
@@ -207,7 +198,7 @@ class StaticBatch:
         # First the options that are the same object, which need no comparison.
         for same in (True, False):
             for group in known:
-                if (not same or group.key.options is request.options) and group.key.matches(key):
+                if (not same or group.key.options is request.options) and group.key.matches_static(key):
                     group.key = key
                     return group
         width = request.rows if request.options.num_beams > 1 else 1
@@ -222,8 +213,8 @@ class StaticBatch:
             number = (number + 2**63) % 2**64 - 2**63  # as sums of 64-bit integers
             rows.append((request.options.decoder_start_token_id, request.seed, number, request.options.max_length))
         start, *keys = torch.tensor(rows, dtype=torch.int64, device="cpu").unbind(1)
-        owners = [unit.owner for unit in units]
-        stage.decoder.join(index, places, [unit.admission for unit in units], start[:, None], owners, *keys)
+        owners, options = [unit.owner for unit in units], [unit.member.request.options for unit in units]
+        stage.decoder.join(index, places, [unit.admission for unit in units], start[:, None], owners, *keys, options)
         for place, unit in zip(places, units):
             stage.units[index][place] = unit
             unit.joined, unit.began = stage.runs, self.steps

@@ -11,6 +11,7 @@ import torch
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..cache.static_cache import StaticCache
+from ..config import GenerationConfig
 from ..decoding.search import Search
 from ..decoding.static_search import StaticSearch
 from ..layers.attention import AttentionContext
@@ -92,10 +93,11 @@ class StaticDecoder:
         seeds: torch.Tensor | None = None,
         numbers: torch.Tensor | None = None,
         limits: torch.Tensor | None = None,
+        options: Sequence[GenerationConfig] | None = None,
     ) -> None:
         """Let requests run in empty units: as `StaticCache.join` and `StaticSearch.join`, one entry for each unit."""
         self.cache.join(self._numbered(index, units), admissions)
-        self.searches[index].join(units, prefix, owners, seeds, numbers, limits)
+        self.searches[index].join(units, prefix, owners, seeds, numbers, limits, options)
 
     def leave(self, index: int, units: Sequence[int]) -> None:
         """Empty units. Their admissions are released (`cache.release`) once no queued step may write their slots."""
@@ -124,7 +126,7 @@ class Steps(Protocol):
     """How the steps of a `StaticDecoder` run."""
 
     def run(self, count: int, stop_when_over: bool = False) -> int:
-        """Run or queue up to `count` steps, an even number; returns how many.
+        """Run or queue up to `count` steps, an even number for a graph; returns how many.
 
         Args:
             stop_when_over: return after the step in which a unit ends, where it is known.

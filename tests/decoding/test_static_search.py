@@ -277,6 +277,30 @@ def test_several_sequences_of_a_source_are_those_of_the_search():
     assert len({tuple(outputs[0]) for outputs, _ in plain.results(torch.arange(3))}) == 3
 
 
+def test_each_unit_has_its_own_limits_of_sampling():
+    """As alone, also after a move and where a unit had other limits before."""
+    limits = [SAMPLES, dict(temperature=1.7), dict(top_k=2), dict(top_p=0.3), dict(min_p=0.4), dict(temperature=1.0)]
+    options = [resolved(**{**one, "do_sample": True, "min_new_tokens": 8}) for one in limits]
+    table = 2 * torch.randn(24, 24, generator=torch.Generator().manual_seed(3))
+    static = new_static(new_search(options[0], 24), 6)
+    prefix, seeds, numbers = torch.full((6, 1), START), torch.arange(6), torch.arange(6)
+    for order in ([*range(6)], [*reversed(range(6))]):
+        static.leave([*range(6)])
+        static.join([*range(6)], prefix, order, seeds, numbers, options=[options[i] for i in order])
+        moved = new_static(new_search(options[3], 24), 7)
+        static.step(table[static.tokens[:, 0]])
+        moved.take(static, [*range(6)], [*range(6)])
+        while not moved.over.all():
+            moved.step(table[moved.tokens[:, 0]])
+        results = moved.results(torch.arange(6))
+        for unit, i in enumerate(order):
+            alone = new_search(options[i], 24)
+            alone.join(prefix[:1], [i], seeds[unit : unit + 1], numbers[unit : unit + 1])
+            while alone.advance(table[alone.tokens[:, 0]]):
+                pass
+            assert results[unit] == alone.results(torch.tensor([0]))[0], limits[i]
+
+
 def test_a_join_overwrites_all_that_a_unit_has_left():
     for seed in range(20):
         options = resolved(**random_options(random.Random(seed)))

@@ -40,13 +40,14 @@ class FakeDecoder:
         self.searches = [FakeSearch(count) for count in counts]
         self.admissions = [[None] * count for count in counts]
 
-    def join(self, index, units, admissions, prefix, owners, seeds, numbers, limits):
+    def join(self, index, units, admissions, prefix, owners, seeds, numbers, limits, options):
         self.world.fail("join")
         search = self.searches[index]
         for unit, admission, owner, limit in zip(units, admissions, owners, limits.tolist(), strict=True):
             assert search.owners[unit] is None and self.admissions[index][unit] is None
             assert self.world.written.isdisjoint(admission.rows), "rows that a queued run may still write"
             search.owners[unit], search.limits[unit], search.counts[unit] = owner, limit, 1
+            assert (owner[0] if isinstance(owner, tuple) else owner).options in options
             self.admissions[index][unit] = admission
 
     def leave(self, index, units):
@@ -256,6 +257,21 @@ def test_too_many_kinds_of_options_at_a_time():
     assert world.batch.joinable(requests) == [requests[i] for i in (0, 1, 2, 4)]
     world.finish()
     assert world.batch.joinable(requests[3:]) == requests[3:]
+
+
+def test_requests_with_other_limits_of_sampling_are_one_group():
+    world = World(limits=on_cpu(groups=2))
+    limits = (dict(temperature=0.5), dict(top_k=3), dict(top_p=0.9, min_p=0.1), {})
+    draws = [Request([7], options(do_sample=True, max_length=9 + i, **one)) for i, one in enumerate(limits)]
+    others = [
+        greedy(9), Request([7], options(do_sample=True, repetition_penalty=1.5)),
+        Request([7], options(do_sample=True), scored=True),
+    ]  # fmt: skip
+    assert world.batch.joinable([*draws, *others]) == [*draws, others[0]]
+    world.join(*draws[:2], others[0])
+    world.join(*draws[2:])
+    assert world.opened == [([16, 16], 100)] and set(world.finish()) == {*draws, others[0]}
+    assert not draws[0].search_key.matches(draws[1].search_key), "one search that grows has one processor for all"
 
 
 # Late flags

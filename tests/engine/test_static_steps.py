@@ -73,6 +73,27 @@ def test_many_rows_are_left_to_products_of_many_rows(generator):
     assert generator.engine.statistics.static_steps > before
 
 
+def test_requests_with_other_limits_of_sampling_share_a_search_and_are_as_alone(generator):
+    limits = [dict(temperature=0.5), dict(top_k=3), dict(top_p=0.6), dict(min_p=0.2), dict(temperature=3.0, top_k=0)]
+    texts = ["one two", "three", "four five six", "one", "two three"]
+    alone = [
+        generator.submit(text, do_sample=True, seed=4, **one).result(PATIENCE).token_ids
+        for text, one in zip(texts, limits)
+    ]
+    engine, done, requests = Engine(generator.model, EngineConfig()), [], []
+    for text, one in zip(texts, limits):
+        given = GenerationConfig(do_sample=True, **one).over(generator.model.generation_config)
+        ids = generator.tokenizer(text)["input_ids"]
+        requests.append(Request(ids, resolve_generation_config(given), seed=4))
+    engine.submit(requests, done.append)
+    engine.step()
+    assert len(engine._static._stage.groups) == 1 and engine._static.rows == len(texts)
+    while engine.busy:
+        engine.step()
+    assert [request.outputs[0] for request in requests] == [list(one) for one in alone]
+    assert len({*map(str, (request.outputs for request in requests))}) > 1
+
+
 def test_rows_of_steps_are_counted_exactly(generator):
     engine = Engine(generator.model, EngineConfig(max_rows=40))
     r, done = random.Random(2), []
