@@ -98,7 +98,9 @@ class StaticCache(StepCache):
         limits, rows = self.allocator.limits, self.rows_of(units)
         lengths = [one.source_length for one in admissions]
         self._set_sources(units, lengths)
-        own = torch.zeros(len(rows), limits.positions, dtype=torch.int32, device="cpu")
+        # What is not known is no slot of another row: on a CPU none, which a step refuses.
+        unknown = -1 if self._on_host else self.pool.limit
+        own = torch.full((len(rows), limits.positions), unknown, dtype=torch.int32, device="cpu")
         sources = torch.zeros(len(units), self.source_width, dtype=torch.int32, device="cpu")
         numbers = [number for one in admissions for number in one.rows]
         positions = [one.positions for one in admissions for _ in one.rows]

@@ -388,7 +388,7 @@ class Engine:
         self._receive()
         self._admit()
         decoder, static = self._decoder, self._static
-        if decoder is None or static is None or not (self._batch.groups or static.rows):
+        if decoder is None or static is None or not (self._batch.groups or static.busy):
             return
         self._clock.lap("admit")
         if static.rows:
@@ -447,7 +447,8 @@ class Engine:
         self._clock.lap("encode")
         static = self._static_requests(admissions, running_rows)
         if static and self._static is not None:
-            _static_call(self._static.join, {request: admissions[request] for request in static})
+            joining = {request: admission for request, admission in admissions.items() if request in static}
+            _static_call(self._static.join, joining)
         plain = {request: admission for request, admission in admissions.items() if request not in static}
         if plain:
             self._fail_removed(self._batch.join(plain, self.cache))

@@ -152,6 +152,11 @@ class StaticBatch:
     def __len__(self) -> int:
         return self.rows
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests run, or have ended and were not returned yet."""
+        return bool(self.rows or self._ended)
+
     def clear(self) -> None:
         """Drop all requests, and all stages with what they allocated."""
         self._stage = None

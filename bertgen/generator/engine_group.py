@@ -7,6 +7,7 @@ index.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from ..engine.request import RequestState
 from ..errors import BackendError, InputError, UnsupportedError
 from ..model import EncoderDecoderModel
 from .background_worker import BackgroundWorker
+
+logger = logging.getLogger(__name__)
 
 OnDone = Callable[[Request], Any]
 
@@ -193,7 +196,10 @@ class EngineGroup:
             self._queue.waiting.clear()
         for request, on_done in waiting:
             request.fail(BackendError("the engine was cleared before this was done"), False)
-            on_done(request)
+            try:
+                on_done(request)
+            except Exception:  # as in an engine: the others are told too
+                logger.exception("on_done of a request raised an exception")
 
     @property
     def busy(self) -> bool:

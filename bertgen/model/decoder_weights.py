@@ -57,6 +57,9 @@ class DecoderWeights:
             collector.add(layer)
         if collector.eps is None:
             raise Unsupported("the decoder has no layers")
+        self._vocabulary, outputs = decoder.config.vocab_size, len(parts.head[0])  # type: ignore[union-attr]
+        if outputs != self._vocabulary:
+            raise Unsupported(f"the head has {outputs} outputs; vocab_size is {self._vocabulary}")
         parameters = [tensor for part in parts for tensor in part] + collector.parameters
         # The memory stays while C++ may read it, also where a parameter gets another one meanwhile.
         self._held = [tensor.detach() for tensor in parameters]
@@ -72,6 +75,7 @@ class DecoderWeights:
         return (
             has_library_forward(*_CALLED)
             and self._decoder.config.first_position == self._first_position  # type: ignore[union-attr]
+            and self._decoder.config.vocab_size == self._vocabulary  # type: ignore[union-attr]
             and bool(cpp.are_unchanged(self._watch))
         )
 

@@ -14,6 +14,7 @@ from ..cache.static_cache import StaticCache
 from ..config import GenerationConfig
 from ..decoding.search import Search
 from ..decoding.static_search import StaticSearch
+from ..errors import InputError
 from ..layers.attention import AttentionContext
 
 
@@ -95,7 +96,17 @@ class StaticDecoder:
         limits: torch.Tensor | None = None,
         options: Sequence[GenerationConfig] | None = None,
     ) -> None:
-        """Let requests run in empty units: as `StaticCache.join` and `StaticSearch.join`, one entry for each unit."""
+        """Let requests run in empty units: as `StaticCache.join` and `StaticSearch.join`, one entry for each unit.
+
+        Raises:
+            InputError: an output that may be longer than its admission holds; limits on a GPU are not read.
+        """
+        longest = self.searches[index].search.options.max_length
+        if limits is None or limits.device.type == "cpu":
+            most = [longest] * len(admissions) if limits is None else limits.tolist()
+            for one, limit in zip(admissions, most, strict=True):
+                if limit - 1 > one.positions:  # the last token is not fed to the decoder
+                    raise InputError(f"an output of {limit} tokens; its rows have {one.positions} positions")
         self.cache.join(self._numbered(index, units), admissions)
         self.searches[index].join(units, prefix, owners, seeds, numbers, limits, options)
 

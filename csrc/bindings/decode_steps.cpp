@@ -25,6 +25,7 @@ struct Plan {
   SearchPlan plan;
   std::vector<std::vector<int64_t>> integers;  // of the processors
   std::vector<std::vector<double>> floats;
+  int64_t vocabulary;  // in which the ids of the processors are
 };
 
 struct Workspace {
@@ -135,6 +136,7 @@ PyObject* search_plan(int64_t units, int64_t width, bool beams, bool samples, bo
   auto plan = std::make_unique<Plan>();
   plan->integers = integers;
   plan->floats = floats;
+  plan->vocabulary = vocabulary;
   plan->plan = {units, width,      beams, samples, scored, ends, {}, candidates, fused,
                 static_cast<EarlyStopping>(early_stopping), length_penalty};
   for (size_t i = 0; i < kinds.size(); ++i) {
@@ -241,6 +243,8 @@ int64_t decode_steps_op(DecoderWeights* weights, const std::vector<Plan*>& plans
   std::vector<StaticSearch> searches;
   for (size_t i = 0; i < plans.size(); ++i) {
     const SearchPlan& plan = plans[i]->plan;
+    BERTGEN_CHECK(plans[i]->vocabulary == weights->decoder.head.output.outputs, "search ", i, " is of ",
+                  plans[i]->vocabulary, " tokens, the head of ", weights->decoder.head.output.outputs);
     StaticSearch search{&plan, {}, {}};
     if (plan.beams) {
       search.beam = beam_state({states[i], kBeamStateNames, kBeamFields}, plan.units, plan.width);
@@ -268,7 +272,7 @@ PyMethodDef functions[] = {
                   "units, width, beams, samples, scored, ends, candidates, fused, early_stopping, length_penalty, "
                   "kinds, integers, floats, vocabulary",
                   "What a search does, a capsule."),
-    BERTGEN_QUICK("steps_workspace", steps_workspace, "", "The memory of decode_steps, a capsule."),
+    BERTGEN_QUICK_WITHOUT_ARGUMENTS("steps_workspace", steps_workspace, "The memory of decode_steps, a capsule."),
     BERTGEN_KERNEL("decode_steps", decode_steps_op,
                    "weights, plans, states, pools, source_pools, tables, workspace, count, stop_when_over",
                    "Up to `count` decode steps of the running rows; their number."),

@@ -16,6 +16,7 @@ from bertgen.engine.static_batch import StaticBatch
 from bertgen.model.cpp_steps import CppSteps
 from bertgen.ops import extension
 from tests.support.checkpoints import sentence
+from tests.support.fake_cuda_device import LateEvent, graphs_on_a_cpu
 from tests.support.hostile import PATIENCE, check_idle, raising
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason="static steps of a CPU need the extension")
@@ -178,3 +179,25 @@ def test_an_interrupt_in_static_steps_loses_nothing(generator, monkeypatch):
         monkeypatch.undo()
     assert [future.result(PATIENCE).token_ids for future in futures] == [expected] * 5
     check_idle(generator)
+
+
+@pytest.mark.parametrize("length", [3, 6, 9])
+def test_an_end_that_is_noticed_by_a_cancellation_is_returned(generator, monkeypatch, length):
+    """On a GPU the end of one request may become known while the last other one is removed."""
+    options = generator.model.generation_config
+
+    def request(number, length):
+        given = GenerationConfig(max_length=length, min_length=length).over(options)
+        return Request([5 + number, 6], resolve_generation_config(given), number=number)
+
+    with graphs_on_a_cpu():
+        engine, done = Engine(generator.model, EngineConfig(max_rows=8)), []
+        long, short = engine.submit([request(0, 30), request(1, length)], done.append)
+        engine.step()
+        assert not done
+        monkeypatch.setattr(LateEvent, "query", lambda self: True)
+        engine.cancel([long])
+        for _ in range(4):
+            engine.step()
+    assert done == [short] and len(short.outputs[0]) == length - 1
+    assert not engine.busy and engine.statistics.pages_used == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,13 +301,16 @@ def test_a_gpu_is_warmed_up_for_one_text_and_for_a_batch(tiny_checkpoint, monkey
     model.generation_config.num_beams = 3
     with graphs_on_a_cpu() as devices, Generator(model, tiny_checkpoint, engine=EngineConfig(max_rows=24)) as generator:
         ran = []
-        run = lambda requests, call: ran.append((call.generation.num_beams, len(requests))) or ()  # noqa: E731
+        run = lambda requests, call, engine: ran.append((call.generation.num_beams, len(requests))) or ()  # noqa: E731
         monkeypatch.setattr(generator, "_run", run)
         generator.warm_up()
         assert ran == [(1, 1)], "on a CPU one call is enough"
         ran.clear()
         monkeypatch.undo()
-        kinds = generator._warm_up_calls("cuda")
+        on_gpu = SimpleNamespace(
+            model=SimpleNamespace(device=torch.device("cuda")), config=generator.engine.config
+        )  # fmt: skip
+        kinds = generator._warm_up_calls(on_gpu)
         assert [(call.generation.num_beams, count) for call, count in kinds] == [(1, 1), (1, 24), (3, 1), (3, 8)]
         for call, count in kinds:
             list(generator._run([generator._request(i, Encoded([5, 6]), call) for i in range(count)], call))
@@ -316,7 +320,7 @@ def test_a_gpu_is_warmed_up_for_one_text_and_for_a_batch(tiny_checkpoint, monkey
         assert generator.generate(["one"])[0].text == "eins"
         assert devices[0].told.count("capture") <= before + 1  # of two units
         model.generation_config.num_beams = 1
-        assert len(generator._warm_up_calls("cuda")) == 2
+        assert len(generator._warm_up_calls(on_gpu)) == 2
 
 
 def test_callbacks_see_their_request_only(generator, texts):

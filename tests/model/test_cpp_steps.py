@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from bertgen.kernels import cpp
 from bertgen.model.cpp_steps import CppSteps, why_not_cpp_steps
 from bertgen.model.static_decoder import EagerSteps
 from bertgen.ops import extension
@@ -216,3 +220,185 @@ def test_tensors_of_other_shapes_raise():
             steps._states = ((*state[:place], other, *state[place + 1 :]),)
             with pytest.raises(RuntimeError):
                 steps.run(2)
+
+
+def test_a_head_of_another_vocabulary_declines():
+    """The ids of processors are in the vocabulary of the config: C++ writes at them without a look."""
+    model = make_model(random.Random(1))
+    run, _ = two_runs(model, dict(num_beams=2, eos_token_id=1, suppress_tokens=[36]))
+    steps = CppSteps(run.decoder)
+    steps.run(2)
+    head = model.decoder.head.decoder
+    model.decoder.head.decoder = nn.Linear(head.in_features, 20)
+    assert "20 outputs" in why_not_cpp_steps(model.decoder, 4) and steps._current_weights() is None
+    model.decoder.config.vocab_size = 20
+    with pytest.raises(RuntimeError, match="the head of 20"):
+        steps.run(2)
+
+
+class Opposite(nn.LayerNorm):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def opposite(*arguments):
+    return -arguments[-1]
+
+
+def layer_of(decoder):
+    return decoder.body.encoder.layer[0]
+
+
+def new_parameter(decoder, undo):
+    layer_of(decoder).output.dense.weight = nn.Parameter(layer_of(decoder).output.dense.weight * 2, requires_grad=False)
+
+
+def new_data(decoder, undo):
+    for parameter in (decoder.head.decoder.bias, decoder.body.embeddings.LayerNorm.weight):
+        parameter.data = torch.linspace(-3, 3, len(parameter))
+
+
+def new_values(decoder, undo):
+    layer_of(decoder).intermediate.dense.weight.mul_(3)
+
+
+def new_module(decoder, undo):
+    dense = layer_of(decoder).crossattention.self.query
+    layer_of(decoder).crossattention.self.query = nn.Linear(dense.in_features, dense.out_features).eval()
+
+
+def new_class(decoder, undo):
+    layer_of(decoder).output.LayerNorm.__class__ = Opposite
+
+
+def other_layer(decoder, undo):
+    layers = decoder.body.encoder.layer
+    layers[0], layers[-1] = layers[-1], layers[0]
+    layer_of(decoder).output.LayerNorm.weight.data = torch.linspace(-1, 1, decoder.config.hidden_size)
+
+
+def hook(decoder, undo):
+    layer_of(decoder).output.register_forward_hook(opposite)
+
+
+def hook_of_a_table(decoder, undo):
+    decoder.body.embeddings.word_embeddings.register_forward_hook(opposite)
+
+
+def hook_of_the_dropout(decoder, undo):
+    decoder.body.embeddings.dropout.register_forward_hook(opposite)
+
+
+def hook_of_all(decoder, undo):
+    def of_norms(module, *rest):
+        return opposite(*rest) if isinstance(module, nn.LayerNorm) else None
+
+    undo.append(nn.modules.module.register_module_forward_hook(of_norms).remove)
+
+
+def own_forward(decoder, undo):
+    norm = layer_of(decoder).attention.output.LayerNorm
+    norm.forward = lambda x: -nn.LayerNorm.forward(norm, x)
+
+
+def forward_of_a_class(decoder, undo):
+    former = nn.LayerNorm.forward
+    nn.LayerNorm.forward = lambda self, x: -former(self, x)
+    undo.append(lambda: setattr(nn.LayerNorm, "forward", former))
+
+
+def eps(decoder, undo):
+    layer_of(decoder).output.LayerNorm.eps = 10.0
+
+
+def activation(decoder, undo):
+    layer_of(decoder).intermediate.activation = "relu"
+
+
+CHANGES = [
+    new_parameter, new_data, new_values, new_module, new_class, other_layer, hook, hook_of_a_table,
+    hook_of_the_dropout, hook_of_all, own_forward, forward_of_a_class, eps, activation,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_model_that_changes_between_two_runs(change):
+    model = make_model(random.Random(7))
+    runs, (unchanged, _) = two_runs(model, dict(eos_token_id=1)), two_runs(model, dict(eos_token_id=1))
+    python, cpp_steps, other = EagerSteps(runs[0].decoder), CppSteps(runs[1].decoder), CppSteps(unchanged.decoder)
+    undo: list[Any] = []
+    for one in (python, cpp_steps, other):
+        one.run(4)
+    other.run(6)
+    try:
+        change(model.decoder, undo)
+        for count in (2, 4):
+            for one in (python, cpp_steps):
+                one.run(count)
+            assert_equal(live_state(runs[0]), live_state(runs[1]))
+    finally:
+        for one in undo:
+            one()
+    histories = [run.decoder.searches[0].state["sequences"] for run in (*runs, unchanged)]
+    assert torch.equal(histories[0], histories[1])
+    assert not torch.equal(histories[0], histories[2])  # it does change something
+
+
+def test_training_declines():
+    model = make_model(random.Random(1))
+    run, _ = two_runs(model)
+    steps = CppSteps(run.decoder)
+    steps.run(2)
+    for module in (layer_of(model.decoder).output, model.decoder.body.embeddings.dropout, model.decoder):
+        module.train()
+        assert steps._current_weights() is None
+        module.eval()
+        assert steps._current_weights() is not None
+
+
+def test_one_workspace_serves_one_thread_at_a_time():
+    model = make_model(random.Random(1), vocab_size=20_000)
+    run, _ = two_runs(model, dict(num_beams=4, eos_token_id=1, early_stopping="never"))
+    steps = CppSteps(run.decoder)
+    steps.run(2)
+    together, errors, done = threading.Barrier(2), [], []
+
+    def work():
+        with torch.inference_mode():
+            together.wait()
+            try:
+                done.append(steps.run(16))
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 1 and len(errors) == 1 and "the steps run already" in errors[0]
+    steps.run(1)
+
+
+def test_tensors_in_lists_in_a_list_live_as_long_as_the_call(monkeypatch):
+    """Another thread may change the lists, or the code of a later argument, as here."""
+    run, _ = two_runs(make_model(random.Random(1)))
+    steps = CppSteps(run.decoder)
+    calls: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(cpp, "decode_steps", lambda *arguments: calls.append(arguments) or 0)
+        steps.run(1)
+    weights, plans, states, *rest = calls.pop()
+    lists = [[tensor.clone() for tensor in state] for state in states]
+    found = [weakref.ref(tensor) for one in lists for tensor in one]
+    alive: list[bool] = []
+
+    class Number:
+        def __index__(self):
+            for one in lists:
+                one.clear()
+            alive.extend(ref() is not None for ref in found)
+            return 1
+
+    assert cpp.decode_steps(weights, plans, lists, *rest[:-2], Number(), False) == 1
+    assert alive and all(alive) and all(ref() is None for ref in found)

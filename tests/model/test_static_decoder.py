@@ -12,9 +12,10 @@ import torch
 from bertgen import Int4Config
 from bertgen.cache.static_cache import StaticCache
 from bertgen.decoding.static_search import StaticSearch
+from bertgen.errors import InputError
 from bertgen.model.static_decoder import EagerSteps, StaticDecoder
 from bertgen.ops.operators import DecoderStep
-from tests.support import recorded_step
+from tests.support import recorded_step, static_runs
 from tests.support.recorded_step import CaptureError, Reason, RecordedSteps, buffers
 from tests.support.static_workloads import (
     LONGEST,
@@ -279,3 +280,18 @@ def test_each_fault_is_found(name):
 def test_what_only_a_replay_shows_is_right_in_steps_from_python(name):
     with FAULTS[name][0]():
         assert not [seed for seed in range(6) if differs(seed, EagerSteps)]
+
+
+@torch.inference_mode()
+def test_an_output_that_its_admission_cannot_hold_is_refused():
+    """Its rows would write slots of others."""
+    groups = [(dict(num_beams=2, max_length=static_runs.POSITIONS, eos_token_id=1), 2, False)]
+    run = static_runs.StaticRun(static_runs.make_model(random.Random(1)), groups, 0)
+    one = run.pools.admit(2, 9, 0, 3)
+    start = torch.tensor([[START]])
+    for limits in (None, torch.tensor([11])):
+        with pytest.raises(InputError, match="its rows have 9 positions"):
+            run.decoder.join(0, [0], [one], start, [0], limits=limits)
+    assert run.decoder.searches[0].owners == [None, None]
+    run.decoder.join(0, [0], [one], start, [0], limits=torch.tensor([10]))
+    assert not run.decoder.over[0] and int(run.decoder.cache.own_slots[:2].max()) == -1  # not known yet
