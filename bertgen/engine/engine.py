@@ -402,7 +402,10 @@ class Engine:
         self._clock.lap("select")
 
     def _run_static(self, static: StaticBatch) -> None:
-        """Run the static batch, for a short time where others wait."""
+        """Run the static batch, for a short time where others wait; all continue plainly where the model has changed."""
+        reason = self._static_steps.why_not(1)
+        if reason is not None and self._static_steps.failure is None:
+            raise _StaticFailureError(UnsupportedError(reason))
         steps = _static_call(static.run, bool(self.scheduler.waiting), bool(self._batch.groups))
         self._counts.steps += steps
         self._counts.static_steps += steps

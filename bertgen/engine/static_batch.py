@@ -16,6 +16,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,7 @@ class StaticBatch:
         release: gives the pages of an admission back.
         limits: of the device.
         synchronize: waits for all runs that are queued.
+        reading: a context in which the results of ended units are read without waiting for runs that are queued.
         clock: seconds.
 
     Attributes:
@@ -137,6 +139,7 @@ class StaticBatch:
     release: Callable[[Admission], None]
     limits: StaticLimits
     synchronize: Callable[[], None] = lambda: None
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext
     clock: Callable[[], float] = time.perf_counter
 
     rows: int = field(default=0, init=False)
@@ -392,7 +395,10 @@ class StaticBatch:
         """Store the results of units that are over, and free them."""
         search = stage.decoder.searches[index]
         found = torch.tensor(places, dtype=torch.int64, device="cpu")
-        results, lengths = search.results(found), search.lengths.tolist()
+        # No queued run changes these units, as they were over in a run that is complete. The host has the results when it
+        # leaves the context, so what it queues for the next occupants comes after the reads.
+        with self.reading():
+            results, lengths = search.results(found), search.lengths.tolist()
         units = [unit for place in places if (unit := stage.units[index][place]) is not None]
         for place, unit, (outputs, scores) in zip(places, units, results):
             self._row_steps += (lengths[place] - 1 - (self.steps - unit.began)) * stage.groups[index].width

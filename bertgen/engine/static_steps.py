@@ -12,6 +12,7 @@ from ..cache.cache import Cache
 from ..decoding.static_search import why_not_static
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
+from ..model.captured_calls import why_not_captured
 from ..model.cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
 from ..model.cuda_device import CudaDevice
 from ..model.graph_pool import GraphPool, why_not_graphs
@@ -56,7 +57,13 @@ class StaticSteps:
         model = self._model
         if model.device.type == "cpu":
             return why_not_cpp_steps(model.decoder, rows, self._weights)
-        return why_not_graphs(model.device) or (None if self._graphs is None else self._graphs.failure)
+        reason = why_not_graphs(model.device) or why_not_captured(model.decoder)
+        return reason or self.failure
+
+    @property
+    def failure(self) -> str | None:
+        """Why a capture has failed: the steps of what runs then go on from Python, in the same tensors."""
+        return None if self._graphs is None else self._graphs.failure
 
     def explain(self) -> str:
         """What runs static steps."""
@@ -69,10 +76,10 @@ class StaticSteps:
         device = self._model.device
         if device.type == "cuda" and (self._graphs is None or self._graphs.device.device != device):
             self._graphs = GraphPool(CudaDevice(device))
-        return StaticBatch(
-            partial(self._open, cache), partial(_release, cache), self._limits(),
-            synchronize=_nothing if self._graphs is None else self._graphs.device.synchronize,
-        )  # fmt: skip
+        batch = partial(StaticBatch, partial(self._open, cache), partial(_release, cache), self._limits())
+        if self._graphs is None:
+            return batch()
+        return batch(synchronize=self._graphs.device.synchronize, reading=self._graphs.device.reading)
 
     @contextmanager
     def beside(self, batch: StaticBatch | None) -> Iterator[None]:
@@ -114,7 +121,3 @@ def _search(key: SearchKey, model: EncoderDecoderModel) -> decoding.Search:
 
 def _release(cache: Cache, admission: Admission) -> None:
     cache.allocator.release(admission.request)
-
-
-def _nothing() -> None:
-    """Nothing is queued."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..out_of_memory import free_memory
+
 Call = Callable[[], None]
 
 
@@ -118,6 +120,19 @@ class CudaDevice:
                 yield lambda: current.wait_event(done)
             finally:
                 done.record(stream)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is read inside does not wait for what the current stream has still to do, only for itself.
+
+        It may read what no queued call changes: what a run that is known to be complete has written for good.
+        """
+        with torch.cuda.stream(self._stream("reading")):
+            yield
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated."""
+        return free_memory(self.device)
 
     def synchronize(self) -> None:
         """Wait for everything that is queued."""

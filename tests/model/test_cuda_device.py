@@ -141,6 +141,12 @@ def test_a_prefill_beside(cuda, waits):
     assert cuda.told[-1] == "main waits for the event on side"
 
 
+def test_reads_are_on_a_stream_that_waits_for_nothing(cuda):
+    with device().reading():
+        cuda.told.append(f"read on {cuda.current.name}")
+    assert cuda.told == ["read on side"] and cuda.current.name == "main"
+
+
 def test_a_copy_is_complete_when_its_event_happens(cuda):
     event, target = Event(), torch.zeros(2)
     device().copy(torch.ones(2), target, event)

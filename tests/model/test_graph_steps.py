@@ -10,8 +10,7 @@ import torch
 
 from bertgen.model.graph_pool import GraphPool
 from bertgen.model.graph_steps import GraphSteps
-from tests.support.fake_cuda_device import UNITS, Counter, FakeCudaDevice, LateDevice
-from tests.support.recorded_step import RecordedSteps
+from tests.support.fake_cuda_device import UNITS, Counter, FakeCudaDevice, RecordingDevice
 from tests.support.static_workloads import expected, layers_one_by_one, rows_are_independent, run_workload
 
 
@@ -164,18 +163,6 @@ def test_weights_in_other_memory_are_captured_again():
     assert decoder.counts == [3, 5, 8, 12]
 
 
-class RecordingDevice(LateDevice):
-    """Captures are recorded steps, which know addresses and no Python."""
-
-    def __init__(self, decoder):
-        super().__init__()
-        self.recorded = RecordedSteps(decoder)
-
-    def capture(self, call):
-        self.told.append("capture")
-        return lambda: self.recorded.run(2)
-
-
 @pytest.mark.skipif(not rows_are_independent(), reason="the products of a row depend on the number of rows")
 @pytest.mark.parametrize("fails", [False, True])
 def test_real_decoders_give_what_plain_searches_give(fails):
@@ -183,7 +170,7 @@ def test_real_decoders_give_what_plain_searches_give(fails):
     devices = []
 
     def steps(decoder):
-        devices.append(RecordingDevice(decoder))
+        devices.append(RecordingDevice())
         pool = GraphPool(devices[-1])
         pool.failure = "no captures" if fails else None
         return GraphSteps(decoder, pool)

@@ -12,7 +12,9 @@ import torch
 
 from bertgen.engine.static_batch import StaticBatch
 from bertgen.engine.static_steps import StaticSteps
+from bertgen.model.captured_calls import why_not_captured
 from bertgen.model.graph_pool import GraphPool
+from tests.support.recorded_step import RecordedSteps
 
 Call = Callable[[], None]
 UNITS = 4
@@ -100,6 +102,11 @@ class FakeCudaDevice:
         self.queue(run)
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        self.told.append("read")
+        yield
+
+    @contextlib.contextmanager
     def beside(self, waits: bool) -> Iterator[Call]:
         self.told.append("prefill after all" if waits else "prefill beside")
         yield lambda: self.told.append("wait for prefill")
@@ -143,6 +150,54 @@ class LateDevice(FakeCudaDevice):
         return LateEvent(self)
 
 
+class RecordingDevice(LateDevice):
+    """Captures are recorded steps, which know addresses and no Python."""
+
+    def capture(self, call: Call) -> Call:
+        super().capture(call)
+        recorded = RecordedSteps(call.__self__._decoder)  # type: ignore[attr-defined]
+
+        def replay() -> None:
+            self.told.append("replay")
+            recorded.run(2)
+
+        return replay
+
+
+class GenerationDevice(RecordingDevice):
+    """What `generate` uses on a CPU as on a CUDA device, with so much memory."""
+
+    def __init__(self, device: torch.device, free: int = 1 << 40):
+        super().__init__()
+        self.device, self.free = device, free
+
+    def free_memory(self) -> int:
+        return self.free
+
+
+@contextlib.contextmanager
+def generation_graphs_on_a_cpu(**values: Any) -> Iterator[list[GenerationDevice]]:
+    """`generate` runs static steps as on a CUDA device; yields the devices that it makes, which get these attributes.
+
+    BERTGEN_GRAPHS=0 is heeded.
+    """
+    devices: list[GenerationDevice] = []
+
+    def made(device: torch.device) -> GenerationDevice:
+        devices.append(GenerationDevice(device))
+        vars(devices[-1]).update(values)
+        return devices[-1]
+
+    def why_not(device: torch.device) -> str | None:
+        return "BERTGEN_GRAPHS=0 is set" if os.environ.get("BERTGEN_GRAPHS") == "0" else None
+
+    with (
+        mock.patch("bertgen.model.kept_decoders.CudaDevice", made),
+        mock.patch("bertgen.model.static_generation.why_not_graphs", why_not),
+    ):
+        yield devices
+
+
 class LateEvent(FakeEvent):
     def query(self) -> bool:
         return False
@@ -155,7 +210,9 @@ class _StaticStepsOnCpu(StaticSteps):
     devices: ClassVar[list[LateDevice]] = []
 
     def why_not(self, rows: int) -> str | None:
-        return "BERTGEN_GRAPHS=0 is set" if os.environ.get("BERTGEN_GRAPHS") == "0" else None
+        if os.environ.get("BERTGEN_GRAPHS") == "0":
+            return "BERTGEN_GRAPHS=0 is set"
+        return why_not_captured(self._model.decoder)
 
     def new_batch(self, cache: Any) -> StaticBatch:
         device = LateDevice()

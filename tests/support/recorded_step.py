@@ -250,7 +250,7 @@ def device_tensors(root: Any) -> dict[str, torch.Tensor]:
 
 def parameters(model: Any) -> list[torch.Tensor]:
     """The tensors of a model on the device, and the codebooks of 4-bit weights."""
-    key = model if isinstance(model, torch.nn.Module) else None
+    key = model if isinstance(model, torch.nn.Module) and type(model) is not weakref.CallableProxyType else None
     found = None if key is None else _PARAMETERS.get(key)
     if found is None:
         found = [t.detach() for t in device_tensors(model).values()]
