@@ -287,14 +287,29 @@ class Engine:
     def _receive(self) -> None:
         """Queue submitted requests and drop cancelled ones."""
         cancelled = self.scheduler.receive()
-        if cancelled:
-            requests = set(cancelled)
+        if not cancelled:
+            return
+        if self._removes(set(cancelled)):
+            for request in cancelled:
+                self.scheduler.leave(request)
+            return
+        self._counts.restarts += 1
+        self._restart()
+        self.scheduler.cancel(cancelled)
+        self.scheduler.receive()
+
+    def _removes(self, requests: set[Request]) -> bool:
+        """Remove requests from both batches; False where memory ran out, with some of their units left."""
+        try:
             with torch.inference_mode():
                 self._batch.remove(requests, self.cache)
                 if self._static is not None:
                     self._static.remove(requests)
-            for request in cancelled:
-                self.scheduler.leave(request)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     @property
     def busy(self) -> bool:

@@ -201,3 +201,17 @@ def test_an_end_that_is_noticed_by_a_cancellation_is_returned(generator, monkeyp
             engine.step()
     assert done == [short] and len(short.outputs[0]) == length - 1
     assert not engine.busy and engine.statistics.pages_used == 0
+
+
+def test_memory_that_runs_out_in_a_cancellation_loses_nothing(generator, monkeypatch):
+    options = resolve_generation_config(GenerationConfig(min_length=30).over(generator.model.generation_config))
+    engine, done = Engine(generator.model, EngineConfig(max_rows=8)), []
+    cancelled, other = engine.submit([Request([5 + i, 6], options, number=i) for i in range(2)], done.append)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(StaticBatch, "remove", raising(torch.OutOfMemoryError("out of memory")))
+        engine.cancel([cancelled])
+    while engine.busy:
+        engine.step()
+    assert done == [other] and len(other.outputs[0]) >= 29 and cancelled.outputs is None
+    assert engine.statistics.restarts == 1 and engine.statistics.pages_used == 0
