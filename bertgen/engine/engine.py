@@ -417,7 +417,7 @@ class Engine:
         self._clock.lap("select")
 
     def _run_static(self, static: StaticBatch) -> None:
-        """Run the static batch, for a short time where others wait; all continue plainly where the model has changed."""
+        """Run the static batch, for a short time where others wait. If the model has changed, all continue plainly."""
         reason = self._static_steps.why_not(1)
         if reason is not None and self._static_steps.failure is None:
             raise _StaticFailureError(UnsupportedError(reason))

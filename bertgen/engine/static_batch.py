@@ -395,8 +395,8 @@ class StaticBatch:
         """Store the results of units that are over, and free them."""
         search = stage.decoder.searches[index]
         found = torch.tensor(places, dtype=torch.int64, device="cpu")
-        # No queued run changes these units, as they were over in a run that is complete. The host has the results when it
-        # leaves the context, so what it queues for the next occupants comes after the reads.
+        # No queued run changes these units, as they were over in a run that is complete. The host has the results when
+        # it leaves the context, so what it queues for the next occupants comes after the reads.
         with self.reading():
             results, lengths = search.results(found), search.lengths.tolist()
         units = [unit for place in places if (unit := stage.units[index][place]) is not None]

@@ -9,6 +9,9 @@ from bertgen.cache.block_allocator import Admission
 from bertgen.engine import Request
 from bertgen.engine.request import SearchKey
 from bertgen.engine.static_batch import StaticBatch, StaticLimits
+from bertgen.model.graph_pool import GraphPool
+from bertgen.model.graph_steps import GraphSteps
+from tests.support.fake_cuda_device import FakeCudaDevice, QueuedDecoder
 from tests.support.made_up_model import options
 
 GREEDY, BEAMS, DRAWS = options(), options(num_beams=4), options(do_sample=True, num_return_sequences=3)
@@ -414,3 +417,32 @@ def test_a_random_workload():
         for request in done:
             length = request.options.max_length
             assert all(row == [length] * (length - 1) for row in request.outputs)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_results_are_read_beside_queued_runs_and_are_those_of_their_own_request(seed):
+    """The device runs nothing before the host waits for it, and units get other occupants at once."""
+    r, device = random.Random(seed), FakeCudaDevice(late=True)
+    pool, limits = GraphPool(device), StaticLimits(max_rows=4, source_positions=100, least_units=4, compacts=False)
+
+    def opened(groups, width):
+        decoder = QueuedDecoder(device, 4)
+        return decoder, GraphSteps(decoder, pool)
+
+    batch = StaticBatch(opened, lambda admission: None, limits, device.synchronize, device.reading)
+    requests = [Request([7] * 5, options(max_length=r.randint(2, 24)), number=50 + i) for i in range(25)]
+    waiting, done = [*requests], []
+    for _ in range(400):
+        joining, waiting = waiting[: 4 - batch.rows], waiting[4 - batch.rows :]
+        if joining:
+            admissions = [Admission(one.number, range(1), one.positions, 5, 0, True) for one in joining]
+            batch.join(dict(zip(joining, admissions)))
+        batch.run(bool(waiting))
+        done += batch.remove_finished()
+        if r.random() < 0.3:
+            device.work(r.randint(1, 20) if len(device._waiting) > 20 else None)
+        if len(done) == len(requests):
+            break
+    assert [one.outputs for one in requests] == [[[one.number] * (one.options.max_length - 1)] for one in requests]
+    assert "read beside" in device.told
+    assert batch.take_row_steps() == sum(one.options.max_length - 1 for one in requests)

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,7 +157,7 @@ def test_memory_that_runs_out_in_static_steps_loses_nothing(generator, monkeypat
 
 
 def test_a_hook_that_comes_while_static_steps_run_is_called(generator):
-    """The steps continue from Python, in the same tensors."""
+    """The request begins again, step by step."""
     expected = generator.generate(["one two three four"])[0].token_ids
     seen = []
     future = generator.submit("one two three four")
@@ -215,3 +217,41 @@ def test_memory_that_runs_out_in_a_cancellation_loses_nothing(generator, monkeyp
         engine.step()
     assert done == [other] and len(other.outputs[0]) >= 29 and cancelled.outputs is None
     assert engine.statistics.restarts == 1 and engine.statistics.pages_used == 0
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("change", ["hook", "training"])
+def test_a_model_that_changes_while_static_steps_run(generator, graphs, change):
+    """All that runs begins again from Python; static steps come back with the model as it was."""
+    model = generator.model
+    layer = model.decoder.body.encoder.layer[0]
+    with graphs_on_a_cpu() if graphs else nullcontext():
+        engine = Engine(model, EngineConfig(max_rows=8))
+        former, generator.engine, seen = generator.engine, engine, []
+        try:
+            texts = ["one two three four", "five", "six seven"]
+            expected = [one.token_ids for one in generator.generate(texts)]
+            engine._static.limits = replace(engine._static.limits, steps=2, waiting_steps=2)
+            futures = [generator.submit(text) for text in texts]
+            engine.step()
+            assert engine._static.rows > 0
+            steps = engine.statistics.static_steps
+            handle = layer.register_forward_hook(lambda *_: seen.append(1)) if change == "hook" else None
+            if change == "training":
+                for module in model.decoder.modules():
+                    module.training = True
+            engine.step()
+            assert engine.statistics.static_steps == steps and engine._running_rows == 0
+            if change == "training":
+                model.eval()
+                assert [future.result(PATIENCE).token_ids for future in futures] == expected
+                assert engine.statistics.static_steps > steps
+            else:
+                assert [future.result(PATIENCE).token_ids for future in futures] == expected and len(seen) >= 3
+                assert engine.statistics.static_steps == steps
+                handle.remove()
+            assert [one.token_ids for one in generator.generate(texts)] == expected
+            assert engine.statistics.static_steps > steps and engine._static_failure is None
+        finally:
+            model.eval()
+            generator.engine = former

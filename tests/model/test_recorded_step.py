@@ -38,6 +38,8 @@ REFUSED = [
         lambda x: torch.bincount(x.long()),
     )),
     (keep, Reason.OUTLIVES),
+    (lambda x: ops.warp(x[None], top_h=0.5), Reason.HOST_COPY),
+    (lambda x: ops.perturb(x[None], x[:1].long(), x[:1].long(), x[:1].long()), Reason.SHAPE),
 ]  # fmt: skip
 HOST = torch.ones(6)
 

@@ -50,6 +50,7 @@ class FakeCudaDevice:
         self.told: list[str] = []
         self._waiting: list[Call] = []
         self._captured: list[Call] | None = None
+        self.is_reading = False
 
     def queue(self, call: Call) -> None:
         """What a kernel does."""
@@ -103,8 +104,10 @@ class FakeCudaDevice:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        self.told.append("read")
+        self.told.append("read beside" if self._waiting else "read")
+        self.is_reading = True
         yield
+        self.is_reading = False
 
     @contextlib.contextmanager
     def beside(self, waits: bool) -> Iterator[Call]:
@@ -229,6 +232,54 @@ def graphs_on_a_cpu(fails: bool = False) -> Iterator[list[LateDevice]]:
     kind = type("StaticSteps", (_StaticStepsOnCpu,), {"fails": fails, "devices": devices})
     with mock.patch("bertgen.engine.engine.StaticSteps", kind):
         yield devices
+
+
+class QueuedSearch:
+    """Units that count to their limits and return the number of their request; all is queued, but for reads."""
+
+    def __init__(self, device: FakeCudaDevice, units: int):
+        self.device, self.owners = device, [None] * units
+        self.counts, self.limits, self.numbers = torch.ones(3, units, dtype=torch.int64)
+        self.over = torch.ones(units, dtype=torch.bool)
+
+    @property
+    def lengths(self):
+        return self._read(self.counts)
+
+    def _read(self, tensor):
+        if not self.device.is_reading:  # a read on the stream of the steps waits for them
+            self.device.work()
+        return tensor.clone()
+
+    def results(self, units):
+        numbers, counts = self._read(self.numbers)[units].tolist(), self._read(self.counts)[units].tolist()
+        return [([[number] * (count - 1)], [None]) for number, count in zip(numbers, counts)]
+
+
+class QueuedDecoder:
+    """As `StaticDecoder`, of one search."""
+
+    def __init__(self, device: FakeCudaDevice, units: int):
+        self.device, self.cache, self.units = device, Tables(), units
+        self.decoder, self.searches = torch.nn.Linear(2, 2), [QueuedSearch(device, units)]
+        self.over = self.searches[0].over
+
+    def step(self):
+        search, queue = self.searches[0], self.device.queue
+        queue(lambda: search.counts.add_(~search.over))
+        queue(lambda: search.over.logical_or_(search.counts >= search.limits))
+
+    def join(self, index, units, admissions, prefix, owners, seeds, numbers, limits):
+        search = self.searches[index]
+
+        def run():
+            search.counts[units], search.over[units] = 1, False
+            search.numbers[units], search.limits[units] = numbers, limits
+
+        self.device.queue(run)
+
+    def leave(self, index, units):
+        self.device.queue(lambda: self.over.index_fill_(0, torch.tensor(units), True))
 
 
 class Counter:

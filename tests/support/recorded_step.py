@@ -8,7 +8,8 @@ A step that a graph could not hold is refused with a `CaptureError`: the host re
 host to the device, a shape depends on values, a tensor of the step outlives it, a buffer is another one than before.
 Tensors that were on the device before the step, and all that is computed from them, count as on the device; any other
 tensor comes from the host. The operators of bertgen are recorded as one operation each, since their references read
-lengths on the host; they run as they do without a recording.
+lengths on the host; they run as they do without a recording. An operator without a Triton kernel runs its reference on
+CUDA, so that one is checked, too.
 """
 
 from __future__ import annotations
@@ -126,11 +127,22 @@ class RecordedStep(TorchDispatchMode):
                 return call(op, *args, **kwargs)
             with _disable_current_modes():
                 inputs = self._inputs(op.name, args, kwargs)
+            if isinstance(op, KernelOp) and op.triton is None:  # on CUDA the reference runs
+                self._check_reference(op, args, kwargs)
+            with _disable_current_modes():
                 out = call(op, *args, **kwargs)
                 self._record(op.name, functools.partial(call, op), args, kwargs, inputs, out, True)
             return out
 
         return recorded
+
+    def _check_reference(self, op: KernelOp, args: Any, kwargs: Any) -> None:
+        """Raise CaptureError where the reference of an operator needs the host; nothing of it is recorded."""
+        if op.name == "select" and (*args, 1, False)[1:3] == (1, False):  # `best_tokens` does this by a kernel on CUDA
+            return
+        nodes, fresh = len(self._nodes), len(self._fresh)
+        op.reference(*args, **kwargs)
+        del self._nodes[nodes:], self._fresh[fresh:]
 
     def _inputs(self, name: Any, args: Any, kwargs: Any) -> set[int]:
         """The storages of all tensors among the arguments; CaptureError if some are not on the device."""
