@@ -30,20 +30,25 @@ struct Ranked {
 
 // The best `wanted` of the scores with their indices, as torch.topk finds them on a CPU: of equal scores, those that
 // these algorithms leave in front. The order of equal hypotheses is part of the results.
-void top(const std::vector<float>& scores, int64_t wanted, std::vector<Ranked>& ranked) {
+void top(const float* scores, int64_t count, int64_t wanted, std::vector<Ranked>& ranked) {
   const auto before = [](const Ranked& a, const Ranked& b) {
     return (std::isnan(a.score) && !std::isnan(b.score)) || a.score > b.score;
   };
   ranked.clear();
-  for (const float score : scores) ranked.push_back({score, static_cast<int64_t>(ranked.size())});
+  ranked.reserve(count);
+  for (int64_t i = 0; i < count; ++i) ranked.push_back({scores[i], i});
   const auto begin = ranked.begin();
-  if (64 * wanted <= static_cast<int64_t>(scores.size())) {
+  if (64 * wanted <= count) {
     std::partial_sort(begin, begin + wanted, ranked.end(), before);
   } else {
     std::nth_element(begin, begin + wanted - 1, ranked.end(), before);
     std::sort(begin, begin + wanted - 1, before);
   }
   ranked.resize(wanted);
+}
+
+void top(const std::vector<float>& scores, int64_t wanted, std::vector<Ranked>& ranked) {
+  top(scores.data(), static_cast<int64_t>(scores.size()), wanted, ranked);
 }
 
 // The units of a search that are not over, and their rows.
@@ -60,6 +65,7 @@ struct RowWorkspace {
 
 struct UnitWorkspace {
   std::vector<float> scores;
+  std::vector<int64_t> indices;
   std::vector<Ranked> order, finished;
   std::vector<int64_t> histories;
   std::vector<int32_t> table;
@@ -356,10 +362,31 @@ class Steps {
           const float offset = search.beam.running_scores[unit * width + w];
           for (int64_t v = 0; v < columns; ++v) row[v] += offset;
         }
-        best_scores(scores, width * columns, count, total, index);
+        best_extensions(scores, width * columns, count, total, index, workspace);
       }
       extend_beams(search, live, i, total, index, count, workspace);
     });
+  }
+
+  // The best `wanted` of many scores, as `top`, which is slow for many: only equal scores need its order.
+  static void best_extensions(const float* scores, int64_t count, int64_t wanted, float* total, int64_t* index,
+                              UnitWorkspace& workspace) {
+    const int64_t found = std::min(wanted + 1, count);  // one more: it may be as good as the last
+    workspace.scores.resize(found);
+    workspace.indices.resize(found);
+    best_scores(scores, count, found, workspace.scores.data(), workspace.indices.data());
+    bool differ = true;  // false for NaN as well
+    for (int64_t j = 1; j < found; ++j) differ &= workspace.scores[j - 1] > workspace.scores[j];
+    if (differ) {
+      std::copy_n(workspace.scores.data(), wanted, total);
+      std::copy_n(workspace.indices.data(), wanted, index);
+      return;
+    }
+    top(scores, count, wanted, workspace.order);
+    for (int64_t j = 0; j < wanted; ++j) {
+      total[j] = workspace.order[j].score;
+      index[j] = workspace.order[j].index;
+    }
   }
 
   // Continues the hypotheses of live unit i with the best of its candidates, and keeps those that end.

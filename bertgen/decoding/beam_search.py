@@ -239,8 +239,8 @@ class BeamSearch(Search):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability, beam, token [n, candidates], best first, for scores [n, beams, V] of the next token."""
         vocabulary = scores.shape[-1]
+        count = min(self.candidates, self.beams * vocabulary)
         if self.uses_top_log_probs:
-            count = min(self.candidates, self.beams * vocabulary)
             total, index = ops.top_log_probs(scores.flatten(0, 1), count, running_scores.flatten(), self.beams)
         else:
             totals = (scores + running_scores[:, :, None]).flatten(1)
@@ -248,7 +248,7 @@ class BeamSearch(Search):
             if self.options.do_sample and self.processors:
                 # Softmax needs a finite score. Where all tokens are forbidden the sampled ones keep the total -inf.
                 weights = totals.masked_fill(totals.amax(1, keepdim=True).isneginf(), 0.0)
-            index = self.rng.choose(weights, self.candidates, bool(self.options.do_sample), keys)
+            index = self.rng.choose(weights, count, bool(self.options.do_sample), keys)
             total = totals.gather(1, index)
             if self.options.do_sample:  # in the order of their draws until here
                 total, order = total.sort(1, descending=True)

@@ -80,9 +80,10 @@ class KeyedRng:
 
 
 def best_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The best `count` of scores [n, m], best first; of equal scores, the lower index first: int64 [n, count].
+    """The best `count` of scores [n, m], best first: int64 [n, count].
 
-    On CUDA the host reads nothing, except for a count above MAX_COUNT.
+    Of equal scores, the lower index is first on CUDA and where the count is 1; otherwise the order is that of
+    torch.topk, which is that of transformers. On CUDA the host reads nothing, except for a count above MAX_COUNT.
     """
     if count > MAX_COUNT or not ops.top_log_probs.prefers_triton(scores):
         return ops.select(scores, count, False, None)

@@ -137,6 +137,8 @@ class Collector:
     def _attention(self, attention: Any) -> tuple[dict[str, Any], Part, Part]:
         """The projections of an attention, its output and its norm."""
         modules = self.children(attention, Attention)
+        if attention.training:  # it would drop some of its weights
+            raise Unsupported("a layer is in training mode")
         self.heads = attention.heads
         return self.children(modules["self"], Projections), *self._add_norm(modules["output"])
 

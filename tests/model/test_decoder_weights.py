@@ -152,7 +152,7 @@ def test_changed_weights(change):
         EagerSteps(python.decoder).run(2)
         assert_equal(live_state(python), live_state(run))
         assert not torch.allclose(logits_state(unchanged), logits_state(run), atol=1e-4)
-        assert (steps._weights is None) == (change in DECLINE)
+        assert (steps._current_weights() is None) == (change in DECLINE)
         assert (why_not_cpp_steps(model.decoder, 4) is None) == (change not in DECLINE)
 
 
@@ -190,7 +190,7 @@ def test_changed_weights_in_4_bits():
     assert_equal(live_state(python), live_state(run))
     parts[-1].config = Int4Config(group_size=32, compute_dtype="int8")
     steps.run(2)
-    assert steps._weights is None  # products of both kinds
+    assert steps._current_weights() is None  # products of both kinds
 
 
 @pytest.mark.parametrize("part", ["", "body", "body.encoder.layer.0.output"])

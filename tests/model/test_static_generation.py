@@ -76,6 +76,27 @@ def test_other_arguments_are_left_to_the_decode_loop(generator, paths, given):
     assert paths == [False]
 
 
+@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("given", [dict(), dict(renormalize_logits=True), dict(eos_token_id=[1, 7, 8])], ids=str)
+def test_equal_hypotheses_have_the_order_of_the_decode_loop(generator, paths, monkeypatch, beams, given):
+    call = batch(generator) | dict(max_new_tokens=4, forced_eos_token_id=[8, 1, 7], num_beams=beams) | given
+    call |= dict(num_return_sequences=beams)
+    static = generator.model.generate(**call)
+    assert paths == [True]
+    monkeypatch.setattr(encoder_decoder, "static_sequences", lambda *_: None)
+    assert torch.equal(static, generator.model.generate(**call))
+
+
+@pytest.mark.parametrize("given", [dict(), dict(min_new_tokens=1, suppress_tokens=[5])], ids=str)
+def test_every_token_may_end_an_output(generator, paths, monkeypatch, given):
+    vocabulary = generator.model.config.decoder.vocab_size
+    call = batch(generator) | dict(eos_token_id=[*range(vocabulary)], num_beams=2, num_return_sequences=2) | given
+    static = generator.model.generate(**call)
+    assert paths == [True]
+    monkeypatch.setattr(encoder_decoder, "static_sequences", lambda *_: None)
+    assert torch.equal(static, generator.model.generate(**call))
+
+
 def test_hooks_are_called(generator, paths):
     model, seen = generator.model, []
     handles = [
