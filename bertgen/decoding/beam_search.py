@@ -283,8 +283,9 @@ class BeamSearch(Search):
         results = []
         sequences, scores, lengths, _ = (x.tolist() for x in self._sorted_results(units))
         for rows, totals, ends in zip(sequences, scores, lengths):
-            count = max(1, sum(total > -math.inf for total in totals))
-            results.append(([row[self.prefix : n] for row, n in zip(rows, ends)][:count], totals[:count]))
+            # A hypothesis has a token after the prefix; its score may be -inf under an extreme length penalty.
+            found = [i for i, end in enumerate(ends) if end > self.prefix] or [0]
+            results.append(([rows[i][self.prefix : ends[i]] for i in found], [totals[i] for i in found]))
         return results
 
     def _sorted_results(self, units: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -273,6 +273,8 @@ class StaticBatch:
             if self.rows:
                 source_width = max(source_width, old.source_width)
         needed = self._needed(joining)
+        if old is not None and not any(needed.values()):  # all have ended by now
+            return old
         groups = sorted((group for group in needed if needed[group]), key=lambda group: group.serial)
         wanted = tuple((group, self._bucket(needed[group], group.width)) for group in groups)
         key = wanted, source_width

@@ -269,7 +269,7 @@ class QueuedDecoder:
         queue(lambda: search.counts.add_(~search.over))
         queue(lambda: search.over.logical_or_(search.counts >= search.limits))
 
-    def join(self, index, units, admissions, prefix, owners, seeds, numbers, limits):
+    def join(self, index, units, admissions, prefix, owners, seeds, numbers, limits, options=None):
         search = self.searches[index]
 
         def run():
