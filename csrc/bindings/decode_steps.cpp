@@ -134,10 +134,11 @@ PyObject* search_plan(int64_t units, int64_t width, bool beams, bool samples, bo
   BERTGEN_CHECK(integers.size() == kinds.size() && floats.size() == kinds.size(), kinds.size(), " processors with ",
                 integers.size(), " lists of integers and ", floats.size(), " of floats");
   auto plan = std::make_unique<Plan>();
-  plan->integers = integers;
-  plan->floats = floats;
+  // Copies of ranges: to copy a whole vector needs GCC 11 at run time, newer than torch does.
+  for (const auto& numbers : integers) plan->integers.emplace_back(numbers.begin(), numbers.end());
+  for (const auto& numbers : floats) plan->floats.emplace_back(numbers.begin(), numbers.end());
   plan->vocabulary = vocabulary;
-  plan->plan = {units, width,      beams, samples, scored, ends, {}, candidates, fused,
+  plan->plan = {units, width, beams, samples, scored, {ends.begin(), ends.end()}, {}, candidates, fused,
                 static_cast<EarlyStopping>(early_stopping), length_penalty};
   for (size_t i = 0; i < kinds.size(); ++i) {
     const std::vector<int64_t>& numbers = plan->integers[i];
@@ -254,7 +255,9 @@ int64_t decode_steps_op(DecoderWeights* weights, const std::vector<Plan*>& plans
     }
     searches.push_back(search);
   }
-  Decoder decoder = weights->decoder;  // a copy: other calls have other pools
+  const Decoder& own = weights->decoder;  // copied: other calls have other pools
+  Decoder decoder{own.heads, own.width, own.eps, own.int8, own.embeddings, {own.layers.begin(), own.layers.end()},
+                  own.head};
   set_pools(decoder.layers, pools, source_pools, {0, decoder.heads, decoder.width});
   BERTGEN_CHECK(!workspace->busy.test_and_set(std::memory_order_acquire), "the steps run already, in another thread");
   struct Free {

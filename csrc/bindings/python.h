@@ -116,7 +116,7 @@ class Argument<std::vector<T>> {
     value.reserve(static_cast<size_t>(count));
     arguments_.reserve(static_cast<size_t>(count));
     for (Py_ssize_t i = 0; i < count; ++i) {
-      value.push_back(arguments_.emplace_back(PyTuple_GetItem(items_.get(), i)).value);
+      value.push_back(std::move(arguments_.emplace_back(PyTuple_GetItem(items_.get(), i)).value));
     }
   }
   std::vector<T> value;
