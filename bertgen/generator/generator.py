@@ -538,4 +538,7 @@ def _checked_devices(device: Any, devices: Any, loading: dict[str, Any]) -> list
     for name, value in (("device", device), ("device_map", loading.get("device_map"))):
         if value is not None:
             raise ConfigError(f"pass {name} or devices, not both: got {quoted(value)} and {quoted(devices)}")
-    return [resolve_device(one) for one in devices]
+    try:
+        return [resolve_device(one) for one in devices]
+    except BackendError as error:
+        raise BackendError(f"devices is {quoted(devices)}: {error}") from error
