@@ -20,6 +20,7 @@ OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_ALLOCATOR := csrc/fuzz_block_allocator.cpp csrc/block_allocator.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(wildcard csrc/*_cpu.cpp)
+FUZZ_STEPS := csrc/fuzz_decode_steps.cpp $(wildcard csrc/*_cpu.cpp)
 EMPTY := PATH=$(abspath build/empty/bin) BERTGEN_REQUIRE_EXT=1
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
 
@@ -77,6 +78,7 @@ fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator op
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
 	$(FUZZ) -fsanitize=address,undefined -DBERTGEN_STANDARD_CPP $(FUZZ_KERNELS) -o build/fuzz-standard && \
 		build/fuzz-standard 20000 $(SEED)
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_STEPS) -o build/fuzz-steps && build/fuzz-steps 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
 soak: $(VENV)/.tools ## kill and interrupt jobs of 10,000 lines 50 times each, then resume them
@@ -89,8 +91,9 @@ gpu: ## run the CUDA tests and operator benchmarks with PYTHON; installs nothing
 bench: $(VENV)/.tools ## benchmark operators, generation, scaling and training in 10 minutes; a report in build/bench
 	$(BIN)/bertgen bench suite --level quick --output build/bench $(ARGS)
 
-bench-gpu: ## the same on a CUDA device in 9 minutes with PYTHON; installs nothing
+bench-gpu: ## the same on a CUDA device in 9 minutes with PYTHON, then the table of decoding; installs nothing
 	$(PYTHON) -m bertgen bench suite --level quick --device cuda --output build/bench $(ARGS)
+	$(PYTHON) -m bertgen.bench.decode --device cuda --json build/bench/decode-cuda.json
 
 figures: $(VENV)/.tools ## measure all figures of README.md and docs/ again (an hour, on an idle machine); PAIRS=train.tsv
 	rm -f bench/results/*-cpu.json

@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 
+from bertgen.model.cuda_device import CudaDevice
+
+from . import output
+
 Call = Callable[[], Any]
 SHORTEST = 3e-4  # seconds of a sample
 FLUSHED = 2**28  # bytes, several times the largest L2
@@ -30,7 +34,7 @@ def race(
         contenders: name -> calls that do the same on different tensors; they are used in turn.
         seconds: approximate time per contender. least: minimum number of samples of each.
     """
-    samplers = {name: _sampler(calls, device) for name, calls in contenders.items()}
+    samplers = {name: _sampler(name, calls, device) for name, calls in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
     while len(next(iter(taken.values()), [0] * least)) < least or (
@@ -41,9 +45,12 @@ def race(
     return taken
 
 
-def _sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
+def _sampler(name: str, calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
     if device.type == "cuda":
-        return functools.partial(on_device, captured(calls[0]))
+        call, why_not = captured(calls[0], device)
+        if why_not is not None:
+            output.say(f"{name}: no CUDA graph of it, so its launches from Python count: {why_not}")
+        return functools.partial(on_device, call)
     for call in calls:
         call()
     start = time.perf_counter()
@@ -88,20 +95,13 @@ def _flush() -> torch.Tensor:
     return torch.empty(FLUSHED, device="cuda", dtype=torch.uint8)
 
 
-def captured(call: Call) -> Call:
-    """The replay of a CUDA graph of the call; the call itself where it cannot be captured (it reads a value, say)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+def captured(call: Call, device: torch.device) -> tuple[Call, str | None]:
+    """The replay of a CUDA graph of the call, and None; the call itself, and why, where it cannot be captured."""
+    graphs = CudaDevice(device)
+    for _ in range(3):
+        graphs.run_beside(call)
     try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return call
-    return graph.replay
+        return graphs.capture(call), None
+    except RuntimeError as error:  # it reads a value, say
+        graphs.synchronize()
+        return call, f"{type(error).__name__}: {error}".splitlines()[0]

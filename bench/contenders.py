@@ -237,7 +237,8 @@ class StaticBart(Transformers):
                 module.eps = model.config.decoder.layer_norm_eps
         torch._dynamo.config.recompile_limit = SHAPES
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        self.model.forward = torch.compile(self.model.forward, dynamic=False)
+        mode = "reduce-overhead" if self.device.type == "cuda" else None  # CUDA graphs
+        self.model.forward = torch.compile(self.model.forward, dynamic=False, mode=mode)
         self._compiled: set[Any] = set()
 
     @staticmethod

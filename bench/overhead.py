@@ -5,7 +5,8 @@
 One source, one thread, in a separate process. Two runs are timed, of which one decodes STEPS more tokens; their
 difference divided by STEPS is the time of a step. A recording has all operators of both runs with their tensors, and
 replays them one after the other without anything in between. The difference of the replays divided by STEPS is the time
-of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search.
+of the operators of a step. The rest of a step is overhead: Python, modules, bookkeeping, the search. Several steps of
+bertgen are one call of its extension, which counts as an operator.
 
 The recording has the operators that pass torch's dispatcher (a TorchDispatchMode sees them) and the functions of
 bertgen's extension, but not those of allocators (`allocator_step` ..), which are bookkeeping. A step of transformers is
@@ -20,12 +21,13 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bertgen.config import EngineConfig, GenerationConfig
 from bertgen.decoding import resolve_generation_config
@@ -43,6 +45,7 @@ from .workload import END, FIRST, PAD, START, Size, build
 DEEP = Size(hidden=64, layers=24, intermediate=128, heads=4, vocabulary=500)
 STEPS = 16
 SPECIAL = dict(pad_token_id=PAD, eos_token_id=END)
+WRITTEN = ("pools", "key_pool", "value_pool", "states", "tables")  # arguments of the extension's functions
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -120,8 +123,10 @@ def steps(runs: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict
 
 def is_kernel(name: str) -> bool:
     """Whether a name of kernels.cpp is that of a function that computes with tensors."""
-    function = getattr(cpp, name)
-    return inspect.isbuiltin(inspect.unwrap(function)) and "out" in inspect.signature(function).parameters
+    function = inspect.unwrap(getattr(cpp, name))
+    if not inspect.isbuiltin(function):
+        return False
+    return name == "decode_steps" or "out" in re.findall(r"\w+", function.__text_signature__ or "")
 
 
 def per_step(taken: list[tuple[float, ...]]) -> float:
@@ -153,9 +158,10 @@ class Recording(TorchDispatchMode):
         parameters = inspect.signature(function).parameters
 
         def record(*args: Any) -> Any:
-            for name, value in zip(parameters, args, strict=True):
-                if name in ("pools", "key_pool", "value_pool"):
-                    self._keep(value)
+            with _disable_current_modes():  # the copies are no operators of the run
+                for name, value in zip(parameters, args, strict=True):
+                    if name in WRITTEN:
+                        self._keep(value)
             self.calls.append((function, args, {}))
             return function(*args)
 
@@ -173,10 +179,11 @@ class Recording(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _keep(self, written: Any) -> None:
-        for tensor in written if isinstance(written, (list, tuple)) else [written]:
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
+        if isinstance(written, (list, tuple)):
+            for one in written:
+                self._keep(one)
+        elif isinstance(written, torch.Tensor):
+            storage = written.untyped_storage()
             if storage.data_ptr() not in self._before:
                 self._before[storage.data_ptr()] = storage, storage.clone()
 
@@ -204,7 +211,7 @@ def main() -> None:
     for row in rows:
         if row.seconds:
             overhead, calls = 1e3 * row.extra["overhead"], row.extra["calls"]
-            print(f"{row.title}, {row.contender}: {overhead:.1f} ms beside {calls:.0f} operators")
+            print(f"{row.title}, {row.contender}: {overhead:.3f} ms beside {calls:.1f} operators")
     raise SystemExit(output.end(result, args))
 
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <memory>
 
 #include "decode_attention_cpu.h"
 #include "int4_int8_cpu.h"
@@ -11,12 +10,6 @@
 
 namespace bertgen {
 namespace {
-
-struct Buffer {
-  std::unique_ptr<float[]> data;
-  explicit Buffer(int64_t size) : data(new float[size]) {}
-  operator float*() const { return data.get(); }
-};
 
 constexpr size_t kMostTogether = 3;  // layers of one input
 
@@ -54,18 +47,21 @@ void multiply(std::initializer_list<const Dense*> layers, bool int8, const float
 
 }  // namespace
 
-void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& step, float* x, const Threads& threads) {
+void apply(const Dense& dense, bool int8, const float* x, int64_t rows, float* out, const Threads& threads) {
+  multiply({&dense}, int8, x, rows, out, dense.outputs, threads);
+}
+
+void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& step, float* x,
+                  DecoderWorkspace& workspace, const Threads& threads) {
   const Shape shape{step.rows, step.heads, step.width};
   const int64_t rows = step.rows, hidden = step.heads * step.width;
   int64_t widest = 3 * hidden;
   for (const DecoderLayer& layer : layers) widest = std::max(widest, layer.intermediate.outputs);
-  const Buffer wide(rows * widest), narrow(rows * hidden), other(rows * hidden);
-  float *current = x, *next = other;  // the residual, and where the sum with it is made
-  const auto apply = [&](const Dense& dense, const float* from, float* out) {
-    multiply({&dense}, step.int8, from, rows, out, dense.outputs, threads);
-  };
+  float* const wide = workspace.wide.reserve(rows * widest);
+  float* const narrow = workspace.narrow.reserve(rows * hidden);
+  float *current = x, *next = workspace.other.reserve(rows * hidden);  // the residual, and where the sum with it is made
   const auto add_norm = [&](const Dense& dense, const Norm& norm, const float* from) {
-    apply(dense, from, next);
+    apply(dense, step.int8, from, rows, next, threads);
     add_layer_norm(next, current, rows, hidden, norm.weight, norm.shift, step.eps, threads);
     std::swap(current, next);
   };
@@ -76,13 +72,13 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
                      step.table_stride, step.lengths, narrow, threads);
     add_norm(layer.attention_output, layer.attention_norm, narrow);
     if (step.sources > 0) {
-      apply(layer.cross_query, current, wide);
+      apply(layer.cross_query, step.int8, current, rows, wide, threads);
       cross_decode_attention(shape, {wide, hidden, step.width}, layer.source_keys, layer.source_values,
                              step.source_table, step.source_table_stride, step.source_lengths, step.cu_rows,
                              step.sources, narrow, threads);
       add_norm(layer.cross_output, layer.cross_norm, narrow);
     }
-    apply(layer.intermediate, current, wide);
+    apply(layer.intermediate, step.int8, current, rows, wide, threads);
     gelu(wide, rows * layer.intermediate.outputs, threads);
     add_norm(layer.output, layer.output_norm, wide);
   }

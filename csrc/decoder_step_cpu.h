@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "int4_cpu.h"
@@ -55,7 +56,31 @@ struct DecoderStep {
   const int32_t *source_lengths, *cu_rows;
 };
 
+// Memory that grows to the most floats asked for, and then serves one call after another.
+class Buffer {
+ public:
+  float* reserve(int64_t size) {
+    if (size > size_) {
+      data_.reset(new float[size]);
+      size_ = size;
+    }
+    return data_.get();
+  }
+
+ private:
+  std::unique_ptr<float[]> data_;
+  int64_t size_ = 0;
+};
+
+struct DecoderWorkspace {
+  Buffer wide, narrow, other;
+};
+
+// x [rows, inputs] times the weight of a layer -> out [rows, outputs]. `int8` is that of DecoderStep.
+void apply(const Dense& dense, bool int8, const float* x, int64_t rows, float* out, const Threads& threads);
+
 // x [rows, hidden] -> the output of the last layer, in place.
-void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& step, float* x, const Threads& threads);
+void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& step, float* x,
+                  DecoderWorkspace& workspace, const Threads& threads);
 
 }  // namespace bertgen

@@ -21,6 +21,9 @@
 #include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
+#include "processors_cpu.h"
+#include "sample_cpu.h"
+#include "selection_cpu.h"
 
 using namespace bertgen;
 
@@ -241,6 +244,13 @@ double norm_and_gelu(int64_t rows, int64_t columns) {
                    on(between(1, 5)));
   }
   gelu(activated.data(), rows * columns, on(between(1, 5)));
+  std::vector<float> both(rows * columns, NAN), apart = activated, alone(rows * columns, NAN), zeros(rows * columns);
+  std::vector<float> scaled = x;
+  for (float& value : scaled) value *= 4;
+  gelu_layer_norm(scaled.data(), rows, columns, weight.data(), shift.data(), 1e-3f, both.data(), on(between(1, 5)));
+  add_layer_norm(activated.data(), nullptr, rows, columns, weight.data(), shift.data(), 1e-3f, alone.data(), on(2));
+  add_layer_norm(apart.data(), zeros.data(), rows, columns, weight.data(), shift.data(), 1e-3f, on(between(1, 5)));
+  if (both != apart || alone != apart) return INFINITY;
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     const double error = std::max(std::abs(exact[i] - normed[i]), std::abs(gelu_of(4.0 * x[i]) - activated[i]));
@@ -295,6 +305,162 @@ double integer_product(int64_t rows, int64_t groups, int64_t outputs, bool zeros
     }
   }
   return worst;
+}
+
+// Scores of all kinds: some equal, some not finite, some far apart.
+std::vector<float> scores_of(int64_t count) {
+  std::vector<float> scores = normal(count);
+  const int64_t kind = between(0, 5);
+  const float width = static_cast<float>(between(0, 1) ? 3 : between(0, 40));
+  for (float& score : scores) {
+    score = kind == 1 ? std::nearbyint(2 * score) : kind == 2 ? 0.0f : score * width;
+    if (kind > 2 && between(0, 9) == 0) score = kind == 3 ? -INFINITY : kind == 4 ? NAN : INFINITY;
+    if (kind == 5 && between(0, 9) == 0) score = -std::numeric_limits<float>::max();
+  }
+  return scores;
+}
+
+// Whether two logarithms of probabilities agree; both may be NaN or infinite.
+double distance(double exact, float value) {
+  if (std::isnan(exact) || std::isinf(exact)) {
+    return std::isnan(exact) == std::isnan(value) && (std::isnan(exact) || exact == value) ? 0 : INFINITY;
+  }
+  return std::abs(exact - value) / std::max(1.0, std::abs(exact));
+}
+
+double selection(int64_t groups, int64_t group, int64_t vocabulary) {
+  const int64_t rows = groups * group, count = between(1, std::min<int64_t>(64, group * vocabulary));
+  const std::vector<float> scores = scores_of(rows * vocabulary), offsets = normal(rows);
+  const bool offset = between(0, 1);
+  std::vector<float> values(groups * count, NAN), out(rows * vocabulary, NAN);
+  std::vector<int64_t> indices(groups * count, -1), tokens(rows, -1);
+  top_log_probs(scores.data(), rows, vocabulary, count, offset ? offsets.data() : nullptr, group, values.data(),
+                indices.data(), on(between(1, 5)));
+  best_of_rows(scores.data(), rows, vocabulary, tokens.data(), on(between(1, 5)));
+  log_softmax_of_rows(scores.data(), rows, vocabulary, out.data(), on(between(1, 5)));
+  double worst = 0;
+  const auto better = [](float a, float b) { return std::isnan(a) ? !std::isnan(b) : a > b; };
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = scores.data() + r * vocabulary;
+    const auto most = std::max_element(row, row + vocabulary, [&](float a, float b) { return better(b, a); });
+    if (tokens[r] != most - row) return INFINITY;
+    double sum = 0;
+    for (int64_t v = 0; v < vocabulary; ++v) sum += std::exp(double{row[v]} - *most);
+    const double all = *most + std::log(sum);  // NaN where the best is NaN or infinite
+    for (int64_t v = 0; v < vocabulary; ++v) {
+      worst = std::max(worst, distance(row[v] - all, out[r * vocabulary + v]));
+    }
+    const float total = log_sum_exp(row, vocabulary);
+    worst = std::max(worst, std::isinf(*most) ? (total == *most ? 0 : INFINITY) : distance(all, total));
+    std::vector<float> some(vocabulary);
+    std::vector<int64_t> order(vocabulary);
+    const int64_t wanted = between(1, vocabulary);
+    best_scores(row, vocabulary, wanted, some.data(), order.data());
+    for (int64_t i = 1; i < wanted; ++i) {
+      const float before = row[order[i - 1]], now = row[order[i]];
+      if (better(now, before) || (!better(before, now) && order[i - 1] > order[i])) return INFINITY;
+    }
+    for (int64_t g = r / group, j = 0; j < count; ++j) {
+      const int64_t index = indices[g * count + j];
+      if (index < 0 || index >= group * vocabulary) return INFINITY;
+      if (index / vocabulary != r % group) continue;
+      const float score = row[index % vocabulary], value = values[g * count + j];
+      const double exact = score == -INFINITY ? -INFINITY : score - all + (offset ? offsets[r] : 0);
+      worst = std::max(worst, distance(exact, value));
+      if (j > 0 && better(value, values[g * count + j - 1])) return INFINITY;
+    }
+  }
+  return worst / 2;  // of sums of two numbers of up to 100
+}
+
+// A draw is a token that the limits keep, with the log-probability that it has among these; limits that keep one token
+// take it.
+double draw(int64_t vocabulary) {
+  const std::vector<float> scores = scores_of(vocabulary);
+  const SampleKey key{static_cast<int64_t>(randomness()), static_cast<int64_t>(randomness()), between(0, 1000)};
+  SampleLimits limits{between(0, 3) ? 0.1f * static_cast<float>(between(1, 20)) : 0.0f,
+                      between(0, 1) ? between(0, vocabulary + 1) : 0,
+                      between(0, 1) ? 0.01f * static_cast<float>(between(-1, 101)) : 1.0f,
+                      between(0, 1) ? 0.001f * static_cast<float>(between(0, 1001)) : 0.0f};
+  std::vector<float> workspace(between(0, 100), NAN);
+  float log_prob = NAN, again = NAN;
+  const int64_t token = sample(scores.data(), vocabulary, key, limits, workspace, &log_prob);
+  if (token < 0 || token >= vocabulary || std::isnan(log_prob) || log_prob > 1e-6f) return INFINITY;
+  if (sample(scores.data(), vocabulary, key, limits, workspace, &again) != token || again != log_prob) return INFINITY;
+  const auto usable = [](float score) {
+    return std::isnan(score) ? -INFINITY : std::min(score, std::numeric_limits<float>::max());
+  };
+  int64_t better = 0;
+  float most = -INFINITY;
+  for (const float score : scores) {
+    better += usable(score) > usable(scores[token]);
+    most = std::max(most, usable(score));
+  }
+  if (most == -INFINITY) return token == 0 && log_prob == -INFINITY ? 0 : INFINITY;
+  const bool greedy = limits.temperature == 0 || limits.top_k == 1 || limits.top_p <= 0 || limits.min_p >= 1;
+  if (better > 0 && (greedy || (limits.top_k > 0 && better >= limits.top_k))) return INFINITY;
+  if (limits.temperature == 0) return log_prob == 0 ? 0 : INFINITY;
+  if (limits.top_k != 0 || limits.top_p < 1 || limits.min_p > 0) return 0;
+  double sum = 0;  // of a token that is far below the best it is 0: then there is nothing to compare
+  for (const float score : scores) sum += std::exp((double{usable(score)} - most) / double{limits.temperature});
+  return distance((double{usable(scores[token])} - most) / double{limits.temperature} - std::log(sum), log_prob) / 10;
+}
+
+// Processors with ids of the vocabulary, and tokens that may be outside.
+double processing(int64_t vocabulary, int64_t width) {
+  const auto ids = [&](std::vector<int64_t> numbers, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) numbers.push_back(between(0, vocabulary - 1));
+    return numbers;
+  };
+  const int64_t length = between(0, width);
+  std::vector<int64_t> history(width);
+  for (int64_t& token : history) token = between(between(0, 9) ? 0 : -1, std::min<int64_t>(vocabulary, 4));
+  std::vector<std::vector<int64_t>> integers;
+  std::vector<std::vector<double>> floats;
+  std::vector<Processor> processors;
+  for (int64_t count = between(0, 6); count > 0; --count) {
+    const auto kind = static_cast<ProcessorKind>(between(kBias, kNormalize));
+    const int64_t size = between(0, 5);
+    floats.emplace_back();
+    switch (kind) {
+      case kBias: {
+        std::vector<int64_t> numbers{size};
+        for (int64_t i = 0; i < size; ++i) {
+          const int64_t n = between(1, 3);
+          numbers.push_back(n);
+          numbers = ids(numbers, n);
+          floats.back().push_back(0.5);
+        }
+        integers.push_back(numbers);
+        break;
+      }
+      case kRepetition: integers.emplace_back(), floats.back() = {1.25}; break;
+      case kNgram: integers.push_back({between(1, 4)}); break;
+      case kSuppress: integers.push_back(ids({between(0, 5), between(0, 20)}, size)); break;
+      case kForce: integers.push_back(ids({between(0, width)}, size)); break;
+      case kDecay: integers.push_back(ids({between(0, 5)}, size)), floats.back() = {1.5}; break;
+      default: integers.emplace_back();
+    }
+    processors.push_back({kind, nullptr, 0, nullptr, 0});
+  }
+  for (size_t i = 0; i < processors.size(); ++i) {
+    processors[i] = {processors[i].kind, integers[i].data(), static_cast<int64_t>(integers[i].size()),
+                     floats[i].data(), static_cast<int64_t>(floats[i].size())};
+    if (why_not_processor(processors[i], vocabulary) != nullptr) return INFINITY;
+  }
+  std::vector<float> scores = scores_of(vocabulary), other = scores;
+  ProcessorWorkspace workspace;
+  process(processors, history.data(), length, scores.data(), vocabulary, workspace);
+  const std::vector<int64_t> ends = ids({}, 2);
+  std::vector<uint8_t> banned(vocabulary);
+  for (uint8_t& ban : banned) ban = between(0, 3) == 0;
+  const uint8_t* bans = between(0, 1) ? banned.data() : nullptr;
+  const RowOptions options{1.5f, between(0, 4), between(0, 20), ends.data(), 2, bans};
+  process_row(options, history.data(), width, between(-1, width + 1), other.data(), vocabulary, workspace);
+  for (int64_t v = 0; v < vocabulary && options.banned != nullptr; ++v) {
+    if (banned[v] != 0 && other[v] != -INFINITY) return INFINITY;
+  }
+  return 0;
 }
 
 // The weights of one or more layers, in floats or in 4 bits; `part` is some rows of them as a layer.
@@ -371,9 +537,10 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   layer.intermediate = in.all();
   layer.output = outer.all();
   layer.output_norm = norm_of(2);
+  DecoderWorkspace workspace;
   decoder_step({layer}, {rows, heads, width, 1e-3f, false, slots.data(), table.data(), 1, lengths.data(), sources,
                          source_table.data(), 1, one.data(), starts.data()},
-               x.data(), on(between(1, 5)));
+               x.data(), workspace, on(between(1, 5)));
   std::vector<double> exact(input.begin(), input.end()), inside = qkv.times(exact), other = apart.times(exact);
   std::vector<double> attended(rows * hidden);
   for (int64_t r = 0; r < rows; ++r) {
@@ -421,7 +588,10 @@ int main(int argc, char** argv) {
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
     use_instruction_set(between(kPortable, best_instruction_set()));
     const double worst =
-        call % 7 == 6
+        call % 11 == 8    ? selection(between(0, 4), between(1, 5), between(1, between(0, 1) ? 40 : 1500))
+        : call % 11 == 9  ? draw(between(1, between(0, 1) ? 40 : 3000))
+        : call % 11 == 10 ? processing(between(1, 60), between(0, 20))
+        : call % 7 == 6
             ? integer_product(between(0, 13), between(0, 5), between(0, 60), between(0, 1), between(0, 1))
         : call % 6 == 0   ? self(groups, heads, width, longest)
         : call % 6 == 1 ? cross(groups, heads, width, longest)

@@ -139,6 +139,13 @@ BERTGEN_INLINE void to_floats(const Words& words, Vector& result) {
 #endif
 }
 
+// Whether a bit of some lane is one.
+BERTGEN_INLINE bool any(const Words& words) {
+  uint64_t parts[kLanes / 2];
+  std::memcpy(parts, &words, sizeof parts);
+  return (parts[0] | parts[1] | parts[2] | parts[3]) != 0;
+}
+
 // result[i] = element indices[i] mod 16 of a table of 16 floats.
 BERTGEN_INLINE void look_up(const Vector (&table)[2], const Words& indices, Vector& result) {
 #if defined(BERTGEN_GNU) && !defined(__clang__)

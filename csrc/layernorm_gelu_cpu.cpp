@@ -10,37 +10,79 @@ namespace {
 
 constexpr int64_t kTaskElements = 2048;  // of gelu
 
-BERTGEN_INLINE float sum_lanes(const Vector& x) {
-  float sum = 0;
-  for (int j = 0; j < kLanes; ++j) sum += x[j];
-  return sum;
+// A sum in several parts, so that no addition waits for the one before.
+struct Sum {
+  static constexpr int64_t kParts = 4;
+  Vector parts[kParts] = {};
+
+  BERTGEN_INLINE float total() const {
+    const Vector sums = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    float sum = 0;
+    for (int64_t j = 0; j < kLanes; ++j) sum += sums[j];
+    return sum;
+  }
+};
+
+// x -> LayerNorm(x) weight + shift in `out`, which may be x; `total` is the sum of x.
+//
+// The mean is made twice: what remains of it after the first subtraction is subtracted, too. So a row of equal numbers
+// gives exactly `shift`, and small differences on a large mean keep their precision.
+BERTGEN_INLINE void norm_row(const float* x, float total, int64_t columns, const float* weight, const float* shift,
+                             float eps, float* out) {
+  const float count = static_cast<float>(columns), first_mean = total / count;
+  Sum sums, squares;
+  int64_t k = 0;
+  for (; k + Sum::kParts * kLanes <= columns; k += Sum::kParts * kLanes) {
+    for (int64_t j = 0; j < Sum::kParts; ++j) {
+      const Vector centered = vector_at(x + k + j * kLanes).value - first_mean;
+      sums.parts[j] += centered;
+      squares.parts[j] += centered * centered;
+    }
+  }
+  total = sums.total();
+  float square = squares.total();
+  for (; k < columns; ++k) {
+    const float centered = x[k] - first_mean;
+    total += centered;
+    square += centered * centered;
+  }
+  const float mean = total / count, variance = square / count - mean * mean;
+  const float scale = 1.0f / std::sqrt((variance < 0 ? 0.0f : variance) + eps);
+  for (k = 0; k + kLanes <= columns; k += kLanes) {
+    const Vector centered = vector_at(x + k).value - first_mean - mean;
+    vector_at(out + k).value = centered * scale * vector_at(weight + k).value + vector_at(shift + k).value;
+  }
+  for (; k < columns; ++k) out[k] = (x[k] - first_mean - mean) * scale * weight[k] + shift[k];
 }
 
 template <class Set>
-BERTGEN_INLINE void add_norm_row(float* x, const float* residual, int64_t columns, const float* weight,
-                                 const float* shift, float eps) {
-  Vector sums = {}, squares = {};
+BERTGEN_INLINE void add_norm_row(const float* x, const float* residual, int64_t columns, const float* weight,
+                                 const float* shift, float eps, float* out) {
+  Sum sums;
   int64_t k = 0;
-  for (; k + kLanes <= columns; k += kLanes) {
-    const Vector part = vector_at(x + k).value + vector_at(residual + k).value;
-    vector_at(x + k).value = part;
-    sums += part;
+  for (; k + Sum::kParts * kLanes <= columns; k += Sum::kParts * kLanes) {
+    for (int64_t i = k, j = 0; j < Sum::kParts; i += kLanes, ++j) {
+      const Vector part = vector_at(x + i).value + vector_at(residual + i).value;
+      vector_at(out + i).value = part;
+      sums.parts[j] += part;
+    }
   }
-  float sum = sum_lanes(sums);
-  for (int64_t i = k; i < columns; ++i) sum += x[i] += residual[i];
-  const float mean = sum / static_cast<float>(columns);
-  for (k = 0; k + kLanes <= columns; k += kLanes) {
-    const Vector centered = vector_at(x + k).value - mean;
-    squares += centered * centered;
+  float total = sums.total();
+  for (; k < columns; ++k) total += out[k] = x[k] + residual[k];
+  norm_row(out, total, columns, weight, shift, eps, out);
+}
+
+template <class Set>
+BERTGEN_INLINE void plain_norm_row(const float* x, int64_t columns, const float* weight, const float* shift, float eps,
+                                   float* out) {
+  Sum sums;
+  int64_t k = 0;
+  for (; k + Sum::kParts * kLanes <= columns; k += Sum::kParts * kLanes) {
+    for (int64_t j = 0; j < Sum::kParts; ++j) sums.parts[j] += vector_at(x + k + j * kLanes).value;
   }
-  float square = sum_lanes(squares);
-  for (int64_t i = k; i < columns; ++i) square += (x[i] - mean) * (x[i] - mean);
-  const float scale = 1.0f / std::sqrt(square / static_cast<float>(columns) + eps);
-  for (k = 0; k + kLanes <= columns; k += kLanes) {
-    const Vector centered = vector_at(x + k).value - mean;
-    vector_at(x + k).value = centered * scale * vector_at(weight + k).value + vector_at(shift + k).value;
-  }
-  for (; k < columns; ++k) x[k] = (x[k] - mean) * scale * weight[k] + shift[k];
+  float total = sums.total();
+  for (; k < columns; ++k) total += x[k];
+  norm_row(x, total, columns, weight, shift, eps, out);
 }
 
 BERTGEN_INLINE void gelu_vector(Vector& x) {
@@ -59,35 +101,61 @@ BERTGEN_INLINE void gelu_vector(Vector& x) {
 }
 
 template <class Set>
-BERTGEN_INLINE void gelu_elements(float* x, int64_t count) {
+BERTGEN_INLINE void gelu_elements(const float* x, int64_t count, float* out) {
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
     Vector part = vector_at(x + k).value;
     gelu_vector(part);
-    vector_at(x + k).value = part;
+    vector_at(out + k).value = part;
   }
   if (k < count) {
     Vector rest = {};
     for (int64_t i = k; i < count; ++i) rest[i - k] = x[i];
     gelu_vector(rest);
-    for (int64_t i = k; i < count; ++i) x[i] = rest[i - k];
+    for (int64_t i = k; i < count; ++i) out[i] = rest[i - k];
   }
+}
+
+template <class Set>
+BERTGEN_INLINE void gelu_norm_row(const float* x, int64_t columns, const float* weight, const float* shift, float eps,
+                                  float* out) {
+  gelu_elements<Set>(x, columns, out);
+  plain_norm_row<Set>(out, columns, weight, shift, eps, out);
 }
 
 }  // namespace
 
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
                     const float* shift, float eps, const Threads& threads) {
+  add_layer_norm(x, residual, rows, columns, weight, shift, eps, x, threads);
+}
+
+void add_layer_norm(const float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
+                    const float* shift, float eps, float* out, const Threads& threads) {
   const auto add_norm = BERTGEN_DISPATCH_UP_TO(Avx2, add_norm_row);
+  const auto plain_norm = BERTGEN_DISPATCH_UP_TO(Avx2, plain_norm_row);
   for_each<NoWorkspace>(rows, rows * columns, threads, [&](int64_t r, NoWorkspace&) {
-    add_norm(x + r * columns, residual + r * columns, columns, weight, shift, eps);
+    const int64_t first = r * columns;
+    if (residual == nullptr) {
+      plain_norm(x + first, columns, weight, shift, eps, out + first);
+    } else {
+      add_norm(x + first, residual + first, columns, weight, shift, eps, out + first);
+    }
+  });
+}
+
+void gelu_layer_norm(const float* x, int64_t rows, int64_t columns, const float* weight, const float* shift, float eps,
+                     float* out, const Threads& threads) {
+  const auto gelu_norm = BERTGEN_DISPATCH_UP_TO(Avx2, gelu_norm_row);
+  for_each<NoWorkspace>(rows, 4 * rows * columns, threads, [&](int64_t r, NoWorkspace&) {
+    gelu_norm(x + r * columns, columns, weight, shift, eps, out + r * columns);
   });
 }
 
 void gelu(float* x, int64_t count, const Threads& threads) {
   const auto gelu_task = BERTGEN_DISPATCH_UP_TO(Avx2, gelu_elements);
   for_each<NoWorkspace>((count + kTaskElements - 1) / kTaskElements, 4 * count, threads, [&](int64_t i, NoWorkspace&) {
-    gelu_task(x + i * kTaskElements, std::min(kTaskElements, count - i * kTaskElements));
+    gelu_task(x + i * kTaskElements, std::min(kTaskElements, count - i * kTaskElements), x + i * kTaskElements);
   });
 }
 

@@ -8,10 +8,17 @@
 
 namespace bertgen {
 
-// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place; the mean first, then the
-// variance.
+// x [rows, columns] -> LayerNorm(x + residual) weight + shift, in place.
 void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
                     const float* shift, float eps, const Threads& threads);
+
+// The same into `out`, which may be x; without a residual where that is null, with the bits that one of zeros gives.
+void add_layer_norm(const float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
+                    const float* shift, float eps, float* out, const Threads& threads);
+
+// x [rows, columns] -> LayerNorm(GELU(x)) weight + shift in `out`, which may be x: the bits of the two functions.
+void gelu_layer_norm(const float* x, int64_t rows, int64_t columns, const float* weight, const float* shift, float eps,
+                     float* out, const Threads& threads);
 
 // x -> x (1 + erf(x / sqrt(2))) / 2, in place; erf by Abramowitz and Stegun 7.1.26, whose error is at most 1.5e-7.
 void gelu(float* x, int64_t count, const Threads& threads);

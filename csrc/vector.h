@@ -1,4 +1,4 @@
-// Sums, powers and transposes of vectors of eight floats.
+// Sums, powers, logarithms and transposes of vectors of eight floats.
 #pragma once
 
 #include <cstdint>
@@ -57,6 +57,59 @@ BERTGEN_INLINE void power_of_two(Vector& x) {
   Vector power;
   std::memcpy(&power, &bits, sizeof power);
   x = y * power;
+}
+
+// x -> e^x, in place, for x of at most 0, with an error of about 1e-7 of the result. Below -87 the result is about
+// 1.6e-38, negligible in a sum with e^0. NaN stays NaN.
+//
+// The logarithm of 2 is subtracted in two parts, of which the products with the first are exact; the polynomial is that
+// of Moshier's Cephes, expf.c.
+BERTGEN_INLINE void exponential(Vector& x) {
+  const Vector least = Vector{} - 87.0f;
+  x = BERTGEN_SELECT(x < least, least, x);
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the last bits are x / ln(2) rounded
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  Vector power;
+  std::memcpy(&power, &bits, sizeof power);
+  x = y * power;
+}
+
+// x -> log(x), in place, for positive normal x, with an error of about 1e-7 of the result; the polynomial is that of
+// Cephes, logf.c.
+BERTGEN_INLINE void logarithm(Vector& x) {
+  constexpr uint32_t kRootOfHalf = 0x3f3504f3u;  // as bits; x is a power of 2 times f from sqrt(1/2) to sqrt(2)
+  Bits bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = bits + (0x3f800000u - kRootOfHalf);
+  const Bits exponent_bits = (bits >> 23) - 127u;
+  bits = (bits & 0x7fffffu) + kRootOfHalf;
+  Words exponents;
+  std::memcpy(&exponents, &exponent_bits, sizeof exponents);
+  Vector n, f;
+  to_floats(exponents, n);
+  std::memcpy(&f, &bits, sizeof f);
+  f = f - 1.0f;
+  const Vector square = f * f;
+  Vector y = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  y = y * f + 1.1676998740e-1f;
+  y = y * f - 1.2420140846e-1f;
+  y = y * f + 1.4249322787e-1f;
+  y = y * f - 1.6668057665e-1f;
+  y = y * f + 2.0000714765e-1f;
+  y = y * f - 2.4999993993e-1f;
+  y = y * f + 3.3333331174e-1f;
+  y = y * f * square - n * 2.12194440e-4f - square * 0.5f;
+  x = f + y + n * 0.693359375f;
 }
 
 // Element j of rows[i] <-> element i of rows[j]

@@ -47,6 +47,7 @@ def decode_attention_reference(
     slots: torch.Tensor,
     table: torch.Tensor,
     lengths: torch.Tensor,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Append one position to each row, and attend to all positions of the row.
 
@@ -57,6 +58,7 @@ def decode_attention_reference(
             key and value of any of them. No slot in the table may be written in the same call.
         table: int32 [R, C], the slot of each cached position. Entries after a row's length are ignored.
         lengths: int32 [R], number of cached positions; below 0 counts as 0 and above C as C.
+        arrivals: unused here: counters of the kernel.
 
     Returns:
         [R, H, D]
@@ -87,6 +89,7 @@ def cross_decode_attention_reference(
     lengths: torch.Tensor,
     cu_rows: torch.Tensor,
     max_rows: int,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the rows of each source over the keys and values of that source.
 
@@ -98,6 +101,7 @@ def cross_decode_attention_reference(
         cu_rows: int32 [B + 1], ascending from 0 to at most R: source b has the rows cu_rows[b] .. cu_rows[b + 1],
             possibly none.
         max_rows: upper bound of the number of rows of a source.
+        arrivals: unused here: counters of the kernel.
 
     Returns:
         [R, H, D]; 0 where a source has no key, and in the rows from cu_rows[B] on, which have no source.
@@ -440,7 +444,8 @@ def decode_attention_triton(
 
     Args:
         arrivals: int32 [>= R * H] of zeros: counters of finished chunks, which the kernel resets to zero. A caller that
-            passes the same tensor to every launch of a stream saves the launch that fills a new one.
+            passes the same tensor to every launch of a stream saves the launch that fills a new one. It need not hold
+            more than `tuning.DECODE_COUNTERS`: with more programs none share the keys of a row.
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that do not fit, or an input that wants gradients.

@@ -64,15 +64,6 @@ def _counters(arguments: Arguments) -> None:
 LAST_NUMBER = 2**31 - 1  # no slot, where a table has none
 
 
-def _without_counters(reference: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The definition, which needs none."""
-
-    def run(*, arrivals: torch.Tensor | None = None, **arguments: Any) -> torch.Tensor:
-        return reference(**arguments)
-
-    return run
-
-
 def _pools(
     arguments: Arguments, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -361,7 +352,5 @@ CROSS_VARIANTS = (
     _cross_variant("64 sources, 4 beams, 8 heads of 128", 64, 4, 8, 128),
     _cross_variant("64 sources, 17 beams, 8 heads of 128", 64, 17, 8, 128),
 )
-CHECK = Check(_without_counters(decode_attention_reference), decode_attention_triton, CASES, VARIANTS)
-CROSS_CHECK = Check(
-    _without_counters(cross_decode_attention_reference), cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS
-)
+CHECK = Check(decode_attention_reference, decode_attention_triton, CASES, VARIANTS)
+CROSS_CHECK = Check(cross_decode_attention_reference, cross_decode_attention_triton, CROSS_CASES, CROSS_VARIANTS)

@@ -16,7 +16,7 @@ from .plain import why_not_gradients
 
 def decode_attention_cpp(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor,
-    slots: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
+    slots: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
     heads, tables = map(_dense_heads, (q, k, v)), (t.contiguous() for t in (slots, table, lengths))
@@ -27,7 +27,7 @@ def decode_attention_cpp(
 
 def cross_decode_attention_cpp(
     q: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor,
-    cu_rows: torch.Tensor, max_rows: int,
+    cu_rows: torch.Tensor, max_rows: int, arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As cross_decode_attention_reference, where why_not_decode_attention_cpp is None and the extension is loaded."""
     tables = (t.contiguous() for t in (table, lengths, cu_rows))
@@ -44,6 +44,6 @@ def _dense_heads(x: torch.Tensor) -> torch.Tensor:
 def why_not_decode_attention_cpp(q: torch.Tensor, *rest: Any, **named: Any) -> str | None:
     """Why neither of the two functions takes these arguments, as one clause; None where they do."""
     for t in (q, *rest):
-        if t.__class__ is not int and t.dtype is not torch.float32 and t.is_floating_point():
+        if t.__class__ is not int and t is not None and t.dtype is not torch.float32 and t.is_floating_point():
             return f"{t.dtype} is not float32"
     return why_not_gradients(q, *rest, *named.values())

@@ -47,7 +47,7 @@ def process_reference(
     Raises:
         ValueError: a shape, dtype or device that does not fit; only one of `min_length` and `end_tokens`.
     """
-    _check_arguments(scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned)
+    check_arguments(scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned)
     rows, vocabulary = scores.shape
     width = tokens.shape[1]
     position = torch.arange(width, device=scores.device)
@@ -77,7 +77,10 @@ def process_reference(
         scores.masked_fill_(banned, -torch.inf)
 
 
-def _check_arguments(scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned):
+def check_arguments(
+    scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned
+) -> None:
+    """Raise ValueError for arguments that `process_reference` does not take."""
     check_scores(scores, (torch.float32, torch.float64))
     rows, vocabulary = scores.shape
     width = tokens.shape[-1] if tokens.dim() else 0
@@ -197,7 +200,7 @@ def process_triton(
     Raises:
         ValueError: as the reference; also for float64, a last dimension that is not contiguous, or overlapping rows.
     """
-    _check_arguments(scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned)
+    check_arguments(scores, tokens, lengths, repetition_penalty, no_repeat_ngram, min_length, end_tokens, banned)
     check_kernel(
         scores, tokens=tokens, lengths=lengths, repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram,
         min_length=min_length, end_tokens=end_tokens, banned=banned,

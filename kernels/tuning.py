@@ -100,6 +100,7 @@ def power_of_2(n: int) -> int:
 # Tiles of 16 and of 32 rows divide the keys of a chunk among the four warps in the same way (1 x 4), so the sums of a
 # row are the same in both; in float32 tiles of 32 rows would spill.
 DECODE_PROGRAMS = {80: 216, 86: 168, 89: 256, 90: 264, 100: 296}
+DECODE_COUNTERS = max(DECODE_PROGRAMS.values())  # of programs that share keys, in any launch
 
 
 def _decode_chunks(arch: int, programs: int, keys: int, width: int, itemsize: int) -> tuple[int, int]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bertgen.bench.workload import SIZES
 
 import bertgen
 from bertgen import EncoderDecoderModel, Int4Config
-from bertgen.bench import offline
+from bertgen.bench import budget, offline
 from bertgen.convert import convert
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,11 @@ def test_the_table_of_compatibility_names_tests_that_exist():
         path = ROOT / "tests" / folder / f"test_{name}.py"
         assert path.exists(), path
         assert test == "*" or f"\ndef {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_the_budget_of_a_step_is_what_the_command_prints():
+    table = "\n".join(budget.table(SIZES["large"], 512, 128, 2))
+    assert table in (ROOT / "docs/decode.md").read_text(encoding="utf-8")
 
 
 def test_every_row_of_the_table_has_a_verdict():

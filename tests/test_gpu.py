@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from bertgen.kernels.all_cases import CHECKS
 from bertgen.kernels.checks import check_case, difference, outputs
 from bertgen.kernels.tuning import INT4_DENSE_ROWS
 
-from bertgen import GenerationConfig, ops
+from bertgen import EncoderDecoderModel, GenerationConfig, Int4Config, ops
 from bertgen.config import EngineConfig
 from bertgen.decoding import resolve_generation_config
 from bertgen.engine import Engine, Request
-from tests.support import engine_checks, int4_products
+from bertgen.model.static_decoder import StaticDecoder
+from tests.support import engine_checks, int4_models, int4_products
+from tests.support.engine_requests import CALLED, without_draws
 from tests.support.large_tensors import LARGE, ROWS
 
 pytestmark = pytest.mark.gpu
@@ -68,23 +71,18 @@ def test_more_than_2_to_the_31_elements(name):
     assert difference(large, small, exact) is None, difference(large, small, exact)
 
 
-def test_memory_is_left_alone_that_is_not_a_kernels_own():
-    """compute-sanitizer over the core cases: reads and writes out of bounds, which nothing else here would notice."""
+def sanitizer() -> str:
+    """The path of compute-sanitizer; skips the test where it is missing."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         pytest.skip("compute-sanitizer is not installed")
-    command = [
-        tool,
-        "--error-exitcode",
-        "1",
-        "--target-processes",
-        "all",
-        sys.executable,
-        "-m",
-        "bertgen",
-        "info",
-        "--check",
-    ]
+    return tool
+
+
+def test_memory_is_left_alone_that_is_not_a_kernels_own():
+    """compute-sanitizer over the core cases: reads and writes out of bounds, which nothing else here would notice."""
+    checks = [sys.executable, "-m", "bertgen", "info", "--check"]
+    command = [sanitizer(), "--error-exitcode", "1", "--target-processes", "all", *checks]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -150,6 +148,82 @@ def test_engine_in_too_little_memory(tiny_checkpoint):
         if engine.statistics.restarts:
             return
     pytest.fail("all sources were encoded together in 8 MiB")
+
+
+def int4_requests(count: int) -> list[tuple[list[int], dict[str, Any]]]:
+    """Requests for the model of int4_models.py, without draws."""
+    r = random.Random(10)
+    options = [{k: v for k, v in without_draws(r, 80, 20).items() if k not in CALLED} for _ in range(count)]
+    return [([r.randrange(3, 80) for _ in range(r.randint(2, 20))], one) for one in options]
+
+
+@pytest.fixture(params=["float32", "float16", "bfloat16", "int4"])
+def graphed(request, tiny_checkpoint, tmp_path):
+    """A model, requests for it, and the margin below which outputs are not compared."""
+    if request.param == "int4":
+        int4_models.make_float_model().save_pretrained(tmp_path)
+        config = Int4Config(group_size=32)
+        model = EncoderDecoderModel.from_pretrained(tmp_path, quantization_config=config).to(CUDA).eval()
+        return model, int4_requests, 1e-3
+    model = engine_checks.loaded(tiny_checkpoint, CUDA).to(getattr(torch, request.param))
+    margin = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1}[request.param]
+    return model, lambda count: [*engine_checks.calls(tiny_checkpoint, count, 6)], margin
+
+
+@pytest.mark.timeout(1200)
+def test_graphs_change_nothing(graphed, record_property):
+    model, requests, margin = graphed
+    share = 0.1 if margin <= 1e-3 else 0.5
+    record_property("count", engine_checks.graphs_change_nothing(model, requests(500), margin, share))
+
+
+@pytest.mark.timeout(1200)
+def test_graphs_survive_ten_minutes(tiny_checkpoint, record_property):
+    model = engine_checks.loaded(tiny_checkpoint, CUDA)
+    sources = engine_checks.sources(tiny_checkpoint, 200, random.Random(8))
+    before = torch.cuda.memory_reserved()
+    record_property("count", engine_checks.graphs_survive(model, sources, 600))
+    assert torch.cuda.memory_reserved() - before < 1 << 30
+
+
+def test_a_step_that_cannot_be_captured(tiny_checkpoint, monkeypatch, caplog):
+    """It reads a value while it is captured: steps run one by one, and the process is as before."""
+    step = StaticDecoder.step
+
+    def reads(decoder: StaticDecoder) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            decoder.over.any().item()
+        step(decoder)
+
+    monkeypatch.setattr(StaticDecoder, "step", reads)
+    stream = torch.cuda.current_stream()
+    model = engine_checks.loaded(tiny_checkpoint, CUDA)
+    with caplog.at_level("WARNING", "bertgen"):
+        engine_checks.graphs_change_nothing(model, [*engine_checks.calls(tiny_checkpoint, 30, 6)], 1e-3, 0.1)
+    assert sum("captured as a CUDA graph" in record.getMessage() for record in caplog.records) == 1
+    assert torch.cuda.current_stream() == stream
+    assert torch.randn(3, device=CUDA).isfinite().all(), "the generator does not record any more"
+    monkeypatch.undo()
+    engine_checks.graphs_change_nothing(model, [*engine_checks.calls(tiny_checkpoint, 10, 6)], 1e-3, 0.1)
+
+
+SANITIZED = """
+import sys, torch
+from pathlib import Path
+from tests.support import engine_checks
+checkpoint = Path(sys.argv[1])
+model = engine_checks.loaded(checkpoint, torch.device("cuda"))
+print(engine_checks.graphs_change_nothing(model, [*engine_checks.calls(checkpoint, 8, 9)], 1e-3, 1.0))
+"""
+
+
+@pytest.mark.timeout(1500)
+def test_steps_as_graphs_leave_memory_alone_that_is_not_theirs(tiny_checkpoint):
+    """compute-sanitizer over the steps of a small model, with graphs and without."""
+    command = [sanitizer(), "--error-exitcode", "1", "--target-processes", "all", sys.executable, "-c", SANITIZED]
+    done = subprocess.run([*command, str(tiny_checkpoint)], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "static steps" in done.stdout
 
 
 def test_the_kernels_are_what_runs():

@@ -6,7 +6,7 @@ the extension is not available. This class owns the tables of slots, and turns s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,14 +26,22 @@ class Admission:
     Attributes:
         request: the handle that `release` takes; never used a second time.
         rows: its rows, adjacent.
+        positions: the most that each row may take.
+        source_length: positions of the source; 0 without one.
         source: its row of `BlockAllocator.source_table`; None without a source.
         new_source: no request in flight had this source, so it must be encoded.
     """
 
     request: int
     rows: range
+    positions: int
+    source_length: int
     source: int | None
     new_source: bool
+
+    def split(self, rows: int) -> list[Admission]:
+        """The admission of each run of so many rows; all have the same request, which is released once."""
+        return [replace(self, rows=self.rows[i : i + rows]) for i in range(0, len(self.rows), rows)]
 
 
 class BlockAllocator:
@@ -111,7 +119,8 @@ class BlockAllocator:
         if request >= 0:
             if new:
                 self._allocator.fill_source(request, self.source_table)
-            return Admission(request, range(first, first + rows), None if source < 0 else source, bool(new))
+            number = None if source < 0 else source
+            return Admission(request, range(first, first + rows), positions, source_length, number, bool(new))
         if request in _LATER:
             return None
         self.check_capacity(rows, positions, source_length)

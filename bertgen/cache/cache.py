@@ -11,77 +11,17 @@ The running rows have an order, which is their order in every call: `join` appen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .. import ops
 from ..errors import UnsupportedError
+from ..kernels.tuning import DECODE_COUNTERS
 from ..packing import Packing
 from .block_allocator import Admission, BlockAllocator
-
-
-class KVPool:
-    """Keys and values [slots, heads, head_dim] of each layer; grows as needed.
-
-    Args:
-        layers: number of layers.
-        like: a tensor [heads, head_dim] of the dtype and device of the pool.
-        limit: the most slots.
-        full: allocate all slots now.
-
-    Attributes:
-        keys, values: a tensor per layer.
-    """
-
-    def __init__(self, layers: int, like: torch.Tensor, limit: int, full: bool):
-        # Zeros, not uninitialised memory: a NaN in an unwritten slot would pass a mask as 0 * NaN.
-        self.limit = limit
-        self.keys, self.values = ([like.new_zeros((0, *like.shape)) for _ in range(layers)] for _ in "kv")
-        if full:
-            self.reserve(limit)
-
-    def reserve(self, slots: int) -> None:
-        """Grow to at least `slots` slots; by half of the size or more, so that slots are rarely copied."""
-        size = len(self.keys[0]) if self.keys else slots
-        if slots <= size:
-            return
-        new_size = min(max(slots, size + size // 2), self.limit)
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):
-                tensors[layer] = tensor.new_zeros((new_size, *tensor.shape[1:]))
-                tensors[layer][:size] = tensor
-
-    @property
-    def bytes(self) -> int:
-        """Allocated memory."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
-
-
-@dataclass(frozen=True)
-class CrossAttentionMetadata:
-    """The sources of the running rows, as arguments of `ops.cross_decode_attention`. Each request has one source.
-
-    Attributes:
-        table: int32 [requests, length of the longest source], the slots of each source.
-        lengths: int32 [requests], positions of each source.
-        cu_rows: int32 [requests + 1], where the rows of each request begin.
-        max_rows: rows of the largest request.
-    """
-
-    table: torch.Tensor
-    lengths: torch.Tensor
-    cu_rows: torch.Tensor
-    max_rows: int
-
-    def mask(self) -> torch.Tensor:
-        """bool [requests, length of the longest source], True where the table holds slots."""
-        return torch.arange(self.table.shape[1], device=self.table.device) < self.lengths[:, None]
-
-    def cu_seqlens_k(self) -> torch.Tensor:
-        """int32 [requests + 1], where each source begins among the packed sources."""
-        return torch.nn.functional.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+from .kv_pool import KVPool
+from .step_cache import CrossAttentionMetadata, StepCache
 
 
 class _Step:
@@ -100,7 +40,7 @@ class _Step:
             self.cache.advance(self.count)
 
 
-class Cache:
+class Cache(StepCache):
     """Keys and values of the rows of all running requests.
 
     Args:
@@ -148,6 +88,8 @@ class Cache:
         self.dtype = dtype
         self.device, self.has_cross, self.length, self.layer = device, False, 0, 0
         self._on_host = device.type == "cpu"
+        # One tensor for all launches: the kernels leave it at zero, and a stream runs them one after the other.
+        self.arrivals = torch.zeros(DECODE_COUNTERS, dtype=torch.int32, device=device)
         # Of each running row: its number, request and source. On the host, as the allocator is.
         self._rows = torch.empty(0, dtype=torch.int32, device="cpu")
         self._requests, self._sources = torch.empty(2, 0, dtype=torch.int64, device="cpu")
@@ -250,9 +192,6 @@ class Cache:
         """Positions of the longest running row."""
         return self.length
 
-    def __len__(self) -> int:
-        return len(self.pool.keys)
-
     @property
     def bytes(self) -> int:
         """Allocated memory of keys and values."""
@@ -313,13 +252,6 @@ class Cache:
         self._gather_slot_table(rows)
 
     reorder_cache = reorder
-
-    def _gather_slot_table(self, rows: torch.Tensor) -> None:
-        """Gather rows of the table from one buffer into the other: with duplicates it cannot be done in place."""
-        gathered = self._tables[1][: len(rows)]
-        torch.index_select(self.slot_table, 0, rows, out=gathered)
-        self._tables.reverse()
-        self.slot_table = gathered
 
     def _update_running(self, positions: torch.Tensor) -> None:
         """Set what depends on the running rows: their lengths and their sources."""
@@ -388,9 +320,7 @@ class Cache:
         """
         new, start = q.shape[0] // self.rows, self.length
         if new == 1 and key_mask is None:
-            pool = self.pool.keys[layer], self.pool.values[layer]
-            q, k, v = self._cast(q, k, v)
-            return ops.decode_attention(q, k, v, *pool, self.slot_mapping.flatten(), self.slot_table, self.lengths)
+            return super().attend(layer, q, k, v)
         (q,), (keys, values) = self._cast(q), (t.flatten(0, 1) for t in self.extend(layer, k, v))
         cu_seqlens_q = torch.arange(self.rows + 1, dtype=torch.int32, device=q.device) * new
         cu_seqlens_k, q_start = cu_seqlens_q, None
@@ -432,8 +362,8 @@ class Cache:
 
     def begin_sources(self, admissions: Sequence[Admission]) -> None:
         """Select the sources of these requests: `set_cross` then writes their keys and values, in this order."""
-        sources = [one.source for one in admissions if one.source is not None]
-        slots = [self.allocator.source_table[source, : int(self._source_lengths[source])] for source in sources]
+        table = self.allocator.source_table
+        slots = [table[one.source, : one.source_length] for one in admissions if one.source is not None]
         self._source_slot_mapping = torch.cat(slots or [self._rows[:0]]).long().to(self.device)
         if len(self._source_slot_mapping):
             self.cross_pool.reserve(max(int(part.max()) + 1 for part in slots if len(part)))
@@ -455,19 +385,14 @@ class Cache:
     def attend_cross(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attend from q [R * T, heads, head_dim] to the source of each row."""
         source, new = self.cross_metadata, q.shape[0] // self.rows
+        if new == 1:
+            return super().attend_cross(layer, q)
         assert source is not None and self.has_cross, "cross-attention before set_cross"
         (q,) = self._cast(q)
-        if new == 1:
-            pool = self.cross_pool.keys[layer], self.cross_pool.values[layer]
-            return ops.cross_decode_attention(q, *pool, source.table, source.lengths, source.cu_rows, source.max_rows)
         max_seqlen_q, max_seqlen_k = source.max_rows * new, source.table.shape[1]
         return ops.attention(
             q, *self._packed_source(layer), source.cu_rows * new, source.cu_seqlens_k(), max_seqlen_q, max_seqlen_k
         )
-
-    def _cast(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Tensors in the dtype of the cache, which is that of the model: under autocast, products have another."""
-        return tuple(t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors)
 
     def _packed_source(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [tokens, heads, head_dim] of the sources of all running requests, packed."""

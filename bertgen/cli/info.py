@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             path.unused: {**dataclasses.asdict(path), "message": str(path)}
             for path in slow_paths(device, torch.float32)
         },
+        "steps": {name: _steps(torch.device(name)) for name in ("cpu", *(f"cuda:{i}" for i in range(len(gpus))))},
         "ops": dict(ops.explain(device)),
     }
     if args.model:
@@ -59,12 +60,33 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(tables))
         return int(failed)
     tables["slow paths"] = {name: path["message"] for name, path in tables["slow paths"].items()}
+    tables["steps"] = {name: _told(steps) for name, steps in tables["steps"].items()}
     for title, rows in tables.items():
         print(title if rows else f"{title}: none")
         width = max(map(len, rows), default=0)
         for name, value in rows.items():
             print(f"  {name:<{width}}  {'none' if value is None else value}")
     return int(failed)
+
+
+def _steps(device: Any) -> dict[str, str | None]:
+    """How the decode steps of requests with known options run on a device: "graphs", "cpp" or "plain", and why."""
+    from ..model.graph_pool import why_not_graphs
+    from ..ops.registry import why_not_extension
+
+    kind, reason = ("cpp", why_not_extension()) if device.type == "cpu" else ("graphs", why_not_graphs(device))
+    return {"run": kind if reason is None else "plain", "why not": reason}
+
+
+def _told(steps: dict[str, str | None]) -> str:
+    """A line for the table."""
+    ways = {
+        "graphs": "as CUDA graphs of two steps",
+        "cpp": "several in one C++ call, in float32 and 4 bits; else one by one from Python",
+        "plain": "one by one from Python",
+    }
+    way, reason = ways[steps["run"] or "plain"], steps["why not"]
+    return way if reason is None else f"{way}: {reason}"
 
 
 def _instructions(name: str) -> str:

@@ -19,6 +19,7 @@ from .validators import check_flag, check_integer, check_number, check_token_id,
 
 logger = logging.getLogger(__name__)
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+SAMPLE_OPTIONS = ("temperature", "top_k", "top_p", "min_p")  # those of `ops.sample`, of each row
 
 
 @dataclass(init=False)

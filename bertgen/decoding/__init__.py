@@ -11,7 +11,10 @@ from .rng import TorchRng as TorchRng
 from .sampling import Sampling as Sampling
 from .search import Search as Search
 from .search_loop import Decoder as Decoder
+from .search_loop import empty_search as empty_search
 from .search_loop import new_search as new_search
 from .search_loop import run_search as run_search
 from .search_loop import search_class as search_class
 from .search_loop import step_searches as step_searches
+from .static_search import StaticSearch as StaticSearch
+from .static_search import why_not_static as why_not_static

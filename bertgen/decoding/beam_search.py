@@ -111,73 +111,102 @@ class BeamSearch(Search):
 
     def advance(self, logits: torch.Tensor) -> bool:
         """As `Search.advance`: extend the hypotheses by one token; False when no source can improve."""
-        beams, options, device = self.beams, self.options, logits.device
         self._grow_histories(int(self.lengths.max()) + 1)
-        lengths = self.lengths.to(device)
-        total, beam, token, extended, ends, best = self._extensions(logits.float(), lengths)
+        state, stuck = self.choose(self._scores(logits.float()), self.lengths.to(logits.device))
+        vars(self).update(state)
         self.lengths = self.lengths + 1
+        if self.keeps_rows:  # as many steps as transformers, which continues until the last source has enough
+            return bool((self.can_improve & ~self._has_enough(self.is_finished).all()).any() & ~stuck.all())
+        return not bool(self.is_done.all())
+
+    def choose(self, scores: torch.Tensor, lengths: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The state after one more token. Without criteria it reads nothing on the host, and changes no state.
+
+        Args:
+            scores: float32 [rows, V], logits or processed log-probabilities as `uses_top_log_probs` says.
+            lengths: int64 [sources] on the device, of the histories, which have room for one more token.
+
+        Returns:
+            New values of the tokens, the parents and the STATE that a step changes, by name; and bool [sources], where
+            every hypothesis ends.
+        """
+        beams, options, device = self.beams, self.options, scores.device
+        total, beam, token, extended, ends, best = self._extensions(scores, lengths)
         generated = lengths[:, None] + 1 - self.prefix
+        state: dict[str, torch.Tensor] = {}
+
+        # Running hypotheses: the best that did not end.
+        running_scores = torch.add(total, ends, alpha=DEAD_SCORE).gather(1, best)
+        parent = beam.gather(1, best) + torch.arange(beam.shape[0], device=device)[:, None] * beams
+        state.update(
+            running_scores=running_scores,
+            running_sequences=extended.gather(1, _expand_index(best, extended)),
+            parents=parent.flatten(),
+            tokens=token.gather(1, best).view(-1, 1),
+        )
         rows = self.running_beam_indices
         if self.records_beams:
             rows = rows.gather(1, _expand_index(beam, rows))
             came_from = (beam + self.group_indices[:, None] * beams).int()[..., None]
             rows.scatter_(2, (generated - 1)[..., None].expand(came_from.shape), came_from)
-
-        # Running hypotheses: the best that did not end.
-        self.running_scores = torch.add(total, ends, alpha=DEAD_SCORE).gather(1, best)
-        self.running_sequences = extended.gather(1, _expand_index(best, extended))
-        self.running_beam_indices = rows.gather(1, _expand_index(best, rows)) if self.records_beams else rows
-        parent = beam.gather(1, best) + torch.arange(beam.shape[0], device=device)[:, None] * beams
-        self.parents, self.tokens = parent.flatten(), token.gather(1, best).view(-1, 1)
+            state["running_beam_indices"] = rows.gather(1, _expand_index(best, rows))
 
         # Finished hypotheses: the best of the old ones and of those that ended among the first `beams` candidates. An
         # empty slot has the score -inf, and so has a hypothesis with a forbidden token.
         finishes = ends & (total > LIVE_THRESHOLD) & self._continues()[:, None]
         finishes &= torch.arange(ends.shape[1], device=device) < beams
         score = (total / _power(generated, options.length_penalty)).masked_fill(~finishes, -math.inf)
-        self.finished_scores, best = torch.cat((self.finished_scores, score), 1).topk(beams)
-        self.is_finished = torch.cat((self.is_finished, finishes), 1).gather(1, best)
+        finished_scores, best = torch.cat((self.finished_scores, score), 1).topk(beams)
+        is_finished = torch.cat((self.is_finished, finishes), 1).gather(1, best)
         new_lengths = (generated + self.prefix).expand_as(token)
-        self.finished_lengths = torch.cat((self.finished_lengths, new_lengths), 1).gather(1, best)
-        self.finished_sequences = _gather_concatenated(self.finished_sequences, extended, best)
+        state.update(
+            finished_scores=finished_scores,
+            is_finished=is_finished,
+            finished_lengths=torch.cat((self.finished_lengths, new_lengths), 1).gather(1, best),
+            finished_sequences=_gather_concatenated(self.finished_sequences, extended, best),
+        )
         if self.records_beams:
-            self.finished_beam_indices = _gather_concatenated(self.finished_beam_indices, rows, best)
+            state["finished_beam_indices"] = _gather_concatenated(self.finished_beam_indices, rows, best)
 
         # A source continues while its best running hypothesis could still beat its worst finished one.
         horizon = generated  # the length at which a running hypothesis is scored
         if options.early_stopping == "never" and options.length_penalty > 0.0:
             horizon = self.limits[:, None] - self.prefix
-        best_running = self.running_scores[:, :1]
+        best_running = running_scores[:, :1]
         best_possible = best_running / _power(horizon, options.length_penalty)
-        worst = self.finished_scores.amin(1, keepdim=True)
-        self.can_improve = self.can_improve & ((best_possible > worst) & (best_running > LIVE_THRESHOLD)).squeeze(1)
-        self.is_done = ~self._continues() | ends.all(1)
-        if self.keeps_rows:  # as many steps as transformers, which continues until the last source has enough
-            return bool((self.can_improve & ~self._has_enough().all()).any()) and not bool(ends.all())
-        return not bool(self.is_done.all())
+        worst = finished_scores.amin(1, keepdim=True)
+        can_improve = self.can_improve & ((best_possible > worst) & (best_running > LIVE_THRESHOLD)).squeeze(1)
+        stuck = ends.all(1)
+        state["can_improve"] = can_improve
+        state["is_done"] = ~(can_improve & ~self._has_enough(is_finished)) | stuck
+        return state, stuck
 
-    def _extensions(self, logits: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What `choose` takes, from logits float32 [rows, V]."""
+        options, scores = self.options, logits
+        if options.output_logits:
+            self.logits.append(logits)
+        if not self.uses_top_log_probs:
+            scores = ops.log_softmax(logits)
+            if self.processors:
+                row_lengths = self.lengths.repeat_interleave(self.beams)
+                running = self._continues().repeat_interleave(self.beams) if self.processors.has_custom else None
+                histories = self.running_sequences.flatten(0, 1)
+                scores = process_scores(self.processors, histories, row_lengths, scores, running)
+            if options.diversity_penalty:  # `choose` subtracts it in place, so that the returned scores have it
+                scores = scores.clone(memory_format=torch.contiguous_format)
+        if options.output_scores:
+            self.scores.append(scores)
+        return scores
+
+    def _extensions(self, scores: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
         """The best one-token extensions of each source, its candidates.
 
         Returns:
             Log-probability, beam and token, each [sources, candidates]; the extended hypotheses [.., width]; whether
             each of them ends here; and the indices of those that continue, int64 [sources, beams].
         """
-        options, vocabulary = self.options, logits.shape[1]
-        if options.output_logits:
-            self.logits.append(logits)
-        scores = logits
-        if not self.uses_top_log_probs:
-            scores = logits.log_softmax(-1)
-            if self.processors:
-                row_lengths = self.lengths.repeat_interleave(self.beams)
-                running = self._continues().repeat_interleave(self.beams) if self.processors.has_custom else None
-                histories = self.running_sequences.flatten(0, 1)
-                scores = process_scores(self.processors, histories, row_lengths, scores, running)
-            if options.diversity_penalty:
-                scores = scores.clone(memory_format=torch.contiguous_format)  # changed in place below
-        if options.output_scores:
-            self.scores.append(scores)
+        options, vocabulary = self.options, scores.shape[1]
         scores = scores.reshape(-1, self.groups, self.beams, vocabulary)
         # How often earlier groups of the source chose each token in this step.
         chosen = scores.new_zeros(scores.shape[0], vocabulary) if options.diversity_penalty else None
@@ -186,11 +215,15 @@ class BeamSearch(Search):
             same_group = slice(group, None, self.groups)  # this group of every source
             if chosen is not None:
                 scores[:, group] -= options.diversity_penalty * chosen[:, None]
-            keys = RngKeys(self.seeds[same_group], self.numbers[same_group], lengths[same_group])
+            keys = None
+            if options.do_sample:
+                keys = RngKeys(self.seeds[same_group], self.numbers[same_group], lengths[same_group])
             total, beam, token = self._top_candidates(scores[:, group], self.running_scores[same_group], keys)
             extended = self.running_sequences[same_group].gather(1, _expand_index(beam, self.running_sequences))
             extended.scatter_(2, lengths[same_group, None, None].expand(*token.shape, 1), token[..., None])
-            ends = self._ends(token, extended, self.lengths[same_group])
+            ends = self.ends_by_token(token)
+            if self.criteria:
+                ends = ends | self._stopped(extended, self.lengths[same_group])
             best = torch.add(total, ends, alpha=DEAD_SCORE).topk(self.beams).indices
             if chosen is not None:
                 counts = self._continues()[same_group, None].to(chosen.dtype)
@@ -202,12 +235,12 @@ class BeamSearch(Search):
         return [torch.stack(pieces, 1).flatten(0, 1) for pieces in zip(*parts)]
 
     def _top_candidates(
-        self, scores: torch.Tensor, running_scores: torch.Tensor, keys: RngKeys
+        self, scores: torch.Tensor, running_scores: torch.Tensor, keys: RngKeys | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability, beam, token [n, candidates], best first, for scores [n, beams, V] of the next token."""
         vocabulary = scores.shape[-1]
+        count = min(self.candidates, self.beams * vocabulary)
         if self.uses_top_log_probs:
-            count = min(self.candidates, self.beams * vocabulary)
             total, index = ops.top_log_probs(scores.flatten(0, 1), count, running_scores.flatten(), self.beams)
         else:
             totals = (scores + running_scores[:, :, None]).flatten(1)
@@ -215,37 +248,31 @@ class BeamSearch(Search):
             if self.options.do_sample and self.processors:
                 # Softmax needs a finite score. Where all tokens are forbidden the sampled ones keep the total -inf.
                 weights = totals.masked_fill(totals.amax(1, keepdim=True).isneginf(), 0.0)
-            index = self.rng.choose(weights, self.candidates, bool(self.options.do_sample), keys)
+            index = self.rng.choose(weights, count, bool(self.options.do_sample), keys)
             total = totals.gather(1, index)
             if self.options.do_sample:  # in the order of their draws until here
                 total, order = total.sort(1, descending=True)
                 index = index.gather(1, order)
         return total, index // vocabulary, index % vocabulary
 
-    def _ends(self, token: torch.Tensor, extended: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """bool [n, candidates]: hypotheses that end by their last token or a stopping criterion.
+    def _stopped(self, extended: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """bool [n, candidates]: hypotheses that a stopping criterion ends.
 
         Args:
-            token: int64 [n, candidates], the last tokens.
-            extended: int64 [n, candidates, width], the hypotheses with these tokens.
+            extended: int64 [n, candidates, width], the hypotheses with their last tokens.
             lengths: int64 [n], on the host, without these tokens.
         """
-        ends = torch.isin(token, self.end)
-        if self.criteria:
-            lengths = (lengths + 1).repeat_interleave(token.shape[1])
-            stopped = stopped_rows(
-                self.criteria, extended.flatten(0, 1), lengths, returned_scores(self.scores, self.options)
-            )
-            ends = ends | stopped.view(ends.shape)
-        return ends
+        lengths = (lengths + 1).repeat_interleave(extended.shape[1])
+        scores = returned_scores(self.scores, self.options)
+        return stopped_rows(self.criteria, extended.flatten(0, 1), lengths, scores).view(extended.shape[:2])
 
-    def _has_enough(self) -> torch.Tensor:
+    def _has_enough(self, is_finished: torch.Tensor) -> torch.Tensor:
         """bool [sources]: `early_stopping` is True and there are `beams` finished hypotheses."""
-        return self.is_finished.all(1) & (self.options.early_stopping is True)
+        return is_finished.all(1) & (self.options.early_stopping is True)
 
     def _continues(self) -> torch.Tensor:
         """bool [sources]: the source can still get better hypotheses, and needs them."""
-        return self.can_improve & ~self._has_enough()
+        return self.can_improve & ~self._has_enough(self.is_finished)
 
     def ended(self) -> torch.Tensor:
         """As `Search.ended`."""
@@ -256,8 +283,9 @@ class BeamSearch(Search):
         results = []
         sequences, scores, lengths, _ = (x.tolist() for x in self._sorted_results(units))
         for rows, totals, ends in zip(sequences, scores, lengths):
-            count = max(1, sum(total > -math.inf for total in totals))
-            results.append(([row[self.prefix : n] for row, n in zip(rows, ends)][:count], totals[:count]))
+            # A hypothesis has a token after the prefix; its score may be -inf under an extreme length penalty.
+            found = [i for i, end in enumerate(ends) if end > self.prefix] or [0]
+            results.append(([rows[i][self.prefix : ends[i]] for i in found], [totals[i] for i in found]))
         return results
 
     def _sorted_results(self, units: torch.Tensor) -> tuple[torch.Tensor, ...]:

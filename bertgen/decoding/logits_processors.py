@@ -2,12 +2,12 @@
 
 Each is a function of the tokens so far, history int64 [R, L], and the scores of the next token, float32 [R, V] (logits;
 with beams, log-probabilities). It returns new scores. `build_logits_processors` makes those of a call, in the order of
-transformers. A new processor is a function here, an option in `GenerationConfig`, and a line in that function.
+transformers. A new processor is a class in `tensor_processors`, or a function here where it calls the caller's code, an
+option in `GenerationConfig`, and a line in that function.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,11 +16,25 @@ from typing import Any
 
 import torch
 
-from .. import ops
 from ..config import GenerationConfig
-from ..config.generation import as_list
+from ..config.generation import SAMPLE_OPTIONS, as_list
 from ..config.validators import check_callable, check_callables
 from ..errors import ConfigError, InputError
+from .tensor_processors import (
+    ExponentialDecay,
+    Force,
+    NoRepeatNgram,
+    Normalize,
+    RemoveInvalid,
+    RepetitionPenalty,
+    SequenceBias,
+    Suppress,
+    TensorProcessor,
+    Warp,
+    block_ngrams,
+    check_ids,
+    penalize_repetition,
+)
 
 LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
@@ -29,7 +43,6 @@ AllowedTokens = Callable[[int, torch.Tensor], Sequence[int]]
 NO_WARP: dict[str, Any] = dict(
     temperature=1.0, top_h=None, top_k=0, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0
 )
-
 
 # Classes of transformers -> the option whose own processor an object of the class replaces.
 _OPTION_OF_CLASS = {
@@ -66,6 +79,9 @@ class LogitsProcessorList:
         custom_end: index after the last of the caller's own processors; its result is checked. 0 without any.
         beams: rows per source.
         samples: tokens are sampled.
+
+    Attributes:
+        tensor_processors: the processors, where all of them have `rows`; otherwise None.
     """
 
     def __init__(
@@ -78,6 +94,8 @@ class LogitsProcessorList:
     ):
         self.processors, self.by_row = tuple(processors), by_row
         self.custom_end, self.beams, self.samples = custom_end, beams, samples
+        found = [p for p in self.processors if isinstance(p, TensorProcessor) and p.code is not None]
+        self.tensor_processors = found if len(found) == len(self.processors) else None
 
     def __bool__(self) -> bool:
         return bool(self.processors)
@@ -86,6 +104,21 @@ class LogitsProcessorList:
     def has_custom(self) -> bool:
         """Whether some of the processors are the caller's own."""
         return self.custom_end > 0
+
+    def sample_options(self) -> dict[str, Any] | None:
+        """The options of `ops.warp`, where it is the last processor and `ops.sample` can do all of it; else None."""
+        last = self.processors[-1] if self.processors else None
+        if (
+            not isinstance(last, Warp)
+            or self.beams > 1
+            or any(value != NO_WARP[name] for name, value in last.options.items() if name not in SAMPLE_OPTIONS)
+        ):
+            return None
+        return {name: last.options[name] for name in SAMPLE_OPTIONS}
+
+    def without_last(self) -> LogitsProcessorList:
+        """All processors but the last."""
+        return LogitsProcessorList(self.processors[:-1], self.by_row, self.custom_end, self.beams, self.samples)
 
     def __call__(
         self, history: torch.Tensor, scores: torch.Tensor, running: torch.Tensor | None = None
@@ -182,9 +215,9 @@ def build_logits_processors(
         first = None
         if prefix_mask is not None and not bool(prefix_mask[:, 0].all()):
             by_row, first = True, prefix_mask.int().argmax(1)
-        add("repetition_penalty", partial(penalize_repetition, penalty=options.repetition_penalty, first=first))
+        add("repetition_penalty", RepetitionPenalty(options.repetition_penalty, first))
     if options.no_repeat_ngram_size > 0:
-        add("no_repeat_ngram_size", partial(block_ngrams, size=options.no_repeat_ngram_size))
+        add("no_repeat_ngram_size", NoRepeatNgram(options.no_repeat_ngram_size))
     if options.encoder_no_repeat_ngram_size > 0 and _has_ids("encoder_no_repeat_ngram_size", source_ids, vocabulary):
         by_row = True
         add(
@@ -197,32 +230,33 @@ def build_logits_processors(
             add("bad_words_ids", SequenceBias("bad_words_ids", banned, vocabulary, prefix.device))
     if options.min_length > start and end:
         ids = prefix.new_tensor([token for token in end if token < vocabulary])
-        add("min_length", partial(suppress, tokens=ids, until=options.min_length))
+        too_short = Suppress(ids, vocabulary, last=options.min_length)
+        add("min_length", too_short)
         # transformers has a processor for each of the two options.
         if options.min_new_tokens and replacements.keys() & {"min_length", "min_new_tokens"}:
-            add("min_new_tokens", partial(suppress, tokens=ids, until=options.min_length))
+            add("min_new_tokens", too_short)
     if allowed is not None:
         rows = max(options.num_beams, options.num_return_sequences)  # of each source
         add("prefix_allowed_tokens_fn", partial(allow, allowed=allowed, beams=rows))
     if options.forced_bos_token_id is not None:
-        add("forced_bos_token_id", partial(force, tokens=ids_of("forced_bos_token_id"), length=1))
+        add("forced_bos_token_id", Force(ids_of("forced_bos_token_id"), vocabulary, 1))
     if options.forced_eos_token_id is not None:
-        add("forced_eos_token_id", partial(force, tokens=ids_of("forced_eos_token_id"), length=options.max_length - 1))
+        forced = Force(ids_of("forced_eos_token_id"), vocabulary, options.max_length - 1)
+        add("forced_eos_token_id", forced)
     if options.remove_invalid_values:
-        add("remove_invalid_values", remove_invalid)
+        add("remove_invalid_values", RemoveInvalid())
     if options.exponential_decay_length_penalty is not None:
         if not end:
             raise ConfigError("exponential_decay_length_penalty needs eos_token_id")
         begin, factor = options.exponential_decay_length_penalty
-        add(
-            "exponential_decay_length_penalty",
-            partial(exponential_decay, tokens=ids_of("eos_token_id", end), start=begin + start, factor=factor),
-        )
+        decay = ExponentialDecay(ids_of("eos_token_id", end), begin + start, factor)
+        add("exponential_decay_length_penalty", decay)
     if options.suppress_tokens is not None:
-        add("suppress_tokens", partial(suppress, tokens=ids_of("suppress_tokens")))
+        add("suppress_tokens", Suppress(ids_of("suppress_tokens"), vocabulary))
     if options.begin_suppress_tokens is not None:
         length = start + (start <= 1 and options.forced_bos_token_id is not None)
-        add("begin_suppress_tokens", partial(suppress, tokens=ids_of("begin_suppress_tokens"), at=length))
+        ids = ids_of("begin_suppress_tokens")
+        add("begin_suppress_tokens", Suppress(ids, vocabulary, first=length, last=length + 1))
     processors.extend(call for call in checked if not any(call is processor for processor in processors))
     own_ends = (i for i, processor in enumerate(processors, 1) if any(processor is call for call in checked))
     custom_end = max(own_ends, default=0)
@@ -231,47 +265,10 @@ def build_logits_processors(
         if limits != NO_WARP:
             # Beams that sample need a token to continue with besides the end tokens.
             keep = 1 if options.num_beams == 1 else 1 + (len(end) or 1)
-            processors.append(lambda history, scores: ops.warp(scores, **limits, keep=keep))
+            processors.append(Warp(limits, keep))
     if options.renormalize_logits:
-        processors.append(lambda history, scores: scores.log_softmax(-1))
+        processors.append(Normalize())
     return LogitsProcessorList(processors, by_row, custom_end, options.num_beams, bool(options.do_sample))
-
-
-class SequenceBias:
-    """Adds a bias to the score of each token that completes a given sequence.
-
-    Args:
-        name: the option, for errors.
-        biases: sequence of ids -> added to the score of its last id where the others are the newest tokens.
-        vocabulary, device: of the scores.
-    """
-
-    def __init__(self, name: str, biases: dict[tuple[int, ...], float], vocabulary: int, device: torch.device):
-        self.always = torch.zeros(vocabulary, dtype=torch.float32, device=device)
-        by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
-        for ids, bias in biases.items():
-            check_ids(name, ids, vocabulary)
-            if len(ids) == 1:
-                self.always[ids[0]] = bias
-            else:
-                by_length.setdefault(len(ids) - 1, []).append((ids, bias))
-        self.by_prefix = [
-            (
-                torch.tensor([ids[:-1] for ids, _ in group], dtype=torch.int64, device=device),
-                torch.tensor([ids[-1] for ids, _ in group], dtype=torch.int64, device=device),
-                torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device),
-            )
-            for group in by_length.values()
-        ]
-
-    def __call__(self, history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        total = self.always.expand_as(scores).clone()
-        for prefix, tokens, biases in self.by_prefix:
-            length = prefix.shape[1]
-            if length <= history.shape[1]:
-                matches = (history[:, None, history.shape[1] - length :] == prefix).all(-1)
-                total.index_add_(1, tokens, torch.where(matches, biases, 0.0))
-        return scores + total
 
 
 def call_custom(history: torch.Tensor, scores: torch.Tensor, *, processor: LogitsProcessor) -> torch.Tensor:
@@ -287,67 +284,6 @@ def call_custom(history: torch.Tensor, scores: torch.Tensor, *, processor: Logit
         kind = f"{result.dtype} {tuple(result.shape)} on {result.device}"
         raise InputError(f"logits_processor {processor} returned {kind}; {expected}")
     return result.float()
-
-
-def penalize_repetition(
-    history: torch.Tensor,
-    scores: torch.Tensor,
-    *,
-    penalty: float,
-    tokens: torch.Tensor | None = None,
-    first: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Divide the positive and multiply the negative scores of tokens by `penalty`.
-
-    Args:
-        tokens: int64 [B, S], the tokens of each source; by default those of the history.
-        first: int64 [B], column of the history where each source's tokens begin; earlier columns do not count.
-    """
-    tokens = history if tokens is None else _repeat_per_row(tokens, scores)
-    changed = scores.gather(1, tokens)
-    changed = torch.where(changed < 0, changed * penalty, changed / penalty)
-    if first is None:
-        return scores.scatter(1, tokens, changed)
-    # Columns that do not count write to an extra column, which is cut off.
-    column = torch.arange(tokens.shape[1], device=tokens.device)
-    tokens = torch.where(column < _repeat_per_row(first[:, None], scores), scores.shape[1], tokens)
-    return torch.nn.functional.pad(scores, (0, 1)).scatter(1, tokens, changed)[:, :-1]
-
-
-def block_ngrams(
-    history: torch.Tensor, scores: torch.Tensor, *, size: int, tokens: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Forbid tokens that complete an n-gram which has occurred, in `tokens` [B, S] or by default in the history."""
-    tokens = history if tokens is None else _repeat_per_row(tokens, scores)
-    length = history.shape[1]
-    if tokens.shape[1] < size or length < size - 1:
-        return scores
-    ngrams = tokens.unfold(1, size, 1)
-    repeats = (ngrams[..., :-1] == history[:, None, length - size + 1 :]).all(-1)
-    rows, positions = repeats.nonzero(as_tuple=True)
-    return scores.index_put((rows, ngrams[rows, positions, -1]), scores.new_tensor(-torch.inf))
-
-
-def suppress(
-    history: torch.Tensor,
-    scores: torch.Tensor,
-    *,
-    tokens: torch.Tensor,
-    until: int | None = None,
-    at: int | None = None,
-) -> torch.Tensor:
-    """Forbid tokens int64 [n]: always, under a length of `until`, or at a length of `at`."""
-    length = history.shape[1]
-    if (until is not None and length >= until) or (at is not None and length != at):
-        return scores
-    return scores.index_fill(1, tokens, -torch.inf)
-
-
-def force(history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Forbid all but tokens int64 [n] where the history is of this length."""
-    if history.shape[1] != length:
-        return scores
-    return torch.full_like(scores, -torch.inf).index_fill(1, tokens, 0.0)
 
 
 def allow(history: torch.Tensor, scores: torch.Tensor, *, allowed: AllowedTokens, beams: int) -> torch.Tensor:
@@ -372,37 +308,6 @@ def allow(history: torch.Tensor, scores: torch.Tensor, *, allowed: AllowedTokens
     masked = scores + mask
     all_forbidden = masked.amax(1).isneginf().view(-1, beams).all(1).repeat_interleave(beams)
     return torch.where(all_forbidden[:, None], mask, masked)
-
-
-def remove_invalid(history: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Replace nan by 0 and infinite scores by the largest and smallest number."""
-    return scores.nan_to_num(0.0)
-
-
-def exponential_decay(
-    history: torch.Tensor, scores: torch.Tensor, *, tokens: torch.Tensor, start: int, factor: float
-) -> torch.Tensor:
-    """Add |score| * (factor ** n - 1) to the scores of tokens int64 [n], where n is the length beyond `start`."""
-    beyond = history.shape[1] - start
-    if beyond <= 0:
-        return scores
-    ends = scores[:, tokens]
-    growth = factor**beyond - 1 if beyond * math.log(factor) < 80 else torch.finfo(scores.dtype).max
-    added = (ends.abs() * growth).masked_fill(~ends.isfinite(), 0.0)
-    return scores.index_copy(1, tokens, ends + added)
-
-
-def _repeat_per_row(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Values [B, ...] of sources, repeated for the rows of scores [R, V]; the rows of a source are adjacent."""
-    width = scores.shape[0] // values.shape[0]
-    return values if width == 1 else values.repeat_interleave(width, 0)
-
-
-def check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
-    """Raise ConfigError for an id outside the decoder's vocabulary."""
-    outside = [token for token in (min(ids), max(ids)) if not 0 <= token < vocabulary]
-    if outside:
-        raise ConfigError(f"{name} holds {outside[-1]}; the ids of the decoder go from 0 to {vocabulary - 1}")
 
 
 def _has_ids(name: str, ids: torch.Tensor | None, vocabulary: int) -> bool:

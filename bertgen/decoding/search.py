@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -32,8 +32,9 @@ class Search:
             rows, the returned tensors, or the arguments of a caller's function.
     """
 
-    STATE: ClassVar[tuple[str, ...]]  # names of the tensors with one row per group, on the device of the tokens
+    STATE: tuple[str, ...]  # names of the tensors with one row per group, on the device of the tokens
     groups = beams = 1
+    fill: int  # of positions of an output after its end
     histories: dict[str, int]  # names in STATE with one column per position -> value of unused positions
     tokens: torch.Tensor
     lengths: torch.Tensor  # of the history of each group, on the host
@@ -83,7 +84,7 @@ class Search:
             limits: int64 [n] on that device, maximum length of each output with its prefix; by default `max_length`.
         """
         zeros = prefix.new_zeros(len(prefix))
-        self.prefix, self.end = prefix.shape[1], prefix.new_tensor(self.options.end_tokens)
+        self.begin(prefix.shape[1], prefix.device)
         state = self._initial_state(
             prefix,
             zeros if seeds is None else seeds,
@@ -94,6 +95,11 @@ class Search:
             state = {name: self._appended(name, rows) for name, rows in state.items()}
         vars(self).update(state)
         self.owners += self._unit_owners(owners)
+
+    def begin(self, prefix: int, device: torch.device) -> None:
+        """Prepare for sources whose outputs begin with `prefix` tokens."""
+        self.prefix = prefix
+        self.end = torch.tensor(self.options.end_tokens, dtype=torch.int64, device=device)
 
     def _initial_state(
         self, prefix: torch.Tensor, seeds: torch.Tensor, numbers: torch.Tensor, limits: torch.Tensor
@@ -121,6 +127,10 @@ class Search:
     def advance(self, logits: torch.Tensor) -> bool:
         """Choose the next token of each row from logits [rows, V]; False when the search is done."""
         raise NotImplementedError
+
+    def ends_by_token(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool [..], which of tokens int64 [..] end an output."""
+        return (tokens[..., None] == self.end).any(-1)  # torch.isin may read the host for many end tokens
 
     def ended(self) -> torch.Tensor:
         """int64, indices of the units that have ended, on the host."""

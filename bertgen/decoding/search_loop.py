@@ -91,6 +91,21 @@ def search_class(options: GenerationConfig) -> type[Search]:
     return BeamSearch if options.num_beams > 1 else Sampling
 
 
+def empty_search(
+    options: GenerationConfig,
+    processors: LogitsProcessorList | None = None,
+    criteria: StoppingCriteriaList | None = None,
+    generator: torch.Generator | None = None,
+) -> Search:
+    """The search for resolved `options`, without sources.
+
+    Args:
+        generator: random numbers for sampling; None is torch's default generator.
+    """
+    processors, criteria = processors or LogitsProcessorList(), criteria or StoppingCriteriaList()
+    return search_class(options)(options, processors, criteria, TorchRng(generator))
+
+
 def new_search(
     prefix: torch.Tensor,
     options: GenerationConfig,
@@ -98,12 +113,7 @@ def new_search(
     criteria: StoppingCriteriaList | None = None,
     generator: torch.Generator | None = None,
 ) -> Search:
-    """The search for resolved `options`, with one source per row of prefix int64 [sources, P].
-
-    Args:
-        generator: random numbers for sampling; None is torch's default generator.
-    """
-    processors, criteria = processors or LogitsProcessorList(), criteria or StoppingCriteriaList()
-    search = search_class(options)(options, processors, criteria, TorchRng(generator))
+    """As `empty_search`, with one source per row of prefix int64 [sources, P]."""
+    search = empty_search(options, processors, criteria, generator)
     search.join(prefix, range(len(prefix)))
     return search

@@ -42,6 +42,12 @@ def process_scores(
     groups = rows_by_length(lengths)
     if len(groups) == 1:
         return processors(histories[:, : groups[0][0]], scores, running)
+    if processors.tensor_processors is not None:
+        lengths = lengths.to(scores.device)
+        for processor in processors.tensor_processors:
+            processor.prepare(histories.shape[1])
+            scores = processor.rows(histories, lengths, scores)
+        return scores
     processed = torch.empty_like(scores)
     for length, rows in groups:
         assert rows is not None

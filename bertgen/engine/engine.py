@@ -3,10 +3,11 @@
 The scheduler decides which requests enter, leave and wait. The engine executes: it encodes the sources of entering
 requests, packed together, appends their rows to the running batch, decodes one token for every row, and returns the
 requests that are complete. Requests with equal options share one search, whatever their lengths; all searches share
-each call of the decoder.
+each call of the decoder. Requests that call no Python in a step are in a batch of their own, the static batch, where
+several steps run as one program; both batches share one cache, and may run in the same step of the engine.
 
 Several threads may use an engine. Any waiting thread calls `step()`, which takes the lock and decodes one token for all
-requests. `submit` and `cancel` never wait for a step.
+requests, and several for those of the static batch. `submit` and `cancel` never wait for a step.
 
 Calls that arrive during a step, from a request's callback or from the garbage collector (which may close a stream at
 any point), are deferred to the end of the step. `on_done` is called after the step, without the lock. An exception
@@ -30,7 +31,7 @@ from .. import decoding, process_events
 from ..cache.block_allocator import Admission, BlockAllocator, Limits, check_capacity
 from ..cache.cache import Cache
 from ..config import EngineConfig
-from ..errors import BackendError, CapacityError, InputError, UnsupportedError
+from ..errors import BackendError, CapacityError, InputError, UnsupportedError, quoted
 from ..model import EncoderDecoderModel
 from ..model.batch_decoder import BatchDecoder
 from ..model.prefill import cache_layers, check_prefill
@@ -43,6 +44,8 @@ from .request import Request, SearchKey
 from .running_batch import RunningBatch
 from .scheduler import Capacity, Scheduler
 from .search_group import SearchGroup
+from .static_batch import StaticBatch
+from .static_steps import StaticSteps, why_not_static_request
 from .statistics import EngineStatistics
 from .step_clock import StepClock
 
@@ -52,6 +55,28 @@ CACHE_SHARE = 0.4  # of a GPU's free memory, for the keys and values of outputs,
 LEAST_SHARE = CACHE_SHARE / 64  # that is tried where the memory does not suffice
 _EXIT_TIMEOUT = 1.0  # seconds that the end of the interpreter waits for a callback
 _inherited: list[Any] = []  # state of engines copied into the child of a fork, where it cannot be destroyed
+
+
+class _StaticFailureError(Exception):
+    """Static steps raised an exception that concerns no single request."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
+
+
+def _static_call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the static batch, which calls no code of a request.
+
+    Raises:
+        _StaticFailureError: by an exception that concerns neither the thread that steps nor its memory.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:
+        if RequestFailure.of_step(error) is None:
+            raise
+        raise _StaticFailureError(error) from error
 
 
 class Engine:
@@ -82,6 +107,9 @@ class Engine:
         self._exiting_thread: int | None = None  # the thread that ends the interpreter; no other may step then
         self._cache_lock = threading.RLock()
         self._decoder: BatchDecoder | None = None  # with the cache, once there is one
+        self._static_steps = StaticSteps(self.model, self.config.max_rows)
+        self._static: StaticBatch | None = None  # over the same cache
+        self._static_failure: str | None = None  # why no more steps are static
         self._batch = RunningBatch(self.model)
         self.scheduler = Scheduler(self.config.max_rows, self.config.refill)
         self._done: deque[Request] = deque()  # requests whose `on_done` is still to be called
@@ -92,7 +120,7 @@ class Engine:
 
     def after_fork(self) -> None:
         """Reset in the child of a fork: requests in flight stay with the parent."""
-        _inherited.append((self._decoder, self._batch, self.scheduler))
+        _inherited.append((self._decoder, self._batch, self._static, self._static_steps, self.scheduler))
         self._reset()
 
     def before_exit(self) -> None:
@@ -136,7 +164,9 @@ class Engine:
         with self._cache_lock:
             if self._decoder is None:
                 decoder = BatchDecoder(self.model, self._new_cache())
-                self._decoder = self._decoder or decoder  # the garbage collector may have called this meanwhile
+                batch = self._static_steps.new_batch(decoder.cache)
+                if self._decoder is None:  # the garbage collector may have called this meanwhile
+                    self._decoder, self._static = decoder, batch
             return self._decoder.cache
 
     def submit(self, requests: Iterable[Request], on_done: Callable[[Request], Any]) -> list[Request]:
@@ -166,12 +196,12 @@ class Engine:
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
         report_slow_paths(self.model.device, self.model.dtype)
         requests = list(requests)
-        checked: SearchKey | None = None
+        checked: tuple[SearchKey, decoding.Search] | None = None
         for request in requests:
             self._check(request)
-            if checked is None or not checked.matches(request.search_key):
-                SearchGroup(request, self.model)  # checks the options
-                checked = request.search_key
+            if checked is None or not checked[0].matches(request.search_key):
+                checked = request.search_key, SearchGroup(request, self.model).search  # checks the options
+            request.why_not_static = why_not_static_request(request, checked[1])
             if request.rows > self.config.max_rows:
                 raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
             self.check_capacity(request)
@@ -193,6 +223,18 @@ class Engine:
             value = getattr(request, name)
             if type(value) is not int or not -(2**63) <= value < 2**63:
                 raise InputError(f"{name} must be an integer of 64 bits, got {value!r}")
+
+    def explain(self, request: Request) -> str:
+        """Which way the steps of a request run, and why.
+
+        Raises:
+            ConfigError, UnsupportedError: as `submit`.
+        """
+        reason = why_not_static_request(request, SearchGroup(request, self.model).search)
+        reason = reason or self._why_not_static_rows(request.rows)
+        if reason is not None:
+            return f"each step runs on its own, from Python: {reason}"
+        return self._static_steps.explain()
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Drop requests that are not done, now or after the current step."""
@@ -245,11 +287,29 @@ class Engine:
     def _receive(self) -> None:
         """Queue submitted requests and drop cancelled ones."""
         cancelled = self.scheduler.receive()
-        if cancelled:
-            with torch.inference_mode():
-                self._batch.remove(set(cancelled), self.cache)
+        if not cancelled:
+            return
+        if self._removes(set(cancelled)):
             for request in cancelled:
                 self.scheduler.leave(request)
+            return
+        self._counts.restarts += 1
+        self._restart()
+        self.scheduler.cancel(cancelled)
+        self.scheduler.receive()
+
+    def _removes(self, requests: set[Request]) -> bool:
+        """Remove requests from both batches; False where memory ran out, with some of their units left."""
+        try:
+            with torch.inference_mode():
+                self._batch.remove(requests, self.cache)
+                if self._static is not None:
+                    self._static.remove(requests)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     @property
     def busy(self) -> bool:
@@ -260,17 +320,27 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """Totals since the engine was made, and the current load."""
         with self.lock:
-            counts = replace(self._counts, **self._clock.seconds(), waiting=self.scheduler.waiting_count)
+            counts = replace(
+                self._counts, **self._clock.seconds(), waiting=self.scheduler.waiting_count,
+                plain=dict(self._counts.plain),
+            )  # fmt: skip
             if self._decoder is None:  # not made by a look at it
                 return counts
             cache = self._decoder.cache
             pages = cache.allocator.statistics()
             return replace(
-                counts, running=cache.rows, pages=pages.pages, pages_used=pages.pages_used, cache_bytes=cache.bytes
-            )
+                counts, running=self._running_rows, pages=pages.pages, pages_used=pages.pages_used,
+                cache_bytes=cache.bytes,
+            )  # fmt: skip
+
+    @property
+    def _running_rows(self) -> int:
+        """Rows of both batches."""
+        rows = 0 if self._decoder is None else self._decoder.cache.rows
+        return rows if self._static is None else rows + self._static.rows
 
     def step(self) -> None:
-        """Admit waiting requests, then decode one token for every running row.
+        """Admit waiting requests, then decode one token for every running row, or up to eight where steps are static.
 
         An exception caused by one request becomes its error. When memory runs out, all running requests return to the
         queue, and half as many rows run from then on until the engine is idle.
@@ -316,6 +386,8 @@ class Engine:
         except RecursionError:  # the stack of this thread was nearly used up: not an error of a request
             self._restart()
             raise
+        except _StaticFailureError as failure:
+            return self._continue_plainly(failure)
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # of no single request
                 self._raised.append(error)
@@ -330,27 +402,48 @@ class Engine:
         self._clock.start()
         self._receive()
         self._admit()
-        batch, decoder = self._batch, self._decoder
-        if not batch.groups or decoder is None:
+        decoder, static = self._decoder, self._static
+        if decoder is None or static is None or not (self._batch.groups or static.busy):
             return
-        cache = decoder.cache
         self._clock.lap("admit")
-        decoding.step_searches(decoder, batch.groups)
-        self._counts.steps += 1
-        self._counts.row_steps += cache.rows
+        if static.rows:
+            self._run_static(static)
+        if self._batch.groups:
+            decoding.step_searches(decoder, self._batch.groups)
+            self._counts.steps += 1
+            self._counts.row_steps += decoder.cache.rows
         self._clock.lap("decode")
+        self._remove_finished(decoder.cache, static)
+        self._clock.lap("select")
+
+    def _run_static(self, static: StaticBatch) -> None:
+        """Run the static batch, for a short time where others wait. If the model has changed, all continue plainly."""
+        reason = self._static_steps.why_not(1)
+        if reason is not None and self._static_steps.failure is None:
+            raise _StaticFailureError(UnsupportedError(reason))
+        steps = _static_call(static.run, bool(self.scheduler.waiting), bool(self._batch.groups))
+        self._counts.steps += steps
+        self._counts.static_steps += steps
+
+    def _remove_finished(self, cache: Cache, static: StaticBatch) -> None:
+        """Remove and finish the requests that are complete or have failed."""
+        for request in _static_call(static.remove_finished):
+            self._finish(request)
+        self._counts.row_steps += static.take_row_steps()
+        batch = self._batch
+        if not batch.groups:
+            return
         batch.report_tokens()
         self._fail_removed(batch.remove_failed(cache))
         for request in batch.remove_finished(cache):
             self._finish(request)
         self._fail_removed(batch.remove_failed(cache))
-        self._clock.lap("select")
 
     # -- entering
 
     def _admit(self) -> None:
         """Encode the sources of the requests that the scheduler lets in, and append their rows to the batch."""
-        running_rows = 0 if self._decoder is None else self._decoder.cache.rows
+        running_rows = self._running_rows
         if not self.scheduler.may_admit(running_rows):
             return
         if self._decoder is None:
@@ -360,7 +453,8 @@ class Engine:
             return
         self._clock.lap("admit")
         try:
-            self._prefill(admissions)
+            with self._static_steps.beside(self._static):
+                self._prefill(admissions)
         except Exception as error:  # the rows that run are not touched
             failure = RequestFailure.of_step(error)
             if failure is None:
@@ -369,7 +463,31 @@ class Engine:
                 self.cache.allocator.release(admission.request)
             return self._fail_removed(dict.fromkeys(admissions, failure))
         self._clock.lap("encode")
-        self._fail_removed(self._batch.join(admissions, self.cache))
+        static = self._static_requests(admissions, running_rows)
+        if static and self._static is not None:
+            joining = {request: admission for request, admission in admissions.items() if request in static}
+            _static_call(self._static.join, joining)
+        plain = {request: admission for request, admission in admissions.items() if request not in static}
+        if plain:
+            self._fail_removed(self._batch.join(plain, self.cache))
+
+    def _static_requests(self, entering: Iterable[Request], running_rows: int) -> set[Request]:
+        """Those of the entering requests whose steps are static; counts the reasons of the others."""
+        requests = [request for request in entering if request.why_not_static is None]
+        reason = self._why_not_static_rows(running_rows + sum(request.rows for request in entering))
+        joining: set[Request] = set()
+        if requests and reason is None and self._static is not None:
+            joining = set(self._static.joinable(requests))
+            reason = "too many kinds of options run"
+        for request in entering:
+            if request not in joining:
+                why_not = request.why_not_static or reason or ""
+                self._counts.plain[why_not] = self._counts.plain.get(why_not, 0) + 1
+        return joining
+
+    def _why_not_static_rows(self, rows: int) -> str | None:
+        """Why static steps of so many rows do not run, as one clause; None where they do."""
+        return self._static_failure or self._static_steps.why_not(rows)
 
     def _make_cache(self) -> None:
         """Make the cache, and fail the requests that it cannot hold: it may be smaller than when they were checked."""
@@ -475,7 +593,16 @@ class Engine:
 
     def _drop_batch(self) -> None:
         self._batch.clear()
-        self._decoder = None
+        self._decoder = self._static = None
+        self._static_steps.clear()
+
+    def _continue_plainly(self, failure: _StaticFailureError) -> None:
+        """Static steps failed: requeue everything. The plain steps tell whether requests are the reason."""
+        self._raised.append(failure)  # whose frames hold tensors
+        if self._static_steps.why_not(1) is None:  # else the model has changed since the requests entered
+            self._static_failure = f"static steps failed: {quoted(failure.error)}"
+            logger.warning("%s; steps run plainly from now on", self._static_failure)
+        self._restart()
 
     def _back_off(self) -> None:
         """Memory ran out: requeue everything, drop the cache, and fail the requests that cannot run.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..config import GenerationConfig
+from ..config.generation import SAMPLE_OPTIONS
 
 if TYPE_CHECKING:  # the scheduler and its tests run without torch
     from ..decoding.logits_processors import AllowedTokens, LogitsProcessor
@@ -53,6 +54,7 @@ class Request:
         source_key: requests with equal keys share the encoded source.
         group: number of its search group.
         ended_rows: tokens and score of each row that has ended while other rows of the request continue.
+        why_not_static: why its steps cannot be static, whatever the device; None where they can.
         reported_length: tokens for which `on_tokens` was called, with the start token.
     """
 
@@ -80,6 +82,7 @@ class Request:
     source_key: int = field(default=-1, init=False)
     group: int = field(default=-1, init=False)
     ended_rows: dict[int, tuple[list[int], float | None]] = field(default_factory=dict, init=False)
+    why_not_static: str | None = field(default=None, init=False)
     reported_length: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,17 @@ class SearchKey:
         if self.options is not other.options and self._shared_options != other._shared_options:
             return False
         return self.options.stop_strings is None or self.tokenizer is other.tokenizer
+
+    def matches_static(self, other: SearchKey) -> bool:
+        """Whether requests of each key, whose steps are static, can be in one static search."""
+        return self.scored == other.scored and (
+            self.options is other.options or self._static_options == other._static_options
+        )
+
+    @functools.cached_property
+    def _static_options(self) -> dict[str, Any]:
+        """Options that must be equal in a static search. Each of its rows has its own limits of sampling."""
+        return {name: value for name, value in self._shared_options.items() if name not in SAMPLE_OPTIONS}
 
     @functools.cached_property
     def _shared_options(self) -> dict[str, Any]:

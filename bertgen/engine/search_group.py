@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
@@ -15,6 +15,10 @@ from ..errors import ConfigError, UnsupportedError
 from ..model import EncoderDecoderModel
 from .callback_errors import RequestFailure, guarded, guarded_all
 from .request import Request
+
+Owner: TypeAlias = (
+    Request | tuple[Request, int]
+)  # of a unit; with the number of its return sequence, where there are several
 
 
 class SearchGroup:
@@ -68,7 +72,7 @@ class SearchGroup:
     @property
     def requests(self) -> list[Request]:
         """The request of each unit of the search; one with several return sequences has several units."""
-        return [_request_of(owner) for owner in self.search.owners]
+        return [request_of(owner) for owner in self.search.owners]
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -147,17 +151,8 @@ class SearchGroup:
         completed: list[Request] = []
         for unit, (outputs, scores) in zip(units.tolist(), results):
             owner = self.search.owners[unit]
-            if not isinstance(owner, tuple):
-                owner.outputs, owner.scores = outputs, scores
-                completed.append(owner)
-                continue
-            request, row = owner
-            request.ended_rows[row] = outputs[0], scores[0]
-            if len(request.ended_rows) == request.options.num_return_sequences:
-                rows = [request.ended_rows[i] for i in sorted(request.ended_rows)]
-                request.outputs, request.scores = [tokens for tokens, _ in rows], [score for _, score in rows]
-                request.ended_rows = {}
-                completed.append(request)
+            if store_results(owner, outputs, scores):
+                completed.append(request_of(owner))
         return completed
 
 
@@ -166,6 +161,21 @@ def _call_allowed(allowed: AllowedTokens, number: int, _: int, tokens: torch.Ten
     return allowed(number, tokens)
 
 
-def _request_of(owner: Any) -> Request:
-    """The request of a unit's owner, which is the request or (request, number of the return sequence)."""
+def request_of(owner: Owner) -> Request:
+    """The request of a unit's owner."""
     return owner[0] if isinstance(owner, tuple) else owner
+
+
+def store_results(owner: Owner, outputs: list[list[int]], scores: list[float | None]) -> bool:
+    """Write the results of a unit that has ended into its request; True where the request is complete."""
+    if not isinstance(owner, tuple):
+        owner.outputs, owner.scores = outputs, scores
+        return True
+    request, row = owner
+    request.ended_rows[row] = outputs[0], scores[0]
+    if len(request.ended_rows) < request.options.num_return_sequences:
+        return False
+    rows = [request.ended_rows[i] for i in sorted(request.ended_rows)]
+    request.outputs, request.scores = [tokens for tokens, _ in rows], [score for _, score in rows]
+    request.ended_rows = {}
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -12,7 +12,10 @@ class EngineStatistics:
     Attributes:
         encode, decode, select, admit: seconds in the encoder, in the decoder and the choice of tokens, in the removal
             of what has ended, and in the admission of requests.
-        steps: each decodes one token for all running rows. row_steps: tokens that were decoded.
+        steps: each decodes one token for all running rows of a batch. row_steps: tokens that were decoded; those of
+            requests that still run may be counted too high.
+        static_steps: steps that ran as one program with others.
+        plain: requests whose steps ran one by one from Python, by the reason.
         requests, tokens: requests that are done, and their output tokens.
         encoded: source tokens that were encoded. shared: requests that used the encoded source of another one.
         restarts: times that memory ran out and the running requests were requeued.
@@ -27,6 +30,8 @@ class EngineStatistics:
     admit: float = 0.0
     steps: int = 0
     row_steps: int = 0
+    static_steps: int = 0
+    plain: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     tokens: int = 0
     encoded: int = 0

@@ -7,8 +7,9 @@ index.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -20,6 +21,8 @@ from ..engine.request import RequestState
 from ..errors import BackendError, InputError, UnsupportedError
 from ..model import EncoderDecoderModel
 from .background_worker import BackgroundWorker
+
+logger = logging.getLogger(__name__)
 
 OnDone = Callable[[Request], Any]
 
@@ -193,7 +196,10 @@ class EngineGroup:
             self._queue.waiting.clear()
         for request, on_done in waiting:
             request.fail(BackendError("the engine was cleared before this was done"), False)
-            on_done(request)
+            try:
+                on_done(request)
+            except Exception:  # as in an engine: the others are told too
+                logger.exception("on_done of a request raised an exception")
 
     @property
     def busy(self) -> bool:
@@ -243,6 +249,15 @@ class EngineGroup:
     def statistics(self) -> EngineStatistics:
         """The sums over all engines: seconds are those of all devices together."""
         parts = [engine.statistics for engine in self.engines]
-        sums = {one.name: sum(getattr(part, one.name) for part in parts) for one in fields(EngineStatistics)}
+        names = [one.name for one in fields(EngineStatistics) if one.name != "plain"]
+        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
         sums["waiting"] += len(self._queue.waiting)
-        return EngineStatistics(**sums)
+        plain = sum((Counter(part.plain) for part in parts), Counter())
+        return EngineStatistics(**sums, plain=dict(plain))
+
+    def explain(self, request: Request) -> str:
+        """As `Engine.explain`, the same for all devices, or of each."""
+        texts = {str(engine.model.device): engine.explain(request) for engine in self.engines}
+        if len({*texts.values()}) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{device}: {text}" for device, text in texts.items())

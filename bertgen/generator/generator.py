@@ -42,6 +42,7 @@ LOADING = frozenset(
     "config device_map use_safetensors variant state_dict key_mapping ignore_mismatched_sizes quantization_config "
     "load_in_4bit load_in_8bit generation_config fold_embeddings".split()
 )
+WARM_BATCH = 64  # texts
 MAX_INDEX = 2**62  # of the first text: an index is part of the key of random numbers, which has 64 bits
 
 
@@ -330,10 +331,30 @@ class Generator:
         return future
 
     def warm_up(self) -> None:
-        """Allocate memory, and choose and compile kernels now instead of at the first text."""
-        call = CallOptions.checked(self.model, dict(max_new_tokens=2, num_beams=1, do_sample=False))
+        """Allocate memory, and choose and compile kernels now instead of at the first text.
+
+        On a GPU steps are also captured as CUDA graphs: greedy search, and the model's own options where these differ,
+        for one text and for a batch of WARM_BATCH.
+        """
         for engine in self.engine.engines if isinstance(self.engine, EngineGroup) else [self.engine]:
-            list(self._run([self._request(0, Encoded([0] * 2), call)], call, engine))
+            for call, count in self._warm_up_calls(engine):
+                list(self._run([self._request(i, Encoded([0] * 2), call) for i in range(count)], call, engine))
+
+    def _warm_up_calls(self, engine: Engine) -> list[tuple[CallOptions, int]]:
+        """Options and numbers of texts that an engine is warmed up with."""
+        greedy: dict[str, Any] = dict(num_beams=1, do_sample=False, num_return_sequences=1)
+        kinds, counts = [greedy], [1]
+        if engine.model.device.type == "cuda":
+            own = self.model.generation_config
+            kinds += [{}] * bool((own.num_beams or 1) > 1 or own.do_sample)
+            counts.append(WARM_BATCH)
+        calls = []
+        for kind in kinds:
+            call = CallOptions.checked(self.model, dict(max_new_tokens=2, **kind))
+            rows = max(call.generation.num_beams, call.generation.num_return_sequences)
+            most = max(1, engine.config.max_rows // rows)
+            calls += [(call, min(count, most)) for count in counts]
+        return calls
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -346,6 +367,23 @@ class Generator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_generator(self)
+
+    def explain(
+        self, *, scores: bool = False, on_tokens: Callable[[list[int]], Any] | None = None, **options: Any
+    ) -> str:
+        """Which way the decode steps of a text with these options run, and why.
+
+        Args:
+            scores, options: as of `generate`. on_tokens: as of `submit`.
+
+        Raises:
+            ConfigError, UnsupportedError: bad options.
+        """
+        call = CallOptions.checked(self.model, options, scores=scores)
+        return self.engine.explain(
+            Request((0,), call.generation, scored=call.scores, tokenizer=self.tokenizer, on_tokens=on_tokens,
+                    **call.callbacks)
+        )  # fmt: skip
 
     def __copy__(self) -> Generator:
         """A Generator with the same model and an engine without requests."""
@@ -500,4 +538,7 @@ def _checked_devices(device: Any, devices: Any, loading: dict[str, Any]) -> list
     for name, value in (("device", device), ("device_map", loading.get("device_map"))):
         if value is not None:
             raise ConfigError(f"pass {name} or devices, not both: got {quoted(value)} and {quoted(devices)}")
-    return [resolve_device(one) for one in devices]
+    try:
+        return [resolve_device(one) for one in devices]
+    except BackendError as error:
+        raise BackendError(f"devices is {quoted(devices)}: {error}") from error

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import ops
 from ..cache.cache import Cache
+from ..cache.step_cache import StepCache
 from ..config import BertGenerationConfig
 from ..packing import Packing
 from .add_norm import AddNorm
@@ -40,14 +41,14 @@ class AttentionContext:
     causal: bool = False
     key_len: torch.Tensor | None = None
     key_mask: torch.Tensor | None = None
-    cache: Cache | None = None
+    cache: StepCache | None = None
     source: tuple[torch.Tensor, Packing] | None = None
     mask: torch.Tensor | None = None
     attentions: Attentions | None = None
     askers: tuple[torch.Tensor, int] | None = None
 
     @classmethod
-    def of_step(cls, cache: Cache) -> AttentionContext:
+    def of_step(cls, cache: StepCache) -> AttentionContext:
         """One more token of each running row of a cache. Valid for all steps until the number of rows changes."""
         return cls(Packing.full(cache.rows, 1, cache.device), causal=True, cache=cache)
 
@@ -101,6 +102,7 @@ class Attention(nn.Module):
         q, k, v = (self._heads(t) for t in project(x, self.self.query, self.self.key, self.self.value))
         rows, cache = context.tokens, context.cache
         if context.mask is not None or self._is_dense(context):
+            assert cache is None or isinstance(cache, Cache), "a static step computes no attention weights"
             pair = (rows.unpack(k), rows.unpack(v)) if cache is None else cache.extend(cache.layer, k, v)
             return self._attend_dense(q, *pair, dense_mask(context, pair[0].shape[1]), context, "own")
         if cache is not None:
@@ -117,6 +119,7 @@ class Attention(nn.Module):
             states, source = context.source
             k, v = self.source_pair(states)
             if cache is not None:
+                assert isinstance(cache, Cache), "a static step finds the keys of its sources in the cache"
                 cache.set_cross(cache.layer, k, v)
             elif not self._is_dense(context):
                 cu_seqlens_q, max_seqlen_q = context.askers or (rows.cu_seqlens, rows.max_seqlen)
@@ -127,6 +130,7 @@ class Attention(nn.Module):
             assert cache is not None
             return cache.attend_cross(cache.layer, q)
         if cache is not None:
+            assert isinstance(cache, Cache), "a static step computes no attention weights"
             k, v, mask = cache.cross(cache.layer)
         else:
             k, v, mask = source.unpack(k), source.unpack(v), source.mask()

@@ -23,13 +23,13 @@ from .block import Intermediate, Layer
 from .inspection import has_library_forward, is_unpatched
 from .linear import Int4Linear
 
-_KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
+KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
 _NO_CROSS: tuple[Part, Part, Part] = ((), (), ())  # query, output and norm of a layer without cross-attention
-_ABSENT = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
+ABSENT = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
 
 
-class _Unsupported(Exception):
-    """A layer is not of the kind that the call computes."""
+class Unsupported(Exception):
+    """A module is not of the kind that the call computes; the reason, as one clause."""
 
 
 def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: AttentionContext) -> torch.Tensor | None:
@@ -41,11 +41,11 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
     cache = context.cache
     if cache is None or why_not_decoder_step(x, context) is not None:
         return None
-    collector = _Collector(cache.has_cross)
+    collector = Collector(cache.has_cross)
     try:
         for layer in layers:
             collector.add(layer)
-    except _Unsupported:
+    except Unsupported:
         return None
     if not collector.parameters:  # no layers at all
         return None
@@ -79,12 +79,12 @@ def why_not_decoder_step(x: torch.Tensor, context: AttentionContext) -> str | No
     if context.attentions is not None:
         return "attention weights are returned"
     reason = ops.decoder_step.why_not(x)
-    if reason is None and not has_library_forward(*_KINDS):
+    if reason is None and not has_library_forward(*KINDS):
         reason = "a class of layers has another forward, or all modules have a hook"
     return reason
 
 
-class _Collector:
+class Collector:
     """Collects the parameters of layers in the order of the operator, and what all layers must have in common.
 
     Attributes:
@@ -92,6 +92,7 @@ class _Collector:
         heads: of attention. eps: of all norms.
         codebook: of the format of all weights in 4 bits; None where it has none.
         int8: whether all products with such weights are those of integers.
+        modules: all that were looked at.
     """
 
     def __init__(self, cross: bool):
@@ -102,29 +103,31 @@ class _Collector:
         self.format: str | None = None
         self.codebook: torch.Tensor | None = None
         self.int8 = False
+        self.modules: list[nn.Module] = []
 
     def add(self, layer: nn.Module) -> None:
-        modules = self._modules(layer, Layer)
+        """Add the parameters of a layer; Unsupported where it is of another kind."""
+        modules = self.children(layer, Layer)
         projections, attention_output, attention_norm = self._attention(modules["attention"])
         cross_query, cross_output, cross_norm = _NO_CROSS
         if self.cross:
             cross, cross_output, cross_norm = self._attention(modules["crossattention"])
-            cross_query = self._dense(cross["query"])
+            cross_query = self.dense(cross["query"])
         block = modules["intermediate"]
-        intermediate = self._modules(block, Intermediate)["dense"]
+        intermediate = self.children(block, Intermediate)["dense"]
         if block.activation not in ("gelu", "gelu_python") or block.intermediate_act_fn is not None:
-            raise _Unsupported
+            raise Unsupported("the activation of a layer is not GELU")
         output, output_norm = self._add_norm(modules["output"])
         parts = LayerParts(
-            query=self._dense(projections["query"]),
-            key=self._dense(projections["key"]),
-            value=self._dense(projections["value"]),
+            query=self.dense(projections["query"]),
+            key=self.dense(projections["key"]),
+            value=self.dense(projections["value"]),
             attention_output=attention_output,
             attention_norm=attention_norm,
             cross_query=cross_query,
             cross_output=cross_output,
             cross_norm=cross_norm,
-            intermediate=self._dense(intermediate),
+            intermediate=self.dense(intermediate),
             output=output,
             output_norm=output_norm,
         )
@@ -133,55 +136,61 @@ class _Collector:
 
     def _attention(self, attention: Any) -> tuple[dict[str, Any], Part, Part]:
         """The projections of an attention, its output and its norm."""
-        modules = self._modules(attention, Attention)
+        modules = self.children(attention, Attention)
+        if attention.training:  # it would drop some of its weights
+            raise Unsupported("a layer is in training mode")
         self.heads = attention.heads
-        return self._modules(modules["self"], Projections), *self._add_norm(modules["output"])
+        return self.children(modules["self"], Projections), *self._add_norm(modules["output"])
 
     def _add_norm(self, block: Any) -> tuple[Part, Part]:
-        modules = self._modules(block, AddNorm)
+        modules = self.children(block, AddNorm)
         if block.training:  # it would drop some of what it adds
-            raise _Unsupported
+            raise Unsupported("a layer is in training mode")
         norm = modules["LayerNorm"]
-        tensors = self._tensors(norm, nn.LayerNorm, ("weight", "bias"))
+        tensors = self.tensors(norm, nn.LayerNorm, ("weight", "bias"))
         if self.eps is None:
             self.eps = norm.eps
-        if norm.eps != self.eps or any(t is _ABSENT for t in tensors):
-            raise _Unsupported
-        return self._dense(modules["dense"]), tensors
+        if norm.eps != self.eps or any(t is ABSENT for t in tensors):
+            raise Unsupported("the norms of the layers differ, or one has no bias")
+        return self.dense(modules["dense"]), tensors
 
-    def _dense(self, layer: Any) -> Part:
+    def dense(self, layer: Any) -> Part:
+        """The parameters of a linear layer."""
         if type(layer) is not Int4Linear:
-            return self._tensors(layer, nn.Linear, ("weight", "bias"))
+            return self.tensors(layer, nn.Linear, ("weight", "bias"))
         config = layer.config
         int8 = config.compute_dtype == "int8"
         if self.format is None:
             self.format, self.codebook = config.format, codebook(config.format, torch.device("cpu"))
             self.int8 = int8
         if config.format != self.format or int8 != self.int8:
-            raise _Unsupported
+            raise Unsupported("the weights in 4 bits have several formats")
         if config.compute_dtype not in (None, "float32", "int8"):
-            raise _Unsupported
-        return self._tensors(layer, Int4Linear, ("packed", "scale", "zero", "bias"))
+            raise Unsupported(f"the products with weights in 4 bits are computed in {config.compute_dtype}")
+        return self.tensors(layer, Int4Linear, ("packed", "scale", "zero", "bias"))
 
-    def _tensors(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> Part:
-        self._modules(module, kind)
+    def tensors(self, module: nn.Module, kind: type, names: tuple[str, ...]) -> Part:
+        """Parameters of a module of exactly this kind, by their names; ABSENT for None."""
+        self.children(module, kind)
         parameters = module.__dict__["_parameters"]
         tensors: list[torch.Tensor] = []
         for name in names:
             t = parameters[name]
             if t is None:
-                tensors.append(_ABSENT)
+                tensors.append(ABSENT)
                 continue
             if type(t) not in PLAIN or not t.is_cpu or not t.is_contiguous():
-                raise _Unsupported
+                raise Unsupported(f"the {name} of a {kind.__name__} is no contiguous tensor on a CPU")
             if t.dtype is not torch.float32 and name != "packed":
-                raise _Unsupported
+                raise Unsupported(f"the {name} of a {kind.__name__} is {t.dtype}, not float32")
             tensors.append(t)
         return tensors
 
-    @staticmethod
-    def _modules(module: nn.Module, kind: type) -> dict[str, Any]:
+    def children(self, module: nn.Module, kind: type) -> dict[str, Any]:
         """The modules of a module of exactly this kind, without hooks or a patched forward."""
-        if type(module) is not kind or not is_unpatched(module):
-            raise _Unsupported
+        if type(module) is not kind:
+            raise Unsupported(f"a {type(module).__name__} is no {kind.__name__}")
+        if not is_unpatched(module):
+            raise Unsupported(f"a {kind.__name__} has hooks or a forward of its own")
+        self.modules.append(module)
         return module.__dict__["_modules"]

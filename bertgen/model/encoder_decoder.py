@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import decoding
 from ..arguments import IGNORED, UNSUPPORTED, cache_alias
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
@@ -29,6 +30,7 @@ from ..packing import Packing
 from .bert import BertLMHeadModel, BertModel
 from .bert_generation import BertGenerationDecoder, BertGenerationEncoder, is_bare
 from .generation import GenerationMixin
+from .generation_inputs import GenerationInputs
 from .inputs import (
     check_encoded,
     check_items,
@@ -46,6 +48,7 @@ from .loss import cross_entropy
 from .pretrained import PretrainedModel
 from .resize import size_of
 from .roberta import RobertaForCausalLM, RobertaModel
+from .static_generation import static_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -377,6 +380,13 @@ class EncoderDecoderModel(GenerationMixin, PretrainedModel):
                     f"the {type(module).__name__} has a hook or a patched forward, which is not called here: only its "
                     "layers are; model.generate and the model's forward call it"
                 )
+
+    def _static_sequences(
+        self, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
+    ) -> torch.Tensor | None:
+        if not all(map(is_plain, (self, self.decoder, self.decoder.body))):
+            return None
+        return static_sequences(self.decoder, inputs, options, search)
 
     def bridged(self, states: torch.Tensor) -> torch.Tensor:
         """Encoder states [.., encoder hidden] as the decoder's cross-attention reads them."""

@@ -119,7 +119,10 @@ class GenerationMixin:
         )  # fmt: skip
         criteria = build_stopping_criteria(resolved, tokenizer, stopping_criteria)
         limited = with_custom_limits(resolved, prepared.prefix.shape[1], stopping_criteria)
-        search = decoding.new_search(prepared.prefix, limited, processors, criteria, generator)
+        search = decoding.empty_search(limited, processors, criteria, generator)
+        if streamer is None and (sequences := self._static_sequences(prepared, limited, search)) is not None:
+            return sequences
+        search.join(prepared.prefix, range(len(prepared.prefix)))
         step_decoder = self._step_decoder(decoder, prepared, resolved)
         output = decoding.run_search(step_decoder, search, streamer)
         if not resolved.return_dict_in_generate:
@@ -142,6 +145,16 @@ class GenerationMixin:
             decoder_hidden_states=step_decoder.states,
             past_key_values=cache,
         )
+
+    def _static_sequences(
+        self, inputs: GenerationInputs, options: GenerationConfig, search: decoding.Search
+    ) -> torch.Tensor | None:
+        """int64 [outputs, L] of static steps; None, with nothing done, where these do not cover the call.
+
+        Args:
+            options: resolved. search: without sources.
+        """
+        return None
 
     def _step_decoder(self, decoder: Any, inputs: GenerationInputs, options: GenerationConfig) -> CachedDecoder:
         """The decoder of the decode loop for these inputs and resolved options.

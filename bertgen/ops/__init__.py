@@ -16,6 +16,7 @@ from .operators import layer_norm_gelu as layer_norm_gelu
 from .operators import linear as linear
 from .operators import linear_gelu as linear_gelu
 from .operators import linears as linears
+from .operators import log_softmax as log_softmax
 from .operators import masked_attention as masked_attention
 from .operators import perturb as perturb
 from .operators import process as process

@@ -19,7 +19,10 @@ import torch
 
 from ..errors import BackendError
 from ..kernels import cpp
-from .step_layout import LAYOUT, StepArguments
+from . import decode_steps_layout, step_layout
+from .step_layout import StepArguments
+
+LAYOUT = {**step_layout.LAYOUT, **decode_steps_layout.LAYOUT}
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as csrc/instruction_sets.h lists them; each includes those before
 

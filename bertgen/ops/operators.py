@@ -41,6 +41,12 @@ from ..kernels.layernorm_gelu import (
     why_not_bias_gelu,
     why_not_layer_norm_gelu,
 )
+from ..kernels.layernorm_gelu_cpp import (
+    add_layer_norm_cpp,
+    gelu_layer_norm_cpp,
+    why_not_add_layer_norm_cpp,
+    why_not_gelu_layer_norm_cpp,
+)
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
     few_rows,
@@ -54,10 +60,22 @@ from ..kernels.linear import (
     why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
+from ..kernels.log_softmax import log_softmax_reference
 from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
+from ..kernels.process_cpp import process_cpp, why_not_process_cpp
 from ..kernels.sample import sample_reference, sample_triton
 from ..kernels.select import perturb_reference, select_reference, warp_reference
+from ..kernels.selection_cpp import (
+    log_softmax_cpp,
+    sample_cpp,
+    select_cpp,
+    top_log_probs_cpp,
+    why_not_log_softmax_cpp,
+    why_not_sample_cpp,
+    why_not_select_cpp,
+    why_not_top_log_probs_cpp,
+)
 from ..kernels.top_log_probs import top_log_probs_reference, top_log_probs_triton
 from . import extension, registry
 from .reasons import why_not_attention, why_not_decode_attention, why_not_int4_matmul, why_not_scores
@@ -80,7 +98,7 @@ cross_decode_attention = KernelOp(
 )  # fmt: skip
 add_layer_norm = KernelOp(
     "add_layer_norm", "LayerNorm(dropout(x + bias) + residual)", add_layer_norm_reference,
-    add_layer_norm_triton, why_not_add_layer_norm,
+    add_layer_norm_triton, why_not_add_layer_norm, add_layer_norm_cpp, why_not_add_layer_norm_cpp, infers=True,
 )  # fmt: skip
 bias_gelu = KernelOp("bias_gelu", "activation(x + bias)", bias_gelu_reference, bias_gelu_triton, why_not_bias_gelu)
 layer_norm_gelu = KernelOp(
@@ -89,7 +107,7 @@ layer_norm_gelu = KernelOp(
 )  # fmt: skip
 gelu_layer_norm = KernelOp(
     "gelu_layer_norm", "LayerNorm(activation(x))", gelu_layer_norm_reference,
-    gelu_layer_norm_triton, why_not_layer_norm_gelu,
+    gelu_layer_norm_triton, why_not_layer_norm_gelu, gelu_layer_norm_cpp, why_not_gelu_layer_norm_cpp, infers=True,
 )  # fmt: skip
 linear_gelu = KernelOp(
     "linear_gelu", "gelu(x W^T + b), in one kernel or in two", linear_gelu_reference,
@@ -100,17 +118,25 @@ int4_matmul = KernelOp(
     int4_matmul_triton, why_not_int4_matmul, int4_matmul_cpp, why_not_int4_matmul_cpp,
 )  # fmt: skip
 warp = KernelOp("warp", "the warpers of sampling, temperature to eta", warp_reference)
-select = KernelOp("select", "the best or drawn tokens of each row", select_reference)
+select = KernelOp(
+    "select", "the best or drawn tokens of each row", select_reference, cpp=select_cpp, why_not_cpp=why_not_select_cpp,
+    infers=True,
+)  # fmt: skip
+log_softmax = KernelOp(
+    "log_softmax", "log-probabilities of each row", log_softmax_reference, cpp=log_softmax_cpp,
+    why_not_cpp=why_not_log_softmax_cpp, infers=True,
+)  # fmt: skip
 process = KernelOp(
-    "process", "penalties and bans of each row, in place", process_reference, process_triton, why_not_scores
-)
+    "process", "penalties and bans of each row, in place", process_reference,
+    process_triton, why_not_scores, process_cpp, why_not_process_cpp, infers=True,
+)  # fmt: skip
 top_log_probs = KernelOp(
     "top_log_probs", "log-softmax, and the best of each source's rows", top_log_probs_reference,
-    top_log_probs_triton, why_not_scores,
+    top_log_probs_triton, why_not_scores, top_log_probs_cpp, why_not_top_log_probs_cpp, infers=True,
 )  # fmt: skip
 sample = KernelOp(
     "sample", "a token of each row, by its own warpers and random numbers", sample_reference,
-    sample_triton, why_not_scores,
+    sample_triton, why_not_scores, sample_cpp, why_not_sample_cpp, infers=True,
 )  # fmt: skip
 perturb = KernelOp("perturb", "scores plus Gumbel noise, by key", perturb_reference)
 
@@ -236,8 +262,8 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         linear, linears, attention, masked_attention, decode_attention, cross_decode_attention, add_layer_norm,
-        bias_gelu, layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, int4_matmuls, warp, select, process,
-        top_log_probs, sample, perturb, decoder_step,
+        bias_gelu, layer_norm_gelu, gelu_layer_norm, linear_gelu, int4_matmul, int4_matmuls, warp, select,
+        log_softmax, process, top_log_probs, sample, perturb, decoder_step,
     )
 }  # fmt: skip
 

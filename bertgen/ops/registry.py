@@ -47,8 +47,8 @@ def set_backend(name: str) -> str:
     Args:
         name: "auto" uses the Triton kernel on CUDA devices, and C++ or oneDNN on CPUs, wherever they take the
             arguments; "reference" uses none of them; "triton" and "cpp" use that one in every operator that has it, and
-            raise BackendError where it declines. `linear` and `linears` are exceptions: no backend of theirs covers
-            training, so they fall back instead of raising.
+            raise BackendError where it declines. Functions in C++ for inference only, as those of `linear` and
+            `add_layer_norm`, are exceptions: other calls fall back instead of raising.
 
     Returns:
         The name selected before.
@@ -112,6 +112,8 @@ class KernelOp(Op):
         why_not_triton: why the kernel does not take these arguments; None where it does.
         cpp: the function of the C++ extension, for CPU tensors.
         why_not_cpp: why that function does not take these arguments; None where it does.
+        infers: the function is for inference in float32. Then torch.compile traces the reference, and a call that the
+            function declines runs the reference even where "cpp" is selected.
     """
 
     reference: Function
@@ -119,11 +121,15 @@ class KernelOp(Op):
     why_not_triton: Callable[..., str | None] = _takes_all
     cpp: Function | None = None
     why_not_cpp: Callable[..., str | None] = _takes_all
+    infers: bool = False
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not arguments:
             arguments = (named.pop(self._first),)
-        if torch.compiler.is_compiling() and (self.prefers_triton(arguments[0]) or self.cpp is not None):
+        in_graph = torch.compiler.is_compiling()
+        if in_graph and self.infers and not self.prefers_triton(arguments[0]):
+            return self.reference(*arguments, **named)
+        if in_graph and (self.prefers_triton(arguments[0]) or self.cpp is not None):
             # One node of the graph. With dropout the reference is traced: a node would draw anew in the backward pass.
             if named.get("dropout"):
                 return self.reference(*arguments, **named)
@@ -150,7 +156,7 @@ class KernelOp(Op):
                 return function(first, *rest, **named)
             with device_guard(first.device):
                 return function(first, *rest, **named)
-        if _backend == backend:
+        if _backend == backend and not (backend == "cpp" and self.infers):
             raise BackendError(f"{self.name}: the backend is set to {backend}, but {reason}")
         return self.reference(first, *rest, **named)
 
@@ -182,10 +188,10 @@ class KernelOp(Op):
             return f"reference: plain torch, {reason}"
         reason = _why_not_device(backend, device)
         if reason is not None:
-            if _backend == backend:
+            if _backend == backend and not (backend == "cpp" and self.infers):
                 return f"an error: the backend is set to {backend}, but {reason}"
             return f"reference: plain torch, {reason}"
-        fallback = "an error" if _backend == backend else "reference"
+        fallback = "an error" if _backend == backend and not (backend == "cpp" and self.infers) else "reference"
         if backend == "cpp":
-            return f"cpp in float32, else {fallback}"
+            return f"cpp in float32{' inference' if self.infers else ''}, else {fallback}"
         return f"triton, and {fallback} for arguments that the kernel does not take"

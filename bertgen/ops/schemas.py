@@ -61,13 +61,13 @@ _register(
 _register(
     decode_attention,
     "(Tensor q, Tensor k, Tensor v, Tensor(a!) key_pool, Tensor(b!) value_pool, Tensor slots, Tensor table, "
-    "Tensor lengths) -> Tensor",
+    "Tensor lengths, Tensor(c!)? arrivals) -> Tensor",
     _empty_like,
 )
 _register(
     cross_decode_attention,
-    "(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, Tensor cu_rows, int max_rows) "
-    "-> Tensor",
+    "(Tensor q, Tensor key_pool, Tensor value_pool, Tensor table, Tensor lengths, Tensor cu_rows, int max_rows, "
+    "Tensor(a!)? arrivals) -> Tensor",
     _empty_like,
 )
 _register(

@@ -1,7 +1,7 @@
-"""The arguments of `kernels.cpp.decoder_step` except its `out`, by name and in their order.
+"""The arguments of `kernels.cpp.decoder_step` except its `out`, by name and in their order; the kinds of processors.
 
-csrc/bindings/decoder_step_layout.h names the same tensors. `extension` compares both sides when it loads the extension,
-and does not use an extension that differs.
+csrc/bindings/decoder_step_layout.h names the same tensors, csrc/processors_cpu.h the same kinds. `extension` compares
+both sides when it loads the extension, and does not use an extension that differs.
 """
 
 from __future__ import annotations
@@ -78,9 +78,13 @@ class StepArguments(NamedTuple):
     int8: bool
 
 
+# The kinds of logits processors by their numbers in C++; csrc/processors_cpu.h describes their arguments.
+PROCESSORS = ("bias", "repetition", "ngram", "suppress", "force", "decay", "finite", "normalize")
+
 # Attribute of `bertgen._C` -> the names it must have.
 LAYOUT = {
     "LAYER_PARTS": LayerParts._fields,
     "STEP_TABLES": StepTables._fields,
     "LAYER_POOLS": LayerPools._fields,
+    "PROCESSORS": PROCESSORS,
 }

@@ -8,67 +8,13 @@
 #include <vector>
 
 #include "attention.h"
+#include "decoder_parameters.h"
 #include "decoder_step_layout.h"
 #include "functions.h"
-#include "int4.h"
 #include "python.h"
 
 namespace bertgen {
 namespace {
-
-// Takes the tensors of the parts of layers in their order.
-class Parameters {
- public:
-  Parameters(const std::vector<Tensor>& tensors, const std::optional<Tensor>& codebook)
-      : tensors_(tensors), codebook_(codebook) {}
-
-  // [outputs, inputs], or any number of outputs for -1.
-  Dense dense_part(int64_t outputs, int64_t inputs, const char* name) {
-    const Tensor& weight = next(name);
-    Dense part{};
-    if (weight.dtype() == kTypeOf<uint8_t>) {
-      const Tensor &scale = next(name), &zero = next(name);
-      part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
-      check_size(weight, 1, inputs / 2, name);
-    } else {
-      check_type<float>(weight, 2, name);
-      part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
-    }
-    if (outputs >= 0) check_size(weight, 0, outputs, name);
-    part.outputs = weight.size(0);
-    part.inputs = inputs;
-    part.bias = vector_or_null(part.outputs, name);
-    return part;
-  }
-
-  Norm norm_part(int64_t size, const char* name) {
-    const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
-    BERTGEN_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
-    return part;
-  }
-
-  bool empty() const { return place_ == tensors_.size(); }
-
- private:
-  const Tensor& next(const char* name) {
-    BERTGEN_CHECK(place_ < tensors_.size(), "the parameters end before ", name);
-    return tensors_[place_++];
-  }
-
-  const float* vector_or_null(int64_t size, const char* name) {
-    const Tensor& tensor = next(name);
-    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
-  }
-
-  const std::vector<Tensor>& tensors_;
-  const std::optional<Tensor>& codebook_;
-  size_t place_ = 0;
-};
-
-// The field of each layer in a list of pools, for `layers` layers.
-float* layer_pool(const std::vector<Tensor>& pools, LayerPool field, size_t layer, size_t layers, const Shape& shape) {
-  return pool_data(pools[field * layers + layer], shape, size_of(pools[0], 3, 0), kLayerPoolNames[field]);
-}
 
 // x            float32 [rows, hidden], dense
 // parameters   the tensors of the parts of each layer, float32, packed weights uint8
@@ -104,27 +50,9 @@ void decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, con
   check_no_codebook(int8, codebook);
 
   Parameters rest(parameters, codebook);
-  std::vector<DecoderLayer> layers(count);
-  for (size_t i = 0; i < count; ++i) {
-    DecoderLayer& layer = layers[i];
-    for (const LayerPart& part : kLayerParts) {
-      if (part.cross && !cross) continue;
-      if (part.dense == nullptr) {
-        layer.*part.norm = rest.norm_part(hidden, part.name);
-      } else {
-        const int64_t outputs = part.dense == &DecoderLayer::intermediate ? -1 : hidden;
-        const int64_t inputs = part.dense == &DecoderLayer::output ? layer.intermediate.outputs : hidden;
-        layer.*part.dense = rest.dense_part(outputs, inputs, part.name);
-      }
-    }
-    layer.keys = layer_pool(pools, kKeys, i, count, shape);
-    layer.values = layer_pool(pools, kValues, i, count, shape);
-    if (cross) {
-      layer.source_keys = layer_pool(source_pools, kKeys, i, count, shape);
-      layer.source_values = layer_pool(source_pools, kValues, i, count, shape);
-    }
-  }
+  std::vector<DecoderLayer> layers = rest.layers(count, hidden, cross);
   BERTGEN_CHECK(rest.empty(), "there are more parameters than ", count, " layers have");
+  set_pools(layers, pools, source_pools, shape);
 
   const int64_t slots = count > 0 ? size_of(pools[0], 3, 0) : -1;
   DecoderStep step{};
@@ -155,7 +83,8 @@ void decoder_step_op(const Tensor& x, const std::vector<Tensor>& parameters, con
   check_apart("out", out, x, parameters, pools, source_pools, tables, codebook);
   for (const Tensor& pool : pools) check_apart("a pool", pool, tables);
   std::copy_n(x_data, rows * hidden, out_data);
-  decoder_step(layers, step, out_data, threads());
+  DecoderWorkspace workspace;
+  decoder_step(layers, step, out_data, workspace, threads());
 }
 
 PyMethodDef functions[] = {

@@ -2,12 +2,15 @@
 // ops/extension.py calls `use_torch` before any function that takes tensors.
 //
 // Its attributes are the names that both sides use, each a string of words: INSTRUCTION_SETS by their numbers, and the
-// layout of decoder_step, LAYER_PARTS, STEP_TABLES and LAYER_POOLS.
+// layout of decoder_step, LAYER_PARTS, STEP_TABLES and LAYER_POOLS, that of decode_steps, DECODER_PARTS, STATIC_TABLES,
+// SAMPLING_STATE and BEAM_STATE, and PROCESSORS by their numbers.
 #include <Python.h>
 
 #include <string>
 
 #include "../instruction_sets.h"
+#include "../processors_cpu.h"
+#include "decode_steps_layout.h"
 #include "decoder_step_layout.h"
 #include "functions.h"
 #include "python.h"
@@ -51,10 +54,14 @@ PyMODINIT_FUNC PyInit__C(void) {
 #ifdef Py_GIL_DISABLED
   PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
 #endif
-  if (add_attention(module) && add_block_allocator(module) && add_decoder_step(module) && add_int4(module) &&
-      add_linear(module) && add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) &&
-      add_names(module, "LAYER_PARTS", kLayerParts) && add_names(module, "STEP_TABLES", kStepTableNames) &&
-      add_names(module, "LAYER_POOLS", kLayerPoolNames)) {
+  if (add_attention(module) && add_block_allocator(module) && add_decode_steps(module) &&
+      add_decoder_step(module) && add_int4(module) && add_layernorm_gelu(module) && add_linear(module) &&
+      add_module_watch(module) && add_processors(module) && add_selection(module) &&
+      add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) &&
+      add_names(module, "STEP_TABLES", kStepTableNames) && add_names(module, "LAYER_POOLS", kLayerPoolNames) &&
+      add_names(module, "DECODER_PARTS", kDecoderPartNames) && add_names(module, "STATIC_TABLES", kStaticTableNames) &&
+      add_names(module, "SAMPLING_STATE", kSamplingStateNames) && add_names(module, "BEAM_STATE", kBeamStateNames) &&
+      add_names(module, "PROCESSORS", kProcessorNames)) {
     return module;
   }
   Py_DECREF(module);

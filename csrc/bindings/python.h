@@ -108,12 +108,16 @@ struct Argument<std::optional<T>> {
 template <class T>
 class Argument<std::vector<T>> {
   Reference items_;  // a tuple: another thread may change a list
+  std::vector<Argument<T>> arguments_;  // of lists in the list, with their tuples
 
  public:
   explicit Argument(PyObject* object) : items_(tuple_of(object)) {
     const Py_ssize_t count = PyTuple_Size(items_.get());
     value.reserve(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) value.push_back(Argument<T>(PyTuple_GetItem(items_.get(), i)).value);
+    arguments_.reserve(static_cast<size_t>(count));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      value.push_back(std::move(arguments_.emplace_back(PyTuple_GetItem(items_.get(), i)).value));
+    }
   }
   std::vector<T> value;
 
@@ -229,6 +233,8 @@ PyMethodDef method(const char* name, const char* doc) {
 // long and does not use Python: other threads run Python meanwhile. BERTGEN_QUICK is for the others.
 #define BERTGEN_METHOD(name, function, parameters, doc, releases_gil) \
   ::bertgen::method<function, releases_gil>(name, name "($module, " parameters ", /)\n--\n\n" doc)
+#define BERTGEN_QUICK_WITHOUT_ARGUMENTS(name, function, doc) \
+  ::bertgen::method<function, false>(name, name "($module, /)\n--\n\n" doc)
 #define BERTGEN_KERNEL(name, function, parameters, doc) BERTGEN_METHOD(name, function, parameters, doc, true)
 #define BERTGEN_QUICK(name, function, parameters, doc) BERTGEN_METHOD(name, function, parameters, doc, false)
 

@@ -7,32 +7,13 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../check.h"
 #include "dlpack.h"
 
 namespace bertgen {
-
-// A RuntimeError of Python.
-struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message(std::string{});  // its default constructor needs GCC 9 at run time, newer than torch does
-  (message << ... << parts);
-  throw Error(message.str());
-}
-
-// The arguments of `fail` are evaluated only where the condition is false.
-#define BERTGEN_CHECK(condition, ...) \
-  do {                                \
-    if (!(condition)) ::bertgen::fail(__VA_ARGS__); \
-  } while (false)
 
 // A view of a tensor that its caller keeps.
 class Tensor {
@@ -81,6 +62,10 @@ template <class T>
 inline constexpr DLDataType kTypeOf{};
 template <>
 inline constexpr DLDataType kTypeOf<float>{kDLFloat, 32, 1};
+template <>
+inline constexpr DLDataType kTypeOf<double>{kDLFloat, 64, 1};
+template <>
+inline constexpr DLDataType kTypeOf<bool>{kDLBool, 8, 1};
 template <>
 inline constexpr DLDataType kTypeOf<uint8_t>{kDLUInt, 8, 1};
 template <>

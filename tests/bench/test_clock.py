@@ -37,3 +37,31 @@ def test_contenders_take_turns():
     clock.race({name: [lambda name=name: (order.append(name), time.sleep(1e-3))] for name in "ab"}, CPU, 0.0, least=3)
     last = "".join(order[-12:])
     assert last == "aabbaabbaabb", "each call that counts follows one that does not"
+
+
+def test_what_cannot_be_captured_is_told(monkeypatch, capsys):
+    """Its launches from Python would count beside replays of others."""
+
+    class Device:
+        def __init__(self, device):
+            assert device.type == "cuda"
+
+        def run_beside(self, call):
+            call()
+
+        def capture(self, call):
+            raise RuntimeError("it reads a value\nand more")
+
+        def synchronize(self):
+            calls.append("synchronize")
+
+    calls = []
+    monkeypatch.setattr(clock, "CudaDevice", Device)
+    monkeypatch.setattr(clock, "on_device", lambda call: call() or 1.0)
+    taken = clock.race({"eager": [lambda: calls.append("call")]}, torch.device("cuda"), 0.0, least=2)
+    assert taken == {"eager": [1.0, 1.0]} and calls == ["call"] * 3 + ["synchronize"] + ["call"] * 2
+    message = "eager: no CUDA graph of it, so its launches from Python count: RuntimeError: it reads a value\n"
+    assert message in capsys.readouterr().err
+    monkeypatch.setattr(Device, "capture", lambda self, call: lambda: calls.append("replay"))
+    clock.race({"ours": [lambda: None]}, torch.device("cuda"), 0.0, least=2)
+    assert calls[-2:] == ["replay"] * 2 and capsys.readouterr().err == ""

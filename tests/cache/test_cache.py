@@ -10,9 +10,11 @@ import random
 import pytest
 import torch
 
-from bertgen import InputError, UnsupportedError
+from bertgen import InputError, UnsupportedError, ops
 from bertgen.cache.block_allocator import BlockAllocator, Violation
 from bertgen.cache.cache import Cache
+from bertgen.cache.static_cache import StaticCache
+from bertgen.kernels import tuning
 from tests.support.tiny_models import tiny
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
@@ -219,3 +221,33 @@ def test_the_allocator_of_a_cache_is_not_copied_alone():
     cache.join([cache.admit(1, 16)])
     with pytest.raises(UnsupportedError, match="rows have different lengths"):
         copy.copy(cache)
+
+
+def test_attention_of_all_layers_gets_the_same_counters(monkeypatch):
+    shape, told = (1, 2, 8, torch.float32, torch.device("cpu")), []
+    cache = Cache(*shape, rows=2, positions=4, source_positions=3, source_slots=16)
+    cache.join([cache.admit(2, 4, 0, 3)])
+    static = StaticCache(cache, [2], 3)
+    for name in ("decode_attention", "cross_decode_attention"):
+        monkeypatch.setattr(ops, name, lambda q, *rest: told.append(rest[-1]) or q)
+    x = torch.zeros(2, 2, 8)
+    with cache.step(1):
+        cache.attend(0, x, x, x)
+    static.attend(0, x, x, x)
+    static.attend_cross(0, x)
+    assert len(told) == 3 and all(counters is cache.arrivals for counters in told)
+    assert cache.arrivals.dtype == torch.int32 and len(cache.arrivals) == tuning.DECODE_COUNTERS
+
+
+@pytest.mark.parametrize("arch", tuning.ARCHITECTURES)
+def test_there_are_counters_for_every_launch_that_shares_keys(arch):
+    for pairs in range(1, 700):
+        for keys in (300, 512, 4096):
+            assert (
+                tuning.decode_attention(arch, pairs, keys, 64, 2).tiles["CHUNKS"] == 1
+                or pairs <= tuning.DECODE_COUNTERS
+            )
+            for rows in (1, 4, 17, 40):
+                tiles = tuning.cross_decode_attention(arch, pairs, keys, rows, 64, 2).tiles
+                programs = pairs * -(-rows // tiles["BLOCK_M"])
+                assert tiles["CHUNKS"] == 1 or programs <= tuning.DECODE_COUNTERS

@@ -53,6 +53,42 @@ def test_info_marks_slow_paths(capsys, monkeypatch):
     assert "slow paths: none\n" in capsys.readouterr().out
 
 
+def steps_told(capsys) -> tuple[dict, str]:
+    """What info says of steps, as JSON and as a table."""
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["steps"]
+    assert cli.main(["info"]) == 0
+    (table,) = re.findall(r"^steps\n((?:  .*\n)+)", capsys.readouterr().out, re.MULTILINE)
+    return found, table
+
+
+def test_info_says_how_steps_run(capsys, monkeypatch):
+    monkeypatch.setattr("bertgen.ops.registry._backend", "auto")
+    monkeypatch.setattr(extension, "why_not", lambda: None)
+    found, table = steps_told(capsys)
+    assert found["cpu"] == {"run": "cpp", "why not": None}
+    assert re.search(r"^  cpu +several in one C\+\+ call", table, re.MULTILINE)
+    monkeypatch.setattr(extension, "why_not", lambda: "it was taken away")
+    found, table = steps_told(capsys)
+    assert found["cpu"] == {"run": "plain", "why not": "it was taken away"}
+    assert re.search(r"^  cpu +one by one from Python: it was taken away$", table, re.MULTILINE)
+
+
+def test_info_says_how_steps_run_on_gpus(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for name, value in {"_backend": "auto", "WHY_NOT_TRITON": None}.items():
+        monkeypatch.setattr(f"bertgen.ops.registry.{name}", value)
+    found, table = steps_told(capsys)
+    assert found["cuda:1"] == {"run": "graphs", "why not": None}
+    assert re.search(r"^  cuda:0 +as CUDA graphs of two steps$", table, re.MULTILINE)
+    monkeypatch.setenv("BERTGEN_GRAPHS", "0")
+    found, table = steps_told(capsys)
+    assert found["cuda:0"] == {"run": "plain", "why not": "BERTGEN_GRAPHS=0 is set"}
+    assert re.search(r"^  cuda:1 +one by one from Python: BERTGEN_GRAPHS=0 is set$", table, re.MULTILINE)
+
+
 def test_info_names_the_variable_that_chose_the_instructions(capsys, monkeypatch):
     monkeypatch.setattr(extension, "why_not", lambda: None)
     monkeypatch.setattr(extension, "instruction_set", lambda: "portable")

@@ -61,39 +61,39 @@ def pairs(r: random.Random, seed: int, length: int):
             oracle.EncoderRepetitionPenaltyLogitsProcessor(factor, source),
         ),
         "repetition": (
-            partial(ours.penalize_repetition, penalty=factor),
+            ours.RepetitionPenalty(factor),
             oracle.RepetitionPenaltyLogitsProcessor(factor),
         ),
         "repetition behind padding": (
-            partial(ours.penalize_repetition, penalty=factor, first=ids(0, 2, 1)),
+            ours.RepetitionPenalty(factor, ids(0, 2, 1)),
             oracle.RepetitionPenaltyLogitsProcessor(factor, ids(0, 2, 1).repeat_interleave(2)),
         ),
-        "ngrams": (partial(ours.block_ngrams, size=size), oracle.NoRepeatNGramLogitsProcessor(size)),
+        "ngrams": (ours.NoRepeatNgram(size), oracle.NoRepeatNGramLogitsProcessor(size)),
         "encoder ngrams": (
             partial(ours.block_ngrams, size=size, tokens=source),
             oracle.EncoderNoRepeatNGramLogitsProcessor(size, source),
         ),
         "min_length": (
-            partial(ours.suppress, tokens=end, until=at),
+            ours.Suppress(end, VOCABULARY, last=at),
             oracle.MinLengthLogitsProcessor(at, end),
         ),
         "allowed": (
             partial(ours.allow, allowed=allowed, beams=2),
             oracle.PrefixConstrainedLogitsProcessor(allowed, 2),
         ),
-        "forced_bos": (partial(ours.force, tokens=ids(7), length=1), oracle.ForcedBOSTokenLogitsProcessor(7)),
+        "forced_bos": (ours.Force(ids(7), VOCABULARY, 1), oracle.ForcedBOSTokenLogitsProcessor(7)),
         "forced_eos": (
-            partial(ours.force, tokens=end, length=at),
+            ours.Force(end, VOCABULARY, at),
             oracle.ForcedEOSTokenLogitsProcessor(at + 1, end),
         ),
-        "remove_invalid": (ours.remove_invalid, oracle.InfNanRemoveLogitsProcessor()),
+        "remove_invalid": (ours.RemoveInvalid(), oracle.InfNanRemoveLogitsProcessor()),
         "decay": (
-            partial(ours.exponential_decay, tokens=end, start=start + 1, factor=factor),
+            ours.ExponentialDecay(end, start + 1, factor),
             oracle.ExponentialDecayLengthPenalty((start, factor), end, 1),
         ),
-        "suppress": (partial(ours.suppress, tokens=ids(3, 9)), oracle.SuppressTokensLogitsProcessor([3, 9])),
+        "suppress": (ours.Suppress(ids(3, 9), VOCABULARY), oracle.SuppressTokensLogitsProcessor([3, 9])),
         "begin_suppress": (
-            partial(ours.suppress, tokens=ids(3, 9), at=at),
+            ours.Suppress(ids(3, 9), VOCABULARY, first=at, last=at + 1),
             oracle.SuppressTokensAtBeginLogitsProcessor([3, 9], at),
         ),
     }
@@ -132,7 +132,7 @@ def test_only_a_source_that_is_stuck_with_all_its_beams_gets_its_allowed_tokens_
 
 def test_invalid_values():
     scores = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]])
-    agree(ours.remove_invalid(ids(1)[None], scores), oracle.InfNanRemoveLogitsProcessor()(ids(1)[None], scores))
+    agree(ours.RemoveInvalid()(ids(1)[None], scores), oracle.InfNanRemoveLogitsProcessor()(ids(1)[None], scores))
 
 
 WARPS = {

@@ -16,6 +16,7 @@ from bertgen import AutoTokenizer, EncoderDecoderModel
 from tests.support import engine_checks
 from tests.support.checkpoints import POSITIONS, sentence
 from tests.support.engine_requests import MARGIN, ExpectedRequest, arrivals, expect, outcome, without_draws
+from tests.support.fake_cuda_device import graphs_on_a_cpu
 from tests.support.reference_models import make_model_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
@@ -121,3 +122,27 @@ def test_nothing_is_left_on_this_device(tiny_checkpoint):
 
 def test_one_cache_at_a_time_on_this_device(tiny_checkpoint):
     engine_checks.holds_one_cache(tiny_checkpoint, CPU)
+
+
+def test_graphs_change_nothing_on_this_device(tiny_checkpoint, record_property):
+    """With replays that run from Python, and flags that are late."""
+    model = engine_checks.loaded(tiny_checkpoint, CPU)
+    requests = [*engine_checks.calls(tiny_checkpoint, 24, 6)]
+    with graphs_on_a_cpu() as devices:
+        record_property("count", engine_checks.graphs_change_nothing(model, requests, MARGIN, 0.1))
+    assert "capture" in devices[0].told
+
+
+def test_captures_that_fail_change_nothing_on_this_device(tiny_checkpoint, record_property):
+    model = engine_checks.loaded(tiny_checkpoint, CPU)
+    requests = [*engine_checks.calls(tiny_checkpoint, 8, 7)]
+    with graphs_on_a_cpu(fails=True) as devices:
+        record_property("count", engine_checks.graphs_change_nothing(model, requests, MARGIN, 0.1))
+    assert devices[0].told.count("capture") == 1
+
+
+def test_graphs_survive_on_this_device(tiny_checkpoint, record_property):
+    model = engine_checks.loaded(tiny_checkpoint, CPU)
+    sources = engine_checks.sources(tiny_checkpoint, 12, random.Random(8))
+    with graphs_on_a_cpu():
+        record_property("count", engine_checks.graphs_survive(model, sources, 1.0))

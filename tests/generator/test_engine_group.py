@@ -118,7 +118,7 @@ def test_a_device_that_fails_gives_its_requests_the_error(tiny_checkpoint, monke
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(pair.engine.engines[1]._batch, "report_tokens", fail)
+    monkeypatch.setattr(pair.engine.engines[1], "_remove_finished", fail)
     futures = [pair.submit(text) for text in texts * 4]
     errors = [future.exception(PATIENCE) for future in futures]
     assert None in errors and error in errors and set(errors) == {None, error}
@@ -200,7 +200,7 @@ def test_close_frees_the_memory_and_fails_what_is_not_done(tiny_checkpoint, from
         closing.set()
         time.sleep(0.05)
 
-    futures = [generator.submit(text, on_tokens=close, min_new_tokens=9) for text in texts]
+    futures = [generator.submit(text, on_tokens=close, min_new_tokens=30) for text in texts]
     assert closing.wait(PATIENCE)
     generator.close()
     for future in futures:
@@ -255,3 +255,19 @@ def test_one_device_needs_no_group(tiny_checkpoint):
 def test_devices_that_are_none(tiny_checkpoint, options, error, message):
     with pytest.raises(error, match=message):
         Generator(tiny_checkpoint, **options)
+
+
+def test_an_on_done_that_raises_leaves_no_other_request_untold(pair, monkeypatch, caplog):
+    group = EngineGroup([engine.model for engine in pair.engine.engines], pair.engine.config)
+    monkeypatch.setattr(group, "wake", lambda: None)  # so that all of them wait in the queue
+    told = []
+
+    def on_done(request):
+        told.append(request)
+        raise LookupError("mine")
+
+    call = CallOptions.checked(pair.model, {})
+    requests = group.submit([Request([5, 6], call.generation, number=i) for i in range(3)], on_done)
+    group.clear()
+    assert told == requests and all(isinstance(request.error, BackendError) for request in requests)
+    assert not group.busy and "mine" in caplog.text

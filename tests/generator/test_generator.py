@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from bertgen import (
     Generator,
     InputError,
 )
+from bertgen.config import EngineConfig
+from bertgen.tokenizer.special_tokens import Encoded
 from tests.support.checkpoints import MAX_LENGTH, translation
+from tests.support.fake_cuda_device import graphs_on_a_cpu
 
 
 def alone(generator, text, **options):
@@ -289,6 +293,34 @@ def test_the_end_of_the_context_frees_the_memory(tiny_checkpoint):
             slow.result(60)
     assert generator.engine._decoder is None
     assert generator.generate(["one"])[0].text == "eins", "a later call takes it again"
+
+
+def test_a_gpu_is_warmed_up_for_one_text_and_for_a_batch(tiny_checkpoint, monkeypatch):
+    """Greedy and with the model's own beams: each kind is captured with as many units as fit."""
+    model = EncoderDecoderModel.from_pretrained(tiny_checkpoint)
+    model.generation_config.num_beams = 3
+    with graphs_on_a_cpu() as devices, Generator(model, tiny_checkpoint, engine=EngineConfig(max_rows=24)) as generator:
+        ran = []
+        run = lambda requests, call, engine: ran.append((call.generation.num_beams, len(requests))) or ()  # noqa: E731
+        monkeypatch.setattr(generator, "_run", run)
+        generator.warm_up()
+        assert ran == [(1, 1)], "on a CPU one call is enough"
+        ran.clear()
+        monkeypatch.undo()
+        on_gpu = SimpleNamespace(
+            model=SimpleNamespace(device=torch.device("cuda")), config=generator.engine.config
+        )  # fmt: skip
+        kinds = generator._warm_up_calls(on_gpu)
+        assert [(call.generation.num_beams, count) for call, count in kinds] == [(1, 1), (1, 24), (3, 1), (3, 8)]
+        for call, count in kinds:
+            list(generator._run([generator._request(i, Encoded([5, 6]), call) for i in range(count)], call))
+        assert devices[0].told.count("capture") == 4
+        before = devices[0].told.count("capture")
+        assert [output.text for output in generator.generate(["one", "two"], num_beams=1)] == ["eins", "zwei"]
+        assert generator.generate(["one"])[0].text == "eins"
+        assert devices[0].told.count("capture") <= before + 1  # of two units
+        model.generation_config.num_beams = 1
+        assert len(generator._warm_up_calls(on_gpu)) == 2
 
 
 def test_callbacks_see_their_request_only(generator, texts):

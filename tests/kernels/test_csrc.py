@@ -21,10 +21,19 @@ def compiler():
 
 
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
-def test_fuzz(target, tmp_path):
-    """csrc/fuzz_cpu_kernels.cpp under the sanitizers, for this machine and for one without AVX2."""
-    sources = [CSRC / "fuzz_cpu_kernels.cpp", *sorted(CSRC.glob("*_cpu.cpp"))]
-    flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [target])]
+@pytest.mark.parametrize("program", ["fuzz_cpu_kernels", "fuzz_decode_steps"])
+def test_fuzz(program, target, tmp_path):
+    """The program under the sanitizers, for this machine and for one without AVX2."""
+    sources = [CSRC / f"{program}.cpp", *sorted(CSRC.glob("*_cpu.cpp"))]
+    flags = [
+        *STRICT,
+        "-O1",
+        "-g",
+        "-pthread",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        *filter(None, [target]),
+    ]
     built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
     if "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")

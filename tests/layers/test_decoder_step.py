@@ -235,6 +235,15 @@ def test_a_block_that_trains_drops_out(part, taken):
     assert not any(taken) and not torch.equal(first, logits(model))
 
 
+@pytest.mark.parametrize("part", ["attention", "crossattention"])
+def test_an_attention_that_trains_drops_out(part, taken):
+    model = make(attention_probs_dropout_prob=0.5)
+    model.decoder.body.encoder.layer[1].get_submodule(part).training = True
+    torch.manual_seed(0)
+    first = logits(model)
+    assert not any(taken) and not torch.equal(first, logits(model))
+
+
 def test_global_hooks_run(taken):
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, y: seen.append(type(module)))

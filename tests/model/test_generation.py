@@ -20,6 +20,7 @@ from bertgen import (
 )
 from bertgen.cache.cache import Cache
 from bertgen.decoding import resolve_generation_config
+from bertgen.model import encoder_decoder
 from tests.support.generate_comparison import assert_same, batch, both, found_by_both, random_search
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
@@ -320,6 +321,7 @@ def test_text_to_text(tiny_checkpoint, models):
 
 def test_ended_rows_are_dropped_unless_they_are_returned(models, monkeypatch):
     model, _ = models
+    monkeypatch.setattr(encoder_decoder, "static_sequences", lambda *_: None)
     ids, mask = batch(random.Random(4), model.config.encoder.vocab_size)
     calls, select = [], Cache.select
     monkeypatch.setattr(Cache, "select", lambda self, *rows: calls.append(rows) or select(self, *rows))
@@ -343,6 +345,7 @@ def test_ended_rows_are_dropped_unless_they_are_returned(models, monkeypatch):
 def test_nothing_is_computed_that_is_not_returned(models, monkeypatch):
     """Without processors beams go to the operator that finds the best log-probabilities by itself."""
     model, _ = models
+    monkeypatch.setattr(encoder_decoder, "static_sequences", lambda *_: None)
     monkeypatch.setattr(ops, "select", None)
     model.generate(torch.tensor([[5, 6, 7]]), num_beams=3, max_new_tokens=5)
     with pytest.raises(TypeError):

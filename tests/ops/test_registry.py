@@ -74,7 +74,7 @@ def test_a_call_runs_the_backend_that_is_explained(op, name, loaded, selected, m
 
 def test_a_backend_that_an_operator_lacks_is_not_explained_as_a_missing_kernel(selected):
     selected("cpp")
-    assert ops.add_layer_norm.explain("cpu") == "reference: plain torch, the operator has no cpp backend"
+    assert ops.bias_gelu.explain("cpu") == "reference: plain torch, the operator has no cpp backend"
     assert ops.linear.explain("cuda") == "torch's product (cuBLAS)"
     explained = ops.decode_attention.explain("cuda")
     assert explained == "an error: the backend is set to cpp, but the tensors are on a cuda device and not on a CPU"

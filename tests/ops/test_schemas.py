@@ -25,10 +25,11 @@ def arguments() -> dict[str, tuple]:
     table = torch.arange(8, dtype=torch.int32).view(2, 4)
     lengths, rows = torch.tensor([3, 1], dtype=torch.int32), torch.tensor([0, 1, 4], dtype=torch.int32)
     pools = torch.randn(8, 2, 8), torch.randn(8, 2, 8)
+    counters = torch.zeros(8, dtype=torch.int32)
     return {
         "attention": (leaf(7, 2, 8), leaf(7, 2, 8), leaf(7, 2, 8), cu, cu, 4, 4, True, None, None, seen),
-        "decode_attention": (*(torch.randn(2, 2, 8) for _ in range(3)), *pools, table[:, 3], table, lengths),
-        "cross_decode_attention": (torch.randn(4, 2, 8), *pools, table, lengths, rows, 3),
+        "decode_attention": (*(torch.randn(2, 2, 8) for _ in range(3)), *pools, table[:, 3], table, lengths, counters),
+        "cross_decode_attention": (torch.randn(4, 2, 8), *pools, table, lengths, rows, 3, None),
         "add_layer_norm": (leaf(5, 8), leaf(8), leaf(5, 8), leaf(8), leaf(8), 1e-12),
         "bias_gelu": (leaf(5, 8), None, "gelu"),
         "layer_norm_gelu": (leaf(5, 8), leaf(8), leaf(8), 1e-12, "gelu"),

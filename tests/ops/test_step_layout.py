@@ -30,6 +30,7 @@ def test_the_sources_name_the_same_layout():
         "LAYER_PARTS": names(header, r"kLayerParts\[\] = {", "};", r'{"(\w+)"'),
         "STEP_TABLES": names(header, r"define BERTGEN_STEP_TABLES", "\n\n", r'FIELD\(k\w+, "(\w+)"\)'),
         "LAYER_POOLS": names(header, r"define BERTGEN_LAYER_POOLS", "\n\n", r'FIELD\(k\w+, "(\w+)"\)'),
+        "PROCESSORS": names("processors_cpu.h", r"kProcessorNames\[\] = {", "};", r'"(\w+)"'),
     }
     parameters = names("bindings/decoder_step.cpp", r'BERTGEN_KERNEL\("decoder_step", \w+,\s+"', '"', r"\w+")
     assert parameters == (*StepArguments._fields, "out")

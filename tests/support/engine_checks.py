@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -72,6 +75,67 @@ def gives_the_same_tokens(checkpoint: Path, device: torch.device, count: int) ->
             assert outputs[place] == other.expected, (one.options, one.margin)
     assert narrow <= count / 10, narrow
     return f"{count} requests on {device}: {narrow} of a margin up to {MARGIN}, which were not compared"
+
+
+def graphs_change_nothing(
+    model: EncoderDecoderModel, requests: Sequence[tuple[list[int], dict[str, Any]]], margin: float, share: float
+) -> str:
+    """Equal tokens of requests without draws with graphs and without, and of `model.generate`.
+
+    Args:
+        margin: outputs that depend on a smaller difference of scores are not compared.
+        share: of the requests, at most, of such a margin.
+    """
+    wanted = [expect(model, ids, options) for ids, options in requests]
+    limits = EngineConfig(max_rows=64, cache_bytes=1 << 26)
+    found, steps = [], []
+    for setting in ("1", "0"):
+        with mock.patch.dict(os.environ, BERTGEN_GRAPHS=setting):
+            engine = Engine(model, limits)
+            done = completed(engine, [one.request(number) for number, one in enumerate(wanted)])
+            found.append(outputs(done))
+            steps.append(engine.statistics.static_steps)
+            assert engine.statistics.pages_used == 0
+    assert steps[0] > 0 and steps[1] == 0, steps
+    narrow = 0
+    for one, with_graphs, without in zip(wanted, *found, strict=True):
+        if one.margin <= margin:
+            narrow += 1
+            continue
+        assert with_graphs == without == one.expected, (one.options, one.margin)
+    assert narrow <= share * len(wanted), narrow
+    return f"{len(wanted)} requests, {steps[0]} static steps: {narrow} of a margin up to {margin}, not compared"
+
+
+def graphs_survive(model: EncoderDecoderModel, sources: Sequence[list[int]], seconds: float) -> str:
+    """Random requests enter, are cancelled and end for so long: outputs stay those of the first time, pages return."""
+    r, kinds = random.Random(7), [dict(num_beams=1), dict(num_beams=4), dict(do_sample=True, top_k=5)]
+    resolved = [resolve_generation_config(GenerationConfig(**kind).over(model.generation_config)) for kind in kinds]
+    engine = Engine(model, EngineConfig(max_rows=64, cache_bytes=1 << 26))
+    known: dict[tuple[int, int], list[list[int]]] = {}
+    count, cancelled, end = 0, 0, time.monotonic() + seconds
+    while count == 0 or time.monotonic() < end:
+        places = [(r.randrange(len(sources)), r.randrange(len(resolved))) for _ in range(r.randint(1, 40))]
+        requests = [Request(sources[i], resolved[k], number=i, seed=3) for i, k in places]
+        submitted = engine.submit(requests, lambda _: None)
+        for _ in range(r.randint(0, 6)):
+            engine.step()
+        gone = set(r.sample(submitted, r.randint(0, len(submitted) // 4)))
+        engine.cancel(gone)
+        for _ in range(20_000):
+            if not engine.busy:
+                break
+            engine.step()
+        assert not engine.busy
+        for place, request in zip(places, submitted):
+            if request in gone and request.outputs is None:
+                cancelled += 1
+                continue
+            assert request.error is None, request.error
+            assert request.outputs == known.setdefault(place, request.outputs or []), place
+            count += 1
+        assert engine.statistics.pages_used == 0 and engine.statistics.running == 0
+    return f"{count} requests, {cancelled} cancelled, {engine.statistics.static_steps} static steps"
 
 
 def draws_by_keys_alone(checkpoint: Path, device: torch.device, count: int) -> str:

@@ -124,7 +124,10 @@ def assert_same(expected: Any, got: Any, padded: bool = False) -> None:
         if name == "beam_indices":
             assert torch.equal(got.beam_indices[found], expected.beam_indices[found])
         elif name == "sequences_scores":
-            assert (got.sequences_scores[found] - expected.sequences_scores[found]).abs().max() <= 1e-4
+            # Sums of up to some hundred: float32 rounds them at 3e-5.
+            torch.testing.assert_close(
+                got.sequences_scores[found], expected.sequences_scores[found], rtol=1e-6, atol=1e-4
+            )
             assert (expected.sequences_scores[~found] < -1e7).all()  # 1e9 divided by the length
         elif name == CACHE_NAME:
             assert got[name].get_seq_length() == expected[name].get_seq_length()

@@ -1,0 +1,58 @@
+"""The memory of keys and values, in slots."""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVPool:
+    """Keys and values [slots, heads, head_dim] of each layer; grows as needed.
+
+    Args:
+        layers: number of layers.
+        like: a tensor [heads, head_dim] of the dtype and device of the pool.
+        limit: the most slots.
+        full: allocate all slots now, and the scratch slot.
+
+    Attributes:
+        keys, values: a tensor per layer.
+        scratch: int32 [1], the number of a slot that belongs to no row: rows that must not write a slot of their own
+            write this one. It is the last slot of the pool, and only there after `fill` or `add_scratch`.
+    """
+
+    def __init__(self, layers: int, like: torch.Tensor, limit: int, full: bool):
+        # Zeros, not uninitialised memory: a NaN in an unwritten slot would pass a mask as 0 * NaN.
+        self.limit = limit
+        self.keys, self.values = ([like.new_zeros((0, *like.shape)) for _ in range(layers)] for _ in "kv")
+        self.scratch = torch.zeros(1, dtype=torch.int32, device=like.device)
+        self._size = self._extra = 0  # slots of rows, and beyond them
+        if full:
+            self.fill()
+
+    def fill(self) -> None:
+        """Allocate all slots, and the scratch slot: they never move again."""
+        if self.limit and (self._size < self.limit or not self._extra):
+            self._resize(self.limit, 1)
+
+    def add_scratch(self) -> None:
+        """Make the scratch slot."""
+        if not self._extra:
+            self._resize(self._size, 1)
+
+    def reserve(self, slots: int) -> None:
+        """Grow to at least `slots` slots; by half of the size or more, so that slots are rarely copied."""
+        if slots > self._size:
+            self._resize(min(max(slots, self._size + self._size // 2), self.limit), self._extra)
+
+    def _resize(self, size: int, extra: int) -> None:
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = tensor.new_zeros((size + extra, *tensor.shape[1:]))
+                tensors[layer][: self._size] = tensor[: self._size]
+        self._size, self._extra = size, extra
+        self.scratch.fill_(size)
+
+    @property
+    def bytes(self) -> int:
+        """Allocated memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))

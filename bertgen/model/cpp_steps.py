@@ -1,0 +1,170 @@
+"""CppSteps: the steps of a static decoder in one call of the C++ extension, in float32 on a CPU.
+
+A step of a small model takes some hundred microseconds, and from Python as much again for the calls. One call here runs
+several steps, from the embeddings to the choice of the tokens. It computes what `StaticDecoder.step` computes, which
+stays the definition, in the same tensors; rows that have ended cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..decoding.beam_search import BeamSearch
+from ..decoding.static_search import StaticSearch
+from ..kernels import cpp
+from ..kernels.linear import few_rows
+from ..kernels.plain import is_intercepted
+from ..layers.decoder_step import Unsupported
+from ..ops.decode_steps_layout import BEAM_STATE, SAMPLING_STATE, StaticTables
+from ..ops.registry import why_not_extension
+from ..ops.step_layout import PROCESSORS
+from .decoder_weights import DecoderWeights
+from .static_decoder import EagerSteps, StaticDecoder
+
+_EARLY_STOPPING = {False: 0, True: 1, "never": 2}
+
+
+class CurrentWeights:
+    """The weights of a decoder: collected once, and again when the model has changed.
+
+    Args:
+        cross: with its cross-attention; None where it has one.
+    """
+
+    def __init__(self, decoder: nn.Module, cross: bool | None = None):
+        if cross is None:
+            layers = getattr(getattr(getattr(decoder, "body", None), "encoder", None), "layer", ())
+            cross = any(hasattr(layer, "crossattention") for layer in layers)
+        self._decoder, self._cross = decoder, cross
+        self._weights: DecoderWeights | None = None
+
+    def get(self) -> DecoderWeights:
+        """The weights as they are.
+
+        Raises:
+            Unsupported: C++ cannot compute with them; the reason.
+        """
+        if self._weights is None or not self._weights.are_current():
+            self._weights = None
+            self._weights = DecoderWeights(self._decoder, self._cross)
+        return self._weights
+
+
+def why_not_cpp_steps(decoder: nn.Module, rows: int, weights: CurrentWeights | None = None) -> str | None:
+    """Why `CppSteps` does not run the steps of a decoder for so many rows, as one clause; None where it does.
+
+    Args:
+        weights: of the decoder, for a caller that keeps them.
+    """
+    if rows > few_rows():
+        return f"{rows} rows are more than {few_rows()}, up to which the extension is faster"
+    reason = _why_not_here()
+    if reason is None:
+        try:
+            (weights or CurrentWeights(decoder)).get()
+        except Unsupported as error:
+            reason = str(error)
+    return reason
+
+
+def _why_not_here() -> str | None:
+    """Why C++ does not run steps of any decoder here and now; None where it does."""
+    reason = why_not_extension()
+    if reason is not None:
+        return reason
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses other dtypes"
+    if torch.compiler.is_compiling() or is_intercepted():
+        return "operators are traced or intercepted"
+    return None
+
+
+class CppSteps:
+    """The steps of a static decoder whose `why_not_cpp_steps` is None.
+
+    Weights that change take effect in the next run. A run that C++ cannot compute any more, for example because a layer
+    has got a hook, or because gradients are enabled, is computed by `StaticDecoder.step`.
+
+    Args:
+        weights: of the decoder, for a caller that keeps them.
+    """
+
+    def __init__(self, decoder: StaticDecoder, weights: CurrentWeights | None = None):
+        self._decoder, self._runs = decoder, 0
+        self._eager = EagerSteps(decoder)
+        self._weights = weights or CurrentWeights(decoder.decoder, decoder.cache.has_cross)
+        self._workspace = cpp.steps_workspace()
+        vocabulary = decoder.decoder.config.vocab_size
+        self._plans = tuple(_plan(search, vocabulary) for search in decoder.searches)
+        self._states = tuple(_state(search) for search in decoder.searches)
+
+    def run(self, count: int, stop_when_over: bool = False) -> int:
+        """As `Steps.run`; `count` may be any number."""
+        decoder, cache = self._decoder, self._decoder.cache
+        self._runs += 1
+        weights = self._current_weights()
+        if weights is None:
+            return self._eager.run(count, stop_when_over)
+        cache.prepare(count)
+        source = cache.cross_pool if cache.has_cross else None
+        tables = StaticTables(
+            over=decoder.over,
+            tokens=decoder.tokens,
+            parents=decoder.parents,
+            own_slots=cache.own_slots,
+            slot_table=cache.slot_table,
+            lengths=cache.lengths,
+            source_table=cache.source_table,
+            source_lengths=cache.source_lengths,
+            cu_rows=cache.cu_rows,
+        )
+        return cpp.decode_steps(
+            weights.capsule, self._plans, self._states, (*cache.pool.keys, *cache.pool.values),
+            () if source is None else (*source.keys, *source.values), tables, self._workspace, count, stop_when_over,
+        )  # fmt: skip
+
+    def flags(self) -> tuple[int, list[bool]]:
+        """As `Steps.flags`: of the newest run."""
+        return self._runs, self._decoder.over.tolist()
+
+    def _current_weights(self) -> DecoderWeights | None:
+        """The weights of the decoder as they are; None where C++ cannot compute with them."""
+        decoder = self._decoder
+        if torch.is_grad_enabled() or decoder.cache.dtype is not torch.float32 or _why_not_here() is not None:
+            return None
+        try:
+            return self._weights.get()
+        except Unsupported:
+            return None
+
+
+def _plan(search: StaticSearch, vocabulary: int) -> Any:
+    """What a search does, as a capsule."""
+    options, kind = search.search.options, search.search
+    codes = [processor.code for processor in search.processors]
+    is_beams = isinstance(kind, BeamSearch)
+    return cpp.search_plan(
+        search.units,
+        search.width,
+        is_beams,
+        bool(options.do_sample),
+        bool(kind.scored),
+        list(options.end_tokens),
+        kind.candidates if isinstance(kind, BeamSearch) else 0,
+        isinstance(kind, BeamSearch) and bool(kind.uses_top_log_probs),
+        _EARLY_STOPPING[options.early_stopping],
+        float(options.length_penalty),
+        [PROCESSORS.index(code.kind) for code in codes],
+        [list(code.integers) for code in codes],
+        [list(code.floats) for code in codes],
+        vocabulary,
+    )
+
+
+def _state(search: StaticSearch) -> tuple[torch.Tensor, ...]:
+    """The tensors of a search in their order; greedy search lacks the last ones."""
+    names = BEAM_STATE if isinstance(search.search, BeamSearch) else SAMPLING_STATE
+    return tuple(search.state[name] for name in names if name in search.state)

@@ -1,0 +1,118 @@
+// The parameters and pools of a decoder in the tensors of a caller; decoder_step_layout.h has their order.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "../decoder_step_cpu.h"
+#include "attention.h"
+#include "decoder_step_layout.h"
+#include "int4.h"
+#include "tensors.h"
+
+namespace bertgen {
+
+// Takes the tensors of parts in their order.
+class Parameters {
+ public:
+  Parameters(const std::vector<Tensor>& tensors, const std::optional<Tensor>& codebook)
+      : tensors_(tensors), codebook_(codebook) {}
+
+  // [outputs, inputs], or any number of outputs for -1.
+  Dense dense_part(int64_t outputs, int64_t inputs, const char* name) {
+    const Tensor& weight = next(name);
+    Dense part{};
+    if (weight.dtype() == kTypeOf<uint8_t>) {
+      const Tensor &scale = next(name), &zero = next(name);
+      part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
+      check_size(weight, 1, inputs / 2, name);
+    } else {
+      check_type<float>(weight, 2, name);
+      part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
+    }
+    if (outputs >= 0) check_size(weight, 0, outputs, name);
+    part.outputs = weight.size(0);
+    part.inputs = inputs;
+    part.bias = vector_or_null(part.outputs, name);
+    return part;
+  }
+
+  Norm norm_part(int64_t size, const char* name) {
+    const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
+    BERTGEN_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
+    return part;
+  }
+
+  // [elements], or null for an empty tensor.
+  const float* vector_or_null(int64_t size, const char* name) {
+    const Tensor& tensor = next(name);
+    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
+  }
+
+  // A table [any number of rows, columns], and its rows.
+  const float* table(int64_t columns, int64_t* rows, const char* name) {
+    const Tensor& tensor = next(name);
+    *rows = size_of(tensor, 2, 0);
+    return dense<float>(tensor, {*rows, columns}, name);
+  }
+
+  // The layers without their pools.
+  std::vector<DecoderLayer> layers(size_t count, int64_t hidden, bool cross) {
+    std::vector<DecoderLayer> layers(count);
+    for (DecoderLayer& layer : layers) {
+      for (const LayerPart& part : kLayerParts) {
+        if (part.cross && !cross) continue;
+        if (part.dense == nullptr) {
+          layer.*part.norm = norm_part(hidden, part.name);
+        } else {
+          const int64_t outputs = part.dense == &DecoderLayer::intermediate ? -1 : hidden;
+          const int64_t inputs = part.dense == &DecoderLayer::output ? layer.intermediate.outputs : hidden;
+          layer.*part.dense = dense_part(outputs, inputs, part.name);
+        }
+      }
+    }
+    return layers;
+  }
+
+  // Whether the next tensor is empty, which is then taken: it stands for a part that is absent.
+  bool skip_empty() {
+    const bool skips = place_ < tensors_.size() && tensors_[place_].numel() == 0;
+    place_ += skips;
+    return skips;
+  }
+
+  bool empty() const { return place_ == tensors_.size(); }
+
+ private:
+  const Tensor& next(const char* name) {
+    BERTGEN_CHECK(place_ < tensors_.size(), "the parameters end before ", name);
+    return tensors_[place_++];
+  }
+
+  const std::vector<Tensor>& tensors_;
+  const std::optional<Tensor>& codebook_;
+  size_t place_ = 0;
+};
+
+// Sets the pools of all layers from lists of the keys of each layer, then the values of each; without sources
+// `source_pools` is empty.
+inline void set_pools(std::vector<DecoderLayer>& layers, const std::vector<Tensor>& pools,
+                      const std::vector<Tensor>& source_pools, const Shape& shape) {
+  const size_t count = layers.size();
+  const auto data = [&](const std::vector<Tensor>& list, LayerPool field, size_t layer) {
+    return pool_data(list[field * count + layer], shape, size_of(list[0], 3, 0), kLayerPoolNames[field]);
+  };
+  BERTGEN_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
+                " for each of ", count, " layers");
+  BERTGEN_CHECK(source_pools.empty() || source_pools.size() == pools.size(), "there are ", source_pools.size(),
+                " pools of sources, not ", pools.size());
+  for (size_t i = 0; i < count; ++i) {
+    layers[i].keys = data(pools, kKeys, i);
+    layers[i].values = data(pools, kValues, i);
+    if (source_pools.empty()) continue;
+    layers[i].source_keys = data(source_pools, kKeys, i);
+    layers[i].source_values = data(source_pools, kValues, i);
+  }
+}
+
+}  // namespace bertgen
