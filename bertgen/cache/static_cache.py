@@ -128,17 +128,13 @@ class StaticCache(StepCache):
             self._source_sizes[unit] = length
 
     def leave(self, units: Sequence[int]) -> None:
-        """Empty these units. Their slots stay taken until `release`."""
+        """Empty these units. Their slots stay taken until the allocator releases the request."""
         rows = self.rows_of(units)
         for row in rows:
             self._numbers[row], self._known[row], self._limits[row] = -1, 0, 0
         index, unit_index = self._copied(rows, units)
         self.lengths.index_fill_(0, index.long(), 0)
         self.source_lengths.index_fill_(0, unit_index.long(), 0)
-
-    def release(self, admission: Admission) -> None:
-        """Give back the slots of a request: when no step that is still to run, or running, may write them."""
-        self.allocator.release(admission.request)
 
     def take(self, other: StaticCache, theirs: Sequence[int], mine: Sequence[int]) -> None:
         """Continue units of another static cache of the same `Cache` in empty units of this one.

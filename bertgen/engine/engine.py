@@ -418,9 +418,7 @@ class Engine:
 
     def _run_static(self, static: StaticBatch) -> None:
         """Run the static batch, for a short time where others wait. If the model has changed, all continue plainly."""
-        reason = self._static_steps.why_not(1)
-        if reason is not None and self._static_steps.failure is None:
-            raise _StaticFailureError(UnsupportedError(reason))
+        _static_call(self._static_steps.check_replays)
         steps = _static_call(static.run, bool(self.scheduler.waiting), bool(self._batch.groups))
         self._counts.steps += steps
         self._counts.static_steps += steps

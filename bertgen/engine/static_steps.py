@@ -10,6 +10,7 @@ from .. import decoding
 from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..decoding.static_search import why_not_static
+from ..errors import UnsupportedError
 from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
 from ..model.captured_calls import why_not_captured
@@ -59,6 +60,13 @@ class StaticSteps:
             return why_not_cpp_steps(model.decoder, rows, self._weights)
         reason = why_not_graphs(model.device) or why_not_captured(model.decoder)
         return reason or self.failure
+
+    def check_replays(self) -> None:
+        """Raise UnsupportedError where the model has changed, and replays would not show it; C++ checks it itself."""
+        if self._graphs is not None and self._graphs.failure is None:
+            reason = self.why_not(1)
+            if reason is not None:
+                raise UnsupportedError(reason)
 
     @property
     def failure(self) -> str | None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..decoding.beam_search import BeamSearch
 from ..decoding.static_search import StaticSearch
+from ..errors import UnsupportedError
 from ..kernels import cpp
 from ..kernels.linear import few_rows
 from ..kernels.plain import is_intercepted
@@ -22,7 +23,7 @@ from ..ops.decode_steps_layout import BEAM_STATE, SAMPLING_STATE, StaticTables
 from ..ops.registry import why_not_extension
 from ..ops.step_layout import PROCESSORS
 from .decoder_weights import DecoderWeights
-from .static_decoder import EagerSteps, StaticDecoder
+from .static_decoder import StaticDecoder
 
 _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 
@@ -85,8 +86,7 @@ def _why_not_here() -> str | None:
 class CppSteps:
     """The steps of a static decoder whose `why_not_cpp_steps` is None.
 
-    Weights that change take effect in the next run. A run that C++ cannot compute any more, for example because a layer
-    has got a hook, or because gradients are enabled, is computed by `StaticDecoder.step`.
+    Weights that change take effect in the next run.
 
     Args:
         weights: of the decoder, for a caller that keeps them.
@@ -94,7 +94,6 @@ class CppSteps:
 
     def __init__(self, decoder: StaticDecoder, weights: CurrentWeights | None = None):
         self._decoder, self._runs = decoder, 0
-        self._eager = EagerSteps(decoder)
         self._weights = weights or CurrentWeights(decoder.decoder, decoder.cache.has_cross)
         self._workspace = cpp.steps_workspace()
         vocabulary = decoder.decoder.config.vocab_size
@@ -102,12 +101,15 @@ class CppSteps:
         self._states = tuple(_state(search) for search in decoder.searches)
 
     def run(self, count: int, stop_when_over: bool = False) -> int:
-        """As `Steps.run`; `count` may be any number."""
+        """As `Steps.run`; `count` may be any number.
+
+        Raises:
+            UnsupportedError: the model has changed, for example a layer has got a hook, or gradients are enabled; then
+                nothing has run.
+        """
         decoder, cache = self._decoder, self._decoder.cache
-        self._runs += 1
         weights = self._current_weights()
-        if weights is None:
-            return self._eager.run(count, stop_when_over)
+        self._runs += 1
         cache.prepare(count)
         source = cache.cross_pool if cache.has_cross else None
         tables = StaticTables(
@@ -130,15 +132,15 @@ class CppSteps:
         """As `Steps.flags`: of the newest run."""
         return self._runs, self._decoder.over.tolist()
 
-    def _current_weights(self) -> DecoderWeights | None:
-        """The weights of the decoder as they are; None where C++ cannot compute with them."""
-        decoder = self._decoder
-        if torch.is_grad_enabled() or decoder.cache.dtype is not torch.float32 or _why_not_here() is not None:
-            return None
-        try:
-            return self._weights.get()
-        except Unsupported:
-            return None
+    def _current_weights(self) -> DecoderWeights:
+        """The weights of the decoder as they are; raises UnsupportedError where C++ cannot compute with them."""
+        reason = "gradients are enabled" if torch.is_grad_enabled() else _why_not_here()
+        if reason is None:
+            try:
+                return self._weights.get()
+            except Unsupported as error:
+                reason = str(error)
+        raise UnsupportedError(f"steps in C++: {reason}")
 
 
 def _plan(search: StaticSearch, vocabulary: int) -> Any:

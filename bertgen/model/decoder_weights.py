@@ -18,17 +18,13 @@ from ..ops.step_layout import Part
 from .bert import BertLMHeadModel, BertModel
 from .bert_generation import BertGenerationDecoder, BertGenerationEncoder
 from .roberta import RobertaForCausalLM, RobertaModel
+from .tensor_addresses import WATCHED
 
 DECODERS = (BertGenerationDecoder, BertLMHeadModel, RobertaForCausalLM)
 BODIES = (BertGenerationEncoder, BertModel, RobertaModel)
 HEADS = (LMHead, BertPredictions, RobertaLMHead)
 _CALLED = (*KINDS, *DECODERS, *BODIES, *HEADS, Embeddings, Stack, Transform, nn.Embedding, nn.Dropout)
 _GELU = ("gelu", "gelu_python")
-# Attributes of modules that change what these compute, where they have them.
-_WATCHED = (
-    "activation", "config", "eps", "heads", "intermediate_act_fn", "max_norm", "normalized_shape", "training",
-    "transform_act_fn",
-)  # fmt: skip
 
 
 class DecoderWeights:
@@ -68,7 +64,7 @@ class DecoderWeights:
             parameters, collector.codebook, len(layers), cross, collector.heads, self._first_position, collector.eps,
             body.embeddings.LayerNorm.eps, _head_eps(decoder.head), collector.int8,
         )  # fmt: skip
-        self._watch = cpp.watch_modules(collector.modules, _WATCHED)
+        self._watch = cpp.watch_modules(collector.modules, (*WATCHED, "training"))
 
     def are_current(self) -> bool:
         """Whether the model has these parameters in this memory, and still computes nothing but what C++ does."""

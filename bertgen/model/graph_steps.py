@@ -16,9 +16,9 @@ class GraphSteps:
     A graph has two steps, since `StaticCache.reorder` exchanges two tables: after two steps they are where they began.
     The first run decodes two steps without a graph, which compiles the kernels, and then captures the graph. It is
     captured once: lengths, joins and leaves are contents of tensors; it is captured again where a parameter of the
-    decoder has got other memory. After the replays of a run, `over` is copied into
-    memory that the host reads later. So `flags` waits for the run before the newest one, and the device always has
-    a run to do while the host looks at the last.
+    decoder has got other memory. After the replays of a run, `over` is copied into memory that the host reads later. So
+    `flags` waits for the run before the newest one, and the device always has a run to do while the host looks at the
+    last.
 
     Args:
         decoder: all is called in inference mode and under the same current stream.

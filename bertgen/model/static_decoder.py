@@ -111,7 +111,7 @@ class StaticDecoder:
         self.searches[index].join(units, prefix, owners, seeds, numbers, limits, options)
 
     def leave(self, index: int, units: Sequence[int]) -> None:
-        """Empty units. Their admissions are released (`cache.release`) once no queued step may write their slots."""
+        """Empty units. The allocator releases their requests once no queued step may write their slots."""
         self.searches[index].leave(units)
         self.cache.leave(self._numbered(index, units))
 
@@ -145,28 +145,3 @@ class Steps(Protocol):
 
     def flags(self) -> tuple[int, list[bool]]:
         """The newest run whose end is known, counted from 1, and `over` of each unit after it; 0 before the first."""
-
-
-class EagerSteps:
-    """Calls `step` from Python."""
-
-    def __init__(self, decoder: StaticDecoder):
-        self._decoder, self._runs = decoder, 0
-
-    def run(self, count: int, stop_when_over: bool = False) -> int:
-        """As `Steps.run`."""
-        decoder = self._decoder
-        decoder.cache.prepare(count)
-        ended = int(decoder.over.sum()) if stop_when_over else 0
-        done = 0
-        while done < count:
-            decoder.step()
-            done += 1
-            if stop_when_over and int(decoder.over.sum()) > ended:
-                break
-        self._runs += 1
-        return done
-
-    def flags(self) -> tuple[int, list[bool]]:
-        """As `Steps.flags`: of the newest run."""
-        return self._runs, self._decoder.over.tolist()

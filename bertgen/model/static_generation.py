@@ -11,6 +11,7 @@ from ..cache.block_allocator import BlockAllocator
 from ..cache.cache import Cache
 from ..config import GenerationConfig
 from ..decoding.static_search import why_not_static
+from ..errors import UnsupportedError
 from ..out_of_memory import attempt
 from .captured_calls import why_not_captured
 from .cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
@@ -124,6 +125,9 @@ def _by_cpp(
     static.join(0, units, admissions, inputs.prefix, units)
     steps, over = CppSteps(static, weights), False
     while not over:
-        steps.run(STEPS)
+        try:
+            steps.run(STEPS)
+        except UnsupportedError:  # another thread has changed the model
+            return None
         over = all(steps.flags()[1])
     return static.searches[0].results(torch.arange(len(units), device="cpu"))

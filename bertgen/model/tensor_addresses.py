@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 # Attributes of modules that change what these compute, where they have them.
-_WATCHED = (
+WATCHED = (
     "activation", "config", "eps", "heads", "intermediate_act_fn", "max_norm", "normalized_shape", "transform_act_fn",
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ class TensorAddresses:
                 for name, tensor in parts[kind].items():
                     address = None if tensor is None else tensor.data_ptr()
                     self._held.append((reference, kind, name, _reference(tensor), address))
-            self._attributes += [(reference, name, parts[name]) for name in _WATCHED if name in parts]
+            self._attributes += [(reference, name, parts[name]) for name in WATCHED if name in parts]
 
     def are_current(self) -> bool:
         """Whether all of these are still there. Contents do not count, nor what was added."""

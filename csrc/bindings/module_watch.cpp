@@ -89,6 +89,16 @@ PyObject* find(PyObject* dict, PyObject* key) {
   return value;
 }
 
+// The dictionary of the attributes of a module.
+Reference attributes_of(PyObject* module) {
+  PyObject* dict = PyObject_GenericGetDict(module, nullptr);
+  if (dict == nullptr) {
+    PyErr_Clear();
+    fail("an argument is no module");
+  }
+  return Reference(dict);
+}
+
 PyObject* find_dict(PyObject* attributes, PyObject* name) {
   PyObject* dict = find(attributes, name);
   BERTGEN_CHECK(dict != nullptr && PyDict_Check(dict), "an argument is no module");
@@ -119,7 +129,7 @@ bool are_in(const std::vector<Entry>& entries, PyObject* dict, bool all) {
 PyObject* watch_modules(const std::vector<PyObject*>& modules, const std::vector<PyObject*>& attributes) {
   auto watch = std::make_unique<Watch>();
   for (PyObject* module : modules) {
-    const Reference dict(PyObject_GenericGetDict(module, nullptr));
+    const Reference dict = attributes_of(module);
     Module one{new_reference(module), Reference(PyObject_Type(module)), {}, {}, {}, {}};
     for (PyObject* name : attributes) {
       if (PyObject* value = find(dict.get(), name)) {
@@ -141,7 +151,7 @@ PyObject* watch_modules(const std::vector<PyObject*>& modules, const std::vector
 bool is_unchanged(const Module& one, const Names& names) {
   const Reference type(PyObject_Type(one.module.get()));
   if (type.get() != one.type.get()) return false;
-  const Reference dict(PyObject_GenericGetDict(one.module.get(), nullptr));
+  const Reference dict = attributes_of(one.module.get());
   if (find(dict.get(), names.forward.get()) != nullptr) return false;
   for (const Reference& hooks : names.hooks) {
     if (PyDict_Size(find_dict(dict.get(), hooks.get())) != 0) return false;

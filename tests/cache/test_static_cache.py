@@ -115,7 +115,7 @@ class Model:
         units = [unit for unit in self.units if self.r.random() < 0.3]
         self.static.leave(units)
         for unit in units:
-            self.static.release(self.units.pop(unit).admission)
+            self.static.allocator.release(self.units.pop(unit).admission.request)
 
     def move(self) -> None:
         """Continue in tables of another width of sources, with the units in another order."""
@@ -158,7 +158,7 @@ def test_each_row_sees_its_own_history_and_source(seed):
     assert one.read > 100 and one.moves
     one.leave(), one.static.leave([*one.units])
     for unit in [*one.units.values()]:
-        one.static.release(unit.admission)
+        one.static.allocator.release(unit.admission.request)
     used = one.cache.allocator.statistics()
     assert used.pages_used == used.pages_reserved == used.rows_used == used.source_pages_used == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import weakref
@@ -11,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from bertgen.errors import UnsupportedError
 from bertgen.kernels import cpp
 from bertgen.model.cpp_steps import CppSteps, why_not_cpp_steps
-from bertgen.model.static_decoder import EagerSteps
 from bertgen.ops import extension
 from bertgen.packing import Packing
+from tests.support.eager_steps import EagerSteps
 from tests.support.engine_requests import MARGIN, cut, outcome, without_draws
 from tests.support.reference_models import make_model_pair
 from tests.support.static_runs import (
@@ -52,7 +54,6 @@ def compare(seed: int, quantized: bool) -> tuple[int, int]:
     for turn in range(40):
         count, stops, live = r.choice([2, 2, 4, 8]), r.random() < 0.5, runs[1].has_live
         done = [python.run(count, stops), cpp_steps.run(count, stops)]
-        assert cpp_steps._weights is not None
         # C++ knows when all have ended.
         assert done[0] == done[1] or ((not runs[1].has_live and done[1] < done[0]) and (done[1] > 0) == live)
         steps += done[1]
@@ -98,7 +99,6 @@ def outputs(model: Any, ids: list[int], options: dict[str, Any]) -> list[list[in
     steps = CppSteps(run.decoder)
     while run.has_live:
         steps.run(4)
-        assert steps._weights is not None
     ((_, _, (rows, _)),) = run.leave_ended()
     return [cut(row, run.decoder.searches[0].search.options.end_tokens) for row in rows]
 
@@ -124,15 +124,20 @@ def test_gives_the_tokens_of_transformers(record_property, monkeypatch):
     assert narrow <= 2
 
 
+def check_declines(steps: CppSteps) -> None:
+    with pytest.raises(UnsupportedError, match="steps in C\\+\\+: "):
+        steps.run(2)
+
+
 def test_gradients_and_autocast_decline():
     model = make_model(random.Random(1))
     run, _ = two_runs(model)
     steps = CppSteps(run.decoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in why_not_cpp_steps(model.decoder, 4)
-        assert steps._current_weights() is None
+        check_declines(steps)
     with torch.inference_mode(False), torch.enable_grad():
-        assert steps._current_weights() is None
+        check_declines(steps)
     assert steps._current_weights() is not None
 
 
@@ -230,7 +235,8 @@ def test_a_head_of_another_vocabulary_declines():
     steps.run(2)
     head = model.decoder.head.decoder
     model.decoder.head.decoder = nn.Linear(head.in_features, 20)
-    assert "20 outputs" in why_not_cpp_steps(model.decoder, 4) and steps._current_weights() is None
+    assert "20 outputs" in why_not_cpp_steps(model.decoder, 4)
+    check_declines(steps)
     model.decoder.config.vocab_size = 20
     with pytest.raises(RuntimeError, match="the head of 20"):
         steps.run(2)
@@ -321,6 +327,11 @@ CHANGES = [
 ]  # fmt: skip
 
 
+DECLINED = [
+    new_class, hook, hook_of_a_table, hook_of_the_dropout, hook_of_all, own_forward, forward_of_a_class, eps, activation,
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_model_that_changes_between_two_runs(change):
     model = make_model(random.Random(7))
@@ -332,15 +343,20 @@ def test_a_model_that_changes_between_two_runs(change):
     other.run(6)
     try:
         change(model.decoder, undo)
+        before = copy.deepcopy(live_state(runs[1]))
         for count in (2, 4):
-            for one in (python, cpp_steps):
-                one.run(count)
-            assert_equal(live_state(runs[0]), live_state(runs[1]))
+            python.run(count)
+            if change in DECLINED:
+                check_declines(cpp_steps)
+                assert_equal(before, live_state(runs[1]))
+            else:
+                cpp_steps.run(count)
+                assert_equal(live_state(runs[0]), live_state(runs[1]))
     finally:
         for one in undo:
             one()
     histories = [run.decoder.searches[0].state["sequences"] for run in (*runs, unchanged)]
-    assert torch.equal(histories[0], histories[1])
+    assert torch.equal(histories[0], histories[1]) == (change not in DECLINED)
     assert not torch.equal(histories[0], histories[2])  # it does change something
 
 
@@ -351,35 +367,38 @@ def test_training_declines():
     steps.run(2)
     for module in (layer_of(model.decoder).output, model.decoder.body.embeddings.dropout, model.decoder):
         module.train()
-        assert steps._current_weights() is None
+        check_declines(steps)
         module.eval()
         assert steps._current_weights() is not None
 
 
 def test_one_workspace_serves_one_thread_at_a_time(monkeypatch):
     model = make_model(random.Random(1), vocab_size=20_000)
-    run, _ = two_runs(model, dict(num_beams=4, eos_token_id=1, early_stopping="never"))
-    steps = CppSteps(run.decoder)
-    steps.run(2)
-    run.decoder.cache.prepare(16)
-    monkeypatch.setattr(run.decoder.cache, "prepare", lambda count: None)
-    together, errors, done = threading.Barrier(2), [], []
+    for _ in range(20):  # until the second thread comes while the first is inside
+        run, _ = two_runs(model, dict(num_beams=4, eos_token_id=1, early_stopping="never"))
+        steps = CppSteps(run.decoder)
+        steps.run(2)
+        run.decoder.cache.prepare(16)
+        monkeypatch.setattr(run.decoder.cache, "prepare", lambda count: None)
+        together, errors, done = threading.Barrier(2), [], []
 
-    def work():
-        with torch.inference_mode():
-            together.wait()
-            try:
-                done.append(steps.run(16))
-            except RuntimeError as error:
-                errors.append(str(error))
+        def work(steps=steps, together=together, errors=errors, done=done):
+            with torch.inference_mode():
+                together.wait()
+                try:
+                    done.append(steps.run(16))
+                except RuntimeError as error:
+                    errors.append(str(error))
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # Where the second thread came after the first had returned, it ran.
-    assert done and len(done) + len(errors) == 2 and all("the steps run already" in error for error in errors)
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert done and len(done) + len(errors) == 2
+        if errors:
+            break
+    assert len(errors) == 1 and "the steps run already" in errors[0]
 
 
 def test_tensors_in_lists_in_a_list_live_as_long_as_the_call(monkeypatch):

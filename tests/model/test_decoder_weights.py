@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from bertgen import Int4Config
+from bertgen.errors import UnsupportedError
 from bertgen.layers.linear import Int4Linear
 from bertgen.model.cpp_steps import CppSteps, why_not_cpp_steps
-from bertgen.model.static_decoder import EagerSteps
 from bertgen.ops import extension
+from tests.support.eager_steps import EagerSteps
 from tests.support.static_runs import StaticRun, assert_equal, in_4_bits, live_state, make_model, two_runs
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
@@ -129,6 +131,11 @@ DECLINE = [
 ]  # fmt: skip
 
 
+def check_declines(steps: CppSteps) -> None:
+    with pytest.raises(UnsupportedError, match="steps in C"):
+        steps.run(2)
+
+
 def logits_state(run: StaticRun) -> torch.Tensor:
     return run.decoder.searches[0].state["running_scores"]
 
@@ -145,14 +152,17 @@ def test_changed_weights(change):
         EagerSteps(python.decoder).run(2)
         CppSteps(unchanged.decoder).run(2)
         steps.run(2)
-        assert steps._weights is not None
         CppSteps(unchanged.decoder).run(2)
         change(model)
-        steps.run(2)
+        before = copy.deepcopy(live_state(run))
         EagerSteps(python.decoder).run(2)
-        assert_equal(live_state(python), live_state(run))
-        assert not torch.allclose(logits_state(unchanged), logits_state(run), atol=1e-4)
-        assert (steps._current_weights() is None) == (change in DECLINE)
+        if change in DECLINE:
+            check_declines(steps)
+            assert_equal(before, live_state(run))
+        else:
+            steps.run(2)
+            assert_equal(live_state(python), live_state(run))
+        assert not torch.allclose(logits_state(unchanged), logits_state(python), atol=1e-4)
         assert (why_not_cpp_steps(model.decoder, 4) is None) == (change not in DECLINE)
 
 
@@ -186,11 +196,9 @@ def test_changed_weights_in_4_bits():
         part.config = Int4Config(group_size=32)
     for one in (EagerSteps(python.decoder), steps):
         one.run(2)
-    assert steps._weights is not None
     assert_equal(live_state(python), live_state(run))
     parts[-1].config = Int4Config(group_size=32, compute_dtype="int8")
-    steps.run(2)
-    assert steps._current_weights() is None  # products of both kinds
+    check_declines(steps)  # products of both kinds
 
 
 @pytest.mark.parametrize("part", ["", "body", "body.encoder.layer.0.output"])
@@ -200,6 +208,6 @@ def test_training_mode_declines(part):
     steps = CppSteps(run.decoder)
     steps.run(2)
     model.decoder.get_submodule(part.replace("body", model.decoder.body_name)).train()
-    assert steps._current_weights() is None
+    check_declines(steps)
     model.eval()
     assert steps._current_weights() is not None

@@ -315,7 +315,7 @@ class StaticRun:
             self.release(job)
 
     def release(self, job: Job) -> None:
-        self.decoder.cache.release(job.admission)
+        self.decoder.cache.allocator.release(job.admission.request)
 
     def move(self) -> None:
         """Continue in another decoder, with another number of units and another width of sources."""
