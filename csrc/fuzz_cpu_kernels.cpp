@@ -16,6 +16,7 @@
 
 #include "decode_attention_cpu.h"
 #include "decoder_step_cpu.h"
+#include "fuzz.h"
 #include "instruction_sets.h"
 #include "int4_cpu.h"
 #include "int4_int8_cpu.h"
@@ -28,17 +29,6 @@
 using namespace bertgen;
 
 namespace {
-
-std::mt19937_64 randomness;
-
-int64_t between(int64_t low, int64_t high) { return low + static_cast<int64_t>(randomness() % (high - low + 1)); }
-
-std::vector<float> normal(int64_t count) {
-  std::normal_distribution<float> distribution;
-  std::vector<float> numbers(count);
-  for (float& number : numbers) number = distribution(randomness);
-  return numbers;
-}
 
 // Compares a head of attention with softmax(q . k / sqrt(width)) v; *worst is the largest error so far.
 void compare(const float* q, const std::vector<const float*>& keys, const std::vector<const float*>& values,

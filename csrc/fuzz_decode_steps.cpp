@@ -16,22 +16,12 @@
 #include <vector>
 
 #include "decode_steps_cpu.h"
+#include "fuzz.h"
 #include "instruction_sets.h"
 
 using namespace bertgen;
 
 namespace {
-
-std::mt19937_64 randomness;
-
-int64_t between(int64_t low, int64_t high) { return low + static_cast<int64_t>(randomness() % (high - low + 1)); }
-
-std::vector<float> normal(int64_t count) {
-  std::normal_distribution<float> distribution;
-  std::vector<float> numbers(count);
-  for (float& number : numbers) number = distribution(randomness);
-  return numbers;
-}
 
 Threads on(int64_t count) {
   return {count, [count](const std::function<void()>& worker) {

@@ -16,9 +16,8 @@ from ..model import EncoderDecoderModel
 from .callback_errors import RequestFailure, guarded, guarded_all
 from .request import Request
 
-Owner: TypeAlias = (
-    Request | tuple[Request, int]
-)  # of a unit; with the number of its return sequence, where there are several
+# Of a unit; with the number of its return sequence, where there are several.
+Owner: TypeAlias = Request | tuple[Request, int]
 
 
 class SearchGroup:

@@ -54,7 +54,8 @@ class Generator:
         tokenizer: a tokenizer or where to load it from; by default it is loaded from where the model is.
         device: "cpu", "cuda", "cuda:1" or a CUDA index; None leaves a model where it is and loads one to the CPU.
         devices: several of them, in place of `device`. Each has a copy of the model, made now, and works in a thread of
-            its own; the texts wait in one queue. Outputs are those of one device. `score` runs on the first device.
+            its own; the texts wait in one queue. Outputs are those of one device, but for rounding. `score` runs
+            on the first device.
         dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
             takes the checkpoint's wherever it runs.
         max_input_length: longest text in tokens; by default the encoder's number of positions.

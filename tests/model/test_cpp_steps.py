@@ -328,7 +328,8 @@ CHANGES = [
 
 
 DECLINED = [
-    new_class, hook, hook_of_a_table, hook_of_the_dropout, hook_of_all, own_forward, forward_of_a_class, eps, activation,
+    new_class, hook, hook_of_a_table, hook_of_the_dropout, hook_of_all, own_forward, forward_of_a_class, eps,
+    activation,
 ]  # fmt: skip
 
 
