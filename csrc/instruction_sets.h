@@ -17,8 +17,8 @@
 
 #if defined(BERTGEN_GNU) && defined(__x86_64__) && !defined(BERTGEN_PORTABLE)
 #define BERTGEN_X86
-#define BERTGEN_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define BERTGEN_TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define BERTGEN_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define BERTGEN_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define BERTGEN_CPU_HAS(feature) __builtin_cpu_supports(feature)
 #else
 #define BERTGEN_TARGET_AVX2
@@ -27,6 +27,7 @@
 #endif
 
 // SET(name here, name in Python, compiler target, condition on the processor); each set includes those before it.
+// Every processor with AVX2 has F16C; old compilers cannot ask for it.
 #define BERTGEN_INSTRUCTION_SETS(SET)                                                                          \
   SET(Portable, "portable", , true)                                                                            \
   SET(Avx2, "avx2", BERTGEN_TARGET_AVX2, BERTGEN_CPU_HAS("avx2") && BERTGEN_CPU_HAS("fma"))                    \
