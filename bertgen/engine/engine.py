@@ -180,8 +180,9 @@ class Engine:
             CapacityError: a request that could never run; then none is queued. ConfigError: options that do not suit
                 the model, such as ids outside its vocabulary. InputError: the same for the source; a seed or number of
                 more than 64 bits; a request that was submitted before. UnsupportedError: a hook on the model, its
-                decoder or the decoder's stack, which would not be called. BackendError: the model is on a GPU, and this
-                is the child of a fork; or the C++ extension is missing, and BERTGEN_REQUIRE_EXT=1.
+                decoder or the decoder's stack, which would not be called; a model in training mode. BackendError: the
+                model is on a GPU, and this is the child of a fork; or the C++ extension is missing, and
+                BERTGEN_REQUIRE_EXT=1.
         """
         with device_guard(self.model.device):
             requests = self.check(requests)
@@ -191,6 +192,8 @@ class Engine:
     def check(self, requests: Iterable[Request]) -> list[Request]:
         """The requests as a list; raises what `submit` does, but for a request that was submitted before."""
         self.model.refuse_hooks()
+        if self.model.training:
+            raise UnsupportedError("the model is in training mode, in which dropout is random: call model.eval()")
         check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")

@@ -16,6 +16,7 @@ from bertgen import (
     GenerationConfig,
     Generator,
     InputError,
+    UnsupportedError,
 )
 from bertgen.config import EngineConfig
 from bertgen.tokenizer.special_tokens import Encoded
@@ -401,3 +402,15 @@ def test_tokenizer_of_another_vocabulary(generator, tiny_checkpoint, monkeypatch
     assert wide.generate(["one"])[0].text == "eins"
     with pytest.raises(InputError, match="text 1: the tokenizer gives id 64, the model has a vocabulary of 64"):
         wide.generate(["one", "two <new>"])
+
+
+def test_a_model_in_training_mode_is_refused(generator):
+    """As after a step of a trainer: dropout would make outputs random."""
+    generator.model.train()
+    try:
+        for options in ({}, {"num_beams": 2}):
+            with pytest.raises(UnsupportedError, match=r"training mode.*call model.eval\(\)"):
+                generator.generate(["one two"], **options)
+    finally:
+        generator.model.eval()
+    assert generator.generate(["one two"])[0].token_ids

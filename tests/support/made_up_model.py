@@ -23,6 +23,7 @@ class Model(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.eval()
         half = SimpleNamespace(
             num_hidden_layers=1, num_attention_heads=1, head_dim=1, hidden_size=1, max_tokens=POSITIONS,
             vocab_size=VOCABULARY, first_position=0,
