@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "decode_attention_cpu.h"
 #include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
@@ -68,14 +67,13 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
   for (const DecoderLayer& layer : layers) {
     multiply({&layer.query, &layer.key, &layer.value}, step.int8, current, rows, wide, 3 * hidden, threads);
     const auto heads = [&](int64_t i) { return Heads{wide + i * hidden, 3 * hidden, step.width}; };
-    decode_attention(shape, heads(0), heads(1), heads(2), layer.keys, layer.values, step.slots, step.table,
-                     step.table_stride, step.lengths, narrow, threads);
+    decode_attention(shape, heads(0), heads(1), heads(2), layer.pools, step.slots, step.table, step.table_stride,
+                     step.lengths, narrow, threads);
     add_norm(layer.attention_output, layer.attention_norm, narrow);
     if (step.sources > 0) {
       apply(layer.cross_query, step.int8, current, rows, wide, threads);
-      cross_decode_attention(shape, {wide, hidden, step.width}, layer.source_keys, layer.source_values,
-                             step.source_table, step.source_table_stride, step.source_lengths, step.cu_rows,
-                             step.sources, narrow, threads);
+      cross_decode_attention(shape, {wide, hidden, step.width}, layer.source_pools, step.source_table,
+                             step.source_table_stride, step.source_lengths, step.cu_rows, step.sources, narrow, threads);
       add_norm(layer.cross_output, layer.cross_norm, narrow);
     }
     apply(layer.intermediate, step.int8, current, rows, wide, threads);

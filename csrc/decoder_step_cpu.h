@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "decode_attention_cpu.h"
 #include "int4_cpu.h"
 #include "threads.h"
 
@@ -30,11 +31,11 @@ struct Norm {
 struct DecoderLayer {
   Dense query, key, value, attention_output;
   Norm attention_norm;
-  float *keys, *values;  // pools [slots, heads, width]
+  Pools pools;  // [slots, heads, width]
 
   Dense cross_query, cross_output;  // cross-attention: read where there are sources
   Norm cross_norm;
-  const float *source_keys, *source_values;  // pools [source slots, heads, width]
+  Pools source_pools;  // [source slots, heads, width]
 
   Dense intermediate, output;
   Norm output_norm;

@@ -222,9 +222,8 @@ struct Case {
   int64_t steps(Run& run, int64_t count, bool stops, int64_t threads) {
     const size_t layers = decoder.layers.size();
     for (size_t i = 0; i < layers; ++i) {
-      decoder.layers[i].keys = run.pools[i].data();
-      decoder.layers[i].values = run.pools[layers + i].data();
-      decoder.layers[i].source_keys = decoder.layers[i].source_values = source_pool.data();
+      decoder.layers[i].pools = {run.pools[i].data(), run.pools[layers + i].data(), kFloat32};
+      decoder.layers[i].source_pools = {source_pool.data(), source_pool.data(), kFloat32};
     }
     StaticTables tables{};
     tables.units = static_cast<int64_t>(run.over.size());

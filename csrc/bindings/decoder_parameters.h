@@ -94,24 +94,23 @@ class Parameters {
   size_t place_ = 0;
 };
 
-// Sets the pools of all layers from lists of the keys of each layer, then the values of each; without sources
-// `source_pools` is empty.
+// Sets the pools of all layers from lists of the keys of each layer, then the values of each, all of one type; without
+// sources `source_pools` is empty.
 inline void set_pools(std::vector<DecoderLayer>& layers, const std::vector<Tensor>& pools,
                       const std::vector<Tensor>& source_pools, const Shape& shape) {
   const size_t count = layers.size();
-  const auto data = [&](const std::vector<Tensor>& list, LayerPool field, size_t layer) {
-    return pool_data(list[field * count + layer], shape, size_of(list[0], 3, 0), kLayerPoolNames[field]);
+  const auto pools_at = [&](const std::vector<Tensor>& list, size_t layer) {
+    const Tensor &keys = list[kKeys * count + layer], &values = list[kValues * count + layer];
+    return pools_of(keys, values, float_type(pools[0], kLayerPoolNames[kKeys]), shape, size_of(list[0], 3, 0),
+                    kLayerPoolNames[kKeys], kLayerPoolNames[kValues]);
   };
   BERTGEN_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
                 " for each of ", count, " layers");
   BERTGEN_CHECK(source_pools.empty() || source_pools.size() == pools.size(), "there are ", source_pools.size(),
                 " pools of sources, not ", pools.size());
   for (size_t i = 0; i < count; ++i) {
-    layers[i].keys = data(pools, kKeys, i);
-    layers[i].values = data(pools, kValues, i);
-    if (source_pools.empty()) continue;
-    layers[i].source_keys = data(source_pools, kKeys, i);
-    layers[i].source_values = data(source_pools, kValues, i);
+    layers[i].pools = pools_at(pools, i);
+    if (!source_pools.empty()) layers[i].source_pools = pools_at(source_pools, i);
   }
 }
 
