@@ -4,7 +4,6 @@
 #include <initializer_list>
 
 #include "int4_int8_cpu.h"
-#include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
 
 namespace bertgen {
@@ -14,7 +13,8 @@ constexpr size_t kMostTogether = 3;  // layers of one input
 
 // Whether one call can multiply by both.
 bool same_kind(const Dense& a, const Dense& b) {
-  return (a.weight == nullptr) == (b.weight == nullptr) && (a.int4.zero == nullptr) == (b.int4.zero == nullptr);
+  return (a.weight == nullptr) == (b.weight == nullptr) && a.type == b.type &&
+         (a.int4.zero == nullptr) == (b.int4.zero == nullptr);
 }
 
 // out[:, i * outputs ..] = x times layer i; all layers have one shape, rows of `out` are `stride` apart. Layers of one
@@ -35,10 +35,10 @@ void multiply(std::initializer_list<const Dense*> layers, bool int8, const float
       return;
     }
     linears[i] = {layer->weight, layer->bias};
-    int4s[i++] = {layer->int4, layer->bias};
+    int4s[i++] = {layer->int4, static_cast<const float*>(layer->bias)};
   }
   if (first.weight != nullptr) {
-    linear(x, rows, first.inputs, linears, count, first.outputs, out, stride, threads);
+    linear(x, rows, first.inputs, linears, count, first.outputs, first.type, out, stride, threads);
   } else {
     (int8 ? int4_matmul_int8 : int4_matmul)(x, rows, int4s, count, out, stride, threads);
   }
@@ -61,7 +61,7 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
   float *current = x, *next = workspace.other.reserve(rows * hidden);  // the residual, and where the sum with it is made
   const auto add_norm = [&](const Dense& dense, const Norm& norm, const float* from) {
     apply(dense, step.int8, from, rows, next, threads);
-    add_layer_norm(next, current, rows, hidden, norm.weight, norm.shift, step.eps, threads);
+    add_layer_norm(next, current, rows, hidden, norm, step.eps, threads);
     std::swap(current, next);
   };
   for (const DecoderLayer& layer : layers) {

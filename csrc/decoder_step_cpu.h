@@ -1,7 +1,8 @@
-// One token of every row through the layers of a decoder, in float32 on a CPU, in one call: the products of few rows
-// take some microseconds each, as long as a call of an operator from Python.
+// One token of every row through the layers of a decoder on a CPU, in one call: the products of few rows take some
+// microseconds each, as long as a call of an operator from Python.
 //
-// The result is that of the modules in bertgen/layers/block.py, which call the same functions one after the other.
+// Parameters and pools stay in the type in which they are stored, everything else is float. In float32 the result is that
+// of the modules in bertgen/layers/block.py, which call the same functions one after the other.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +10,20 @@
 #include <vector>
 
 #include "decode_attention_cpu.h"
+#include "float_types.h"
 #include "int4_cpu.h"
+#include "layernorm_gelu_cpu.h"
 #include "threads.h"
 
 namespace bertgen {
 
 // x W^T + bias; the weight is in floats, or in 4 bits where `weight` is null.
 struct Dense {
-  const float* weight;  // [outputs, inputs]
+  const void* weight;  // [outputs, inputs]
   Int4 int4;
-  const float* bias;  // [outputs] or null
+  const void* bias;  // [outputs] or null
+  FloatType type;    // of the weight and the bias; with a weight in 4 bits kFloat32
   int64_t outputs, inputs;
-};
-
-struct Norm {
-  const float *weight, *shift;  // [hidden]
 };
 
 // Post-LN, with GELU; hidden is heads * width. csrc/bindings/decoder_step.cpp has the order in which a caller gives

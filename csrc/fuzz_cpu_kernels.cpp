@@ -151,22 +151,23 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
 // Of several layers, with weights anywhere in memory.
 double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
   const int64_t count = between(1, 3), stride = count * outputs;
-  std::vector<std::vector<float>> weights, biases;
+  const FloatType type = any_type();
+  std::vector<Numbers> weights, biases;
   std::vector<Linear> layers;
   for (int64_t i = 0; i < count; ++i) {
-    weights.push_back(normal(outputs * inputs));
-    biases.push_back(normal(outputs));
+    weights.emplace_back(type, normal(outputs * inputs));
+    biases.emplace_back(type, normal(outputs));
   }
   for (int64_t i = 0; i < count; ++i) layers.push_back({weights[i].data(), biased ? biases[i].data() : nullptr});
   const std::vector<float> x = normal(rows * inputs);
   std::vector<float> out(rows * stride, NAN);
-  linear(x.data(), rows, inputs, layers.data(), count, outputs, out.data(), stride, on(between(1, 5)));
+  linear(x.data(), rows, inputs, layers.data(), count, outputs, type, out.data(), stride, on(between(1, 5)));
   double worst = 0;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < stride; ++n) {
       const int64_t layer = n / outputs, row = n % outputs;
       double exact = biased ? biases[layer][row] : 0;
-      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * weights[layer][row * inputs + k];
+      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * double{weights[layer][row * inputs + k]};
       const double error = std::abs(exact - out[m * stride + n]) / 10;  // a sum of up to 200 products
       worst = error <= worst ? worst : error;
     }
@@ -234,35 +235,37 @@ double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form,
 double gelu_of(double x) { return x * std::erfc(-x / std::sqrt(2.0)) / 2; }
 
 // x + residual, normalized
-void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t columns, const Norm& norm, double eps) {
+void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t columns, const float* weight,
+          const float* shift, double eps) {
   for (size_t start = 0; start < x.size(); start += columns) {
     double mean = 0, square = 0;
     for (int64_t k = 0; k < columns; ++k) mean += (x[start + k] += residual[start + k]) / columns;
     for (int64_t k = 0; k < columns; ++k) square += (x[start + k] - mean) * (x[start + k] - mean) / columns;
     for (int64_t k = 0; k < columns; ++k) {
-      x[start + k] = (x[start + k] - mean) / std::sqrt(square + eps) * norm.weight[k] + norm.shift[k];
+      x[start + k] = (x[start + k] - mean) / std::sqrt(square + eps) * weight[k] + shift[k];
     }
   }
 }
 
 double norm_and_gelu(int64_t rows, int64_t columns) {
   const std::vector<float> x = normal(rows * columns), residual = normal(rows * columns);
-  const std::vector<float> weight = normal(columns), shift = normal(columns);
+  const FloatType type = any_type();
+  const Numbers weight(type, normal(columns)), shift(type, normal(columns));
+  const Norm parameters{weight.data(), shift.data(), type};
   std::vector<float> normed = x, activated = x;
   for (float& value : activated) value *= 4;
   std::vector<double> exact(x.begin(), x.end());
   if (columns > 4) {  // of few columns the variance may be close to 0
-    norm(exact, {residual.begin(), residual.end()}, columns, {weight.data(), shift.data()}, 1e-3);
-    add_layer_norm(normed.data(), residual.data(), rows, columns, weight.data(), shift.data(), 1e-3f,
-                   on(between(1, 5)));
+    norm(exact, {residual.begin(), residual.end()}, columns, &weight[0], &shift[0], 1e-3);
+    add_layer_norm(normed.data(), residual.data(), rows, columns, parameters, 1e-3f, on(between(1, 5)));
   }
   gelu(activated.data(), rows * columns, on(between(1, 5)));
   std::vector<float> both(rows * columns, NAN), apart = activated, alone(rows * columns, NAN), zeros(rows * columns);
   std::vector<float> scaled = x;
   for (float& value : scaled) value *= 4;
-  gelu_layer_norm(scaled.data(), rows, columns, weight.data(), shift.data(), 1e-3f, both.data(), on(between(1, 5)));
-  add_layer_norm(activated.data(), nullptr, rows, columns, weight.data(), shift.data(), 1e-3f, alone.data(), on(2));
-  add_layer_norm(apart.data(), zeros.data(), rows, columns, weight.data(), shift.data(), 1e-3f, on(between(1, 5)));
+  gelu_layer_norm(scaled.data(), rows, columns, parameters, 1e-3f, both.data(), on(between(1, 5)));
+  add_layer_norm(activated.data(), nullptr, rows, columns, parameters, 1e-3f, alone.data(), on(2));
+  add_layer_norm(apart.data(), zeros.data(), rows, columns, parameters, 1e-3f, on(between(1, 5)));
   if (both != apart || alone != apart) return INFINITY;
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) {
@@ -476,17 +479,22 @@ double processing(int64_t vocabulary, int64_t width) {
   return 0;
 }
 
-// The weights of one or more layers, in floats or in 4 bits; `part` is some rows of them as a layer.
+// The weights of one or more layers, in floats of a type or in 4 bits; `part` is some rows of them as a layer.
 struct Weights {
-  std::vector<float> values, bias, scale;
+  Numbers numbers, bias;
+  std::vector<float> values, scale;
   std::vector<uint8_t> packed;
   int64_t outputs, inputs;
 
-  Weights(int64_t rows, int64_t columns, bool in_4_bits) : outputs(rows), inputs(columns) {
+  Weights(int64_t rows, int64_t columns, bool in_4_bits, FloatType type = kFloat32) : outputs(rows), inputs(columns) {
     values = normal(outputs * inputs);
     for (float& value : values) value /= std::sqrt(static_cast<float>(inputs));
-    bias = normal(outputs);
-    if (!in_4_bits) return;
+    bias = {in_4_bits ? kFloat32 : type, normal(outputs)};
+    if (!in_4_bits) {
+      numbers = {type, values};
+      values = numbers.values;
+      return;
+    }
     scale.assign(outputs * inputs / 32, 0.02f);
     packed.resize(outputs * inputs / 2);
     for (uint8_t& byte : packed) byte = static_cast<uint8_t>(randomness());
@@ -499,8 +507,8 @@ struct Weights {
   }
 
   Dense part(int64_t first, int64_t count) const {
-    if (packed.empty()) return {values.data() + first * inputs, {}, bias.data() + first, count, inputs};
-    return {nullptr, int4(first, count), bias.data() + first, count, inputs};
+    if (packed.empty()) return {numbers.at(first * inputs), {}, bias.at(first), bias.type, count, inputs};
+    return {nullptr, int4(first, count), bias.at(first), bias.type, count, inputs};
   }
 
   Dense all() const { return part(0, outputs); }
@@ -521,13 +529,18 @@ struct Weights {
 double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, bool sources, bool in_4_bits) {
   const int64_t hidden = heads * width;
   const bool apart_in_4_bits = between(0, 1) && hidden % 32 == 0;
-  const Weights qkv(3 * hidden, hidden, in_4_bits), apart(hidden, hidden, apart_in_4_bits);
-  const Weights out(hidden, hidden, in_4_bits);
-  const Weights cross_q(hidden, hidden, in_4_bits), cross_out(hidden, hidden, false);
-  const Weights in(inner, hidden, in_4_bits), outer(hidden, inner, false);
+  const FloatType type = any_type();
+  const Weights qkv(3 * hidden, hidden, in_4_bits, type), apart(hidden, hidden, apart_in_4_bits, any_type());
+  const Weights out(hidden, hidden, in_4_bits, type);
+  const Weights cross_q(hidden, hidden, in_4_bits, type), cross_out(hidden, hidden, false, type);
+  const Weights in(inner, hidden, in_4_bits, type), outer(hidden, inner, false, type);
   const bool together = between(0, 1);
-  const std::vector<float> scales = normal(3 * hidden), shifts = normal(3 * hidden), input = normal(rows * hidden);
-  const auto norm_of = [&](int64_t i) { return Norm{scales.data() + i * hidden, shifts.data() + i * hidden}; };
+  const std::vector<float> input = normal(rows * hidden);
+  const Numbers scales(type, normal(3 * hidden)), shifts(type, normal(3 * hidden));
+  const auto norm_of = [&](int64_t i) { return Norm{scales.at(i * hidden), shifts.at(i * hidden), type}; };
+  const auto norm_exactly = [&](std::vector<double>& sum, const std::vector<double>& residual, int64_t i) {
+    norm(sum, residual, hidden, &scales[i * hidden], &shifts[i * hidden], 1e-3);
+  };
   std::vector<float> keys = normal((rows + 1) * hidden), values = normal((rows + 1) * hidden), x = input;
   std::vector<float> source_keys = normal(hidden), source_values = normal(hidden);
   std::vector<int64_t> slots(rows);
@@ -567,17 +580,17 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
     }
   }
   std::vector<double> next = out.times(attended);
-  norm(next, exact, hidden, layer.attention_norm, 1e-3);
+  norm_exactly(next, exact, 0);
   if (sources) {
     for (int64_t i = 0; i < rows * hidden; ++i) attended[i] = source_values[i % hidden];
     exact = cross_out.times(attended);
-    norm(exact, next, hidden, layer.cross_norm, 1e-3);
+    norm_exactly(exact, next, 1);
     next = exact;
   }
   inside = in.times(next);
   for (double& value : inside) value = gelu_of(value);
   exact = outer.times(inside);
-  norm(exact, next, hidden, layer.output_norm, 1e-3);
+  norm_exactly(exact, next, 2);
   double worst = 0;
   for (int64_t i = 0; i < rows * hidden; ++i) {
     const double error = std::abs(exact[i] - x[i]) / 10;  // norms of few columns enlarge earlier errors

@@ -12,7 +12,8 @@
 
 namespace bertgen {
 
-// Takes the tensors of parts in their order.
+// Takes the tensors of parts in their order. Those of a part are of one type, float32, bfloat16 or float16; beside a
+// weight in 4 bits float32.
 class Parameters {
  public:
   Parameters(const std::vector<Tensor>& tensors, const std::optional<Tensor>& codebook)
@@ -27,33 +28,41 @@ class Parameters {
       part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
       check_size(weight, 1, inputs / 2, name);
     } else {
-      check_type<float>(weight, 2, name);
-      part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
+      part.type = float_type(weight, name);
+      part.weight = dense_floats(weight, part.type, {size_of(weight, 2, 0), inputs}, name);
     }
     if (outputs >= 0) check_size(weight, 0, outputs, name);
     part.outputs = weight.size(0);
     part.inputs = inputs;
-    part.bias = vector_or_null(part.outputs, name);
+    part.bias = vector_or_null(part.outputs, part.type, name);
     return part;
   }
 
   Norm norm_part(int64_t size, const char* name) {
-    const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
+    const FloatType type = next_type(name);
+    const Norm part{vector_or_null(size, type, name), vector_or_null(size, type, name), type};
     BERTGEN_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
     return part;
   }
 
   // [elements], or null for an empty tensor.
-  const float* vector_or_null(int64_t size, const char* name) {
+  const void* vector_or_null(int64_t size, FloatType type, const char* name) {
     const Tensor& tensor = next(name);
-    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
+    return tensor.numel() == 0 ? nullptr : dense_floats(tensor, type, {size}, name);
   }
 
   // A table [any number of rows, columns], and its rows.
-  const float* table(int64_t columns, int64_t* rows, const char* name) {
+  const void* table(int64_t columns, FloatType type, int64_t* rows, const char* name) {
     const Tensor& tensor = next(name);
     *rows = size_of(tensor, 2, 0);
-    return dense<float>(tensor, {*rows, columns}, name);
+    return dense_floats(tensor, type, {*rows, columns}, name);
+  }
+
+  // The type of the next tensor, which is not taken.
+  FloatType next_type(const char* name) {
+    const FloatType type = float_type(next(name), name);
+    --place_;
+    return type;
   }
 
   // The layers without their pools.

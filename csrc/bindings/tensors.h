@@ -144,10 +144,14 @@ inline void* dense_floats(const Tensor& tensor, FloatType type, std::initializer
   return dispatch_type(type, [&](auto number) -> void* { return dense<decltype(number)>(tensor, sizes, name); });
 }
 
-// As `dense`; null without a tensor.
+// As `dense` and `dense_floats`; null without a tensor.
 template <class T>
 T* dense_or_null(const std::optional<Tensor>& tensor, std::initializer_list<int64_t> sizes, const char* name) {
   return tensor.has_value() ? dense<T>(*tensor, sizes, name) : nullptr;
+}
+inline void* dense_floats_or_null(const std::optional<Tensor>& tensor, FloatType type,
+                                  std::initializer_list<int64_t> sizes, const char* name) {
+  return tensor.has_value() ? dense_floats(*tensor, type, sizes, name) : nullptr;
 }
 
 // Memory that is written must not be read as another argument meanwhile: numbers of slots, which are checked before,
