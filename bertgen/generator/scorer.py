@@ -19,6 +19,7 @@ from ..config import GenerationConfig
 from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
 from ..model import EncoderDecoderModel
+from ..ops.device_guard import device_guard
 from ..ops.slow_paths import report_slow_paths
 from ..out_of_memory import attempt
 from ..packing import padded
@@ -161,7 +162,8 @@ class Scorer:
                 sources.append(pair.source)
                 shares.append(0)
             shares[-1] += 1
-        rows = log_probs(self.model, sources, [pair.target for pair in batch], shares, self.start)
+        with device_guard(self.model.device):
+            rows = log_probs(self.model, sources, [pair.target for pair in batch], shares, self.start)
         return [
             Likelihood(
                 pair.index,

@@ -22,8 +22,8 @@ int64_t use_instruction_set_op(int64_t number) { return use_instruction_set(numb
 
 PyMethodDef functions[] = {
     BERTGEN_QUICK("use_torch", use_torch,
-                  "tensor_type, parallel_for, get_num_threads",
-                  "Take torch.Tensor and the addresses of two functions of torch."),
+                  "tensor_type, get_num_threads",
+                  "Take torch.Tensor and the address of a function of torch."),
     BERTGEN_QUICK("use_instruction_set", use_instruction_set_op,
                   "number",
                   "Use a set, none for -1; the number of the one before."),

@@ -42,12 +42,26 @@ def test_fuzz(program, target, tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_only_python_and_the_standard_library_are_included():
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("standard", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_fuzz_the_team_of_threads(sanitizer, standard, tmp_path):
+    sources = [CSRC / "fuzz_team.cpp", CSRC / "team.cpp"]
+    flags = [*STRICT, "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", *["-DBERTGEN_STANDARD_CPP"] * standard]
+    built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip(f"the compiler has no -fsanitize={sanitizer}")
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([tmp_path / "fuzz", "500", "5", "3"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_only_python_and_the_standard_libraries_are_included():
     """No torch: then an isolated build, which has none, compiles the extension."""
+    system = {"linux/futex.h", "sys/syscall.h", "unistd.h", "pthread.h", "signal.h", "sys/resource.h", "sys/wait.h"}
     outside = set()
     for path in CSRC.rglob("*.[ch]*"):
         outside |= set(re.findall(r"#include <(.*?[./].*?)>", path.read_text(encoding="utf-8")))
-    assert outside == {"Python.h", "immintrin.h"}
+    assert outside == {"Python.h", "immintrin.h", *system}
 
 
 @pytest.mark.long
