@@ -104,6 +104,8 @@ figures: $(VENV)/.tools ## measure all figures of README.md and docs/ again (an 
 	$(BIN)/bertgen bench dropin --json bench/results/dropin-cpu.json
 	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
 	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
+	$(BIN)/python -m bertgen.bench.dtypes --json bench/results/dtypes-cpu.json
+	$(BIN)/python -m bertgen.bench.neighbours --json bench/results/neighbours-cpu.json
 	$(BIN)/bertgen bench report bench/results/*-cpu.json --output docs/report
 	$(BIN)/python -m bertgen.bench.tables
 

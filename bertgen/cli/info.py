@@ -157,6 +157,7 @@ def _describe(path_or_id: str) -> dict[str, Any]:
     rows["encoder and decoder"] = "share their weights" if config.tie_encoder_decoder else "have weights of their own"
     rows["parameters"] = model.num_parameters()
     rows["dtype"] = config.extra.get("dtype") or config.extra.get("torch_dtype")
+    rows["dtype on a CPU"] = "float32, or that of --dtype"
     directory = local_directory(path_or_id)
     if directory is not None:
         weights = [path for suffix in ("safetensors", "bin") for path in directory.glob(f"*.{suffix}")]

@@ -55,7 +55,7 @@ def test_nothing_is_logged_where_nothing_is_missing(device, caplog):
 
 EXTENSION, GONE, BUILD = "the C++ extension", "it was taken away", " install --force-reinstall "
 CAUSES = {
-    "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "1.4 to 3.5 times", BUILD),
+    "extension, CPU": (CPU, torch.float32, EXTENSION, GONE, "6 times as long for single texts (4 + 4 layers", BUILD),
     "extension, GPU": (CUDA, torch.float16, EXTENSION, GONE, "0.6 ms", BUILD),
     "triton": (CUDA, torch.bfloat16, "Triton", "triton is not installed", "several kernels", " install 'triton"),
     "float16": (CPU, torch.float16, "float32", "the weights are float16", "4 to 5 times", "model.float()"),
