@@ -50,6 +50,7 @@ from ..kernels.layernorm_gelu_cpp import (
 )
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
+    as_float32,
     few_rows,
     has_onednn,
     linear_cpp,
@@ -177,10 +178,10 @@ class Linear(Op):
                 product if registry.backend() == "cpp" else f"{product}, and linear_gelu or bias_gelu for an activation"
             )
         reason = extension.why_not()
-        choices = [f"cpp for at most {few_rows()} rows"] if reason is None else []
+        choices = [f"cpp for at most {few_rows()} rows (float32, bfloat16, float16)"] if reason is None else []
         if has_onednn():
-            choices.append(f"onednn for weights of at least {ONEDNN_ELEMENTS} elements")
-        text = f"in float32 inference {', '.join(choices)}; else reference" if choices else "reference"
+            choices.append(f"onednn for float32 weights of at least {ONEDNN_ELEMENTS} elements")
+        text = f"in inference {', '.join(choices)}; else reference" if choices else "reference"
         return text if reason is None else f"{text}; the C++ extension cannot be used: {reason}"
 
 
@@ -205,7 +206,7 @@ class Linears(Op):
 
     def _explain(self, device: str) -> str:
         if device == "cpu" and extension.why_not() is None:
-            return f"cpp, all weights in one call, in float32 inference for at most {few_rows()} rows; else linear"
+            return f"cpp, all weights in one call, in inference for at most {few_rows()} rows; else linear"
         return "linear, one call for each weight"
 
 
@@ -238,10 +239,14 @@ class DecoderStep(Op):
     """All layers of a decoder for one token of each row. The fallback, and the reference, is to call the layers."""
 
     def __call__(self, arguments: StepArguments) -> torch.Tensor:
-        """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x."""
-        out = torch.empty_like(arguments.x)
-        cpp.decoder_step(*arguments, out)
-        return out
+        """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x.
+
+        Between x and the result all but parameters and pools is float32; the result has the dtype of x.
+        """
+        x = arguments.x
+        out = torch.empty_like(x, dtype=torch.float32)
+        cpp.decoder_step(*arguments._replace(x=as_float32(x)), out)
+        return out.to(x.dtype)
 
     def why_not(self, x: torch.Tensor) -> str | None:
         """Why the operator cannot or should not compute a step of x [R, hidden]; None where it should."""
@@ -250,7 +255,8 @@ class DecoderStep(Op):
     def _explain(self, device: str) -> str:
         if device == "cpu" and why_not_extension() is None:
             return (
-                f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows; else layer by layer"
+                f"cpp, all layers in one call, in inference for at most {few_rows()} rows (float32, bfloat16, float16, "
+                "4 bits); else layer by layer"
             )
         return "layer by layer"
 
