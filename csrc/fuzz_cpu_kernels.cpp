@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <type_traits>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
+#include "packed_attention_cpu.h"
 #include "processors_cpu.h"
 #include "sample_cpu.h"
 #include "selection_cpu.h"
@@ -142,6 +144,80 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
         const float* result = out.data() + r * slot + h * width;
         if (!k.empty()) compare(q.data() + r * slot + h * width, k, v, width, result, &worst);
         for (int64_t d = 0; k.empty() && d < width; ++d) worst = result[d] == 0 ? worst : INFINITY;
+      }
+    }
+  }
+  return worst;
+}
+
+// Numbers in a type, and their values.
+struct Stored {
+  FloatType type;
+  std::vector<float> values;
+  std::vector<Bfloat16> bfloat16;
+  std::vector<Float16> float16;
+
+  Stored(FloatType kind, std::vector<float> numbers) : type(kind), values(std::move(numbers)) {
+    for (float& value : values) {
+      if (type == kBfloat16) value = to_float(bfloat16.emplace_back(from_float<Bfloat16>(value)));
+      if (type == kFloat16) value = to_float(float16.emplace_back(from_float<Float16>(value)));
+    }
+  }
+
+  void* data() {
+    return type == kFloat32 ? values.data() : type == kBfloat16 ? static_cast<void*>(bfloat16.data()) : float16.data();
+  }
+
+  // Again from memory that was written.
+  const std::vector<float>& read() {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (type == kBfloat16) values[i] = to_float(bfloat16[i]);
+      if (type == kFloat16) values[i] = to_float(float16[i]);
+    }
+    return values;
+  }
+};
+
+double packed(int64_t sequences, int64_t heads, int64_t width, int64_t longest) {
+  const int64_t slot = heads * width;
+  const bool causal = between(0, 1), masked = between(0, 3) == 0;
+  std::vector<int32_t> cu_q{0}, cu_k{0};
+  std::vector<int64_t> start(sequences), length(sequences);
+  for (int64_t b = 0; b < sequences; ++b) {
+    cu_q.push_back(cu_q[b] + static_cast<int32_t>(between(0, longest)));
+    cu_k.push_back(cu_k[b] + static_cast<int32_t>(between(0, longest)));
+    start[b] = between(-5, longest);
+    length[b] = between(0, 2) ? longest : between(-1, longest);
+  }
+  const std::unique_ptr<bool[]> mask(new bool[sequences * longest]);
+  for (int64_t i = 0; i < sequences * longest; ++i) mask[i] = !masked || between(0, 2) == 0;
+  const FloatType type = static_cast<FloatType>(between(kFloat32, kFloat16));
+  Stored q(type, normal(cu_q[sequences] * slot)), fused(type, normal(cu_k[sequences] * 2 * slot));
+  Stored out(type, std::vector<float>(q.values.size(), NAN));
+  // Keys and values side by side; without tokens there is no memory to point into.
+  const int64_t second = fused.values.empty() ? 0 : slot * bytes_of(type);
+  const void* values = static_cast<const char*>(fused.data()) + second;
+  packed_attention({type, heads, width, sequences, {q.data(), slot, width}, {fused.data(), 2 * slot, width},
+                    {values, 2 * slot, width}, cu_q.data(), cu_k.data(), causal, start.data(), length.data(),
+                    masked ? mask.get() : nullptr, longest, out.data()},
+                   on(between(1, 5)));
+  out.read();
+  double worst = 0;
+  for (int64_t b = 0; b < sequences; ++b) {
+    for (int64_t t = cu_q[b]; t < cu_q[b + 1]; ++t) {
+      for (int64_t h = 0; h < heads; ++h) {
+        std::vector<const float*> k, v;
+        for (int64_t j = 0; j < cu_k[b + 1] - cu_k[b]; ++j) {
+          if (j >= length[b] || !mask[b * longest + j] || (causal && j > start[b] + t - cu_q[b])) continue;
+          k.push_back(fused.values.data() + (cu_k[b] + j) * 2 * slot + h * width);
+          v.push_back(k.back() + slot);
+        }
+        const float* result = out.values.data() + t * slot + h * width;
+        double error = 0;
+        if (!k.empty()) compare(q.values.data() + t * slot + h * width, k, v, width, result, &error);
+        for (int64_t d = 0; k.empty() && d < width; ++d) error = result[d] == 0 ? error : INFINITY;
+        error *= type == kFloat32 ? 1 : 1e-4;  // of rounding the result
+        worst = error <= worst ? worst : error;
       }
     }
   }
@@ -616,6 +692,7 @@ int main(int argc, char** argv) {
         call % 11 == 8    ? selection(between(0, 4), between(1, 5), between(1, between(0, 1) ? 40 : 1500))
         : call % 11 == 9  ? draw(between(1, between(0, 1) ? 40 : 3000))
         : call % 11 == 10 ? processing(between(1, 60), between(0, 20))
+        : call % 11 == 7  ? packed(groups, heads, width, between(1, between(0, 9) ? 40 : 300))
         : call % 7 == 6
             ? integer_product(between(0, 13), between(0, 5), between(0, 60), between(0, 1), between(0, 1))
         : call % 6 == 0   ? dispatch_type(type, [&](auto n) { return self<decltype(n)>(groups, heads, width, longest); })

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..kernels import cpp
 from ..kernels.attention import attention_reference, attention_triton, masked_attention_reference
+from ..kernels.attention_cpp import attention_cpp, why_not_attention_cpp
 from ..kernels.decode_attention import (
     cross_decode_attention_reference,
     cross_decode_attention_triton,
@@ -84,8 +85,9 @@ from .registry import KernelOp, Op, why_not_extension
 from .step_layout import StepArguments
 
 attention = KernelOp(
-    "attention", "packed self, cross and causal attention", attention_reference, attention_triton, why_not_attention
-)
+    "attention", "packed self, cross and causal attention", attention_reference,
+    attention_triton, why_not_attention, attention_cpp, why_not_attention_cpp, infers=True,
+)  # fmt: skip
 masked_attention = KernelOp(
     "masked_attention", "a padded batch under any mask, with its attention weights", masked_attention_reference
 )

@@ -56,7 +56,7 @@ PyMODINIT_FUNC PyInit__C(void) {
 #endif
   if (add_attention(module) && add_block_allocator(module) && add_decode_steps(module) &&
       add_decoder_step(module) && add_int4(module) && add_layernorm_gelu(module) && add_linear(module) &&
-      add_module_watch(module) && add_processors(module) && add_selection(module) &&
+      add_module_watch(module) && add_packed_attention(module) && add_processors(module) && add_selection(module) &&
       add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) &&
       add_names(module, "STEP_TABLES", kStepTableNames) && add_names(module, "LAYER_POOLS", kLayerPoolNames) &&
       add_names(module, "DECODER_PARTS", kDecoderPartNames) && add_names(module, "STATIC_TABLES", kStaticTableNames) &&

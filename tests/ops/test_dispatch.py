@@ -34,6 +34,7 @@ CALLS = {
     "bertgen/cache/block_allocator.py": {"cpp.allocator_"},
     "bertgen/model/cpp_steps.py": {"cpp.decode_steps", "cpp.search_plan", "cpp.steps_workspace"},
     "bertgen/model/decoder_weights.py": {"cpp.are_unchanged", "cpp.decoder_weights", "cpp.watch_modules"},
+    "kernels/attention_cpp.py": {"cpp.packed_attention"},
     "kernels/decode_attention_cpp.py": {"cpp.decode_attention", "cpp.cross_decode_attention"},
     "kernels/int4_matmul_cpp.py": {"cpp.int4_dequantize", "cpp.int4_matmul", "cpp.int4_matmuls"},
     "kernels/layernorm_gelu_cpp.py": {"cpp.add_layer_norm", "cpp.gelu_layer_norm"},
