@@ -9,7 +9,7 @@ namespace {
 
 // Prefetches at the end of a task may be for rows of another thread's task, so tasks are few and large.
 constexpr int64_t kTaskOutputs = 48;  // rows of the weight to a task, at least
-constexpr int64_t kTaskMultiple = 12;  // a multiple of the outputs of a tile
+constexpr int64_t kTaskMultiple = 24;  // a multiple of the outputs of a tile
 constexpr int64_t kTasksPerThread = 4;
 
 template <class T>

@@ -13,6 +13,7 @@ namespace bertgen {
 
 constexpr int64_t kTileRows = 4;    // rows of x in a tile
 constexpr int64_t kCacheLine = 64;  // bytes
+constexpr int64_t kShortRow = 2048;  // bytes of a row of the weight
 
 // Rows of the weight in a tile: 12 sums and 4 vectors of x fill 16 registers. AVX-512 has 32 registers, but with six
 // rows of more than 1024 columns the tile no longer stays in the first cache until the next rows of x use it.
@@ -56,18 +57,27 @@ BERTGEN_INLINE void add_products(const float* x, const T* weight, int64_t column
   }
 }
 
-// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `fetch_next` the next kN rows of the
-// weight are fetched into the second cache: it can have more loads in flight than the first.
+template <class T>
+BERTGEN_INLINE bool has_short_rows(const Product<T>& p) {
+  return p.inputs <= kShortRow / static_cast<int64_t>(sizeof(T));
+}
+
+// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `fetch_next` those of a later tile are
+// fetched into the second cache, which can have more loads in flight than the first: of the next tile row beside row, or
+// where rows are short, of the one after it in the order of memory.
 template <class Set, int kM, int kN, class T>
 BERTGEN_INLINE void multiply_tile(const Product<T>& p, int64_t m, int64_t n, bool fetch_next) {
   constexpr int64_t kLine = kCacheLine / sizeof(T);
   const float* x = p.x + m * p.inputs;
   const T* w = p.weight + n * p.inputs;
+  const bool is_short = has_short_rows(p);
+  const T* later = w + (is_short ? 2 : 1) * kN * p.inputs;
+  const int64_t row_step = is_short ? kLine : p.inputs, column_step = is_short ? kN : 1;
   Vector sums[whole_vectors(kM * kN)] = {};
   int64_t k = 0;
   for (; k + kLine <= p.inputs; k += kLine) {
     if (fetch_next) {
-      for (int j = 0; j < kN; ++j) prefetch<kSecondCache>(w + (kN + j) * p.inputs + k);
+      for (int j = 0; j < kN; ++j) prefetch<kSecondCache>(later + j * row_step + k * column_step);
     }
     for (int64_t i = k; i < k + kLine; i += kLanes) add_products<Set, kM, kN>(x + i, w + i, p.inputs, sums);
   }
@@ -85,7 +95,7 @@ BERTGEN_INLINE void multiply_tile(const Product<T>& p, int64_t m, int64_t n, boo
 // All rows of x and kN rows of the weight, which the first tile brings into the cache.
 template <class Set, int kN, class T>
 BERTGEN_INLINE void multiply_rows(const Product<T>& p, int64_t n) {
-  const bool fetch_next = n + 2 * kN <= p.outputs;
+  const bool fetch_next = n + 3 * kN <= p.outputs;
   int64_t m = 0;
   for (; m + kTileRows <= p.rows; m += kTileRows) multiply_tile<Set, kTileRows, kN>(p, m, n, fetch_next && m == 0);
   switch (p.rows - m) {
@@ -95,9 +105,21 @@ BERTGEN_INLINE void multiply_rows(const Product<T>& p, int64_t n) {
   }
 }
 
-// Columns first .. last - 1 of the product.
+// The only row of x.
+template <class Set, int kN, class T>
+BERTGEN_INLINE void multiply_one(const Product<T>& p, int64_t first, int64_t last) {
+  int64_t n = first;
+  for (; n + kN <= last; n += kN) multiply_tile<Set, 1, kN>(p, 0, n, n + 3 * kN <= p.outputs);
+  for (; n < last; ++n) multiply_tile<Set, 1, 1>(p, 0, n, false);
+}
+
+// Columns first .. last - 1 of the product. With one row of x a tile has more outputs, because each of its sums waits for
+// its last addition.
 template <class Set, class T>
 BERTGEN_INLINE void multiply(const Product<T>& p, int64_t first, int64_t last) {
+  if (p.rows == 1) {
+    return has_short_rows(p) ? multiply_one<Set, 4>(p, first, last) : multiply_one<Set, 8>(p, first, last);
+  }
   constexpr int kN = kTileOutputs<Set>;
   int64_t n = first;
   for (; n + kN <= last; n += kN) multiply_rows<Set, kN>(p, n);

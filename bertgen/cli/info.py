@@ -82,7 +82,7 @@ def _told(steps: dict[str, str | None]) -> str:
     """A line for the table."""
     ways = {
         "graphs": "as CUDA graphs of two steps",
-        "cpp": "several in one C++ call, in float32 and 4 bits; else one by one from Python",
+        "cpp": "several in one C++ call, in float32, 16 and 4 bits; else one by one from Python",
         "plain": "one by one from Python",
     }
     way, reason = ways[steps["run"] or "plain"], steps["why not"]
