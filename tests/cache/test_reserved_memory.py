@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertgen.cache.reserved_memory import reserved
+from bertgen.cache.reserved_memory import SMALL, reserved
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -44,3 +44,11 @@ def test_what_cannot_be_had_is_none(count):
 def test_a_system_without_anonymous_maps_reserves_nothing(monkeypatch):
     monkeypatch.delattr(mmap, "MAP_ANONYMOUS", raising=False)
     assert reserved(8, torch.float32) is None
+
+
+@linux
+def test_the_first_slots_take_no_huge_pages():
+    memory = reserved(1 << 28, torch.float32)
+    before = resident()
+    memory[0] = memory[SMALL // 4 - 1] = 1.0
+    assert resident() - before < 1 << 20
