@@ -165,6 +165,17 @@ def test_the_other_rows_do_not_change_a_bit():
         assert torch.equal(case.call(**alone), whole[one])
 
 
+@pytest.mark.parametrize("width", [20, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_other_rows_of_a_source_do_not_change_a_bit(dtype, width):
+    """Rows are computed in fours, twos and ones."""
+    case = Cross([7], [37], 3, width, dtype=dtype)
+    whole = case.call()
+    for first, last in [(0, 1), (0, 2), (0, 3), (0, 4), (3, 7), (4, 7), (6, 7)]:
+        part = case.call(q=case.q[first:last], cu_rows=int32(0, last - first))
+        assert torch.equal(part, whole[first:last])
+
+
 @pytest.mark.parametrize("width", [3, 64])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slots", [torch.int32, torch.int64])
