@@ -24,9 +24,9 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-// Waking a thread takes some tens of microseconds, as long as a helper or caller spins at first. Only on a processor
-// that nobody else uses does a helper spin longer.
-constexpr microseconds kSpin{20}, kLongSpin{1000};
+// How long threads spin before they sleep: to be woken takes some tens of microseconds. A helper that waits for work
+// spins longer on a processor that nobody else uses.
+constexpr microseconds kHelperSpin{20}, kLongHelperSpin{1000}, kCallerSpin{100};
 constexpr milliseconds kDisturbed{100};  // a processor that others have used counts as theirs for so long
 constexpr milliseconds kRetry{1000};     // after a thread could not be started
 constexpr int kWakes = 2;  // threads that one wakes: each wakes others in turn
@@ -104,7 +104,7 @@ class Region {
   void close() {
     const auto empty = [&] { return state_.load(std::memory_order_acquire) % kCallerWaits == 0; };
     state_.fetch_and(kCallerWaits - 1, std::memory_order_relaxed);
-    if (!spin(kSpin, empty)) {
+    if (!spin(kCallerSpin, empty)) {
       state_.fetch_or(kCallerWaits, std::memory_order_relaxed);
       for (;;) {
         const uint32_t seen = left_.count();
@@ -197,7 +197,7 @@ class Team {
       while (help_one()) {
       }
       const auto another = [&] { return opened_.count() != seen; };
-      if (spin(kSpin, another) || (!disturbance.now() && spin(kLongSpin, another))) continue;
+      if (spin(kHelperSpin, another) || (!disturbance.now() && spin(kLongHelperSpin, another))) continue;
       opened_.wait(seen);
     }
   }
