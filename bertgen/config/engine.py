@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 from .validators import check_integer, check_number
 
+# Sequences decoded together by default. On a CPU throughput hardly grows beyond, while memory does: docs/design.md.
+ROWS = {"cuda": 1024, "cpu": 64}
+LARGEST_REQUEST = 256  # rows of a request that is larger than the default of a CPU, and runs alone
+
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits of the engine; None is the default for the device.
 
     Args:
-        max_rows: maximum number of sequences decoded together; each beam and each return sequence counts.
+        max_rows: maximum number of sequences decoded together; each beam and each return sequence counts. By default 64
+            on a CPU and 1024 on a GPU; a request of up to 256 sequences then runs alone on a CPU.
         cache_bytes: bytes for the keys and values of outputs; those of sources may take the same amount once more. By
             default 4 GiB on a CPU; on a GPU a share of what is free when the first request comes.
         encode_tokens: maximum number of source tokens encoded together.
@@ -37,8 +42,12 @@ class EngineConfig:
         """A copy with every limit set for this type of device ("cuda", "cpu"), but for `cache_bytes` of a GPU."""
         gpu = device == "cuda"
         return EngineConfig(
-            self.max_rows or (1024 if gpu else 256),
+            self.max_rows or ROWS["cuda" if gpu else "cpu"],
             self.cache_bytes or (None if gpu else 4 << 30),
             self.encode_tokens or (65536 if gpu else 4096),
             self.refill,
         )
+
+    def largest_request(self, device: str) -> int:
+        """The most sequences of one request, on this type of device."""
+        return self.max_rows or max(LARGEST_REQUEST, self.on(device).max_rows)
