@@ -65,6 +65,11 @@ class _StaticFailureError(Exception):
         self.error = error
 
 
+def _slot_bytes(model: EncoderDecoderModel) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * cache_layers(model) * model.config.decoder.hidden_size * model.dtype.itemsize
+
+
 def _static_call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the static batch, which calls no code of a request.
 
@@ -94,7 +99,8 @@ class Engine:
     def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
         self.model = model
         given = config or EngineConfig()
-        self.config = given.on(model.device.type)
+        tokens = model.config.decoder.max_tokens + model.config.encoder.max_tokens
+        self.config = given.on(model.device.type, _slot_bytes(model) * tokens)
         self._largest_request = given.largest_request(model.device.type)
         self._reset()
         process_events.register(self)
@@ -140,7 +146,7 @@ class Engine:
         """What the cache holds, for rows that each take at least one page; set when it is first needed."""
         if self._cache_limits is None:
             encoder, decoder = self.model.config.encoder, self.model.config.decoder
-            slot_bytes = 2 * cache_layers(self.model) * decoder.hidden_size * self.model.dtype.itemsize
+            slot_bytes = _slot_bytes(self.model)
             budget = self.config.cache_bytes or int(self._cache_share * free_memory(self.model.device))
             slots, rows, page = min(max(budget // slot_bytes, 1), 2**30), self._largest_request, BlockAllocator.PAGE
             self._cache_limits = Limits(

@@ -83,8 +83,10 @@ def test_requests_that_can_never_run_are_refused():
     assert not engine.busy, "all or none"
 
 
-def test_a_request_larger_than_the_default_of_a_cpu_runs_alone():
+def test_a_request_larger_than_the_default_of_a_cpu_runs_alone(monkeypatch):
+    monkeypatch.setattr("bertgen.config.engine.KEPT_BYTES", 1)  # of a large model
     engine, done = Engine(Model()), []
+    assert engine.config.max_rows == 64
     large = options(do_sample=True, num_return_sequences=100)
     wanted = [Request([5], options()), Request([6], large, seed=1), Request([7], options())]
     engine.submit(wanted, done.append)
