@@ -6,7 +6,8 @@ A model of the demo model's size with random weights, greedy, with 1, 16 and 64 
 
 Neighbours are processes that compute without end, each on one thread. With 0, 1 and 2 of them each engine decodes the
 same requests; numbers and engines take turns, and the ratio to the quiet machine is taken in each turn. bertgen runs
-twice: as a library, and as its command line does, which sets OMP_WAIT_POLICY before torch is imported.
+twice: as a library, and as its command line does, which lets OpenMP's threads sleep soon (it sets variables before
+torch is imported).
 
 Then engines are started with fewer processors: with one thread, the affinity of one core, OMP_NUM_THREADS=8, and a
 cgroup's quota of one CPU. Each is compared with one thread.
@@ -44,7 +45,7 @@ from .workload import Plan
 PART = "neighbours"
 ENGINES = (OURS, "transformers sdpa", "CTranslate2")
 COMMAND_LINE = f"{OURS}, command line"
-CALM = {"OMP_WAIT_POLICY": "PASSIVE"}  # as the command line sets it
+CALM = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}  # as the command line sets them
 SOURCE = 8  # tokens of each source
 TOKENS = {1: 64, 16: 32, 64: 32}  # requests decoded together -> tokens of each output
 NUMBERS = {0: "quiet", 1: "one neighbour", 2: "two neighbours"}
