@@ -28,7 +28,7 @@ struct Numbers {
   std::vector<float> values;
 
   Numbers() = default;
-  Numbers(FloatType type, const std::vector<float>& numbers) : type(type), values(numbers) {
+  Numbers(FloatType kind, const std::vector<float>& numbers) : type(kind), values(numbers) {
     stored.resize(numbers.size() * bytes_of(type));
     for (size_t i = 0; i < numbers.size(); ++i) {
       dispatch_type(type, [&](auto number) {

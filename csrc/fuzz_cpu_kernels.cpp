@@ -150,34 +150,6 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
   return worst;
 }
 
-// Numbers in a type, and their values.
-struct Stored {
-  FloatType type;
-  std::vector<float> values;
-  std::vector<Bfloat16> bfloat16;
-  std::vector<Float16> float16;
-
-  Stored(FloatType kind, std::vector<float> numbers) : type(kind), values(std::move(numbers)) {
-    for (float& value : values) {
-      if (type == kBfloat16) value = to_float(bfloat16.emplace_back(from_float<Bfloat16>(value)));
-      if (type == kFloat16) value = to_float(float16.emplace_back(from_float<Float16>(value)));
-    }
-  }
-
-  void* data() {
-    return type == kFloat32 ? values.data() : type == kBfloat16 ? static_cast<void*>(bfloat16.data()) : float16.data();
-  }
-
-  // Again from memory that was written.
-  const std::vector<float>& read() {
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (type == kBfloat16) values[i] = to_float(bfloat16[i]);
-      if (type == kFloat16) values[i] = to_float(float16[i]);
-    }
-    return values;
-  }
-};
-
 double packed(int64_t sequences, int64_t heads, int64_t width, int64_t longest) {
   const int64_t slot = heads * width;
   const bool causal = between(0, 1), masked = between(0, 3) == 0;
@@ -191,17 +163,21 @@ double packed(int64_t sequences, int64_t heads, int64_t width, int64_t longest) 
   }
   const std::unique_ptr<bool[]> mask(new bool[sequences * longest]);
   for (int64_t i = 0; i < sequences * longest; ++i) mask[i] = !masked || between(0, 2) == 0;
-  const FloatType type = static_cast<FloatType>(between(kFloat32, kFloat16));
-  Stored q(type, normal(cu_q[sequences] * slot)), fused(type, normal(cu_k[sequences] * 2 * slot));
-  Stored out(type, std::vector<float>(q.values.size(), NAN));
+  const FloatType type = any_type();
+  const Numbers q(type, normal(cu_q[sequences] * slot)), fused(type, normal(cu_k[sequences] * 2 * slot));
+  Numbers out(type, std::vector<float>(q.values.size(), NAN));
   // Keys and values side by side; without tokens there is no memory to point into.
-  const int64_t second = fused.values.empty() ? 0 : slot * bytes_of(type);
-  const void* values = static_cast<const char*>(fused.data()) + second;
-  packed_attention({type, heads, width, sequences, {q.data(), slot, width}, {fused.data(), 2 * slot, width},
-                    {values, 2 * slot, width}, cu_q.data(), cu_k.data(), causal, start.data(), length.data(),
-                    masked ? mask.get() : nullptr, longest, out.data()},
+  const TokenHeads keys{fused.data(), 2 * slot, width};
+  const TokenHeads values{fused.at(fused.values.empty() ? 0 : slot), 2 * slot, width};
+  packed_attention({type, heads, width, sequences, {q.data(), slot, width}, keys, values, cu_q.data(), cu_k.data(),
+                    causal, start.data(), length.data(), masked ? mask.get() : nullptr, longest, out.stored.data()},
                    on(between(1, 5)));
-  out.read();
+  dispatch_type(type, [&](auto number) {
+    for (size_t i = 0; i < out.values.size(); ++i) {
+      std::memcpy(&number, out.at(static_cast<int64_t>(i)), sizeof number);
+      out.values[i] = to_float(number);
+    }
+  });
   double worst = 0;
   for (int64_t b = 0; b < sequences; ++b) {
     for (int64_t t = cu_q[b]; t < cu_q[b + 1]; ++t) {

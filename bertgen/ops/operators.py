@@ -62,6 +62,7 @@ from ..kernels.linear import (
     why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
+from ..kernels.linear_wide import linear_wide, multiplies, why_not_linear_wide
 from ..kernels.log_softmax import log_softmax_reference
 from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
@@ -165,6 +166,8 @@ class Linear(Op):
                 return linear_cpp(x, weight, bias, activation)
             if why_not_linear_onednn(x, weight, others) is None:
                 return linear_onednn(x, weight, bias, activation)
+            if why_not_linear_wide(x, weight) is None:
+                return linear_wide(x, weight, bias, activation)
         if activation is None or not bias_gelu.prefers_triton(x):
             return linear_reference(x, weight, bias, activation)
         if activation == "gelu" and why_not_linear_gelu(x, weight, bias) is None:
@@ -181,6 +184,9 @@ class Linear(Op):
         choices = [f"cpp for at most {few_rows()} rows (float32, bfloat16, float16)"] if reason is None else []
         if has_onednn():
             choices.append(f"onednn for float32 weights of at least {ONEDNN_ELEMENTS} elements")
+        wide = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if not multiplies(dtype)]
+        if wide:
+            choices.append(f"widened blocks of weights in {' and '.join(wide)}")
         text = f"in inference {', '.join(choices)}; else reference" if choices else "reference"
         return text if reason is None else f"{text}; the C++ extension cannot be used: {reason}"
 
