@@ -1,8 +1,8 @@
 // One token of every row through the layers of a decoder on a CPU, in one call: the products of few rows take some
 // microseconds each, as long as a call of an operator from Python.
 //
-// Parameters and pools stay in the type in which they are stored, everything else is float. In float32 the result is that
-// of the modules in bertgen/layers/block.py, which call the same functions one after the other.
+// Parameters and pools stay in the type in which they are stored, everything else is float. In float32 the result is
+// that of the modules in bertgen/layers/block.py, which call the same functions one after the other.
 #pragma once
 
 #include <cstdint>

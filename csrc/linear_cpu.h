@@ -1,8 +1,8 @@
 // Products of few rows with a large weight on a CPU; kernels/linear.py has the equation.
 //
-// Their time is the time of reading the weight. So the weight is read once, where it lies and as it is stored, a few of
-// its rows at a time, each multiplied with all rows of x in float. Neither the division into tasks nor the number of
-// rows of x changes a bit of the result: every element is the same sum in the same order.
+// Their time is the time of reading the weight. So the weight is read once, where it lies and in the type in which it is
+// stored, a few of its rows at a time, each multiplied with all rows of x in float. Neither the division into tasks nor
+// the number of rows of x changes a bit of the result: every element is the same sum in the same order.
 #pragma once
 
 #include <cstdint>

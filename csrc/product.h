@@ -1,5 +1,5 @@
-// The loop of products of few rows: a few rows of the weight at a time, each multiplied with all rows of x. The weight is
-// stored in any type of floats, everything else is float. Every element of the result is the same sum in the same order,
+// The loop of products of few rows: a few rows of the weight at a time, each multiplied with all rows of x. The weight
+// is stored in any type of floats, everything else is float. Every element of the result is the same sum in the same order,
 // whatever the number of rows.
 #pragma once
 
@@ -62,9 +62,9 @@ BERTGEN_INLINE bool has_short_rows(const Product<T>& p) {
   return p.inputs <= kShortRow / static_cast<int64_t>(sizeof(T));
 }
 
-// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `fetch_next` those of a later tile are
-// fetched into the second cache, which can have more loads in flight than the first: of the next tile row beside row, or
-// where rows are short, of the one after it in the order of memory.
+// out[m, n] for kM rows of x, from m on, and kN rows of the weight, from n on. With `fetch_next` those of a later tile
+// are fetched into the second cache, which can have more loads in flight than the first: of the next tile row beside
+// row, or where rows are short, of the one after it in the order of memory.
 template <class Set, int kM, int kN, class T>
 BERTGEN_INLINE void multiply_tile(const Product<T>& p, int64_t m, int64_t n, bool fetch_next) {
   constexpr int64_t kLine = kCacheLine / sizeof(T);
@@ -113,8 +113,8 @@ BERTGEN_INLINE void multiply_one(const Product<T>& p, int64_t first, int64_t las
   for (; n < last; ++n) multiply_tile<Set, 1, 1>(p, 0, n, false);
 }
 
-// Columns first .. last - 1 of the product. With one row of x a tile has more outputs, because each of its sums waits for
-// its last addition.
+// Columns first .. last - 1 of the product. With one row of x a tile has more outputs, because each of its sums waits
+// for its last addition.
 template <class Set, class T>
 BERTGEN_INLINE void multiply(const Product<T>& p, int64_t first, int64_t last) {
   if (p.rows == 1) {
