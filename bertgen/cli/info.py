@@ -44,10 +44,7 @@ def run(args: argparse.Namespace) -> int:
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
         "extension": {"C++": extension.why_not() or _instructions(extension.instruction_set())},
-        "slow paths": {
-            path.unused: {**dataclasses.asdict(path), "message": str(path)}
-            for path in slow_paths(device, torch.float32)
-        },
+        "slow paths": {path.unused: {**dataclasses.asdict(path), "message": str(path)} for path in slow_paths(device)},
         "steps": {name: _steps(torch.device(name)) for name in ("cpu", *(f"cuda:{i}" for i in range(len(gpus))))},
         "ops": dict(ops.explain(device)),
     }

@@ -204,7 +204,7 @@ class Engine:
         check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
-        report_slow_paths(self.model.device, self.model.dtype)
+        report_slow_paths(self.model.device)
         requests = list(requests)
         checked: tuple[SearchKey, decoding.Search] | None = None
         for request in requests:

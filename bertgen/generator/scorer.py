@@ -139,7 +139,7 @@ class Scorer:
         """Score the pairs, longest source first; a batch that does not fit into memory is halved."""
         pairs = sorted(pairs, key=lambda pair: (len(pair.source), pair.source, len(pair.target)), reverse=True)
         model, limit, start = self.model, self.encode_tokens, 0
-        report_slow_paths(model.device, model.dtype)
+        report_slow_paths(model.device)
         while start < len(pairs):
             batch, cost = _first_batch(pairs, start, limit)
             score = functools.partial(attempt, functools.partial(self._score, batch), model.device)

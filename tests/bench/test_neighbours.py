@@ -17,6 +17,7 @@ from bertgen.bench.contenders import Contender, Run
 from bertgen.bench.neighbours import ALL, COMMAND_LINE, CORE, MANY, NUMBERS, ONE, QUOTA, TOKENS, Setup
 
 from bertgen.bench import neighbours, result, tables
+from bertgen.cli import openmp
 from tests.support.benchmarks import ROOT, SMOKE, make_result, run_module
 
 # -- neighbours end
@@ -161,6 +162,10 @@ def test_the_time_of_a_turn_is_bounded():
     setup = Setup(SMOKE, Judge(None), {"bertgen": Fake(0.5)}, {})
     with pytest.raises(RuntimeError, match="the time is over"):
         setup.turn(0, time.monotonic() - 60)
+
+
+def test_openmp_is_set_as_the_command_line_sets_it():
+    assert neighbours.CALM == openmp.POLICY
 
 
 # -- the command

@@ -40,7 +40,7 @@ def test_info_marks_slow_paths(capsys, monkeypatch):
     for name in ("BERTGEN_REQUIRE_EXT", "BERTGEN_WITHOUT_EXT", "BERTGEN_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(extension, "_reason", "it was taken away")
-    (expected,) = slow_paths("cpu", torch.float32)
+    (expected,) = slow_paths("cpu")
     monkeypatch.setenv("BERTGEN_REQUIRE_EXT", "1")  # info describes what is missing, and does not need it
     assert cli.main(["info", "--json"]) == 0
     marked = json.loads(capsys.readouterr().out)["slow paths"][expected.unused]
