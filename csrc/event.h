@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstdint>
 
-#if defined(__linux__) && !defined(BERTGEN_STANDARD_CPP)
+#include "compiler.h"
+
+#if defined(__linux__) && defined(BERTGEN_GNU)
 #define BERTGEN_FUTEX
 #include <linux/futex.h>
 #include <sys/syscall.h>

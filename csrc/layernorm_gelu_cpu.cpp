@@ -130,8 +130,8 @@ struct NormRows {
   int64_t columns;
   float eps;
 
-  explicit NormRows(const Norm& norm, int64_t columns, float eps)
-      : weight(static_cast<const T*>(norm.weight)), shift(static_cast<const T*>(norm.shift)), columns(columns), eps(eps) {}
+  NormRows(const Norm& norm, int64_t width, float small)
+      : weight(static_cast<const T*>(norm.weight)), shift(static_cast<const T*>(norm.shift)), columns(width), eps(small) {}
 
   template <class Set>
   static BERTGEN_INLINE void add_norm(const NormRows& rows, const float* x, const float* residual, float* out) {

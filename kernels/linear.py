@@ -30,7 +30,7 @@ def linear_reference(
     return y if activation is None else activation_function(activation)(y)
 
 
-def _why_not_cpu_inference(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+def why_not_cpu_inference(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     """Why a product is not inference on a CPU with contiguous plain tensors, as one clause; None where it is."""
     if not x.is_cpu:
         return "x is not on a CPU"
@@ -70,7 +70,7 @@ def why_not_linear_onednn(x: torch.Tensor, weight: torch.Tensor, others: int = 0
     """
     if not x.dtype == weight.dtype == torch.float32:
         return "x and the weight are not both float32"
-    reason = _why_not_cpu_inference(x, weight)
+    reason = why_not_cpu_inference(x, weight)
     if reason is not None:
         return reason
     if (1 + others) * weight.numel() < ONEDNN_ELEMENTS:
@@ -131,7 +131,7 @@ def why_not_linear_cpp(x: torch.Tensor, weight: torch.Tensor) -> str | None:
         return f"the weight is {weight.dtype}, none of float32, bfloat16 and float16"
     if x.dtype != weight.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype}, the weight {weight.dtype}"
-    reason = _why_not_cpu_inference(x, weight)
+    reason = why_not_cpu_inference(x, weight)
     if reason is None and x.numel() > few_rows() * weight.shape[-1]:
         reason = "x has too many rows"
     return reason

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .activations import activation_function
-from .linear import _why_not_cpu_inference
+from .linear import why_not_cpu_inference
 
 ROWS = 8  # at least; to widen the weight takes as long as to multiply it with some rows
 BLOCK = 2**22  # elements of the weight that are widened at a time; fewer were slower from 256 rows on
@@ -37,7 +37,7 @@ def why_not_linear_wide(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     """Why linear_wide cannot or should not compute this product, as one clause; None where it should."""
     if x.dtype not in (torch.bfloat16, torch.float16) or weight.dtype != x.dtype:
         return "x and the weight are not both bfloat16 or both float16"
-    reason = _why_not_cpu_inference(x, weight)
+    reason = why_not_cpu_inference(x, weight)
     if reason is not None:
         return reason
     if x.numel() < ROWS * x.shape[-1]:

@@ -166,7 +166,8 @@ def test_steps_in_16_bits(dtype, kind, beams, taken):
     got = logits(model, **forced)
     assert sum(taken) == STEPS and got.dtype == torch.float32
     plain, exact = by_modules(logits, model, **forced), exact_logits(model, **forced)
-    assert (got - exact)[1:].abs().mean() < (plain - exact)[1:].abs().mean()
+    # The median: after a tie of two beams the logits are those of other tokens.
+    assert (got - exact)[1:].abs().median() < (plain - exact)[1:].abs().median()
 
 
 def test_a_row_is_the_same_however_many_there_are(taken):
