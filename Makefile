@@ -20,6 +20,7 @@ OTHER := .venv-transformers-$(TRANSFORMERS)
 FUZZ := $(CXX) -std=c++17 -O1 -g -pthread -fno-sanitize-recover=all
 FUZZ_ALLOCATOR := csrc/fuzz_block_allocator.cpp csrc/block_allocator.cpp
 FUZZ_KERNELS := csrc/fuzz_cpu_kernels.cpp $(wildcard csrc/*_cpu.cpp)
+FUZZ_TEAM := csrc/fuzz_team.cpp csrc/team.cpp
 FUZZ_STEPS := csrc/fuzz_decode_steps.cpp $(wildcard csrc/*_cpu.cpp)
 EMPTY := PATH=$(abspath build/empty/bin) BERTGEN_REQUIRE_EXT=1
 SENTENCES := "Where is the station?" "I would like a cup of coffee, please." "She has been learning German for two years."
@@ -78,6 +79,8 @@ fuzz: $(VENV)/.tools ## run the C++ under sanitizers, and a million allocator op
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_KERNELS) -o build/fuzz-kernels && build/fuzz-kernels 20000 $(SEED)
 	$(FUZZ) -fsanitize=address,undefined -DBERTGEN_STANDARD_CPP $(FUZZ_KERNELS) -o build/fuzz-standard && \
 		build/fuzz-standard 20000 $(SEED)
+	$(FUZZ) -fsanitize=thread $(FUZZ_TEAM) -o build/fuzz-team && build/fuzz-team 20000 $(SEED) 3
+	$(FUZZ) -fsanitize=address,undefined $(FUZZ_TEAM) -o build/fuzz-team && build/fuzz-team 20000 $(SEED) 3
 	$(FUZZ) -fsanitize=address,undefined $(FUZZ_STEPS) -o build/fuzz-steps && build/fuzz-steps 20000 $(SEED)
 	BERTGEN_OPERATIONS=1000000 $(PYTEST) tests/cache/test_block_allocator.py -k BothKinds $(ARGS)
 
@@ -101,6 +104,8 @@ figures: $(VENV)/.tools ## measure all figures of README.md and docs/ again (an 
 	$(BIN)/bertgen bench dropin --json bench/results/dropin-cpu.json
 	$(BIN)/python -m bertgen.bench.overhead --json bench/results/overhead-cpu.json
 	$(BIN)/python -m bertgen.bench.tokenizer --input $(PAIRS) --lines 100000 --json bench/results/tokenizer-cpu.json
+	$(BIN)/python -m bertgen.bench.dtypes --json bench/results/dtypes-cpu.json
+	$(BIN)/python -m bertgen.bench.neighbours --json bench/results/neighbours-cpu.json
 	$(BIN)/bertgen bench report bench/results/*-cpu.json --output docs/report
 	$(BIN)/python -m bertgen.bench.tables
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bertgen.compare import MARGINS
 from bertgen.model import EncoderDecoderModel
 
 from .workload import START, Case, Tokens
 
-# Differences of log-probabilities that rounding explains; in 16 bits, the rounding of all layers.
-TIES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.4}
 UNITS = 4 * 2.0**-23  # rounding error of a long sum, relative to its size
 
 
@@ -41,7 +40,7 @@ class Judge:
         model: in float32. tie: a difference with a smaller margin is excused.
     """
 
-    def __init__(self, model: EncoderDecoderModel, tie: float = TIES["float32"]):
+    def __init__(self, model: EncoderDecoderModel, tie: float = MARGINS["float32"]):
         self.model, self.tie = model, tie
         self._margins: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
 

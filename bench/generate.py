@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
+from bertgen.compare import MARGINS
 from bertgen.errors import BertgenError, ConfigError
 
 from . import child, contenders, machine, output, workload
-from .agreement import TIES, Agreement, Judge
+from .agreement import Agreement, Judge
 from .contenders import Bertgen, Contender, CTranslate2, Run, StaticBart, Transformers
 from .int4 import Int4
 from .result import OURS, Row
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     present, missing = engines(wanted, model, apart=not args.same_process)
     missing |= {one: "on a CPU on request only (--engines): compiling takes minutes" for one in ENGINES
                 if one in ON_REQUEST and not args.engines and device.type == "cpu"}  # fmt: skip
-    judge = Judge(model.build().float(), TIES[model.dtype])
+    judge = Judge(model.build().float(), MARGINS[model.dtype])
     limit = result.environment["limits"] = machine.limits(device, getattr(torch, model.dtype))
     output.head()
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,11 +146,11 @@ def of_cases(
                 yield of_case(name, check, case, device, dtype, seconds)
 
 
-def own(name: str, check: Check, device: torch.device) -> Callable[..., Any]:
+def own(name: str, check: Check, device: torch.device, arguments: dict[str, Any]) -> Callable[..., Any]:
     """bertgen's function for a case on this device: the kernel on a GPU, the C++ function on a CPU.
 
     Raises:
-        BackendError: there is no such function.
+        BackendError: there is no such function, or it leaves these arguments to the reference.
     """
     if device.type == "cuda":
         load_triton("the kernel")
@@ -157,6 +158,11 @@ def own(name: str, check: Check, device: torch.device) -> Callable[..., Any]:
     op = ops.OPS.get(name)
     if op is None or op.cpp is None:
         raise BackendError("on a CPU the definition itself runs, its kernel needs a CUDA device")
+    first, *rest = inspect.signature(op.reference).parameters
+    if op.infers:
+        named = {name: arguments[name] for name in rest if name in arguments}
+        if (reason := op.why_not("cpp", arguments[first], **named)) is not None:
+            raise BackendError(f"the definition itself runs: {reason}")
     return by_backend("cpp", op)
 
 
@@ -176,7 +182,7 @@ def by_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def of_case(name: str, check: Check, case: Case, device: torch.device, dtype: torch.dtype, seconds: float) -> list[Row]:
     """Rows of the reference and of `own`. Cases are made for the kernels: the C++ functions do not take all of them."""
     rows = [Row(name, {"case": case.name}, contender) for contender in ("eager", "bertgen")]
-    makers = {"eager": lambda: check.reference, "bertgen": lambda: own(name, check, device)}
+    makers = {"eager": lambda: check.reference, "bertgen": lambda: own(name, check, device, case.make(dtype, device))}
     calls, plain, exact = {}, [], []
     for row in rows:
         try:

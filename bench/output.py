@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import machine
-from .result import Result, Row, best, save, save_csv
+from .result import Result, Row, best, ratio, save, save_csv
 
 WRONG = 1
+UNKNOWN = "not measured"
 SAVED_EVERY = 5.0  # seconds
 _saved: dict[Path, float] = {}
 ENGINEERING = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -93,6 +94,19 @@ def line(row: Row, first: Row | None) -> str:
 def pace(row: Row) -> float:
     """Work per second; runs per second where the amount of work is unknown."""
     return row.rate or 1 / row.median
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (heads, *rows)]
+    return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
+
+
+def times(theirs: Row | None, ours: Row | None) -> str:
+    """How many times as long, and the spread."""
+    if theirs is None or ours is None or not theirs.seconds or not ours.seconds:
+        return UNKNOWN
+    value, low, high = ratio(theirs, ours)
+    return f"{value:.2f} " + (f"({low:.2f} to {high:.2f})" if len(theirs.seconds) > 1 else "(timed once)")
 
 
 def time_text(seconds: float) -> str:

@@ -64,7 +64,10 @@ def models(args: argparse.Namespace) -> None:
         data = root / "data.tsv"
         with args.data.open(encoding="utf-8") as file:
             data.write_text("".join(itertools.islice(file, args.lines)), encoding="utf-8")
-        turns = [{name: evaluated(folder, data, args) for name, folder in folders.items()} for _ in range(args.repeats)]
+        turns = [
+            {name: evaluated(folder, data, args.num_beams, "float32") for name, folder in folders.items()}
+            for _ in range(args.repeats)
+        ]
         print("| weights | folder, MB | BLEU | tokens/s | times float32 |\n|---|---|---|---|---|")
         for name, folder in folders.items():
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
@@ -74,10 +77,11 @@ def models(args: argparse.Namespace) -> None:
             print(f"| {name} | {size:.1f} | {bleu:.1f} | {speed:.0f} | {statistics.median(ratios):.2f} |", flush=True)
 
 
-def evaluated(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+def evaluated(folder: Path, data: Path, num_beams: int, dtype: str) -> dict[str, Any]:
     """The report of `bertgen evaluate --json`."""
     start = time.perf_counter()
-    words = ["--model", str(folder), "--data", str(data), "--num-beams", str(args.num_beams), "--json", "--quiet"]
+    words = ["--model", str(folder), "--data", str(data), "--num-beams", str(num_beams), "--dtype", dtype]
+    words += ["--json", "--quiet"]
     command = [sys.executable, "-m", "bertgen", "evaluate", *words]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     print(f"{folder.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bertgen.compare import MARGINS
 from bertgen.errors import ConfigError
 
 from . import generate, machine, output
-from .agreement import TIES, Judge
+from .agreement import Judge
 from .generate import Race, engines
 from .result import OURS, Row
 from .workload import Case, made_up
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     for layers, points in by_layers(args.axes, args.most, plan.size.layers).items():
         model = plan._replace(size=plan.size._replace(layers=layers))
         present, missing = engines(args.engines, model, apart=not args.same_process)
-        judge = Judge(model.build().float(), TIES[model.dtype])
+        judge = Judge(model.build().float(), MARGINS[model.dtype])
         try:
             for axis, group in itertools.groupby(points, key=lambda pair: pair[0]):
                 along = [point for _, point in group]

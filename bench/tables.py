@@ -15,11 +15,11 @@ from pathlib import Path
 
 from bertgen.errors import InputError
 
-from . import dropin, machine, scale
+from . import dropin, dtypes, machine, neighbours, scale
 from .figures import MODEL, best_of_cases, speed_ups
 from .generate import STATIC
-from .output import time_text
-from .result import OURS, Result, Row, load, ratio
+from .output import UNKNOWN, markdown, time_text, times
+from .result import OURS, Result, Row, load
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
@@ -70,11 +70,6 @@ def cases_of(measured: Sequence[Result]) -> list[list[Row]]:
     return [rows for result in measured for rows in result.cases.values()]
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(cells) for cells in (heads, *rows)]
-    return "\n".join((f"| {lines[0]} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines[1:])))
-
-
 def origin(measured: Sequence[Result]) -> str:
     """Commands, machine and commit, for a paragraph under a table."""
     commands: dict[str, list[str]] = {}
@@ -87,21 +82,12 @@ def words(requests: str, beams: int) -> str:
     return f"{requests}, " + ("greedy" if beams == 1 else f"{beams} beams")
 
 
-def times(theirs: Row | None, ours: Row) -> str:
-    """How many times as long, and the spread."""
-    if theirs is None:
-        return UNKNOWN
-    value, low, high = ratio(theirs, ours)
-    return f"{value:.2f} " + (f"({low:.2f} to {high:.2f})" if len(theirs.seconds) > 1 else "(timed once)")
-
-
 def of_model(model: str) -> dict[tuple[str, str, int], dict[str, Row]]:
     """(model, requests, beams) -> engine -> its best row."""
     rows = rows_of(results("generate", model))
     return {case: by for case, by in best_of_cases(rows).items() if case[0] == model}
 
 
-UNKNOWN = "not measured"
 OTHERS = ("transformers sdpa", STATIC, "CTranslate2", "CTranslate2 int8")
 
 
@@ -280,6 +266,26 @@ def tokenizer() -> str:
     return markdown(("function", "sentences/s"), rows) + f"\n\n{origin(measured)}"
 
 
+def busy() -> str:
+    """Generation beside CPU-bound processes."""
+    measured = results(neighbours.PART)
+    return markdown(*neighbours.busy_table(rows_of(measured))) + f"\n\n{origin(measured)}"
+
+
+def confined() -> str:
+    """Generation with fewer processors than the machine has."""
+    return markdown(*neighbours.confined_table(rows_of(results(neighbours.PART))))
+
+
+def dtypes_of(table: Callable[[Sequence[Row]], tuple[list[str], list[list[str]]]]) -> str:
+    """One of the tables of the dtypes of a model."""
+    measured = results(dtypes.PART)
+    heads, lines = table(rows_of(measured))
+    if not lines:
+        raise InputError(f"bench/results has no rows of {table.__name__.replace('_', ' ')}")
+    return markdown(heads, lines) + f"\n\n{origin(measured)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "seconds": lambda: seconds(MODEL),
@@ -295,6 +301,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "drop-in": drop_in,
     "overhead": step_overhead,
     "tokenizer": tokenizer,
+    "dtypes": lambda: dtypes_of(dtypes.quality_table),
+    "steps": lambda: dtypes_of(dtypes.step_table),
+    "sixteen": lambda: dtypes_of(dtypes.peer_table),
+    "busy": busy,
+    "confined": confined,
 }
 
 

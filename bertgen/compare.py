@@ -20,6 +20,8 @@ from .optional_imports import load_transformers, silence
 from .packing import padded
 
 PURPOSE = "a comparison"  # what transformers is needed for
+# Dtype -> differences of log-probabilities that rounding explains; in 16 bits, the rounding of all layers.
+MARGINS = {"float64": 1e-4, "float32": 1e-4, "float16": 0.05, "bfloat16": 0.4}
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,13 @@ BERTGEN_INLINE void prefetch([[maybe_unused]] const void* address) {
 #endif
 }
 
+// Called between two looks at a variable that another thread changes: the processor then looks less often. Only a hint.
+inline void relax() {
+#if defined(BERTGEN_GNU) && (defined(__x86_64__) || defined(__i386__))
+  __builtin_ia32_pause();
+#elif defined(BERTGEN_GNU) && defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 }  // namespace bertgen

@@ -6,7 +6,9 @@
 #include <limits>
 
 #include "check.h"
+#include "float_types.h"
 #include "layernorm_gelu_cpu.h"
+#include "vector.h"
 
 namespace bertgen {
 namespace {
@@ -50,6 +52,30 @@ void top(const float* scores, int64_t count, int64_t wanted, std::vector<Ranked>
 void top(const std::vector<float>& scores, int64_t wanted, std::vector<Ranked>& ranked) {
   top(scores.data(), static_cast<int64_t>(scores.size()), wanted, ranked);
 }
+
+// The embedding of a token before its norm, from rows of a type.
+template <class T>
+struct EmbeddingRow {
+  // out = word + token type, which may be null, + position
+  template <class Set>
+  static BERTGEN_INLINE void add(const T* word, const T* type, const T* position, int64_t columns, float* out) {
+    int64_t k = 0;
+    for (; k + kLanes <= columns; k += kLanes) {
+      Vector sum, part;
+      load<Set>(word + k, sum);
+      if (type != nullptr) {
+        load<Set>(type + k, part);
+        sum += part;
+      }
+      load<Set>(position + k, part);
+      vector_at(out + k).value = sum + part;
+    }
+    for (; k < columns; ++k) {
+      const float sum = type == nullptr ? to_float(word[k]) : to_float(word[k]) + to_float(type[k]);
+      out[k] = sum + to_float(position[k]);
+    }
+  }
+};
 
 // The units of a search that are not over, and their rows.
 struct Live {
@@ -254,7 +280,7 @@ class Steps {
     if (head.transforms) {
       float* y = workspace_.transformed.reserve(rows * columns);
       apply(head.transform, decoder_.int8, x, rows, y, threads_);
-      gelu_layer_norm(y, rows, columns, head.norm.weight, head.norm.shift, head.eps, y, threads_);
+      gelu_layer_norm(y, rows, columns, head.norm, head.eps, y, threads_);
       x = y;
     }
     logits_ = workspace_.logits.reserve(rows * vocabulary());
@@ -278,20 +304,24 @@ class Steps {
   }
 
   void embed(float* x) const {
+    dispatch_type(decoder_.embeddings.type, [&](auto number) { add_embeddings<decltype(number)>(x); });
+    add_layer_norm(x, nullptr, static_cast<int64_t>(rows_.size()), hidden(), decoder_.embeddings.norm,
+                   decoder_.embeddings.eps, x, threads_);
+  }
+
+  // x = word + token type + position of each row.
+  template <class T>
+  void add_embeddings(float* x) const {
     const Embeddings& embeddings = decoder_.embeddings;
     const int64_t columns = hidden();
+    const T* type = static_cast<const T*>(embeddings.token_type);
+    const auto add = BERTGEN_DISPATCH_UP_TO(Avx2, EmbeddingRow<T>::template add);
     for (size_t i = 0; i < rows_.size(); ++i) {
       const int64_t token = tables_.tokens[rows_[i]];
-      const float* word = embeddings.words + token * columns;
-      const float* position = embeddings.positions + position_of(token, lengths_[i]) * columns;
-      float* out = x + i * columns;
-      for (int64_t k = 0; k < columns; ++k) {
-        const float sum = embeddings.type == nullptr ? word[k] : word[k] + embeddings.type[k];
-        out[k] = sum + position[k];
-      }
+      const T* word = static_cast<const T*>(embeddings.words) + token * columns;
+      const T* position = static_cast<const T*>(embeddings.positions) + position_of(token, lengths_[i]) * columns;
+      add(word, type, position, columns, x + i * columns);
     }
-    add_layer_norm(x, nullptr, static_cast<int64_t>(rows_.size()), columns, embeddings.norm.weight,
-                   embeddings.norm.shift, embeddings.eps, x, threads_);
   }
 
   // Greedy search and sampling, as `Sampling`.

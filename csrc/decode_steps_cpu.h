@@ -1,5 +1,6 @@
-// Several decode steps of the running rows in one call, in float32 on a CPU: embeddings, layers, head, and the choice of
-// the next tokens. A step of a small model takes as long as some calls from Python.
+// Several decode steps of the running rows in one call on a CPU: embeddings, layers, head, and the choice of the next
+// tokens. A step of a small model takes as long as some calls from Python. Types are as in decoder_step_cpu.h: all
+// between the parameters and the logits is float.
 //
 // The state is that of bertgen/model/static_decoder.py, whose `step` defines the results: units of rows, each with one
 // source, in tables that never move. Units that are over cost nothing and nothing of them is written.
@@ -18,8 +19,9 @@ namespace bertgen {
 
 // LayerNorm(word + type + position)
 struct Embeddings {
-  const float *words, *positions;  // [vocabulary, hidden], [rows of positions, hidden]
-  const float* type;               // [hidden], that of all tokens, or null
+  const void *words, *positions;  // [vocabulary, hidden], [rows of positions, hidden]
+  const void* token_type;         // [hidden], that of all tokens, or null
+  FloatType type;                 // of these
   int64_t vocabulary, position_rows;
   int64_t first_position;  // of the first token. Where it is above 0, the id before it is padding, at the row before it
   Norm norm;

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "decode_attention_cpu.h"
 #include "int4_int8_cpu.h"
-#include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
 
 namespace bertgen {
@@ -15,7 +13,8 @@ constexpr size_t kMostTogether = 3;  // layers of one input
 
 // Whether one call can multiply by both.
 bool same_kind(const Dense& a, const Dense& b) {
-  return (a.weight == nullptr) == (b.weight == nullptr) && (a.int4.zero == nullptr) == (b.int4.zero == nullptr);
+  return (a.weight == nullptr) == (b.weight == nullptr) && a.type == b.type &&
+         (a.int4.zero == nullptr) == (b.int4.zero == nullptr);
 }
 
 // out[:, i * outputs ..] = x times layer i; all layers have one shape, rows of `out` are `stride` apart. Layers of one
@@ -36,10 +35,10 @@ void multiply(std::initializer_list<const Dense*> layers, bool int8, const float
       return;
     }
     linears[i] = {layer->weight, layer->bias};
-    int4s[i++] = {layer->int4, layer->bias};
+    int4s[i++] = {layer->int4, static_cast<const float*>(layer->bias)};
   }
   if (first.weight != nullptr) {
-    linear(x, rows, first.inputs, linears, count, first.outputs, out, stride, threads);
+    linear(x, rows, first.inputs, linears, count, first.outputs, first.type, out, stride, threads);
   } else {
     (int8 ? int4_matmul_int8 : int4_matmul)(x, rows, int4s, count, out, stride, threads);
   }
@@ -62,20 +61,19 @@ void decoder_step(const std::vector<DecoderLayer>& layers, const DecoderStep& st
   float *current = x, *next = workspace.other.reserve(rows * hidden);  // the residual, and where the sum with it is made
   const auto add_norm = [&](const Dense& dense, const Norm& norm, const float* from) {
     apply(dense, step.int8, from, rows, next, threads);
-    add_layer_norm(next, current, rows, hidden, norm.weight, norm.shift, step.eps, threads);
+    add_layer_norm(next, current, rows, hidden, norm, step.eps, threads);
     std::swap(current, next);
   };
   for (const DecoderLayer& layer : layers) {
     multiply({&layer.query, &layer.key, &layer.value}, step.int8, current, rows, wide, 3 * hidden, threads);
     const auto heads = [&](int64_t i) { return Heads{wide + i * hidden, 3 * hidden, step.width}; };
-    decode_attention(shape, heads(0), heads(1), heads(2), layer.keys, layer.values, step.slots, step.table,
-                     step.table_stride, step.lengths, narrow, threads);
+    decode_attention(shape, heads(0), heads(1), heads(2), layer.pools, step.slots, step.table, step.table_stride,
+                     step.lengths, narrow, threads);
     add_norm(layer.attention_output, layer.attention_norm, narrow);
     if (step.sources > 0) {
       apply(layer.cross_query, step.int8, current, rows, wide, threads);
-      cross_decode_attention(shape, {wide, hidden, step.width}, layer.source_keys, layer.source_values,
-                             step.source_table, step.source_table_stride, step.source_lengths, step.cu_rows,
-                             step.sources, narrow, threads);
+      cross_decode_attention(shape, {wide, hidden, step.width}, layer.source_pools, step.source_table,
+                             step.source_table_stride, step.source_lengths, step.cu_rows, step.sources, narrow, threads);
       add_norm(layer.cross_output, layer.cross_norm, narrow);
     }
     apply(layer.intermediate, step.int8, current, rows, wide, threads);

@@ -1,28 +1,29 @@
-// One token of every row through the layers of a decoder, in float32 on a CPU, in one call: the products of few rows
-// take some microseconds each, as long as a call of an operator from Python.
+// One token of every row through the layers of a decoder on a CPU, in one call: the products of few rows take some
+// microseconds each, as long as a call of an operator from Python.
 //
-// The result is that of the modules in bertgen/layers/block.py, which call the same functions one after the other.
+// Parameters and pools stay in the type in which they are stored, everything else is float. In float32 the result is
+// that of the modules in bertgen/layers/block.py, which call the same functions one after the other.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "decode_attention_cpu.h"
+#include "float_types.h"
 #include "int4_cpu.h"
+#include "layernorm_gelu_cpu.h"
 #include "threads.h"
 
 namespace bertgen {
 
 // x W^T + bias; the weight is in floats, or in 4 bits where `weight` is null.
 struct Dense {
-  const float* weight;  // [outputs, inputs]
+  const void* weight;  // [outputs, inputs]
   Int4 int4;
-  const float* bias;  // [outputs] or null
+  const void* bias;  // [outputs] or null
+  FloatType type;    // of the weight and the bias; with a weight in 4 bits kFloat32
   int64_t outputs, inputs;
-};
-
-struct Norm {
-  const float *weight, *shift;  // [hidden]
 };
 
 // Post-LN, with GELU; hidden is heads * width. csrc/bindings/decoder_step.cpp has the order in which a caller gives
@@ -30,11 +31,11 @@ struct Norm {
 struct DecoderLayer {
   Dense query, key, value, attention_output;
   Norm attention_norm;
-  float *keys, *values;  // pools [slots, heads, width]
+  Pools pools;  // [slots, heads, width]
 
   Dense cross_query, cross_output;  // cross-attention: read where there are sources
   Norm cross_norm;
-  const float *source_keys, *source_values;  // pools [source slots, heads, width]
+  Pools source_pools;  // [source slots, heads, width]
 
   Dense intermediate, output;
   Norm output_norm;

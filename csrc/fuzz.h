@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <vector>
+
+#include "float_types.h"
 
 namespace bertgen {
 
@@ -17,5 +20,30 @@ inline std::vector<float> normal(int64_t count) {
   for (float& number : numbers) number = distribution(randomness);
   return numbers;
 }
+
+// Numbers as they are stored in a type, and their values.
+struct Numbers {
+  FloatType type = kFloat32;
+  std::vector<uint8_t> stored;
+  std::vector<float> values;
+
+  Numbers() = default;
+  Numbers(FloatType kind, const std::vector<float>& numbers) : type(kind), values(numbers) {
+    stored.resize(numbers.size() * bytes_of(type));
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      dispatch_type(type, [&](auto number) {
+        number = from_float<decltype(number)>(numbers[i]);
+        std::memcpy(stored.data() + i * sizeof number, &number, sizeof number);
+        values[i] = to_float(number);
+      });
+    }
+  }
+
+  const void* at(int64_t i) const { return stored.data() + i * bytes_of(type); }
+  const void* data() const { return at(0); }
+  const float& operator[](int64_t i) const { return values[i]; }
+};
+
+inline FloatType any_type() { return static_cast<FloatType>(between(kFloat32, kFloat16)); }
 
 }  // namespace bertgen

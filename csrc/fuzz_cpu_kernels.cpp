@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <type_traits>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "int4_int8_cpu.h"
 #include "layernorm_gelu_cpu.h"
 #include "linear_cpu.h"
+#include "packed_attention_cpu.h"
 #include "processors_cpu.h"
 #include "sample_cpu.h"
 #include "selection_cpu.h"
@@ -55,10 +57,28 @@ Threads on(int64_t count) {
           }};
 }
 
+// Random numbers as they are in pools, and as floats.
+template <class T>
+struct Stored {
+  std::vector<T> numbers;
+  std::vector<float> floats;
+
+  explicit Stored(int64_t count) : floats(normal(count)) {
+    for (const float number : floats) numbers.push_back(from_float<T>(number));
+    widen();
+  }
+  void widen() {
+    for (size_t i = 0; i < numbers.size(); ++i) floats[i] = to_float(numbers[i]);
+  }
+  void* data() { return numbers.data(); }
+};
+
+template <class T>
 double self(int64_t rows, int64_t heads, int64_t width, int64_t longest) {
   const Shape shape{rows, heads, width};
   const int64_t slot = heads * width, stride = longest, pool = rows * (longest + 1);
-  std::vector<float> fused = normal(rows * 3 * slot), keys = normal(pool * slot), values = normal(pool * slot);
+  std::vector<float> fused = normal(rows * 3 * slot);
+  Stored<T> keys(pool * slot), values(pool * slot);
   std::vector<int64_t> slots(rows);
   std::vector<int32_t> table(rows * stride, -1), lengths(rows);
   for (int64_t r = 0; r < rows; ++r) {
@@ -72,29 +92,32 @@ double self(int64_t rows, int64_t heads, int64_t width, int64_t longest) {
   const auto part = [&](int64_t i) {  // without rows there is no memory to point into
     return Heads{rows > 0 ? fused.data() + i * slot : fused.data(), 3 * slot, width};
   };
-  decode_attention(shape, part(0), part(1), part(2), keys.data(), values.data(), slots.data(), table.data(), stride,
-                   lengths.data(), out.data(), on(between(1, 5)));
+  decode_attention(shape, part(0), part(1), part(2), {keys.data(), values.data(), kFloatTypeOf<T>}, slots.data(),
+                   table.data(), stride, lengths.data(), out.data(), on(between(1, 5)));
+  keys.widen();
+  values.widen();
   double worst = 0;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t h = 0; h < heads; ++h) {
       const float* q = fused.data() + r * 3 * slot + h * width;
       std::vector<const float*> k, v;
       for (int64_t t = 0; t < lengths[r]; ++t) {
-        k.push_back(keys.data() + table[r * stride + t] * slot + h * width);
-        v.push_back(values.data() + table[r * stride + t] * slot + h * width);
+        k.push_back(keys.floats.data() + table[r * stride + t] * slot + h * width);
+        v.push_back(values.floats.data() + table[r * stride + t] * slot + h * width);
       }
-      k.push_back(q + slot);
-      v.push_back(q + 2 * slot);
+      k.push_back(keys.floats.data() + slots[r] * slot + h * width);
+      v.push_back(values.floats.data() + slots[r] * slot + h * width);
       compare(q, k, v, width, out.data() + r * slot + h * width, &worst);
       for (int64_t d = 0; d < width; ++d) {
-        if (keys[slots[r] * slot + h * width + d] != q[slot + d]) worst = INFINITY;
-        if (values[slots[r] * slot + h * width + d] != q[2 * slot + d]) worst = INFINITY;
+        if (k.back()[d] != to_float(from_float<T>(q[slot + d]))) worst = INFINITY;
+        if (v.back()[d] != to_float(from_float<T>(q[2 * slot + d]))) worst = INFINITY;
       }
     }
   }
   return worst;
 }
 
+template <class T>
 double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
   const int64_t slot = heads * width, pool = 1 + longest;
   std::vector<int32_t> starts{0}, lengths(sources), table(sources * longest, -1);
@@ -103,18 +126,20 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
     lengths[b] = static_cast<int32_t>(between(0, longest));
     for (int64_t t = 0; t < lengths[b]; ++t) table[b * longest + t] = static_cast<int32_t>(between(0, pool - 1));
   }
-  const std::vector<float> q = normal(starts[sources] * slot), keys = normal(pool * slot), values = normal(pool * slot);
+  const std::vector<float> q = normal(starts[sources] * slot);
+  Stored<T> keys(pool * slot), values(pool * slot);
   std::vector<float> out(q.size(), NAN);
-  cross_decode_attention({starts[sources], heads, width}, {q.data(), slot, width}, keys.data(), values.data(),
-                         table.data(), longest, lengths.data(), starts.data(), sources, out.data(), on(between(1, 5)));
+  cross_decode_attention({starts[sources], heads, width}, {q.data(), slot, width},
+                         {keys.data(), values.data(), kFloatTypeOf<T>}, table.data(), longest, lengths.data(),
+                         starts.data(), sources, out.data(), on(between(1, 5)));
   double worst = 0;
   for (int64_t b = 0; b < sources; ++b) {
     for (int64_t r = starts[b]; r < starts[b + 1]; ++r) {
       for (int64_t h = 0; h < heads; ++h) {
         std::vector<const float*> k, v;
         for (int64_t t = 0; t < lengths[b]; ++t) {
-          k.push_back(keys.data() + table[b * longest + t] * slot + h * width);
-          v.push_back(values.data() + table[b * longest + t] * slot + h * width);
+          k.push_back(keys.floats.data() + table[b * longest + t] * slot + h * width);
+          v.push_back(values.floats.data() + table[b * longest + t] * slot + h * width);
         }
         const float* result = out.data() + r * slot + h * width;
         if (!k.empty()) compare(q.data() + r * slot + h * width, k, v, width, result, &worst);
@@ -125,25 +150,76 @@ double cross(int64_t sources, int64_t heads, int64_t width, int64_t longest) {
   return worst;
 }
 
+double packed(int64_t sequences, int64_t heads, int64_t width, int64_t longest) {
+  const int64_t slot = heads * width;
+  const bool causal = between(0, 1), masked = between(0, 3) == 0;
+  std::vector<int32_t> cu_q{0}, cu_k{0};
+  std::vector<int64_t> start(sequences), length(sequences);
+  for (int64_t b = 0; b < sequences; ++b) {
+    cu_q.push_back(cu_q[b] + static_cast<int32_t>(between(0, longest)));
+    cu_k.push_back(cu_k[b] + static_cast<int32_t>(between(0, longest)));
+    start[b] = between(-5, longest);
+    length[b] = between(0, 2) ? longest : between(-1, longest);
+  }
+  const std::unique_ptr<bool[]> mask(new bool[sequences * longest]);
+  for (int64_t i = 0; i < sequences * longest; ++i) mask[i] = !masked || between(0, 2) == 0;
+  const FloatType type = any_type();
+  const Numbers q(type, normal(cu_q[sequences] * slot)), fused(type, normal(cu_k[sequences] * 2 * slot));
+  Numbers out(type, std::vector<float>(q.values.size(), NAN));
+  // Keys and values side by side; without tokens there is no memory to point into.
+  const TokenHeads keys{fused.data(), 2 * slot, width};
+  const TokenHeads values{fused.at(fused.values.empty() ? 0 : slot), 2 * slot, width};
+  packed_attention({type, heads, width, sequences, {q.data(), slot, width}, keys, values, cu_q.data(), cu_k.data(),
+                    causal, start.data(), length.data(), masked ? mask.get() : nullptr, longest, out.stored.data()},
+                   on(between(1, 5)));
+  dispatch_type(type, [&](auto number) {
+    for (size_t i = 0; i < out.values.size(); ++i) {
+      std::memcpy(&number, out.at(static_cast<int64_t>(i)), sizeof number);
+      out.values[i] = to_float(number);
+    }
+  });
+  double worst = 0;
+  for (int64_t b = 0; b < sequences; ++b) {
+    for (int64_t t = cu_q[b]; t < cu_q[b + 1]; ++t) {
+      for (int64_t h = 0; h < heads; ++h) {
+        std::vector<const float*> k, v;
+        for (int64_t j = 0; j < cu_k[b + 1] - cu_k[b]; ++j) {
+          if (j >= length[b] || !mask[b * longest + j] || (causal && j > start[b] + t - cu_q[b])) continue;
+          k.push_back(fused.values.data() + (cu_k[b] + j) * 2 * slot + h * width);
+          v.push_back(k.back() + slot);
+        }
+        const float* result = out.values.data() + t * slot + h * width;
+        double error = 0;
+        if (!k.empty()) compare(q.values.data() + t * slot + h * width, k, v, width, result, &error);
+        for (int64_t d = 0; k.empty() && d < width; ++d) error = result[d] == 0 ? error : INFINITY;
+        error *= type == kFloat32 ? 1 : 1e-4;  // of rounding the result
+        worst = error <= worst ? worst : error;
+      }
+    }
+  }
+  return worst;
+}
+
 // Of several layers, with weights anywhere in memory.
 double product(int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
   const int64_t count = between(1, 3), stride = count * outputs;
-  std::vector<std::vector<float>> weights, biases;
+  const FloatType type = any_type();
+  std::vector<Numbers> weights, biases;
   std::vector<Linear> layers;
   for (int64_t i = 0; i < count; ++i) {
-    weights.push_back(normal(outputs * inputs));
-    biases.push_back(normal(outputs));
+    weights.emplace_back(type, normal(outputs * inputs));
+    biases.emplace_back(type, normal(outputs));
   }
   for (int64_t i = 0; i < count; ++i) layers.push_back({weights[i].data(), biased ? biases[i].data() : nullptr});
   const std::vector<float> x = normal(rows * inputs);
   std::vector<float> out(rows * stride, NAN);
-  linear(x.data(), rows, inputs, layers.data(), count, outputs, out.data(), stride, on(between(1, 5)));
+  linear(x.data(), rows, inputs, layers.data(), count, outputs, type, out.data(), stride, on(between(1, 5)));
   double worst = 0;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < stride; ++n) {
       const int64_t layer = n / outputs, row = n % outputs;
       double exact = biased ? biases[layer][row] : 0;
-      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * weights[layer][row * inputs + k];
+      for (int64_t k = 0; k < inputs; ++k) exact += double{x[m * inputs + k]} * double{weights[layer][row * inputs + k]};
       const double error = std::abs(exact - out[m * stride + n]) / 10;  // a sum of up to 200 products
       worst = error <= worst ? worst : error;
     }
@@ -211,35 +287,37 @@ double int4_product(int64_t rows, int64_t groups, int64_t outputs, int64_t form,
 double gelu_of(double x) { return x * std::erfc(-x / std::sqrt(2.0)) / 2; }
 
 // x + residual, normalized
-void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t columns, const Norm& norm, double eps) {
+void norm(std::vector<double>& x, const std::vector<double>& residual, int64_t columns, const float* weight,
+          const float* shift, double eps) {
   for (size_t start = 0; start < x.size(); start += columns) {
     double mean = 0, square = 0;
     for (int64_t k = 0; k < columns; ++k) mean += (x[start + k] += residual[start + k]) / columns;
     for (int64_t k = 0; k < columns; ++k) square += (x[start + k] - mean) * (x[start + k] - mean) / columns;
     for (int64_t k = 0; k < columns; ++k) {
-      x[start + k] = (x[start + k] - mean) / std::sqrt(square + eps) * norm.weight[k] + norm.shift[k];
+      x[start + k] = (x[start + k] - mean) / std::sqrt(square + eps) * weight[k] + shift[k];
     }
   }
 }
 
 double norm_and_gelu(int64_t rows, int64_t columns) {
   const std::vector<float> x = normal(rows * columns), residual = normal(rows * columns);
-  const std::vector<float> weight = normal(columns), shift = normal(columns);
+  const FloatType type = any_type();
+  const Numbers weight(type, normal(columns)), shift(type, normal(columns));
+  const Norm parameters{weight.data(), shift.data(), type};
   std::vector<float> normed = x, activated = x;
   for (float& value : activated) value *= 4;
   std::vector<double> exact(x.begin(), x.end());
   if (columns > 4) {  // of few columns the variance may be close to 0
-    norm(exact, {residual.begin(), residual.end()}, columns, {weight.data(), shift.data()}, 1e-3);
-    add_layer_norm(normed.data(), residual.data(), rows, columns, weight.data(), shift.data(), 1e-3f,
-                   on(between(1, 5)));
+    norm(exact, {residual.begin(), residual.end()}, columns, &weight[0], &shift[0], 1e-3);
+    add_layer_norm(normed.data(), residual.data(), rows, columns, parameters, 1e-3f, on(between(1, 5)));
   }
   gelu(activated.data(), rows * columns, on(between(1, 5)));
   std::vector<float> both(rows * columns, NAN), apart = activated, alone(rows * columns, NAN), zeros(rows * columns);
   std::vector<float> scaled = x;
   for (float& value : scaled) value *= 4;
-  gelu_layer_norm(scaled.data(), rows, columns, weight.data(), shift.data(), 1e-3f, both.data(), on(between(1, 5)));
-  add_layer_norm(activated.data(), nullptr, rows, columns, weight.data(), shift.data(), 1e-3f, alone.data(), on(2));
-  add_layer_norm(apart.data(), zeros.data(), rows, columns, weight.data(), shift.data(), 1e-3f, on(between(1, 5)));
+  gelu_layer_norm(scaled.data(), rows, columns, parameters, 1e-3f, both.data(), on(between(1, 5)));
+  add_layer_norm(activated.data(), nullptr, rows, columns, parameters, 1e-3f, alone.data(), on(2));
+  add_layer_norm(apart.data(), zeros.data(), rows, columns, parameters, 1e-3f, on(between(1, 5)));
   if (both != apart || alone != apart) return INFINITY;
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) {
@@ -453,17 +531,22 @@ double processing(int64_t vocabulary, int64_t width) {
   return 0;
 }
 
-// The weights of one or more layers, in floats or in 4 bits; `part` is some rows of them as a layer.
+// The weights of one or more layers, in floats of a type or in 4 bits; `part` is some rows of them as a layer.
 struct Weights {
-  std::vector<float> values, bias, scale;
+  Numbers numbers, bias;
+  std::vector<float> values, scale;
   std::vector<uint8_t> packed;
   int64_t outputs, inputs;
 
-  Weights(int64_t rows, int64_t columns, bool in_4_bits) : outputs(rows), inputs(columns) {
+  Weights(int64_t rows, int64_t columns, bool in_4_bits, FloatType type = kFloat32) : outputs(rows), inputs(columns) {
     values = normal(outputs * inputs);
     for (float& value : values) value /= std::sqrt(static_cast<float>(inputs));
-    bias = normal(outputs);
-    if (!in_4_bits) return;
+    bias = {in_4_bits ? kFloat32 : type, normal(outputs)};
+    if (!in_4_bits) {
+      numbers = {type, values};
+      values = numbers.values;
+      return;
+    }
     scale.assign(outputs * inputs / 32, 0.02f);
     packed.resize(outputs * inputs / 2);
     for (uint8_t& byte : packed) byte = static_cast<uint8_t>(randomness());
@@ -476,8 +559,8 @@ struct Weights {
   }
 
   Dense part(int64_t first, int64_t count) const {
-    if (packed.empty()) return {values.data() + first * inputs, {}, bias.data() + first, count, inputs};
-    return {nullptr, int4(first, count), bias.data() + first, count, inputs};
+    if (packed.empty()) return {numbers.at(first * inputs), {}, bias.at(first), bias.type, count, inputs};
+    return {nullptr, int4(first, count), bias.at(first), bias.type, count, inputs};
   }
 
   Dense all() const { return part(0, outputs); }
@@ -498,15 +581,20 @@ struct Weights {
 double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, bool sources, bool in_4_bits) {
   const int64_t hidden = heads * width;
   const bool apart_in_4_bits = between(0, 1) && hidden % 32 == 0;
-  const Weights qkv(3 * hidden, hidden, in_4_bits), apart(hidden, hidden, apart_in_4_bits);
-  const Weights out(hidden, hidden, in_4_bits);
-  const Weights cross_q(hidden, hidden, in_4_bits), cross_out(hidden, hidden, false);
-  const Weights in(inner, hidden, in_4_bits), outer(hidden, inner, false);
+  const FloatType type = any_type();
+  const Weights qkv(3 * hidden, hidden, in_4_bits, type), apart(hidden, hidden, apart_in_4_bits, any_type());
+  const Weights out(hidden, hidden, in_4_bits, type);
+  const Weights cross_q(hidden, hidden, in_4_bits, type), cross_out(hidden, hidden, false, type);
+  const Weights in(inner, hidden, in_4_bits, type), outer(hidden, inner, false, type);
   const bool together = between(0, 1);
-  const std::vector<float> scales = normal(3 * hidden), shifts = normal(3 * hidden), input = normal(rows * hidden);
-  const auto norm_of = [&](int64_t i) { return Norm{scales.data() + i * hidden, shifts.data() + i * hidden}; };
+  const std::vector<float> input = normal(rows * hidden);
+  const Numbers scales(type, normal(3 * hidden)), shifts(type, normal(3 * hidden));
+  const auto norm_of = [&](int64_t i) { return Norm{scales.at(i * hidden), shifts.at(i * hidden), type}; };
+  const auto norm_exactly = [&](std::vector<double>& sum, const std::vector<double>& residual, int64_t i) {
+    norm(sum, residual, hidden, &scales[i * hidden], &shifts[i * hidden], 1e-3);
+  };
   std::vector<float> keys = normal((rows + 1) * hidden), values = normal((rows + 1) * hidden), x = input;
-  const std::vector<float> source_keys = normal(hidden), source_values = normal(hidden);
+  std::vector<float> source_keys = normal(hidden), source_values = normal(hidden);
   std::vector<int64_t> slots(rows);
   const std::vector<int32_t> table(rows, static_cast<int32_t>(rows)), lengths(rows, 1), source_table{0}, one{1};
   const std::vector<int32_t> starts{0, static_cast<int32_t>(rows)};
@@ -517,13 +605,11 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
   layer.value = together ? qkv.part(2 * hidden, hidden) : apart.all();
   layer.attention_output = out.all();
   layer.attention_norm = norm_of(0);
-  layer.keys = keys.data();
-  layer.values = values.data();
+  layer.pools = {keys.data(), values.data(), kFloat32};
   layer.cross_query = cross_q.all();
   layer.cross_output = cross_out.all();
   layer.cross_norm = norm_of(1);
-  layer.source_keys = source_keys.data();
-  layer.source_values = source_values.data();
+  layer.source_pools = {source_keys.data(), source_values.data(), kFloat32};
   layer.intermediate = in.all();
   layer.output = outer.all();
   layer.output_norm = norm_of(2);
@@ -546,17 +632,17 @@ double layer_step(int64_t rows, int64_t heads, int64_t width, int64_t inner, boo
     }
   }
   std::vector<double> next = out.times(attended);
-  norm(next, exact, hidden, layer.attention_norm, 1e-3);
+  norm_exactly(next, exact, 0);
   if (sources) {
     for (int64_t i = 0; i < rows * hidden; ++i) attended[i] = source_values[i % hidden];
     exact = cross_out.times(attended);
-    norm(exact, next, hidden, layer.cross_norm, 1e-3);
+    norm_exactly(exact, next, 1);
     next = exact;
   }
   inside = in.times(next);
   for (double& value : inside) value = gelu_of(value);
   exact = outer.times(inside);
-  norm(exact, next, hidden, layer.output_norm, 1e-3);
+  norm_exactly(exact, next, 2);
   double worst = 0;
   for (int64_t i = 0; i < rows * hidden; ++i) {
     const double error = std::abs(exact[i] - x[i]) / 10;  // norms of few columns enlarge earlier errors
@@ -577,14 +663,16 @@ int main(int argc, char** argv) {
     const int64_t width = between(0, 1) ? 64 : between(1, 150);
     const int64_t groups = between(0, 5), heads = between(1, 5), longest = between(1, between(0, 9) ? 40 : 700);
     use_instruction_set(between(kPortable, best_instruction_set()));
+    const FloatType type = static_cast<FloatType>(between(kFloat32, kFloat16));  // of pools
     const double worst =
         call % 11 == 8    ? selection(between(0, 4), between(1, 5), between(1, between(0, 1) ? 40 : 1500))
         : call % 11 == 9  ? draw(between(1, between(0, 1) ? 40 : 3000))
         : call % 11 == 10 ? processing(between(1, 60), between(0, 20))
+        : call % 11 == 7  ? packed(groups, heads, width, between(1, between(0, 9) ? 40 : 300))
         : call % 7 == 6
             ? integer_product(between(0, 13), between(0, 5), between(0, 60), between(0, 1), between(0, 1))
-        : call % 6 == 0   ? self(groups, heads, width, longest)
-        : call % 6 == 1 ? cross(groups, heads, width, longest)
+        : call % 6 == 0   ? dispatch_type(type, [&](auto n) { return self<decltype(n)>(groups, heads, width, longest); })
+        : call % 6 == 1 ? dispatch_type(type, [&](auto n) { return cross<decltype(n)>(groups, heads, width, longest); })
         : call % 6 == 2 ? product(between(0, 13), between(0, 200), between(0, 120), between(0, 1))
         : call % 6 == 3 ? norm_and_gelu(between(0, 9), between(1, 200))
         : call % 6 == 4 ? layer_step(between(1, 9), heads, 8 * between(1, 8), between(1, 150), between(0, 1), false)

@@ -32,25 +32,28 @@ Threads on(int64_t count) {
           }};
 }
 
-// The memory of weights: one list of arrays that do not move.
+// The memory of parameters of one type: one list of arrays that do not move.
 class Memory {
  public:
-  const float* normal_array(int64_t count) {
-    arrays_.push_back(normal(count));
+  const FloatType type = any_type();
+
+  const void* normal_array(int64_t count) {
+    arrays_.emplace_back(type, normal(count));
     return arrays_.back().data();
   }
   Dense dense(int64_t outputs, int64_t inputs) {
     Dense part{};
     part.weight = normal_array(outputs * inputs);
     part.bias = between(0, 1) ? normal_array(outputs) : nullptr;
+    part.type = type;
     part.outputs = outputs;
     part.inputs = inputs;
     return part;
   }
-  Norm norm(int64_t size) { return {normal_array(size), normal_array(size)}; }
+  Norm norm(int64_t size) { return {normal_array(size), normal_array(size), type}; }
 
  private:
-  std::vector<std::vector<float>> arrays_;
+  std::vector<Numbers> arrays_;
 };
 
 // Also of NaN, which a row has where processors forbid all tokens.
@@ -79,7 +82,7 @@ struct Run {
   std::vector<uint8_t> over;
   std::vector<int64_t> tokens, parents;
   std::vector<int32_t> own_slots, table, lengths, source_table, source_lengths, cu_rows;
-  std::vector<std::vector<float>> pools;  // keys and values of each layer
+  std::vector<std::vector<uint8_t>> pools;  // keys and values of each layer, as they are stored
   std::vector<State> states;
 
   bool operator==(const Run& other) const {
@@ -95,7 +98,8 @@ struct Case {
   std::vector<SearchPlan> plans;
   std::vector<std::vector<int64_t>> integers;
   std::vector<std::vector<double>> floats;
-  std::vector<float> source_pool;
+  FloatType type = any_type();  // of the pools
+  Numbers source_pool;
   Run start;
 
   Case() {
@@ -112,6 +116,7 @@ struct Case {
     decoder.embeddings = {memory.normal_array(vocabulary * hidden),
                           memory.normal_array((positions + 3) * hidden),
                           types ? memory.normal_array(hidden) : nullptr,
+                          memory.type,
                           vocabulary,
                           positions + 3,
                           between(0, 2),
@@ -141,9 +146,11 @@ struct Case {
     make_plans(vocabulary);
     make_start(vocabulary);
     source_slots = cross ? static_cast<int64_t>(start.over.size()) * source_positions : 0;
-    source_pool = normal(source_slots * hidden);
+    source_pool = {type, normal(source_slots * hidden)};
     slots = static_cast<int64_t>(start.tokens.size()) * positions;
-    for (size_t i = 0; i < 2 * decoder.layers.size(); ++i) start.pools.push_back(normal(slots * hidden));
+    for (size_t i = 0; i < 2 * decoder.layers.size(); ++i) {
+      start.pools.push_back(Numbers(type, normal(slots * hidden)).stored);
+    }
   }
 
   void make_plans(int64_t vocabulary) {
@@ -222,9 +229,8 @@ struct Case {
   int64_t steps(Run& run, int64_t count, bool stops, int64_t threads) {
     const size_t layers = decoder.layers.size();
     for (size_t i = 0; i < layers; ++i) {
-      decoder.layers[i].keys = run.pools[i].data();
-      decoder.layers[i].values = run.pools[layers + i].data();
-      decoder.layers[i].source_keys = decoder.layers[i].source_values = source_pool.data();
+      decoder.layers[i].pools = {run.pools[i].data(), run.pools[layers + i].data(), type};
+      decoder.layers[i].source_pools = {source_pool.stored.data(), source_pool.stored.data(), type};
     }
     StaticTables tables{};
     tables.units = static_cast<int64_t>(run.over.size());

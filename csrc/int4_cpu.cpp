@@ -183,7 +183,7 @@ BERTGEN_INLINE void multiply_columns(const FloatProduct& p, int64_t first, int64
     const int64_t count = std::min<int64_t>(kN, last - n);
     for (int64_t j = 0; j < count; ++j) unpack_any_row<false>(p.weight, n + j, workspace.rows.get() + j * width);
     const float* weight = workspace.rows.get();
-    multiply<Set>({p.x, p.rows, width, weight, count, p.bias_from(n), p.out + n, p.stride}, 0, count);
+    multiply<Set>(Product<float>{p.x, p.rows, width, weight, count, p.bias_from(n), p.out + n, p.stride}, 0, count);
   }
 }
 

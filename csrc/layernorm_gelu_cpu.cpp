@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "float_types.h"
 #include "vector.h"
 
 namespace bertgen {
@@ -27,8 +28,9 @@ struct Sum {
 //
 // The mean is made twice: what remains of it after the first subtraction is subtracted, too. So a row of equal numbers
 // gives exactly `shift`, and small differences on a large mean keep their precision.
-BERTGEN_INLINE void norm_row(const float* x, float total, int64_t columns, const float* weight, const float* shift,
-                             float eps, float* out) {
+template <class Set, class T>
+BERTGEN_INLINE void norm_row(const float* x, float total, int64_t columns, const T* weight, const T* shift, float eps,
+                             float* out) {
   const float count = static_cast<float>(columns), first_mean = total / count;
   Sum sums, squares;
   int64_t k = 0;
@@ -50,14 +52,19 @@ BERTGEN_INLINE void norm_row(const float* x, float total, int64_t columns, const
   const float scale = 1.0f / std::sqrt((variance < 0 ? 0.0f : variance) + eps);
   for (k = 0; k + kLanes <= columns; k += kLanes) {
     const Vector centered = vector_at(x + k).value - first_mean - mean;
-    vector_at(out + k).value = centered * scale * vector_at(weight + k).value + vector_at(shift + k).value;
+    Vector factors, shifts;
+    load<Set>(weight + k, factors);
+    load<Set>(shift + k, shifts);
+    vector_at(out + k).value = centered * scale * factors + shifts;
   }
-  for (; k < columns; ++k) out[k] = (x[k] - first_mean - mean) * scale * weight[k] + shift[k];
+  for (; k < columns; ++k) {
+    out[k] = (x[k] - first_mean - mean) * scale * to_float(weight[k]) + to_float(shift[k]);
+  }
 }
 
-template <class Set>
-BERTGEN_INLINE void add_norm_row(const float* x, const float* residual, int64_t columns, const float* weight,
-                                 const float* shift, float eps, float* out) {
+template <class Set, class T>
+BERTGEN_INLINE void add_norm_row(const float* x, const float* residual, int64_t columns, const T* weight,
+                                 const T* shift, float eps, float* out) {
   Sum sums;
   int64_t k = 0;
   for (; k + Sum::kParts * kLanes <= columns; k += Sum::kParts * kLanes) {
@@ -69,11 +76,11 @@ BERTGEN_INLINE void add_norm_row(const float* x, const float* residual, int64_t 
   }
   float total = sums.total();
   for (; k < columns; ++k) total += out[k] = x[k] + residual[k];
-  norm_row(out, total, columns, weight, shift, eps, out);
+  norm_row<Set>(out, total, columns, weight, shift, eps, out);
 }
 
-template <class Set>
-BERTGEN_INLINE void plain_norm_row(const float* x, int64_t columns, const float* weight, const float* shift, float eps,
+template <class Set, class T>
+BERTGEN_INLINE void plain_norm_row(const float* x, int64_t columns, const T* weight, const T* shift, float eps,
                                    float* out) {
   Sum sums;
   int64_t k = 0;
@@ -82,7 +89,7 @@ BERTGEN_INLINE void plain_norm_row(const float* x, int64_t columns, const float*
   }
   float total = sums.total();
   for (; k < columns; ++k) total += x[k];
-  norm_row(x, total, columns, weight, shift, eps, out);
+  norm_row<Set>(x, total, columns, weight, shift, eps, out);
 }
 
 BERTGEN_INLINE void gelu_vector(Vector& x) {
@@ -116,39 +123,65 @@ BERTGEN_INLINE void gelu_elements(const float* x, int64_t count, float* out) {
   }
 }
 
-template <class Set>
-BERTGEN_INLINE void gelu_norm_row(const float* x, int64_t columns, const float* weight, const float* shift, float eps,
-                                  float* out) {
-  gelu_elements<Set>(x, columns, out);
-  plain_norm_row<Set>(out, columns, weight, shift, eps, out);
-}
+// Rows with parameters of a type.
+template <class T>
+struct NormRows {
+  const T *weight, *shift;
+  int64_t columns;
+  float eps;
+
+  NormRows(const Norm& norm, int64_t width, float small)
+      : weight(static_cast<const T*>(norm.weight)), shift(static_cast<const T*>(norm.shift)), columns(width), eps(small) {}
+
+  template <class Set>
+  static BERTGEN_INLINE void add_norm(const NormRows& rows, const float* x, const float* residual, float* out) {
+    add_norm_row<Set>(x, residual, rows.columns, rows.weight, rows.shift, rows.eps, out);
+  }
+  template <class Set>
+  static BERTGEN_INLINE void plain_norm(const NormRows& rows, const float* x, float* out) {
+    plain_norm_row<Set>(x, rows.columns, rows.weight, rows.shift, rows.eps, out);
+  }
+  template <class Set>
+  static BERTGEN_INLINE void gelu_norm(const NormRows& rows, const float* x, float* out) {
+    gelu_elements<Set>(x, rows.columns, out);
+    plain_norm_row<Set>(out, rows.columns, rows.weight, rows.shift, rows.eps, out);
+  }
+};
 
 }  // namespace
 
-void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
-                    const float* shift, float eps, const Threads& threads) {
-  add_layer_norm(x, residual, rows, columns, weight, shift, eps, x, threads);
+void add_layer_norm(float* x, const float* residual, int64_t rows, int64_t columns, const Norm& norm, float eps,
+                    const Threads& threads) {
+  add_layer_norm(x, residual, rows, columns, norm, eps, x, threads);
 }
 
-void add_layer_norm(const float* x, const float* residual, int64_t rows, int64_t columns, const float* weight,
-                    const float* shift, float eps, float* out, const Threads& threads) {
-  const auto add_norm = BERTGEN_DISPATCH_UP_TO(Avx2, add_norm_row);
-  const auto plain_norm = BERTGEN_DISPATCH_UP_TO(Avx2, plain_norm_row);
-  for_each<NoWorkspace>(rows, rows * columns, threads, [&](int64_t r, NoWorkspace&) {
-    const int64_t first = r * columns;
-    if (residual == nullptr) {
-      plain_norm(x + first, columns, weight, shift, eps, out + first);
-    } else {
-      add_norm(x + first, residual + first, columns, weight, shift, eps, out + first);
-    }
+void add_layer_norm(const float* x, const float* residual, int64_t rows, int64_t columns, const Norm& norm, float eps,
+                    float* out, const Threads& threads) {
+  dispatch_type(norm.type, [&](auto number) {
+    using Rows = NormRows<decltype(number)>;
+    const Rows of(norm, columns, eps);
+    const auto add_norm = BERTGEN_DISPATCH_UP_TO(Avx2, Rows::template add_norm);
+    const auto plain_norm = BERTGEN_DISPATCH_UP_TO(Avx2, Rows::template plain_norm);
+    for_each<NoWorkspace>(rows, rows * columns, threads, [&](int64_t r, NoWorkspace&) {
+      const int64_t first = r * columns;
+      if (residual == nullptr) {
+        plain_norm(of, x + first, out + first);
+      } else {
+        add_norm(of, x + first, residual + first, out + first);
+      }
+    });
   });
 }
 
-void gelu_layer_norm(const float* x, int64_t rows, int64_t columns, const float* weight, const float* shift, float eps,
-                     float* out, const Threads& threads) {
-  const auto gelu_norm = BERTGEN_DISPATCH_UP_TO(Avx2, gelu_norm_row);
-  for_each<NoWorkspace>(rows, 4 * rows * columns, threads, [&](int64_t r, NoWorkspace&) {
-    gelu_norm(x + r * columns, columns, weight, shift, eps, out + r * columns);
+void gelu_layer_norm(const float* x, int64_t rows, int64_t columns, const Norm& norm, float eps, float* out,
+                     const Threads& threads) {
+  dispatch_type(norm.type, [&](auto number) {
+    using Rows = NormRows<decltype(number)>;
+    const Rows of(norm, columns, eps);
+    const auto gelu_norm = BERTGEN_DISPATCH_UP_TO(Avx2, Rows::template gelu_norm);
+    for_each<NoWorkspace>(rows, 4 * rows * columns, threads, [&](int64_t r, NoWorkspace&) {
+      gelu_norm(of, x + r * columns, out + r * columns);
+    });
   });
 }
 

@@ -7,8 +7,8 @@
 
 namespace bertgen {
 
-// The threads of a caller: `run(worker)` calls the worker at least once on each of `count` threads, and returns after
-// all calls have returned.
+// The threads of a caller: `run(worker)` calls the worker at least once, and once on each of several threads where it
+// has them, `count` at most; it returns after all calls have returned.
 struct Threads {
   int64_t count;
   std::function<void(const std::function<void()>&)> run;

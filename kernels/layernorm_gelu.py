@@ -58,7 +58,8 @@ def add_layer_norm_reference(
 def _layer_norm(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm in the wider dtype of x and the parameters, as torch computes it on a GPU under autocast."""
     if x.dtype != weight.dtype:
-        x = x.to(torch.promote_types(x.dtype, weight.dtype))
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        x, weight, shift = x.to(dtype), weight.to(dtype), shift.to(dtype)
     return F.layer_norm(x, x.shape[-1:], weight, shift, eps)
 
 

@@ -1,4 +1,4 @@
-"""add_layer_norm and gelu_layer_norm by the C++ extension, in float32 inference on a CPU.
+"""add_layer_norm and gelu_layer_norm by the C++ extension, of x in float32 in inference on a CPU.
 
 The code is csrc/layernorm_gelu_cpu.cpp, which the decoder's step in one call uses, too. Arguments, shapes and results
 are those of `add_layer_norm_reference` and `gelu_layer_norm_reference`. A row does not depend on the others.
@@ -10,6 +10,7 @@ import torch
 
 from . import cpp
 from .activations import FUSED_ACTIVATIONS, KERNEL_ACTIVATIONS
+from .linear import DTYPES
 from .plain import is_plain_tensor, why_not_gradients
 
 
@@ -65,10 +66,14 @@ def _why_not(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tenso
     # The registry has checked the device and the type of x. Few checks: a row takes no longer than they do.
     if x.dtype is not torch.float32 or x.dim() != 2 or not x.is_contiguous():
         return f"x is {x.dtype} {tuple(x.shape)}, and not contiguous rows in float32"
+    if weight.dtype not in DTYPES or shift.dtype != weight.dtype:
+        return f"the weight is {weight.dtype}, the shift {shift.dtype}, and not both float32, bfloat16 or float16"
+    if residual is not None and residual.dtype is not torch.float32:
+        return f"the residual is {residual.dtype}, not float32"
     others = (weight, shift) if residual is None else (weight, shift, residual)
     for t in others:
-        if t.dtype is not torch.float32 or not (t.is_contiguous() and is_plain_tensor(t)):
-            return f"a {type(t).__name__} of {t.dtype} is no contiguous plain tensor in float32"
+        if not (t.is_contiguous() and is_plain_tensor(t)):
+            return f"a {type(t).__name__} is no contiguous plain tensor"
     if residual is not None and residual.shape != x.shape:
         return f"x is {tuple(x.shape)}, residual {tuple(residual.shape)}"
     if torch.is_autocast_enabled("cpu"):

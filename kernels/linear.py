@@ -2,10 +2,11 @@
 
 Shapes: x [M, K], W [N, K] (checkpoint layout), b [N], y [M, N]. Bytes: (M K + N K + M N) * itemsize; FLOPs: 2 M N K.
 
-In float32 on a CPU a product of few rows takes at least the time of reading the weight. `csrc/linear_cpu.cpp` reads it
-once, in the checkpoint's layout. Up to some ten rows that is faster than `F.linear`, and than oneDNN (which torch
-includes) even with weights that oneDNN has packed. For many rows oneDNN is the fastest, with the weight in the
-checkpoint's layout. `bertgen bench ops --op linear` prints the figures.
+On a CPU a product of few rows takes at least the time of reading the weight. `csrc/linear_cpu.cpp` reads it once, in
+the checkpoint's layout and dtype (float32, bfloat16 or float16), with sums in float32. Up to some ten rows that is
+faster than `F.linear`, and than oneDNN (which torch includes) even with weights that oneDNN has packed. For many rows
+in float32 oneDNN is the fastest, with the weight in the checkpoint's layout. `bertgen bench ops --op linear` prints the
+figures.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ def linear_reference(
     return y if activation is None else activation_function(activation)(y)
 
 
-def _why_not_cpu_inference(x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Why a product is not inference in float32 on a CPU with contiguous plain tensors; None where it is."""
+def why_not_cpu_inference(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why a product is not inference on a CPU with contiguous plain tensors, as one clause; None where it is."""
     if not x.is_cpu:
         return "x is not on a CPU"
-    if not x.dtype == weight.dtype == torch.float32:
-        return "x and the weight are not both float32"
     if torch.is_grad_enabled():
         return "gradients are enabled"
     if torch.compiler.is_compiling():
@@ -69,7 +68,9 @@ def why_not_linear_onednn(x: torch.Tensor, weight: torch.Tensor, others: int = 0
     Args:
         others: number of further weights of this size that the same x is multiplied with.
     """
-    reason = _why_not_cpu_inference(x, weight)
+    if not x.dtype == weight.dtype == torch.float32:
+        return "x and the weight are not both float32"
+    reason = why_not_cpu_inference(x, weight)
     if reason is not None:
         return reason
     if (1 + others) * weight.numel() < ONEDNN_ELEMENTS:
@@ -84,6 +85,8 @@ def has_onednn() -> bool:
 
 
 # The C++ extension
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights; float32 is the first
 
 
 @functools.cache
@@ -101,18 +104,34 @@ def linear_cpp(
 ) -> torch.Tensor:
     """As linear_reference, where why_not_linear_cpp is None and the extension is loaded; without gradient.
 
-    Each row of the result is bit-identical for any number of rows.
+    x may be float32 beside a weight in 16 bits. Sums and the activation are in float32, and rounded once to the dtype
+    of x. Each row of the result is bit-identical for any number of rows.
     """
     rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
-    y = x.new_empty(len(rows), len(weight))
-    cpp.linear(rows, weight, None if bias is None else bias.contiguous(), y)
+    y = _new_float32(len(rows), len(weight))
+    cpp.linear(as_float32(rows), weight, None if bias is None else bias.contiguous(), y)
+    if activation is not None:
+        y = activation_function(activation)(y)
     y = y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
-    return y if activation is None else activation_function(activation)(y)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _new_float32(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def as_float32(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 where it is in 16 bits."""
+    return x.float() if x.dtype in DTYPES[1:] else x
 
 
 def why_not_linear_cpp(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     """Why linear_cpp cannot or should not compute this product, as one clause; None where it should."""
-    reason = _why_not_cpu_inference(x, weight)
+    if weight.dtype not in DTYPES:
+        return f"the weight is {weight.dtype}, none of float32, bfloat16 and float16"
+    if x.dtype != weight.dtype and x.dtype != torch.float32:
+        return f"x is {x.dtype}, the weight {weight.dtype}"
+    reason = why_not_cpu_inference(x, weight)
     if reason is None and x.numel() > few_rows() * weight.shape[-1]:
         reason = "x has too many rows"
     return reason
@@ -124,9 +143,9 @@ def linears_cpp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequen
     For arguments where why_not_linears_cpp is None. Bit-identical to linear_cpp of each weight; one call divides all
     the work among the threads.
     """
-    y = x.new_empty(len(x), len(weights) * len(weights[0]))
-    cpp.linears(x, weights, biases, y)
-    return y
+    y = _new_float32(len(x), len(weights) * len(weights[0]))
+    cpp.linears(as_float32(x), weights, biases, y)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def why_not_linears_cpp(

@@ -21,6 +21,7 @@ from .. import __version__
 from ..errors import BertgenError
 from .console import print_message, silence_if_broken
 from .exit_codes import BAD_FILE, BAD_INPUT, BROKEN_PIPE, EXIT_CODES, FAULT
+from .openmp import set_wait_policy
 from .parser import Parser, as_typed
 
 # Command, a module of this package -> help, example.
@@ -59,6 +60,9 @@ COMMANDS = {
         "example:\n  bertgen info --model demo",
     ),
 }
+
+# Those that generate or score. The work of training is that of torch's threads, and others compare engines.
+CALM = ("run", "score", "evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,6 +167,8 @@ def _parser(argv: list[str]) -> Parser:
     for name, (help, example) in COMMANDS.items():
         sub = commands.add_parser(name, help=help, description=help, epilog=f"{example}\n\n{EXIT_CODES}", **form)
         if name == selected:
+            if name in CALM:
+                set_wait_policy()
             command = importlib.import_module(f".{name}", __package__)
             command.add_arguments(sub)
             sub.set_defaults(command=command.run, flags=sub.flags())

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--margin",
         type=float,
-        default=1e-4,
         metavar="X",
-        help="tokens with log-probabilities this close differ by rounding (default: 0.0001)",
+        help="tokens with log-probabilities this close differ by rounding (default: 0.0001 in float32, 0.05 in "
+        "float16, 0.4 in bfloat16)",
     )
     group.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="texts per batch of transformers (default: 32)"
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Print what differs, and return the exit code: 1 where something does by more than the margin."""
     from ..config.validators import check_integer, check_number
 
-    check_number(0, math.inf, args.margin, "--margin")
+    if args.margin is not None:
+        check_number(0, math.inf, args.margin, "--margin")
     check_integer(1, args.batch_size, "--batch-size")
-    from ..compare import PURPOSE, compare
+    from ..compare import MARGINS, PURPOSE, compare
     from ..files.line_formats import read_texts
     from ..files.text_input import check_name
     from ..optional_imports import load_transformers
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if not texts:
         raise InputError(f"{args.input}: no texts")
     generator = make_generator(args)
+    dtype = str(generator.model.dtype).removeprefix("torch.")
+    limit = MARGINS[dtype] if args.margin is None else args.margin
     try:
         comparison = compare(
             generator, args.model, texts, batch_size=args.batch_size, **generation_options(args, generator)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             f"transformers does not find {len(comparison.missing)} weights of this checkpoint, such as "
             f"{comparison.missing[0]}: it uses bertgen's"
         )
-    beyond = [one for one in comparison.differences if not one.margin <= args.margin]
+    beyond = [one for one in comparison.differences if not one.margin <= limit]
     pieces = generator.tokenizer.convert_ids_to_tokens
     rows: list[dict[str, Any]] = [
         {
@@ -80,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
             for name, speed in (("bertgen", comparison.ours), ("transformers", comparison.theirs))
         }
         equal = comparison.texts - len(rows)
-        result = {"texts": comparison.texts, "equal": equal, "beyond_margin": len(beyond), "margin": args.margin}
+        result = {"texts": comparison.texts, "equal": equal, "beyond_margin": len(beyond), "margin": limit}
+        result["dtype"] = dtype
         print(json.dumps({**result, **speeds, "differences": rows}, ensure_ascii=False))
         return FAILED_LINES if beyond else 0
     for row in rows:
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"  bertgen       {row['texts'][0]}\n  transformers  {row['texts'][1]}")
     print(
         f"{comparison.texts} texts: {comparison.texts - len(rows)} outputs equal token for token, {len(rows)} not, "
-        f"{len(beyond)} by more than {args.margin:g}"
+        f"{len(beyond)} by more than {limit:g}, in {dtype}"
     )
     for name, speed in (("bertgen", comparison.ours), ("transformers", comparison.theirs)):
         print(f"{name:<13} {speed.seconds:.2f} s, {speed.tokens} tokens, {speed.tokens_per_second:.0f} tokens/s")

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
     }
     for _, message in sorted(failures)[:MESSAGES]:
         print_message(as_typed(message, args.flags))
@@ -106,6 +107,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"chrF {chrf.value:.2f}  {chrf.signature}")
     print(
         f"{len(judged)} sentences with {result['references']} references; {tokens} tokens in {seconds:.1f} s: "
-        f"{len(judged) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s"
+        f"{len(judged) / seconds:.1f} sentences/s, {tokens / seconds:.0f} tokens/s in {result['dtype']}"
     )
     return code

@@ -44,10 +44,7 @@ def run(args: argparse.Namespace) -> int:
             **{f"cuda:{i}": name for i, name in enumerate(gpus)},
         },
         "extension": {"C++": extension.why_not() or _instructions(extension.instruction_set())},
-        "slow paths": {
-            path.unused: {**dataclasses.asdict(path), "message": str(path)}
-            for path in slow_paths(device, torch.float32)
-        },
+        "slow paths": {path.unused: {**dataclasses.asdict(path), "message": str(path)} for path in slow_paths(device)},
         "steps": {name: _steps(torch.device(name)) for name in ("cpu", *(f"cuda:{i}" for i in range(len(gpus))))},
         "ops": dict(ops.explain(device)),
     }
@@ -82,7 +79,7 @@ def _told(steps: dict[str, str | None]) -> str:
     """A line for the table."""
     ways = {
         "graphs": "as CUDA graphs of two steps",
-        "cpp": "several in one C++ call, in float32 and 4 bits; else one by one from Python",
+        "cpp": "several in one C++ call, in float32, 16 and 4 bits; else one by one from Python",
         "plain": "one by one from Python",
     }
     way, reason = ways[steps["run"] or "plain"], steps["why not"]
@@ -157,6 +154,7 @@ def _describe(path_or_id: str) -> dict[str, Any]:
     rows["encoder and decoder"] = "share their weights" if config.tie_encoder_decoder else "have weights of their own"
     rows["parameters"] = model.num_parameters()
     rows["dtype"] = config.extra.get("dtype") or config.extra.get("torch_dtype")
+    rows["dtype on a CPU"] = "float32, or that of --dtype"
     directory = local_directory(path_or_id)
     if directory is not None:
         weights = [path for suffix in ("safetensors", "bin") for path in directory.glob(f"*.{suffix}")]

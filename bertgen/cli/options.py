@@ -30,7 +30,9 @@ def add_model(parser: argparse.ArgumentParser, several_devices: bool = False) ->
         choices=("auto", "float32", "float16", "bfloat16"),
         help="dtype of the weights (default: the checkpoint's, on a CPU float32)",
     )
-    group.add_argument("--max-rows", type=int, metavar="N", help="sequences decoded together (default: by device)")
+    group.add_argument(
+        "--max-rows", type=int, metavar="N", help="sequences decoded together (default: by device and model)"
+    )
     group.add_argument(
         "--encode-tokens", type=int, metavar="N", help="source tokens encoded together (default: by device)"
     )

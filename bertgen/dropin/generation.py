@@ -79,7 +79,7 @@ def accelerated_generate(base: type) -> Callable[..., Any]:
             kwargs.pop(cache_argument.OLD_NAME, None)
             kwargs[cache_argument.NAME] = PagedCache(self.config)  # lets bertgen's forward run in transformers' loop
             with state.running():
-                report_slow_paths(self.device, self.dtype)
+                report_slow_paths(self.device)
         with fallback() if model_declines else nullcontext():
             return base.generate(self, *args, **kwargs)  # type: ignore[attr-defined]
 

@@ -65,6 +65,11 @@ class _StaticFailureError(Exception):
         self.error = error
 
 
+def _slot_bytes(model: EncoderDecoderModel) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * cache_layers(model) * model.config.decoder.hidden_size * model.dtype.itemsize
+
+
 def _static_call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the static batch, which calls no code of a request.
 
@@ -93,7 +98,10 @@ class Engine:
 
     def __init__(self, model: EncoderDecoderModel, config: EngineConfig | None = None):
         self.model = model
-        self.config = (config or EngineConfig()).on(model.device.type)
+        given = config or EngineConfig()
+        tokens = model.config.decoder.max_tokens + model.config.encoder.max_tokens
+        self.config = given.on(model.device.type, _slot_bytes(model) * tokens)
+        self._largest_request = given.largest_request(model.device.type)
         self._reset()
         process_events.register(self)
 
@@ -138,10 +146,9 @@ class Engine:
         """What the cache holds, for rows that each take at least one page; set when it is first needed."""
         if self._cache_limits is None:
             encoder, decoder = self.model.config.encoder, self.model.config.decoder
-            slot_bytes = 2 * cache_layers(self.model) * decoder.hidden_size * self.model.dtype.itemsize
+            slot_bytes = _slot_bytes(self.model)
             budget = self.config.cache_bytes or int(self._cache_share * free_memory(self.model.device))
-            slots, rows, page = min(max(budget // slot_bytes, 1), 2**30), self.config.max_rows, BlockAllocator.PAGE
-            assert rows is not None
+            slots, rows, page = min(max(budget // slot_bytes, 1), 2**30), self._largest_request, BlockAllocator.PAGE
             self._cache_limits = Limits(
                 rows=rows, positions=decoder.max_tokens, slots=min(slots, rows * (decoder.max_tokens + page)),
                 page=page, source_positions=encoder.max_tokens,
@@ -197,7 +204,7 @@ class Engine:
         check_prefill(self.model)
         if self.model.device.type == "cuda" and process_events.is_child():
             raise BackendError("a GPU cannot be used in the child of a fork: start processes by spawn")
-        report_slow_paths(self.model.device, self.model.dtype)
+        report_slow_paths(self.model.device)
         requests = list(requests)
         checked: tuple[SearchKey, decoding.Search] | None = None
         for request in requests:
@@ -205,8 +212,8 @@ class Engine:
             if checked is None or not checked[0].matches(request.search_key):
                 checked = request.search_key, SearchGroup(request, self.model).search  # checks the options
             request.why_not_static = why_not_static_request(request, checked[1])
-            if request.rows > self.config.max_rows:
-                raise CapacityError(f"a request of {request.rows} rows; max_rows is {self.config.max_rows}")
+            if request.rows > self._largest_request:
+                raise CapacityError(f"a request of {request.rows} rows; max_rows is {self._largest_request}")
             self.check_capacity(request)
         return requests
 

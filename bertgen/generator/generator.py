@@ -56,8 +56,8 @@ class Generator:
         devices: several of them, in place of `device`. Each has a copy of the model, made now, and works in a thread of
             its own; the texts wait in one queue. Outputs are those of one device, but for rounding. `score` runs
             on the first device.
-        dtype: of the weights. None takes the checkpoint's, but float32 on a CPU, where 16 bits are slower; "auto"
-            takes the checkpoint's wherever it runs.
+        dtype: of the weights. None takes the checkpoint's, but float32, the most exact, on a CPU; "auto" takes
+            the checkpoint's wherever it runs.
         max_input_length: longest text in tokens; by default the encoder's number of positions.
         truncation: cut longer texts instead of raising an error.
         add_special_tokens: put the tokenizer's special tokens around a text. None does so for a BERT or RoBERTa

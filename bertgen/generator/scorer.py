@@ -19,6 +19,7 @@ from ..config import GenerationConfig
 from ..decoding.sampling import length_normalized
 from ..errors import BackendError, ConfigError, InputError
 from ..model import EncoderDecoderModel
+from ..ops.device_guard import device_guard
 from ..ops.slow_paths import report_slow_paths
 from ..out_of_memory import attempt
 from ..packing import padded
@@ -138,7 +139,7 @@ class Scorer:
         """Score the pairs, longest source first; a batch that does not fit into memory is halved."""
         pairs = sorted(pairs, key=lambda pair: (len(pair.source), pair.source, len(pair.target)), reverse=True)
         model, limit, start = self.model, self.encode_tokens, 0
-        report_slow_paths(model.device, model.dtype)
+        report_slow_paths(model.device)
         while start < len(pairs):
             batch, cost = _first_batch(pairs, start, limit)
             score = functools.partial(attempt, functools.partial(self._score, batch), model.device)
@@ -161,7 +162,8 @@ class Scorer:
                 sources.append(pair.source)
                 shares.append(0)
             shares[-1] += 1
-        rows = log_probs(self.model, sources, [pair.target for pair in batch], shares, self.start)
+        with device_guard(self.model.device):
+            rows = log_probs(self.model, sources, [pair.target for pair in batch], shares, self.start)
         return [
             Likelihood(
                 pair.index,

@@ -100,7 +100,7 @@ class JobReport:
 
 
 def statistics(report: JobReport, generator: Generator) -> dict[str, Any]:
-    """Counts, rates, memory, device and versions of a job, as a JSON object.
+    """Counts, rates, memory, device, dtype and versions of a job, as a JSON object.
 
     `lines`, `failed`, `truncated`, `tokens_in`, `tokens_out`, `windows` and `seconds_total` are of all runs of the job;
     `seconds` and the rates are of this one. Memory is in bytes.
@@ -123,6 +123,7 @@ def statistics(report: JobReport, generator: Generator) -> dict[str, Any]:
         "peak_memory": _peak_memory(),
         "peak_device_memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
         "versions": {"bertgen": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

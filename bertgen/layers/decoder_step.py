@@ -14,16 +14,20 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..kernels.linear import DTYPES
 from ..kernels.plain import PLAIN
 from ..ops.step_layout import LayerParts, LayerPools, Part, StepArguments, StepTables
 from ..quantization.int4 import codebook
 from .add_norm import AddNorm
 from .attention import Attention, AttentionContext, Projections
 from .block import Intermediate, Layer
-from .inspection import has_library_forward, is_unpatched
+from .embeddings import Embeddings
+from .heads import BertPredictions, LMHead, RobertaLMHead, Transform
+from .inspection import has_library_forward, is_plain, is_unpatched
 from .linear import Int4Linear
 
 KINDS = (Layer, Attention, Projections, AddNorm, Intermediate, nn.LayerNorm, nn.Linear, Int4Linear)
+_HEAD_KINDS = (LMHead, BertPredictions, RobertaLMHead, Transform, nn.LayerNorm, nn.Linear)
 _NO_CROSS: tuple[Part, Part, Part] = ((), (), ())  # query, output and norm of a layer without cross-attention
 ABSENT = torch.empty(0, dtype=torch.float32, device="cpu")  # in place of a tensor that a layer lacks
 
@@ -35,8 +39,10 @@ class Unsupported(Exception):
 def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: AttentionContext) -> torch.Tensor | None:
     """x [R, hidden], the newest token of each row of `context.cache` -> [R, hidden], the output of the last layer.
 
-    None, with nothing done, where the call does not cover the step. It covers inference in float32 on a CPU on at most
-    `kernels.linear.few_rows()` rows, without masks, attention weights, hooks, other layers or activations.
+    None, with nothing done, where the call does not cover the step. It covers inference on a CPU on at most
+    `kernels.linear.few_rows()` rows, without masks, attention weights, hooks, other layers or activations, in float32,
+    bfloat16 or float16. In 16 bits it computes in float32 between x and the result, which has the dtype of x: that of
+    the layers, or float32.
     """
     cache = context.cache
     if cache is None or why_not_decoder_step(x, context) is not None:
@@ -47,7 +53,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
             collector.add(layer)
     except Unsupported:
         return None
-    if not collector.parameters:  # no layers at all
+    if not collector.parameters or x.dtype not in (collector.dtype, torch.float32):  # no layers at all, or others
         return None
     pools, source_pools = LayerPools(cache.pool.keys, cache.pool.values), LayerPools([], [])
     tables = StepTables(cache.slot_mapping, cache.slot_table, cache.lengths)
@@ -84,11 +90,27 @@ def why_not_decoder_step(x: torch.Tensor, context: AttentionContext) -> str | No
     return reason
 
 
+def is_wide(embeddings: Any, head: Any) -> bool:
+    """Whether a step in 16 bits may be in float32 from the embeddings to the logits, as in the C++ runner.
+
+    That is so where both are bertgen's with parameters in 16 bits on a CPU, and the call computes the layers.
+    """
+    if torch.compiler.is_compiling() or not is_plain(embeddings, Embeddings):
+        return False
+    parameters = [*head.parameters(), embeddings.position_embeddings.weight]
+    return (
+        all(t.dtype in DTYPES[1:] and t.is_cpu and t.is_contiguous() for t in parameters)
+        and is_plain(embeddings.LayerNorm, nn.LayerNorm)
+        and all(is_plain(module, *_HEAD_KINDS) for module in head.modules())
+    )
+
+
 class Collector:
     """Collects the parameters of layers in the order of the operator, and what all layers must have in common.
 
     Attributes:
         parameters: of each layer, the tensors of its `LayerParts`.
+        dtype: of all parameters but packed weights in 4 bits.
         heads: of attention. eps: of all norms.
         codebook: of the format of all weights in 4 bits; None where it has none.
         int8: whether all products with such weights are those of integers.
@@ -98,6 +120,7 @@ class Collector:
     def __init__(self, cross: bool):
         self.cross = cross
         self.parameters: list[torch.Tensor] = []
+        self.dtype: torch.dtype | None = None
         self.heads = 0
         self.eps: float | None = None
         self.format: str | None = None
@@ -181,10 +204,20 @@ class Collector:
                 continue
             if type(t) not in PLAIN or not t.is_cpu or not t.is_contiguous():
                 raise Unsupported(f"the {name} of a {kind.__name__} is no contiguous tensor on a CPU")
-            if t.dtype is not torch.float32 and name != "packed":
-                raise Unsupported(f"the {name} of a {kind.__name__} is {t.dtype}, not float32")
+            if name != "packed":
+                self._check_dtype(t, name, kind)
             tensors.append(t)
         return tensors
+
+    def _check_dtype(self, t: torch.Tensor, name: str, kind: type) -> None:
+        allowed = DTYPES[:1] if kind is Int4Linear else DTYPES
+        if self.dtype is None and t.dtype in allowed:
+            self.dtype = t.dtype
+        if t.dtype not in allowed:
+            names = ", ".join(str(dtype)[6:] for dtype in allowed)
+            raise Unsupported(f"the {name} of a {kind.__name__} is {t.dtype}, not {names}")
+        if t.dtype is not self.dtype:
+            raise Unsupported(f"the {name} of a {kind.__name__} is {t.dtype}, another parameter {self.dtype}")
 
     def children(self, module: nn.Module, kind: type) -> dict[str, Any]:
         """The modules of a module of exactly this kind, without hooks or a patched forward."""

@@ -35,11 +35,18 @@ class Embeddings(nn.Module):
         positions: torch.Tensor,
         embeds: torch.Tensor | None = None,
         types: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """ids int64 [T] or embeds [T, hidden], positions and types (None: all 0) int64 [T] -> [T, hidden]"""
+        """ids int64 [T] or embeds [T, hidden], positions and types (None: all 0) int64 [T] -> [T, hidden]
+
+        Args:
+            dtype: of sums and the result, at least as wide as that of the tables; None is that of the tables.
+        """
         if embeds is not None:
             check_dtype(embeds, self.position_embeddings, "inputs_embeds")
         summed = self.word_embeddings(ids) if embeds is None else embeds
+        if dtype is not None:
+            summed = summed.to(dtype)
         if hasattr(self, "token_type_embeddings"):
             table = self.token_type_embeddings
             if types is None and is_plain(table, nn.Embedding) and table.max_norm is None:

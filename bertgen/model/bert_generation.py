@@ -21,6 +21,7 @@ from ..config.validators import check_flag
 from ..errors import ConfigError, InputError, UnsupportedError
 from ..kernels.plain import is_traced
 from ..layers.attention import AttentionContext, Attentions
+from ..layers.decoder_step import decoder_step, is_wide
 from ..layers.embeddings import Embeddings
 from ..layers.heads import LMHead
 from ..layers.inspection import is_plain
@@ -456,10 +457,14 @@ class BertGenerationDecoder(GenerationMixin, PretrainedModel):
             context: of those rows, `AttentionContext.of_step(cache)`.
 
         Returns:
-            Logits [R, vocab] of the next token.
+            Logits [R, vocab] of the next token; float32 where all between is float32, too (`decoder_step.is_wide`).
         """
         assert context.cache is not None
-        positions = next_positions(tokens, context.cache.lengths, self.config)
+        positions, embeddings = next_positions(tokens, context.cache.lengths, self.config), self.body.embeddings
+        if is_wide(embeddings, self.head):
+            x = embeddings(tokens, positions, dtype=torch.float32)
+            if (hidden := decoder_step(self.body.encoder.layer, x, context)) is not None:
+                return self.head(hidden)
         return self.head(self.body.packed(tokens, positions, context))
 
 

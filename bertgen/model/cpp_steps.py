@@ -1,8 +1,9 @@
-"""CppSteps: the steps of a static decoder in one call of the C++ extension, in float32 on a CPU.
+"""CppSteps: the steps of a static decoder in one call of the C++ extension on a CPU.
 
 A step of a small model takes some hundred microseconds, and from Python as much again for the calls. One call here runs
 several steps, from the embeddings to the choice of the tokens. It computes what `StaticDecoder.step` computes, which
-stays the definition, in the same tensors; rows that have ended cost nothing.
+stays the definition, in the same tensors; rows that have ended cost nothing. Parameters in float32, bfloat16, float16
+or 4 bits are read as they are stored, and so are keys and values; everything else is float32.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class DecoderWeights:
     """Addresses of the parameters of a decoder.
 
     Args:
-        decoder: with contiguous float32 parameters on a CPU, or weights in 4 bits, without hooks and in evaluation
-            mode.
+        decoder: with contiguous parameters on a CPU, all in float32, bfloat16 or float16, or weights in 4 bits beside
+            float32, without hooks and in evaluation mode.
         cross: with its cross-attention.
 
     Attributes:

@@ -89,7 +89,7 @@ class GenerationMixin:
         """
         if is_traced():
             raise UnsupportedError("generate cannot be traced, because its length depends on tokens; forward can")
-        report_slow_paths(self.device, self.dtype)
+        report_slow_paths(self.device)
         logits_processor = check_callables(logits_processor, "logits_processor")
         stopping_criteria = check_callables(stopping_criteria, "stopping_criteria")
         check_callable(prefix_allowed_tokens_fn, "prefix_allowed_tokens_fn")

@@ -8,6 +8,7 @@ import torch
 
 from ..config import GenerationConfig
 from ..layers.attention import AttentionContext, Attentions
+from ..layers.decoder_step import is_wide
 from ..packing import Packing
 from .generation_inputs import GenerationInputs
 from .inputs import positions_of
@@ -43,6 +44,17 @@ class CachedDecoder:
             columns = prefix.shape[1] if self.embeds is None else self.embeds.shape[1]
             self.cache = self.decoder.body.new_cache(self.rows, columns, prefix.device, source)
         self.cached = self.cache.length  # tokens of the prefix that the cache has already
+        if self.source is not None and prefix.shape[1] == 1 and self._is_wide():
+            self._write_sources()  # so that the first step is as all others
+
+    def _write_sources(self) -> None:
+        self.decoder.body.encoder.write_sources(self.cache, self.source[0])
+        self.source = None
+
+    def _is_wide(self) -> bool:
+        """Whether steps may be those of the C++ runner in 16 bits."""
+        given = (self.embeds, self.mask, self.positions, self.types, self.states, self.attentions)
+        return all(x is None for x in given) and is_wide(self.decoder.body.embeddings, self.decoder.head)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""
@@ -51,6 +63,10 @@ class CachedDecoder:
         embeds = None if embeds is None else embeds[:, self.cached :]
         self.cached, past = 0, self.cache.length
         length = (ids if embeds is None else embeds).shape[1]
+        fits = past < self.decoder.config.max_tokens  # else an error says so below
+        if fits and length == 1 and embeds is None and self.source is None and self._is_wide():
+            with self.cache.step(1):
+                return self.decoder.step(ids.flatten(), AttentionContext.of_step(self.cache))
         with self.cache.step(length):
             hidden = self._run(ids, embeds, length, past, causal=True)
         self.source = None  # its keys and values are in the cache now
@@ -132,8 +148,7 @@ class ForwardDecoder(CachedDecoder):
     def _prepare(self, prefix: torch.Tensor) -> None:
         super()._prepare(prefix)
         if self.source is not None:  # `forward` has no argument for beams that share a source
-            self.decoder.body.encoder.write_sources(self.cache, self.source[0])
-            self.source = None
+            self._write_sources()
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [R, T], the T newest tokens of each row -> logits [R, vocab] of the next."""

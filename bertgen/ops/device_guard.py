@@ -1,8 +1,11 @@
-"""The current GPU: Triton launches on it, whatever the device of the tensors is, and a new thread begins with GPU 0."""
+"""The device that a thread works on.
+
+Triton launches on the current GPU, whatever the device of the tensors is, and a new thread begins with GPU 0. On a CPU
+torch may have more threads than there are CPUs for.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,18 +13,18 @@ from typing import Any, TypeVar
 
 import torch
 
-F = TypeVar("F", bound=Callable[..., Any])
+from .torch_threads import thread_limit
 
-_NONE: AbstractContextManager[None] = contextlib.nullcontext()
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def device_guard(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which `device` is the current GPU of this thread; one without effect where it is no GPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else _NONE
+    """A context in which `device` is the current GPU of this thread, or torch has no more threads than CPUs."""
+    return torch.cuda.device(device) if device.type == "cuda" else thread_limit()
 
 
 def on_own_device(method: F) -> F:
-    """Decorate a method of an object with a `device`, which is the current GPU while the method runs."""
+    """Decorate a method of an object with a `device`: it runs under the guard of this device."""
 
     @functools.wraps(method)
     def guarded(self: Any, *arguments: Any, **named: Any) -> Any:

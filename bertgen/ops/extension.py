@@ -111,7 +111,7 @@ def _load() -> str | None:
     except RuntimeError as error:
         return f"it was built from other sources ({error})"
     try:
-        module.use_torch(torch.Tensor, *_addresses("torch_parallel_for", "torch_get_num_threads"))
+        module.use_torch(torch.Tensor, _address("torch_get_num_threads"))
     except (AttributeError, OSError, RuntimeError) as error:
         return f"it does not fit torch {torch.__version__}: {error}"
     if name := os.environ.get("BERTGEN_CPU"):
@@ -119,11 +119,11 @@ def _load() -> str | None:
     return None
 
 
-def _addresses(*names: str) -> list[int]:
-    """Where C functions of libtorch_cpu are in memory; OSError or AttributeError where they are not found."""
+def _address(name: str) -> int:
+    """Where a C function of libtorch_cpu is in memory; OSError or AttributeError where it is not found."""
     # On POSIX the search in a library goes on in those that it needs.
     library = ctypes.CDLL("torch_cpu.dll" if sys.platform == "win32" else torch._C.__file__)
-    return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
 def _check_names(module: Any) -> None:

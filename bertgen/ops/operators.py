@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..kernels import cpp
 from ..kernels.attention import attention_reference, attention_triton, masked_attention_reference
+from ..kernels.attention_cpp import attention_cpp, why_not_attention_cpp
 from ..kernels.decode_attention import (
     cross_decode_attention_reference,
     cross_decode_attention_triton,
@@ -49,6 +50,7 @@ from ..kernels.layernorm_gelu_cpp import (
 )
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
+    as_float32,
     few_rows,
     has_onednn,
     linear_cpp,
@@ -60,6 +62,7 @@ from ..kernels.linear import (
     why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
+from ..kernels.linear_wide import linear_wide, multiplies, why_not_linear_wide
 from ..kernels.log_softmax import log_softmax_reference
 from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
@@ -83,8 +86,9 @@ from .registry import KernelOp, Op, why_not_extension
 from .step_layout import StepArguments
 
 attention = KernelOp(
-    "attention", "packed self, cross and causal attention", attention_reference, attention_triton, why_not_attention
-)
+    "attention", "packed self, cross and causal attention", attention_reference,
+    attention_triton, why_not_attention, attention_cpp, why_not_attention_cpp, infers=True,
+)  # fmt: skip
 masked_attention = KernelOp(
     "masked_attention", "a padded batch under any mask, with its attention weights", masked_attention_reference
 )
@@ -162,6 +166,8 @@ class Linear(Op):
                 return linear_cpp(x, weight, bias, activation)
             if why_not_linear_onednn(x, weight, others) is None:
                 return linear_onednn(x, weight, bias, activation)
+            if why_not_linear_wide(x, weight) is None:
+                return linear_wide(x, weight, bias, activation)
         if activation is None or not bias_gelu.prefers_triton(x):
             return linear_reference(x, weight, bias, activation)
         if activation == "gelu" and why_not_linear_gelu(x, weight, bias) is None:
@@ -175,10 +181,13 @@ class Linear(Op):
                 product if registry.backend() == "cpp" else f"{product}, and linear_gelu or bias_gelu for an activation"
             )
         reason = extension.why_not()
-        choices = [f"cpp for at most {few_rows()} rows"] if reason is None else []
+        choices = [f"cpp for at most {few_rows()} rows (float32, bfloat16, float16)"] if reason is None else []
         if has_onednn():
-            choices.append(f"onednn for weights of at least {ONEDNN_ELEMENTS} elements")
-        text = f"in float32 inference {', '.join(choices)}; else reference" if choices else "reference"
+            choices.append(f"onednn for float32 weights of at least {ONEDNN_ELEMENTS} elements")
+        wide = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if not multiplies(dtype)]
+        if wide:
+            choices.append(f"widened blocks of weights in {' and '.join(wide)}")
+        text = f"in inference {', '.join(choices)}; else reference" if choices else "reference"
         return text if reason is None else f"{text}; the C++ extension cannot be used: {reason}"
 
 
@@ -203,7 +212,7 @@ class Linears(Op):
 
     def _explain(self, device: str) -> str:
         if device == "cpu" and extension.why_not() is None:
-            return f"cpp, all weights in one call, in float32 inference for at most {few_rows()} rows; else linear"
+            return f"cpp, all weights in one call, in inference for at most {few_rows()} rows; else linear"
         return "linear, one call for each weight"
 
 
@@ -236,10 +245,14 @@ class DecoderStep(Op):
     """All layers of a decoder for one token of each row. The fallback, and the reference, is to call the layers."""
 
     def __call__(self, arguments: StepArguments) -> torch.Tensor:
-        """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x."""
-        out = torch.empty_like(arguments.x)
-        cpp.decoder_step(*arguments, out)
-        return out
+        """[R, hidden], the output of the last layer; for arguments where `why_not` is None for their x.
+
+        Between x and the result all but parameters and pools is float32; the result has the dtype of x.
+        """
+        x = arguments.x
+        out = torch.empty_like(x, dtype=torch.float32)
+        cpp.decoder_step(*arguments._replace(x=as_float32(x)), out)
+        return out.to(x.dtype)
 
     def why_not(self, x: torch.Tensor) -> str | None:
         """Why the operator cannot or should not compute a step of x [R, hidden]; None where it should."""
@@ -248,7 +261,8 @@ class DecoderStep(Op):
     def _explain(self, device: str) -> str:
         if device == "cpu" and why_not_extension() is None:
             return (
-                f"cpp, all layers in one call, in float32 inference for at most {few_rows()} rows; else layer by layer"
+                f"cpp, all layers in one call, in inference for at most {few_rows()} rows (float32, bfloat16, float16, "
+                "4 bits); else layer by layer"
             )
         return "layer by layer"
 

@@ -112,8 +112,8 @@ class KernelOp(Op):
         why_not_triton: why the kernel does not take these arguments; None where it does.
         cpp: the function of the C++ extension, for CPU tensors.
         why_not_cpp: why that function does not take these arguments; None where it does.
-        infers: the function is for inference in float32. Then torch.compile traces the reference, and a call that the
-            function declines runs the reference even where "cpp" is selected.
+        infers: the function is for inference. Then torch.compile traces the reference, and a call that the function
+            declines runs the reference even where "cpp" is selected.
     """
 
     reference: Function
@@ -193,5 +193,5 @@ class KernelOp(Op):
             return f"reference: plain torch, {reason}"
         fallback = "an error" if _backend == backend and not (backend == "cpp" and self.infers) else "reference"
         if backend == "cpp":
-            return f"cpp in float32{' inference' if self.infers else ''}, else {fallback}"
+            return f"cpp{' in inference' if self.infers else ''}, else {fallback}"
         return f"triton, and {fallback} for arguments that the kernel does not take"

@@ -3,7 +3,7 @@
 Results are the same within rounding without the C++ extension or Triton, so nothing else would show that one is
 missing. The first generation logs one line for each, and `bertgen info` lists them. A slow path that an environment
 variable or `set_backend` chooses is not reported. `python -m bertgen.bench.slow_paths` and `bench.allocator` print the
-costs. bfloat16 is no slow path: slower than float32 for single texts, it may be faster for batches.
+costs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SlowPath:
         cost: how much slower the path is, as a sentence.
         remedy: how to use the fast path, as the beginning of a sentence that ends with the command.
         command: of a shell or of Python.
-        choice: the environment variable and value that choose the slow path, as "NAME=value"; None where none does.
+        choice: the environment variable and value that choose the slow path, as "NAME=value".
     """
 
     unused: str
@@ -41,11 +41,13 @@ class SlowPath:
     cost: str
     remedy: str
     command: str
-    choice: str | None
+    choice: str
 
     def __str__(self) -> str:
-        choice = "" if self.choice is None else f" ({self.choice} accepts the slow path and ends this message)"
-        return f"{self.unused} is not used: {self.reason}. {self.cost}. {self.remedy}: {self.command}{choice}"
+        return (
+            f"{self.unused} is not used: {self.reason}. {self.cost}. {self.remedy}: {self.command} "
+            f"({self.choice} accepts the slow path and ends this message)"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,44 +56,37 @@ class _Cause:
 
     Attributes:
         costs: type of the model's device -> the cost there; the path is not slower on other devices.
-        why_not: dtype of the model -> the reason; None where the fast path is used.
+        why_not: the reason; None where the fast path is used.
     """
 
     unused: str
     costs: dict[str, str]
-    why_not: Callable[[torch.dtype], str | None]
+    why_not: Callable[[], str | None]
     remedy: str
     command: Callable[[], str]
-    choice: str | None = None
+    choice: str
 
     def slow_path(self, device: str, reason: str) -> SlowPath:
         return SlowPath(self.unused, reason, self.costs[device], self.remedy, self.command(), self.choice)
 
     def is_chosen(self) -> bool:
-        name, _, value = (self.choice or "").partition("=")
-        return bool(name) and os.environ.get(name) == value
+        name, _, value = self.choice.partition("=")
+        return os.environ.get(name) == value
 
 
-def _why_not_extension(dtype: torch.dtype) -> str | None:
-    return extension.why_not()
-
-
-def _why_not_triton(dtype: torch.dtype) -> str | None:
+def _why_not_triton() -> str | None:
     return WHY_NOT_TRITON if sys.platform == "linux" else None  # it has no wheels for other systems
-
-
-def _why_not_dtype(dtype: torch.dtype) -> str | None:
-    return f"the weights are {str(dtype)[6:]}" if dtype is torch.float16 else None
 
 
 _CAUSES = (
     _Cause(
         "the C++ extension",
         {
-            "cpu": "Without it a CPU takes 1.4 to 3.5 times as long for single texts, and up to 1.6 times for batches",
+            "cpu": "Without it a CPU takes up to 6 times as long for single texts (4 + 4 layers of width 256), and up "
+            "to 1.6 times for batches",
             "cuda": "Without it each step takes longer on the host, by 0.6 ms for 256 rows",
         },
-        _why_not_extension,
+        extension.why_not,
         "To build it, install a C++ compiler and run",
         extension_command,
         "BERTGEN_WITHOUT_EXT=1",
@@ -104,45 +99,37 @@ _CAUSES = (
         triton_command,
         "BERTGEN_BACKEND=reference",
     ),
-    _Cause(
-        "float32",
-        {"cpu": "With float16 a CPU takes 4 to 5 times as long for batches, and up to 3 times for single texts"},
-        _why_not_dtype,
-        "To convert the model, call",
-        lambda: "model.float()",
-    ),
 )
 
 _logged: dict[str, object] = {}  # SlowPath.unused -> a token of the call that logs it
 
 
-def slow_paths(device: str, dtype: torch.dtype) -> list[SlowPath]:
+def slow_paths(device: str) -> list[SlowPath]:
     """The slow paths of a model, without those that were chosen.
 
     Args:
         device: type of the model's device, "cpu" or "cuda".
-        dtype: of the model.
     """
-    return [cause.slow_path(device, reason) for cause, reason in _causes(device, dtype)]
+    return [cause.slow_path(device, reason) for cause, reason in _causes(device)]
 
 
-def report_slow_paths(device: torch.device, dtype: torch.dtype) -> None:
+def report_slow_paths(device: torch.device) -> None:
     """Log the slow paths of a model that is about to generate, each of them once in a process.
 
     Raises:
         BackendError: the C++ extension cannot be used, and BERTGEN_REQUIRE_EXT=1.
     """
     extension.available()
-    for cause, reason in _causes(device.type, dtype):
+    for cause, reason in _causes(device.type):
         token = object()
         if _logged.setdefault(cause.unused, token) is token:  # atomic: one of any number of threads logs it
             logger.warning("%s", cause.slow_path(device.type, reason))
 
 
-def _causes(device: str, dtype: torch.dtype) -> Iterator[tuple[_Cause, str]]:
+def _causes(device: str) -> Iterator[tuple[_Cause, str]]:
     """The causes of slow paths that were not chosen, and the reason of each."""
     if registry.backend() != "auto":
         return
     for cause in _CAUSES:
-        if device in cause.costs and (reason := cause.why_not(dtype)) is not None and not cause.is_chosen():
+        if device in cause.costs and (reason := cause.why_not()) is not None and not cause.is_chosen():
             yield cause, reason

@@ -58,7 +58,7 @@ class LayerPools(NamedTuple):
 
 
 class StepArguments(NamedTuple):
-    """x [R, hidden] float32 and all that a step of a decoder reads; each list is in the order of its class above.
+    """x [R, hidden] and all that a step of a decoder reads; each list is in the order of its class above.
 
     parameters: of each layer, the tensors of its LayerParts.
     pools, source_pools: the tensors of LayerPools, of the rows and of the sources.

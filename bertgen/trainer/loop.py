@@ -88,7 +88,7 @@ class Trainer:
             BertgenError: the loss is no longer a finite number.
         """
         if self.first:
-            report_slow_paths(self.device, torch.float32)  # before the work: evaluations generate
+            report_slow_paths(self.device)  # before the work: evaluations generate
         devices = [self.device] if self.device.type == "cuda" else []
         progress = Progress(self.config, quiet=self.config.quiet or not self.first)
         with torch.random.fork_rng(devices), self.processes.joined(), Interrupt() as self.interrupt, progress:

@@ -58,6 +58,10 @@ Heads heads_of(const Tensor& tensor, const Shape& shape, const char* name) {
   return {data_of<float>(tensor, name), tensor.stride(0), tensor.stride(1)};
 }
 
+Pools key_and_value_pools(const Tensor& keys, const Tensor& values, const Shape& shape) {
+  return pools_of(keys, values, float_type(keys, "key_pool"), shape, size_of(keys, 3, 0), "key_pool", "value_pool");
+}
+
 }  // namespace
 
 std::vector<int64_t> written_slots(const Tensor& tensor, int64_t rows, int64_t slots) {
@@ -69,7 +73,7 @@ namespace {
 
 // q, k, v     float32 [rows, heads, width], the last dimension dense
 // key_pool, value_pool
-//             float32 [slots, heads, width]; k and v are written to them
+//             float32, bfloat16 or float16 [slots, heads, width]; k and v are written to them, rounded
 // slots       int32 or int64 [rows]: where
 // table       int32 [rows, positions], of which the first lengths[r] entries of row r are read
 // lengths     int32 [rows]
@@ -80,8 +84,7 @@ void decode_attention_op(const Tensor& q, const Tensor& k, const Tensor& v, cons
   const Shape shape = shape_of(q);
   const Heads queries = heads_of(q, shape, "q"), keys = heads_of(k, shape, "k"), values = heads_of(v, shape, "v");
   const int64_t pool = size_of(key_pool, 3, 0), positions = size_of(table, 2, 1);
-  float* key_data = pool_data(key_pool, shape, pool, "key_pool");
-  float* value_data = pool_data(value_pool, shape, pool, "value_pool");
+  const Pools pools = key_and_value_pools(key_pool, value_pool, shape);
   const int32_t* entries = dense<int32_t>(table, {shape.rows, positions}, "table");
   const int32_t* counts = dense<int32_t>(lengths, {shape.rows}, "lengths");
   const std::vector<int64_t> written = written_slots(slots, shape.rows, pool);
@@ -90,13 +93,13 @@ void decode_attention_op(const Tensor& q, const Tensor& k, const Tensor& v, cons
   check_apart("out", out, q, k, v, key_pool, value_pool, slots, table, lengths);
   check_apart("key_pool", key_pool, q, k, v, value_pool, slots, table, lengths);
   check_apart("value_pool", value_pool, q, k, v, slots, table, lengths);
-  decode_attention(shape, queries, keys, values, key_data, value_data, written.data(), entries, positions, counts,
-                   out_data, threads());
+  decode_attention(shape, queries, keys, values, pools, written.data(), entries, positions, counts, out_data,
+                   threads());
 }
 
 // q           float32 [rows, heads, width], the last dimension dense
 // key_pool, value_pool
-//             float32 [slots, heads, width]
+//             float32, bfloat16 or float16 [slots, heads, width]
 // table       int32 [sources, positions], of which the first lengths[b] entries of row b are read
 // lengths     int32 [sources]
 // cu_rows     int32 [sources + 1]: rows cu_rows[b] .. cu_rows[b + 1] - 1 attend to source b
@@ -106,8 +109,7 @@ void cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const Te
   const Shape shape = shape_of(q);
   const Heads queries = heads_of(q, shape, "q");
   const int64_t pool = size_of(key_pool, 3, 0), sources = size_of(table, 2, 0), positions = size_of(table, 2, 1);
-  const float* key_data = pool_data(key_pool, shape, pool, "key_pool");
-  const float* value_data = pool_data(value_pool, shape, pool, "value_pool");
+  const Pools pools = key_and_value_pools(key_pool, value_pool, shape);
   const int32_t* entries = dense<int32_t>(table, {sources, positions}, "table");
   const int32_t* counts = dense<int32_t>(lengths, {sources}, "lengths");
   const int32_t* starts = dense<int32_t>(cu_rows, {sources + 1}, "cu_rows");
@@ -115,8 +117,7 @@ void cross_decode_attention_op(const Tensor& q, const Tensor& key_pool, const Te
   check_table(entries, positions, counts, sources, pool);
   float* out_data = dense<float>(out, {shape.rows, shape.heads, shape.width}, "out");
   check_apart("out", out, q, key_pool, value_pool, table, lengths, cu_rows);
-  cross_decode_attention(shape, queries, key_data, value_data, entries, positions, counts, starts, sources,
-                         out_data, threads());
+  cross_decode_attention(shape, queries, pools, entries, positions, counts, starts, sources, out_data, threads());
 }
 
 PyMethodDef functions[] = {

@@ -9,9 +9,11 @@
 
 namespace bertgen {
 
-// A pool of keys or values: float32 [slots, heads, width], dense.
-inline float* pool_data(const Tensor& pool, const Shape& shape, int64_t slots, const char* name) {
-  return dense<float>(pool, {slots, shape.heads, shape.width}, name);
+// Pools of keys and values [slots, heads, width] of this type, dense.
+inline Pools pools_of(const Tensor& keys, const Tensor& values, FloatType type, const Shape& shape, int64_t slots,
+                      const char* keys_name, const char* values_name) {
+  return {dense_floats(keys, type, {slots, shape.heads, shape.width}, keys_name),
+          dense_floats(values, type, {slots, shape.heads, shape.width}, values_name), type};
 }
 
 // The first lengths[r] entries of row r of a table [rows, positions] are slots of a pool of `slots`.

@@ -94,9 +94,10 @@ PyObject* decoder_weights(const std::vector<Tensor>& parameters, const std::opti
   decoder.int8 = int8;
   const char* const* names = kDecoderPartNames;
   Embeddings& embeddings = decoder.embeddings;
-  embeddings.words = rest.table(hidden, &embeddings.vocabulary, names[kWords]);
-  embeddings.positions = rest.table(hidden, &embeddings.position_rows, names[kPositions]);
-  embeddings.type = rest.vector_or_null(hidden, names[kType]);
+  embeddings.type = rest.next_type(names[kWords]);
+  embeddings.words = rest.table(hidden, embeddings.type, &embeddings.vocabulary, names[kWords]);
+  embeddings.positions = rest.table(hidden, embeddings.type, &embeddings.position_rows, names[kPositions]);
+  embeddings.token_type = rest.vector_or_null(hidden, embeddings.type, names[kType]);
   embeddings.first_position = first_position;
   embeddings.norm = rest.norm_part(hidden, names[kEmbeddingNorm]);
   embeddings.eps = static_cast<float>(embedding_eps);

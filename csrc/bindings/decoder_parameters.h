@@ -12,7 +12,8 @@
 
 namespace bertgen {
 
-// Takes the tensors of parts in their order.
+// Takes the tensors of parts in their order. Those of a part are of one type, float32, bfloat16 or float16; beside a
+// weight in 4 bits float32.
 class Parameters {
  public:
   Parameters(const std::vector<Tensor>& tensors, const std::optional<Tensor>& codebook)
@@ -27,33 +28,41 @@ class Parameters {
       part.int4 = int4_weight(weight, scale, zero.numel() == 0 ? std::nullopt : std::optional<Tensor>(zero), codebook_);
       check_size(weight, 1, inputs / 2, name);
     } else {
-      check_type<float>(weight, 2, name);
-      part.weight = dense<float>(weight, {weight.size(0), inputs}, name);
+      part.type = float_type(weight, name);
+      part.weight = dense_floats(weight, part.type, {size_of(weight, 2, 0), inputs}, name);
     }
     if (outputs >= 0) check_size(weight, 0, outputs, name);
     part.outputs = weight.size(0);
     part.inputs = inputs;
-    part.bias = vector_or_null(part.outputs, name);
+    part.bias = vector_or_null(part.outputs, part.type, name);
     return part;
   }
 
   Norm norm_part(int64_t size, const char* name) {
-    const Norm part{vector_or_null(size, name), vector_or_null(size, name)};
+    const FloatType type = next_type(name);
+    const Norm part{vector_or_null(size, type, name), vector_or_null(size, type, name), type};
     BERTGEN_CHECK(part.weight != nullptr && part.shift != nullptr, name, " is empty");
     return part;
   }
 
   // [elements], or null for an empty tensor.
-  const float* vector_or_null(int64_t size, const char* name) {
+  const void* vector_or_null(int64_t size, FloatType type, const char* name) {
     const Tensor& tensor = next(name);
-    return tensor.numel() == 0 ? nullptr : dense<float>(tensor, {size}, name);
+    return tensor.numel() == 0 ? nullptr : dense_floats(tensor, type, {size}, name);
   }
 
   // A table [any number of rows, columns], and its rows.
-  const float* table(int64_t columns, int64_t* rows, const char* name) {
+  const void* table(int64_t columns, FloatType type, int64_t* rows, const char* name) {
     const Tensor& tensor = next(name);
     *rows = size_of(tensor, 2, 0);
-    return dense<float>(tensor, {*rows, columns}, name);
+    return dense_floats(tensor, type, {*rows, columns}, name);
+  }
+
+  // The type of the next tensor, which is not taken.
+  FloatType next_type(const char* name) {
+    const FloatType type = float_type(next(name), name);
+    --place_;
+    return type;
   }
 
   // The layers without their pools.
@@ -94,24 +103,23 @@ class Parameters {
   size_t place_ = 0;
 };
 
-// Sets the pools of all layers from lists of the keys of each layer, then the values of each; without sources
-// `source_pools` is empty.
+// Sets the pools of all layers from lists of the keys of each layer, then the values of each, all of one type; without
+// sources `source_pools` is empty.
 inline void set_pools(std::vector<DecoderLayer>& layers, const std::vector<Tensor>& pools,
                       const std::vector<Tensor>& source_pools, const Shape& shape) {
   const size_t count = layers.size();
-  const auto data = [&](const std::vector<Tensor>& list, LayerPool field, size_t layer) {
-    return pool_data(list[field * count + layer], shape, size_of(list[0], 3, 0), kLayerPoolNames[field]);
+  const auto pools_at = [&](const std::vector<Tensor>& list, size_t layer) {
+    const Tensor &keys = list[kKeys * count + layer], &values = list[kValues * count + layer];
+    return pools_of(keys, values, float_type(pools[0], kLayerPoolNames[kKeys]), shape, size_of(list[0], 3, 0),
+                    kLayerPoolNames[kKeys], kLayerPoolNames[kValues]);
   };
   BERTGEN_CHECK(pools.size() == count * kLayerPools, "there are ", pools.size(), " pools, not ", kLayerPools,
                 " for each of ", count, " layers");
   BERTGEN_CHECK(source_pools.empty() || source_pools.size() == pools.size(), "there are ", source_pools.size(),
                 " pools of sources, not ", pools.size());
   for (size_t i = 0; i < count; ++i) {
-    layers[i].keys = data(pools, kKeys, i);
-    layers[i].values = data(pools, kValues, i);
-    if (source_pools.empty()) continue;
-    layers[i].source_keys = data(source_pools, kKeys, i);
-    layers[i].source_values = data(source_pools, kValues, i);
+    layers[i].pools = pools_at(pools, i);
+    if (!source_pools.empty()) layers[i].source_pools = pools_at(source_pools, i);
   }
 }
 

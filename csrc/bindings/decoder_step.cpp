@@ -17,9 +17,9 @@ namespace bertgen {
 namespace {
 
 // x            float32 [rows, hidden], dense
-// parameters   the tensors of the parts of each layer, float32, packed weights uint8
-// pools        keys of each layer, then values of each: float32 [slots, heads, hidden / heads]; the keys and values of
-//              the rows are written to them
+// parameters   the tensors of the parts of each layer: float32, bfloat16 or float16, packed weights uint8
+// pools        keys of each layer, then values of each: [slots, heads, hidden / heads], all float32, all bfloat16 or all
+//              float16; the keys and values of the rows are written to them, rounded
 // source_pools the same of the sources, [source slots, heads, hidden / heads]; none without cross-attention
 // tables       slots           int32 [rows]: where keys and values are written
 //              table           int32 [rows, positions]: the history of each row

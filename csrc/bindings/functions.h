@@ -13,6 +13,7 @@ bool add_int4(PyObject* module);
 bool add_layernorm_gelu(PyObject* module);
 bool add_linear(PyObject* module);
 bool add_module_watch(PyObject* module);
+bool add_packed_attention(PyObject* module);
 bool add_processors(PyObject* module);
 bool add_selection(PyObject* module);
 

@@ -10,43 +10,44 @@ namespace bertgen {
 namespace {
 
 // x           float32 [rows, inputs]
-// weight      float32 [outputs, inputs]
-// bias        float32 [outputs] or absent
+// weight      float32, bfloat16 or float16 [outputs, inputs]
+// bias        as the weight [outputs], or absent
 // out         float32 [rows, outputs]: filled with x weight^T + bias
 // All are dense.
 void linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
   check_type<float>(x, 2, "x");
-  check_type<float>(weight, 2, "weight");
-  const int64_t rows = x.size(0), inputs = x.size(1), outputs = weight.size(0);
+  const FloatType type = float_type(weight, "weight");
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = size_of(weight, 2, 0);
   const float* x_data = dense<float>(x, {rows, inputs}, "x");
-  const Linear layer{dense<float>(weight, {outputs, inputs}, "weight"), dense_or_null<float>(bias, {outputs}, "bias")};
+  const Linear layer{dense_floats(weight, type, {outputs, inputs}, "weight"),
+                     dense_floats_or_null(bias, type, {outputs}, "bias")};
   float* out_data = dense<float>(out, {rows, outputs}, "out");
   check_apart("out", out, x, weight, bias);
-  linear(x_data, rows, inputs, &layer, 1, outputs, out_data, outputs, threads());
+  linear(x_data, rows, inputs, &layer, 1, outputs, type, out_data, outputs, threads());
 }
 
-// The same for `count` layers of one shape, side by side.
+// The same for `count` layers of one shape and type, side by side.
 //
-// weights     count of float32 [outputs, inputs]
-// biases      count of float32 [outputs], or none
+// weights     count of [outputs, inputs]
+// biases      count of [outputs], or none
 // out         float32 [rows, count * outputs]
 void linears_op(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                 const Tensor& out) {
   check_type<float>(x, 2, "x");
   check_lists(weights.size(), {biases.size()});
-  check_type<float>(weights[0], 2, "weight");
-  const int64_t rows = x.size(0), inputs = x.size(1), outputs = weights[0].size(0);
+  const FloatType type = float_type(weights[0], "weight");
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = size_of(weights[0], 2, 0);
   const int64_t count = static_cast<int64_t>(weights.size());
   const float* x_data = dense<float>(x, {rows, inputs}, "x");
   std::vector<Linear> layers(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
-    layers[i] = {dense<float>(weights[i], {outputs, inputs}, "weight"),
-                 dense_or_null<float>(element(biases, i), {outputs}, "bias")};
+    layers[i] = {dense_floats(weights[i], type, {outputs, inputs}, "weight"),
+                 dense_floats_or_null(element(biases, i), type, {outputs}, "bias")};
   }
   const int64_t stride = count * outputs;
   float* out_data = dense<float>(out, {rows, stride}, "out");
   check_apart("out", out, x, weights, biases);
-  linear(x_data, rows, inputs, layers.data(), count, outputs, out_data, stride, threads());
+  linear(x_data, rows, inputs, layers.data(), count, outputs, type, out_data, stride, threads());
 }
 
 PyMethodDef functions[] = {

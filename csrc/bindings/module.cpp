@@ -22,8 +22,8 @@ int64_t use_instruction_set_op(int64_t number) { return use_instruction_set(numb
 
 PyMethodDef functions[] = {
     BERTGEN_QUICK("use_torch", use_torch,
-                  "tensor_type, parallel_for, get_num_threads",
-                  "Take torch.Tensor and the addresses of two functions of torch."),
+                  "tensor_type, get_num_threads",
+                  "Take torch.Tensor and the address of a function of torch."),
     BERTGEN_QUICK("use_instruction_set", use_instruction_set_op,
                   "number",
                   "Use a set, none for -1; the number of the one before."),
@@ -56,7 +56,7 @@ PyMODINIT_FUNC PyInit__C(void) {
 #endif
   if (add_attention(module) && add_block_allocator(module) && add_decode_steps(module) &&
       add_decoder_step(module) && add_int4(module) && add_layernorm_gelu(module) && add_linear(module) &&
-      add_module_watch(module) && add_processors(module) && add_selection(module) &&
+      add_module_watch(module) && add_packed_attention(module) && add_processors(module) && add_selection(module) &&
       add_names(module, "INSTRUCTION_SETS", kInstructionSetNames) && add_names(module, "LAYER_PARTS", kLayerParts) &&
       add_names(module, "STEP_TABLES", kStepTableNames) && add_names(module, "LAYER_POOLS", kLayerPoolNames) &&
       add_names(module, "DECODER_PARTS", kDecoderPartNames) && add_names(module, "STATIC_TABLES", kStaticTableNames) &&

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../check.h"
+#include "../float_types.h"
 #include "dlpack.h"
 
 namespace bertgen {
@@ -62,6 +63,10 @@ template <class T>
 inline constexpr DLDataType kTypeOf{};
 template <>
 inline constexpr DLDataType kTypeOf<float>{kDLFloat, 32, 1};
+template <>
+inline constexpr DLDataType kTypeOf<Bfloat16>{kDLBfloat, 16, 1};
+template <>
+inline constexpr DLDataType kTypeOf<Float16>{kDLFloat, 16, 1};
 template <>
 inline constexpr DLDataType kTypeOf<double>{kDLFloat, 64, 1};
 template <>
@@ -125,10 +130,28 @@ T* dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char*
   return data_of<T>(tensor, name);
 }
 
-// As `dense`; null without a tensor.
+// The type of a tensor of floats in 32 or 16 bits.
+inline FloatType float_type(const Tensor& tensor, const char* name) {
+  for (const FloatType type : {kFloat32, kBfloat16, kFloat16}) {
+    if (tensor.dtype() == dispatch_type(type, [](auto number) { return kTypeOf<decltype(number)>; })) return type;
+  }
+  fail(name, " has dtype ", name_of(tensor.dtype()), ", not float32, bfloat16 or float16");
+}
+
+// As `dense`, of floats of this type.
+inline void* dense_floats(const Tensor& tensor, FloatType type, std::initializer_list<int64_t> sizes,
+                          const char* name) {
+  return dispatch_type(type, [&](auto number) -> void* { return dense<decltype(number)>(tensor, sizes, name); });
+}
+
+// As `dense` and `dense_floats`; null without a tensor.
 template <class T>
 T* dense_or_null(const std::optional<Tensor>& tensor, std::initializer_list<int64_t> sizes, const char* name) {
   return tensor.has_value() ? dense<T>(*tensor, sizes, name) : nullptr;
+}
+inline void* dense_floats_or_null(const std::optional<Tensor>& tensor, FloatType type,
+                                  std::initializer_list<int64_t> sizes, const char* name) {
+  return tensor.has_value() ? dense_floats(*tensor, type, sizes, name) : nullptr;
 }
 
 // Memory that is written must not be read as another argument meanwhile: numbers of slots, which are checked before,

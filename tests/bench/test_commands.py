@@ -68,3 +68,9 @@ def test_weights_in_4_bits_beside_floats(tmp_path):
     sizes = [float(row[1]) for row in rows]
     assert sizes[0] > sizes[1] > 8 > sizes[2] and all(float(cell) > 0 for row in rows for cell in row[2:4])
     assert "`decoder.bert.encoder.layer.*.intermediate.dense` | " in run_module("quantization", "layers")
+
+
+@pytest.mark.long
+def test_rows_decoded_together():
+    printed = run_module("max_rows", "--size", "smoke", "--rows", 2, 65, "--repeats", 1, "--steps", 4)
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:]] == ["| 2", "| 65"]

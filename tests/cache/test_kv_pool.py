@@ -1,8 +1,18 @@
 """The pool of slots: how it grows, and its scratch slot."""
 
+import pytest
 import torch
 
+from bertgen.cache import kv_pool
 from bertgen.cache.kv_pool import KVPool
+
+
+@pytest.fixture(params=["in place", "by copying"], autouse=True)
+def growth(request, monkeypatch):
+    """A pool grows by copying on other devices, and where the system reserves no memory."""
+    if request.param == "by copying":
+        monkeypatch.setattr(kv_pool, "reserved", lambda count, dtype: None)
+    return request.param
 
 
 def pool(limit=40, full=False):
@@ -19,6 +29,24 @@ def test_it_grows_and_keeps_what_it_holds():
     assert one.keys[1].sum() == 6 and one.keys[1][3].all()
     one.reserve(40)
     assert len(one.values[0]) == 40 and one.bytes == 4 * 40 * 6 * 4
+
+
+def test_it_grows_in_place_where_memory_is_reserved(growth):
+    one, whole = pool(), pool(full=True)
+    one.reserve(4), one.add_scratch()
+    before = [t.data_ptr() for t in (*one.keys, *one.values)]
+    one.reserve(40)
+    assert (before == [t.data_ptr() for t in (*one.keys, *one.values)]) is (growth == "in place")
+    assert one.bytes == whole.bytes == 4 * 41 * 6 * 4, "the slots there are, written or not"
+
+
+def test_tensors_are_no_views_of_autograd():
+    """A view that was made without gradients could not be written with them."""
+    with torch.no_grad():
+        one = pool()
+        one.reserve(4)
+    one.keys[0].index_copy_(0, torch.tensor([1]), torch.ones(1, 2, 3, requires_grad=True))
+    assert one.keys[0].requires_grad and not one.keys[1].requires_grad
 
 
 def test_the_scratch_slot_comes_after_the_slots_of_rows_and_is_not_kept():

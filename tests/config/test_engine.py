@@ -15,6 +15,11 @@ def test_unset_limits_get_the_default_of_the_device():
     assert cpu.cache_bytes == 4 << 30 and gpu.cache_bytes is None
     config = EngineConfig(max_rows=3, cache_bytes=1 << 40, encode_tokens=5, refill=0)
     assert config.on("cuda") == config.on("cpu") == config
+    assert EngineConfig().largest_request("cpu") == 256, "it runs alone where fewer rows run together"
+    assert EngineConfig().largest_request("cuda") == gpu.max_rows
+    assert config.largest_request("cpu") == config.largest_request("cuda") == 3
+    rows = [EngineConfig().on("cpu", row_bytes).max_rows for row_bytes in (1, 4 << 20, 8 << 20, 16 << 20, 1 << 40)]
+    assert rows == [256, 256, 128, 64, 64] and EngineConfig().on("cuda", 1 << 40) == gpu
     assert config.refill == 0.0 and isinstance(config.refill, float)
 
 

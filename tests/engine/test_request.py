@@ -83,6 +83,23 @@ def test_requests_that_can_never_run_are_refused():
     assert not engine.busy, "all or none"
 
 
+def test_a_request_larger_than_the_default_of_a_cpu_runs_alone(monkeypatch):
+    monkeypatch.setattr("bertgen.config.engine.KEPT_BYTES", 1)  # of a large model
+    engine, done = Engine(Model()), []
+    assert engine.config.max_rows == 64
+    large = options(do_sample=True, num_return_sequences=100)
+    wanted = [Request([5], options()), Request([6], large, seed=1), Request([7], options())]
+    engine.submit(wanted, done.append)
+    together = []
+    while engine.busy:
+        engine.step()
+        together.append([request.rows for request in engine.scheduler.running])
+    assert [100] in together and not [rows for rows in together if len(rows) > 1 and 100 in rows]
+    assert sorted(len(request.outputs) for request in done) == [1, 1, 100]
+    with pytest.raises(CapacityError, match="a request of 257 rows; max_rows is 256"):
+        engine.submit([Request([5], options(do_sample=True, num_return_sequences=257), seed=1)], done.append)
+
+
 def test_a_request_is_submitted_once():
     engine, done = Engine(Model()), []
     (request,) = engine.submit([Request([5, 6], options())], done.append)

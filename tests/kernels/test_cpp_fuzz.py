@@ -159,6 +159,10 @@ def arguments(name: str) -> list[Any]:
         ],
         "decode_attention": lambda: [*heads(3), *pools(), *slot_tables(), *heads()],
         "cross_decode_attention": lambda: [*heads(), *pools(), *source_tables(), *heads()],
+        "packed_attention": lambda: [
+            *heads(3), *[torch.tensor([0, 1, ROWS], dtype=INT32) for _ in "qk"], True, longs(ROWS, SOURCES),
+            longs(ROWS, SOURCES), longs(2, SOURCES, ROWS).bool(), *heads(),
+        ],
         "decoder_step": lambda: [
             floats(ROWS, H), [*layer(), *layer()], pools(4), pools(4), [*slot_tables(), *source_tables()], None, HEADS,
             1e-12, False, floats(ROWS, H),

@@ -21,10 +21,8 @@ def compiler():
 
 
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
-@pytest.mark.parametrize("program", ["fuzz_cpu_kernels", "fuzz_decode_steps"])
-def test_fuzz(program, target, tmp_path):
-    """The program under the sanitizers, for this machine and for one without AVX2."""
-    sources = [CSRC / f"{program}.cpp", *sorted(CSRC.glob("*_cpu.cpp"))]
+def test_fuzz(target, tmp_path):
+    """The programs under the sanitizers, for this machine and for one without AVX2."""
     flags = [
         *STRICT,
         "-O1",
@@ -34,20 +32,40 @@ def test_fuzz(program, target, tmp_path):
         "-fno-sanitize-recover=all",
         *filter(None, [target]),
     ]
+
+    def build(*arguments):
+        done = subprocess.run([compiler(), *flags, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        if "cannot find" in done.stderr:
+            pytest.skip("the compiler has no sanitizers")
+        assert done.returncode == 0, done.stderr
+
+    build("-c", *sorted(CSRC.glob("*_cpu.cpp")))  # once for both programs
+    for program in ("fuzz_cpu_kernels", "fuzz_decode_steps"):
+        build(CSRC / f"{program}.cpp", *tmp_path.glob("*.o"), "-o", program)
+        ran = subprocess.run([tmp_path / program, "300", "5"], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("standard", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_fuzz_the_team_of_threads(sanitizer, standard, tmp_path):
+    sources = [CSRC / "fuzz_team.cpp", CSRC / "team.cpp"]
+    flags = [*STRICT, "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", *["-DBERTGEN_STANDARD_CPP"] * standard]
     built = subprocess.run([compiler(), *flags, *sources, "-o", tmp_path / "fuzz"], capture_output=True, text=True)
     if "cannot find" in built.stderr:
-        pytest.skip("the compiler has no sanitizers")
+        pytest.skip(f"the compiler has no -fsanitize={sanitizer}")
     assert built.returncode == 0, built.stderr
-    ran = subprocess.run([tmp_path / "fuzz", "300", "5"], capture_output=True, text=True)
+    ran = subprocess.run([tmp_path / "fuzz", "500", "5", "3"], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_only_python_and_the_standard_library_are_included():
+def test_only_python_and_the_standard_libraries_are_included():
     """No torch: then an isolated build, which has none, compiles the extension."""
+    system = {"linux/futex.h", "sys/syscall.h", "unistd.h", "pthread.h", "signal.h", "sys/resource.h", "sys/wait.h"}
     outside = set()
     for path in CSRC.rglob("*.[ch]*"):
         outside |= set(re.findall(r"#include <(.*?[./].*?)>", path.read_text(encoding="utf-8")))
-    assert outside == {"Python.h", "immintrin.h"}
+    assert outside == {"Python.h", "immintrin.h", *system}
 
 
 @pytest.mark.long

@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 from bertgen.kernels.checks import difference
+from bertgen.kernels.decode_attention_cpp import why_not_decode_attention_cpp
 
+from bertgen import ops
 from bertgen.kernels import cpp
 from bertgen.ops import extension
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = [1, 2, 7, 8, 9, 16, 24, 33, 63, 64, 65, 80, 127, 128, 200]
 
 
@@ -20,64 +23,78 @@ def int32(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-class Self:
-    """Arguments of decode_attention over a pool with poison in each slot that must not be read."""
+class Arguments:
+    """Arguments of a function, in the order of NAMES; those in HEADS are always float32 for the function itself."""
 
-    def __init__(self, lengths, heads, width, seed=0, scale=1.0, poison=math.nan):
+    HEADS: tuple[str, ...]
+    NAMES: tuple[str, ...]
+
+    def given(self, **other):
+        return {name: other.get(name, getattr(self, name)) for name in self.NAMES}
+
+
+class Self(Arguments):
+    """Arguments of decode_attention over pools of `dtype` with poison in each slot that must not be read."""
+
+    HEADS = ("q", "k", "v")
+    NAMES = (*HEADS, "key_pool", "value_pool", "slots", "table", "lengths")
+
+    def __init__(self, lengths, heads, width, seed=0, scale=1.0, poison=math.nan, dtype=torch.float32):
         torch.manual_seed(seed)
         rows, capacity = len(lengths), max(lengths, default=0) + 3
         self.q, self.k, self.v = torch.randn(rows, 3, heads, width).mul(scale).unbind(1)
         slots = torch.randperm(max(1, rows * capacity) + 5)[: rows * capacity].view(rows, capacity).int()
-        self.key_pool = torch.full((max(1, rows * capacity) + 5, heads, width), poison)
+        self.key_pool = torch.full((max(1, rows * capacity) + 5, heads, width), poison, dtype=dtype)
         self.value_pool = self.key_pool.clone()
         self.table = torch.full((rows, capacity), 2147480000, dtype=torch.int32)
         self.lengths = torch.tensor(lengths, dtype=torch.int32)
         self.slots = slots[:, -1].contiguous()
         for row, length in enumerate(lengths):
             self.table[row, :length] = slots[row, :length]
-            self.key_pool[slots[row, :length]] = torch.randn(length, heads, width) * scale
-            self.value_pool[slots[row, :length]] = torch.randn(length, heads, width)
+            self.key_pool[slots[row, :length]] = (torch.randn(length, heads, width) * scale).to(dtype)
+            self.value_pool[slots[row, :length]] = torch.randn(length, heads, width).to(dtype)
 
     def call(self, **other):
-        names = ("q", "k", "v", "key_pool", "value_pool", "slots", "table", "lengths")
-        given = {**vars(self), **other}
+        given = self.given(**other)
         out = torch.full(given["q"].shape, math.nan)
-        cpp.decode_attention(*(given[name] for name in names), out)
+        cpp.decode_attention(*given.values(), out)
         return out
 
     def expected(self, dtype):
         out = torch.empty(self.q.shape, dtype=dtype)
         for row, length in enumerate(self.lengths):
             history = self.table[row, :length]
-            keys = torch.cat((self.key_pool[history], self.k[row : row + 1])).to(dtype)
-            values = torch.cat((self.value_pool[history], self.v[row : row + 1])).to(dtype)
+            new = (x[row : row + 1].to(self.key_pool) for x in (self.k, self.v))  # rounded as the pools are
+            keys, values = (torch.cat((p[history], x)).to(dtype) for p, x in zip((self.key_pool, self.value_pool), new))
             out[row] = attend(self.q[row].to(dtype), keys, values)
         return out
 
 
-class Cross:
+class Cross(Arguments):
     """Arguments of cross_decode_attention: the rows of each source, and each source's length."""
 
-    def __init__(self, rows, lengths, heads, width, seed=0, poison=math.nan):
+    HEADS = ("q",)
+    NAMES = ("q", "key_pool", "value_pool", "table", "lengths", "cu_rows")
+
+    def __init__(self, rows, lengths, heads, width, seed=0, poison=math.nan, dtype=torch.float32):
         torch.manual_seed(seed)
         sources, most = len(lengths), max(lengths, default=0) + 2
         self.q = torch.randn(sum(rows), heads, width)
         self.lengths = torch.tensor(lengths, dtype=torch.int32)
         self.cu_rows = torch.tensor([0, *torch.tensor(rows).cumsum(0)], dtype=torch.int32)
         slots = torch.randperm(sources * most + 1)[: sources * most].view(sources, most).int()
-        self.key_pool = torch.full((sources * most + 1, heads, width), poison)
+        self.key_pool = torch.full((sources * most + 1, heads, width), poison, dtype=dtype)
         self.value_pool = self.key_pool.clone()
         self.table = torch.full((sources, most), -7, dtype=torch.int32)
         for source, length in enumerate(lengths):
             self.table[source, :length] = slots[source, :length]
-            self.key_pool[slots[source, :length]] = torch.randn(length, heads, width)
-            self.value_pool[slots[source, :length]] = torch.randn(length, heads, width)
+            self.key_pool[slots[source, :length]] = torch.randn(length, heads, width).to(dtype)
+            self.value_pool[slots[source, :length]] = torch.randn(length, heads, width).to(dtype)
 
     def call(self, **other):
-        names = ("q", "key_pool", "value_pool", "table", "lengths", "cu_rows")
-        given = {**vars(self), **other}
+        given = self.given(**other)
         out = torch.full(given["q"].shape, math.nan)
-        cpp.cross_decode_attention(*(given[name] for name in names), out)
+        cpp.cross_decode_attention(*given.values(), out)
         return out
 
     def expected(self, dtype):
@@ -102,9 +119,10 @@ def check(case):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_head_dimensions(width):
-    check(Self([0, 1, 5, 8, 40], 3, width))
-    check(Cross([1, 3, 2], [4, 17, 0], 3, width))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_head_dimensions(dtype, width):
+    check(Self([0, 1, 5, 8, 40], 3, width, dtype=dtype))
+    check(Cross([1, 3, 2], [4, 17, 0], 3, width, dtype=dtype))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 64])
@@ -147,13 +165,48 @@ def test_the_other_rows_do_not_change_a_bit():
         assert torch.equal(case.call(**alone), whole[one])
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_what_is_written(dtype):
-    case = Self([3, 0, 9], 4, 64, poison=5.0)
+@pytest.mark.parametrize("width", [20, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_other_rows_of_a_source_do_not_change_a_bit(dtype, width):
+    """Rows are computed in fours, twos and ones."""
+    case = Cross([7], [37], 3, width, dtype=dtype)
+    whole = case.call()
+    for first, last in [(0, 1), (0, 2), (0, 3), (0, 4), (3, 7), (4, 7), (6, 7)]:
+        part = case.call(q=case.q[first:last], cu_rows=int32(0, last - first))
+        assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("width", [3, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slots", [torch.int32, torch.int64])
+def test_what_is_written(slots, dtype, width):
+    case = Self([3, 0, 9], 4, width, poison=5.0, dtype=dtype)
+    case.k[0, 0, :3] = torch.tensor([1e-7, 1.00390625, 70000.0])  # subnormal, a tie, infinite in float16
     keys, values = case.key_pool.clone(), case.value_pool.clone()
-    case.call(slots=case.slots.to(dtype))
-    keys[case.slots.long()], values[case.slots.long()] = case.k, case.v
+    case.call(slots=case.slots.to(slots))
+    keys[case.slots.long()], values[case.slots.long()] = case.k.to(dtype), case.v.to(dtype)
     assert torch.equal(case.key_pool, keys) and torch.equal(case.value_pool, values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_operators_in_16_bits_round_once(dtype):
+    """They are the functions on widened queries, and at least as near to float64 as plain torch in this dtype."""
+    mine, cross = Self([3, 0, 90, 300], 4, 64, dtype=dtype), Cross([2, 1, 3], [90, 0, 300], 4, 64, dtype=dtype)
+    mine.q, mine.k, mine.v, cross.q = (x.to(dtype) for x in (mine.q, mine.k, mine.v, cross.q))
+    for case, op in ((mine, ops.decode_attention), (cross, ops.cross_decode_attention)):
+        plain, exact = case.expected(dtype), case.expected(torch.float64)
+        out = op(**case.given(), **({"max_rows": 3} if case is cross else {}))
+        assert torch.equal(out, case.call(**{name: getattr(case, name).float() for name in case.HEADS}).to(dtype))
+        assert (out - exact).abs().max() <= (plain - exact).abs().max()
+
+
+def test_operators_take_one_dtype_of_three():
+    case = Self([3, 0, 9], 4, 64)
+    assert why_not_decode_attention_cpp(*case.given().values()) is None
+    mixed = case.given(key_pool=case.key_pool.bfloat16())
+    assert why_not_decode_attention_cpp(*mixed.values()) == "torch.float32 and torch.bfloat16 are different"
+    wide = case.given(q=case.q.double())
+    assert "torch.float64 is not float32, bfloat16" in why_not_decode_attention_cpp(*wide.values())
 
 
 def test_rows_may_share_a_slot_that_no_row_reads():
@@ -214,6 +267,8 @@ def test_what_does_not_fit_is_refused_and_touches_nothing():
         (lambda: case.call(k=case.k[:2]), "k has size 2 in dimension 0, not 3"),
         (lambda: case.call(v=case.v[..., ::2]), "v has size 32 in dimension 2, not 64"),
         (lambda: case.call(q=case.q.transpose(1, 2).contiguous().transpose(1, 2)), "last dimension of q is not cont"),
+        (lambda: case.call(key_pool=case.key_pool.double()), "key_pool has dtype float64, not float32, bfloat16 or"),
+        (lambda: case.call(value_pool=case.value_pool.half()), "value_pool has dtype float16, not float32"),
         (lambda: case.call(value_pool=case.value_pool[:-1]), f"value_pool has size {slots - 1} in dimension 0"),
         (lambda: case.call(key_pool=case.key_pool[:, :, :32]), "key_pool has size 32 in dimension 2, not 64"),
         (lambda: case.call(key_pool=case.key_pool[0]), "key_pool has 2 dimensions, not 3"),

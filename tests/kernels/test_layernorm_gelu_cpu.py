@@ -79,6 +79,22 @@ def test_neither_rows_nor_threads_nor_a_residual_of_zeros_change_a_bit(columns):
     assert torch.equal(add_layer_norm_cpp(x, None, None, weight, shift, 1e-12), zeros)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [7, 32, 100])
+def test_parameters_in_16_bits_are_widened(columns, dtype):
+    x, residual, *norm = arguments(5, columns)
+    halves, wide = [t.to(dtype) for t in norm], [t.to(dtype).float() for t in norm]
+    assert why_not_add_layer_norm_cpp(x, None, residual, *halves, 1e-12) is None
+    for r in (residual, None):
+        got = ops.add_layer_norm(x, None, r, *halves, 1e-12)
+        assert torch.allclose(got, add_layer_norm_cpp(x, None, r, *wide, 1e-12), rtol=1e-6, atol=1e-6)
+        assert torch.allclose(got, add_layer_norm_reference(x, None, r, *halves, 1e-12), atol=1e-5)
+    got = ops.gelu_layer_norm(x, *halves, 1e-12)
+    assert torch.allclose(got, gelu_layer_norm_cpp(x, *wide, 1e-12), rtol=1e-6, atol=1e-6)
+    assert got.dtype == torch.float32
+    assert why_not_add_layer_norm_cpp(x, None, residual, halves[0], norm[1], 1e-12)
+
+
 def test_rows_of_equal_numbers_give_the_shift():
     for value in (0.0, 0.1, -7.3, 1e6):
         for columns in (1, 9, 100, 768):

@@ -31,6 +31,44 @@ def test_products(rows, shape):
         assert difference(linear_cpp(x, weight, b), plain, exact) is None
 
 
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["portable", "best"])
+def instructions(request):
+    before = extension.instruction_set()
+    extension.use_instruction_set(before if request.param == "best" else request.param)
+    yield
+    extension.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 64])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 16), (5, 17), (49, 45), (96, 64), (257, 1031)])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_products_in_16_bits(dtype, rows, shape, instructions):
+    """Those in float32 with the widened weight, to the last bit; rounded once where x is in 16 bits, too."""
+    x, weight, bias = (t.to(dtype) for t in product(rows, shape))
+    for b in (bias, None):
+        wide = linear_cpp(x.float(), weight, b)
+        assert wide.dtype == torch.float32
+        assert torch.equal(wide, linear_cpp(x.float(), weight.float(), None if b is None else b.float()))
+        assert torch.equal(linear_cpp(x, weight, b), wide.to(dtype))
+        several = linears_cpp(x, [weight, weight], [] if b is None else [b, b])
+        assert torch.equal(several, torch.cat((wide, wide), 1).to(dtype))
+    activated = linear_cpp(x, weight, bias, "gelu")
+    assert torch.equal(activated, F.gelu(linear_cpp(x.float(), weight, bias)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_all_numbers_of_16_bits_are_read(dtype, instructions):
+    """Alone, and in vectors, where what is not finite would spread."""
+    numbers = torch.arange(2**16).to(torch.int16).view(dtype)
+    got = linear_cpp(torch.ones(1, 1), numbers[:, None].contiguous())[0]
+    assert torch.equal(got.isnan(), numbers.isnan()) and torch.equal(got.nan_to_num(), numbers.float().nan_to_num())
+    finite = numbers[numbers.isfinite()].view(-1, 8)
+    assert torch.equal(linear_cpp(torch.eye(8), finite), finite.float().T)
+
+
 def test_neither_rows_nor_threads_change_a_bit_of_a_product():
     x, weight, bias = product(64, (257, 1031))
     whole, before = linear_cpp(x, weight, bias), torch.get_num_threads()
@@ -61,6 +99,8 @@ def test_products_that_do_not_fit_are_refused():
         (lambda: linear_cpp(x[:, ::2], weight[:, ::2].contiguous(), bias), "x is not contiguous"),
         (lambda: linear_cpp(x.double(), weight, bias), "x has dtype float64, not float32"),
         (lambda: linear_cpp(x, weight, bias.half()), "bias has dtype float16, not float32"),
+        (lambda: linear_cpp(x, weight.bfloat16(), bias.half()), "bias has dtype float16, not bfloat16"),
+        (lambda: linear_cpp(x, weight.double()), "weight has dtype float64, not float32, bfloat16 or float16"),
         (lambda: cpp.linear(x[0], weight, bias, torch.empty(50)), "x has 1 dimensions, not 2"),
     ]:
         with pytest.raises(RuntimeError, match=message):
@@ -90,6 +130,7 @@ def test_several_weights_that_do_not_fit_are_refused():
         ([weight, weight], [bias], "lists of 2 and of 1 tensors"),
         ([weight, weight[:49]], [], "weight has size 49 in dimension 0, not 50"),
         ([weight, weight.double()], [], "weight has dtype float64, not float32"),
+        ([weight.half(), weight], [], "weight has dtype float32, not float16"),
         ([weight[:, :39].contiguous()], [], "weight has size 39 in dimension 1, not 40"),
         ([weight, weight], [bias, bias[:49]], "bias has size 49 in dimension 0, not 50"),
     ]:

@@ -10,6 +10,7 @@ from bertgen.kernels.linear import few_rows
 from torch import nn
 
 import bertgen.layers.stack
+import bertgen.model.bert_generation
 from bertgen import EncoderDecoderConfig, EncoderDecoderModel, Int4Config, ops
 from bertgen.layers.add_norm import AddNorm
 from bertgen.layers.linear import Int4Linear
@@ -37,7 +38,7 @@ def make(kind="bert-generation", hidden=64, heads=4, inner=96, **options) -> Enc
 
 @pytest.fixture
 def taken(monkeypatch):
-    """For each stack that ran since: whether it was one call."""
+    """For each stack, and each step of a decoder in 16 bits, that ran since: whether it was one call."""
     calls: list[bool] = []
     function = bertgen.layers.stack.decoder_step
 
@@ -47,6 +48,7 @@ def taken(monkeypatch):
         return y
 
     monkeypatch.setattr(bertgen.layers.stack, "decoder_step", watched)
+    monkeypatch.setattr(bertgen.model.bert_generation, "decoder_step", watched)
     return calls
 
 
@@ -144,6 +146,28 @@ def test_a_decoder_without_sources(prompt, taken):
     model = make().decoder
     expected, got = by_modules(logits, model, IDS[:2, :prompt]), logits(model, IDS[:2, :prompt])
     assert sum(taken) == STEPS - (prompt > 1) and (got - expected).abs().max() < 2e-5
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def exact_logits(model, **options):
+    """Those of a model in 16 bits with all arithmetic in float64."""
+    return by_modules(logits, copy.deepcopy(model).double(), **options)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("kind", ["bert-generation", "bert", "roberta"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_steps_in_16_bits(dtype, kind, beams, taken):
+    """Nearer to float64 than the modules, which round after each operator."""
+    model = make(kind, hidden=42, heads=3, inner=37).to(dtype)
+    forced = dict(num_beams=beams, num_return_sequences=beams)
+    got = logits(model, **forced)
+    assert sum(taken) == STEPS and got.dtype == torch.float32
+    plain, exact = by_modules(logits, model, **forced), exact_logits(model, **forced)
+    # The median: after a tie of two beams the logits are those of other tokens.
+    assert (got - exact)[1:].abs().median() < (plain - exact)[1:].abs().median()
 
 
 def test_a_row_is_the_same_however_many_there_are(taken):

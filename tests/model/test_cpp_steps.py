@@ -19,7 +19,7 @@ from bertgen.ops import extension
 from bertgen.packing import Packing
 from tests.support.eager_steps import EagerSteps
 from tests.support.engine_requests import MARGIN, cut, outcome, without_draws
-from tests.support.reference_models import make_model_pair
+from tests.support.reference_models import PAD, START, make_model_pair
 from tests.support.static_runs import (
     POSITIONS,
     StaticRun,
@@ -33,6 +33,8 @@ from tests.support.static_runs import (
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=f"no C++ extension: {extension.why_not()}")
 
+HALVES = [torch.bfloat16, torch.float16]
+
 
 @pytest.fixture(autouse=True)
 def inference():
@@ -40,10 +42,10 @@ def inference():
         yield
 
 
-def compare(seed: int, quantized: bool) -> tuple[int, int]:
+def compare(seed: int, quantized: bool, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
     """Run equal requests from Python and in C++; returns the numbers of option sets and of steps."""
     r = random.Random(seed)
-    model = make_model(r, quantized)
+    model = make_model(r, quantized).to(dtype)
     groups = make_groups(r, model, r.randint(1, 3), 24)
     runs = [StaticRun(model, groups, seed) for _ in range(2)]
     assert why_not_cpp_steps(model.decoder, 24) is None
@@ -88,6 +90,20 @@ def test_equals_python_on_two_thousand_option_sets(record_property):
     compare_all(range(1000, 2000), record_property)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_equals_python_in_16_bits(dtype):
+    """A step from Python is in float32 between the embeddings and the logits, too."""
+    assert sum(compare(seed, False, dtype)[0] for seed in range(100, 112)) > 12
+
+
+def test_parameters_of_several_dtypes_decline():
+    model = make_model(random.Random(1))
+    model.decoder.body.encoder.layer[0].output.LayerNorm.bfloat16()
+    assert "another parameter" in why_not_cpp_steps(model.decoder, 4)
+    quantized = make_model(random.Random(2), True).bfloat16()
+    assert "Int4Linear is torch.bfloat16, not float32" in why_not_cpp_steps(quantized.decoder, 4)
+
+
 def outputs(model: Any, ids: list[int], options: dict[str, Any]) -> list[list[int]]:
     """The outputs of one source, by C++."""
     run = StaticRun(model, [(options, 1, False)], 0)
@@ -122,6 +138,50 @@ def test_gives_the_tokens_of_transformers(record_property, monkeypatch):
             same, narrow = same + (got == expected), narrow + (margin <= MARGIN)
     record_property("count", f"{same} the same, {narrow} of a margin up to {MARGIN}")
     assert narrow <= 2
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_16_bits_beside_transformers(dtype, monkeypatch):
+    """Nearer to float64, and the same tokens but where transformers' own error decides.
+
+    Where the tokens of a search differ first, the exact logits of both are as near to each other as that error.
+    """
+    monkeypatch.setattr("tests.support.reference_models.ACTIVATIONS", ["gelu"])
+    errors, same = [], 0
+    for seed in range(12):
+        pair = make_model_pair(seed)
+        oracle, model, r = pair.oracle.to(dtype), pair.model.to(dtype), pair.random
+        exact = copy.deepcopy(oracle).double()
+        length = min(model.config.decoder.max_tokens, POSITIONS)
+        ids = torch.tensor([[r.randrange(3, model.config.encoder.vocab_size) for _ in range(r.randint(1, 7))]])
+        options = dict(max_length=length, min_length=length, do_sample=False, suppress_tokens=[PAD])
+        expected = oracle.generate(ids, **options)
+        got = torch.tensor([[START, *outputs(model, ids[0].tolist(), dict(options, eos_token_id=1))[0]]])
+        forced = dict(input_ids=ids, decoder_input_ids=expected[:, :-1])
+        truth, theirs = exact(**forced).logits[0], oracle(**forced).logits[0].double()
+        error = (theirs - truth).abs().max()
+        ours = torch.stack(forced_logits(model, ids, expected)).double()
+        errors.append([(ours - truth).abs().mean(), (theirs - truth).abs().mean()])
+        same += torch.equal(expected, got)
+        if not torch.equal(expected, got):
+            place = int((expected != got).long().argmax())
+            a, b = truth[place - 1, expected[0, place]], truth[place - 1, got[0, place]]
+            assert (a - b).abs() <= 2 * error, (seed, place)
+    ours, theirs = torch.tensor(errors).unbind(1)
+    assert (ours < theirs).all() and ours.sum() < 0.7 * theirs.sum(), errors
+    assert same >= 6
+
+
+def forced_logits(model: Any, ids: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of each step, where these are the tokens of the output."""
+
+    def only(history, scores):
+        return torch.full_like(scores, -torch.inf).index_fill(1, tokens[0, history.shape[1]], 0.0)
+
+    end = next(token for token in range(tokens.shape[1] + 1) if token not in tokens)
+    call = dict(logits_processor=[only], return_dict_in_generate=True, output_logits=True)
+    output = model.generate(ids, max_length=tokens.shape[1], eos_token_id=end, **call)
+    return [step[0] for step in output.logits]
 
 
 def check_declines(steps: CppSteps) -> None:

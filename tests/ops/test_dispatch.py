@@ -34,10 +34,12 @@ CALLS = {
     "bertgen/cache/block_allocator.py": {"cpp.allocator_"},
     "bertgen/model/cpp_steps.py": {"cpp.decode_steps", "cpp.search_plan", "cpp.steps_workspace"},
     "bertgen/model/decoder_weights.py": {"cpp.are_unchanged", "cpp.decoder_weights", "cpp.watch_modules"},
+    "kernels/attention_cpp.py": {"cpp.packed_attention"},
     "kernels/decode_attention_cpp.py": {"cpp.decode_attention", "cpp.cross_decode_attention"},
     "kernels/int4_matmul_cpp.py": {"cpp.int4_dequantize", "cpp.int4_matmul", "cpp.int4_matmuls"},
     "kernels/layernorm_gelu_cpp.py": {"cpp.add_layer_norm", "cpp.gelu_layer_norm"},
     "kernels/linear.py": {"cpp.linear", "cpp.linears", "mkldnn", "mkldnn._linear_pointwise"},
+    "kernels/linear_wide.py": {"mkldnn"},
     "kernels/process_cpp.py": {"cpp.process"},
     "kernels/selection_cpp.py": {"cpp.best", "cpp.log_softmax", "cpp.sample", "cpp.top_log_probs"},
     "bench/overhead.py": {"cpp"},  # records all functions

@@ -38,7 +38,7 @@ def test_a_torch_without_what_the_extension_takes_of_it(monkeypatch):
         monkeypatch
     )
     monkeypatch.undo()
-    monkeypatch.setattr(extension, "_addresses", lambda *names: extension.ctypes.CDLL(None).no_such_function)
+    monkeypatch.setattr(extension, "_address", lambda name: extension.ctypes.CDLL(None).no_such_function)
     assert "undefined symbol: no_such_function" in load_again(monkeypatch)
 
 

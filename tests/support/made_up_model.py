@@ -32,7 +32,7 @@ class Model(torch.nn.Module):
         self.table = torch.randn(7, VOCABULARY, POSITIONS, VOCABULARY, generator=torch.Generator().manual_seed(0))
         self.table[..., END] += 0.5
         stack = SimpleNamespace(layer=[None], check_sources=lambda: None)
-        body = SimpleNamespace(encoder=stack, packed=self.packed)
+        body = SimpleNamespace(encoder=stack, embeddings=None, packed=self.packed)
         self.decoder = SimpleNamespace(config=half, body=body, head=self.head)
         self.decoder.step = partial(BertGenerationDecoder.step, self.decoder)
         self.encodings, self.failing = [], 0

@@ -291,14 +291,14 @@ class RecordedSteps:
         self.decoder = decoder
         self.captures = 0
         self._recording: RecordedStep | None = None
-        self._pools: list[int] = []
+        self._pools: list[tuple[int, torch.Size]] = []
         self._flags = [(0, [False] * decoder.units)] * 2
 
     def run(self, count: int, stop_when_over: bool = False) -> int:
         """As `Steps.run`."""
         assert count % 2 == 0
         self.decoder.cache.prepare(count)
-        pools = [t.data_ptr() for t in self._pool_tensors()]
+        pools = [(t.data_ptr(), t.shape) for t in self._pool_tensors()]  # they may grow where they are
         if pools != self._pools:
             self._recording, self._pools = None, pools
         if self._recording is None:

@@ -105,8 +105,8 @@ class StaticRun:
         config = decoder.config
         units = sum(units for _, units in searches)
         self.pools = Cache(
-            config.num_hidden_layers, config.num_attention_heads, config.head_dim, torch.float32,
-            torch.device("cpu"), rows=2 * rows, positions=POSITIONS, source_positions=SOURCES, source_slots=units * 32,
+            config.num_hidden_layers, config.num_attention_heads, config.head_dim, model.dtype, torch.device("cpu"),
+            rows=2 * rows, positions=POSITIONS, source_positions=SOURCES, source_slots=units * 32,
         )  # fmt: skip
         self.decoder = StaticDecoder(decoder, self.pools, searches, POSITIONS, SOURCES)
         self.admissions: dict[tuple[int, int], Any] = {}
@@ -127,6 +127,7 @@ class StaticRun:
         if states is None:
             generator = torch.Generator().manual_seed(r.randrange(2**31))
             states = torch.randn(r.randint(1, SOURCES), self.model.decoder.config.hidden_size, generator=generator)
+            states = states.to(self.model.dtype)
             limit = r.randint(2, limit) if r.random() < 0.3 else limit
         admission = self.pools.admit(search.width, POSITIONS, number, len(states))
         assert admission is not None
