@@ -186,12 +186,16 @@ def test_no_reference_is_kept_or_lost():
                 with pytest.raises(RuntimeError):
                     refused()
 
+    def difference():
+        gc.collect()
+        before = counts()
+        calls()
+        gc.collect()
+        return max(abs(after - one) for after, one in zip(counts(), before, strict=True))
+
     calls()
-    gc.collect()
-    before = counts()
-    calls()
-    gc.collect()
-    assert all(abs(after - one) < 50 for after, one in zip(counts(), before, strict=True))
+    # The least of three: threads of other tests may end meanwhile. A reference that is lost is so in each call.
+    assert min(difference() for _ in range(3)) < 50
 
 
 def test_other_threads_run_while_a_kernel_runs():
