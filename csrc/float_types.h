@@ -24,19 +24,12 @@ using Float32 = float;
 
 // Bits of a number in 16 bits; the two types differ in what the bits mean.
 struct Bfloat16 {
-  static constexpr FloatType type = kBfloat16;
   uint16_t bits;
 };
 struct Float16 {
-  static constexpr FloatType type = kFloat16;
   uint16_t bits;
 };
 static_assert(sizeof(Bfloat16) == 2 && sizeof(Float16) == 2);
-
-template <class T>
-inline constexpr FloatType kFloatTypeOf = T::type;
-template <>
-inline constexpr FloatType kFloatTypeOf<float> = kFloat32;
 
 constexpr int64_t bytes_of(FloatType type) { return type == kFloat32 ? 4 : 2; }
 

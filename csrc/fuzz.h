@@ -34,6 +34,16 @@ struct Numbers {
       dispatch_type(type, [&](auto number) {
         number = from_float<decltype(number)>(numbers[i]);
         std::memcpy(stored.data() + i * sizeof number, &number, sizeof number);
+      });
+    }
+    read();
+  }
+
+  // Sets the values to what is stored.
+  void read() {
+    for (size_t i = 0; i < values.size(); ++i) {
+      dispatch_type(type, [&](auto number) {
+        std::memcpy(&number, stored.data() + i * sizeof number, sizeof number);
         values[i] = to_float(number);
       });
     }
@@ -41,6 +51,7 @@ struct Numbers {
 
   const void* at(int64_t i) const { return stored.data() + i * bytes_of(type); }
   const void* data() const { return at(0); }
+  void* data() { return stored.data(); }
   const float& operator[](int64_t i) const { return values[i]; }
 };
 

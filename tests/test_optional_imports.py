@@ -133,7 +133,7 @@ def test_compiling_kernels_needs_triton(monkeypatch):
 def test_a_benchmark_on_a_gpu_without_triton_lists_the_kernel_as_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(BackendError, match="^the kernel needs a package"):
-        ops.own("bias_gelu", CHECKS["bias_gelu"], torch.device("cuda"))
+        ops.own("bias_gelu", CHECKS["bias_gelu"], torch.device("cuda"), {})
 
 
 @pytest.mark.parametrize("bars", [True, False])

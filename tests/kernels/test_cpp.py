@@ -191,11 +191,13 @@ def test_no_reference_is_kept_or_lost():
         before = counts()
         calls()
         gc.collect()
-        return max(abs(after - one) for after, one in zip(counts(), before, strict=True))
+        return [after - one for after, one in zip(counts(), before, strict=True)]
 
     calls()
-    # The least of three: threads of other tests may end meanwhile. A reference that is lost is so in each call.
-    assert min(difference() for _ in range(3)) < 50
+    *own, tensors_of_all, nones = difference()
+    assert own == [0] * len(own)
+    # Other tests' threads may drop tensors and None meanwhile, but not in three of three times.
+    assert any(max(map(abs, shared)) < 50 for shared in ([tensors_of_all, nones], difference()[-2:], difference()[-2:]))
 
 
 def test_other_threads_run_while_a_kernel_runs():

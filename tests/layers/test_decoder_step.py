@@ -156,18 +156,24 @@ def exact_logits(model, **options):
     return by_modules(logits, copy.deepcopy(model).double(), **options)
 
 
+def fixed_scores(tokens, scores):
+    """In place of the scores: those of the newest token alone, so that every dtype chooses the same tokens."""
+    columns = scores.shape[1]
+    table = torch.randn(columns, columns, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    return table.index_fill(1, torch.tensor([1]), -torch.inf)[tokens[:, -1]].to(scores.dtype)
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("kind", ["bert-generation", "bert", "roberta"])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_steps_in_16_bits(dtype, kind, beams, taken):
     """Nearer to float64 than the modules, which round after each operator."""
     model = make(kind, hidden=42, heads=3, inner=37).to(dtype)
-    forced = dict(num_beams=beams, num_return_sequences=beams)
+    forced = dict(num_beams=beams, num_return_sequences=beams, logits_processor=[fixed_scores])
     got = logits(model, **forced)
     assert sum(taken) == STEPS and got.dtype == torch.float32
     plain, exact = by_modules(logits, model, **forced), exact_logits(model, **forced)
-    # The median: after a tie of two beams the logits are those of other tokens.
-    assert (got - exact)[1:].abs().median() < (plain - exact)[1:].abs().median()
+    assert (got - exact)[1:].abs().mean() < (plain - exact)[1:].abs().mean()
 
 
 def test_a_row_is_the_same_however_many_there_are(taken):
