@@ -92,6 +92,14 @@ BERTGEN_INLINE void multiply_tile(const Product<T>& p, int64_t m, int64_t n, boo
   store_sums<kM, kN>(totals, p.bias == nullptr ? nullptr : p.bias + n, p.out + m * p.stride + n, p.stride);
 }
 
+// Row after row of x and one row of the weight, at the end of a task.
+template <class Set, class T>
+BERTGEN_INLINE void multiply_last(const Product<T>& p, int64_t first, int64_t last) {
+  for (int64_t n = first; n < last; ++n) {
+    for (int64_t m = 0; m < p.rows; ++m) multiply_tile<Set, 1, 1>(p, m, n, false);
+  }
+}
+
 // All rows of x and kN rows of the weight, which the first tile brings into the cache.
 template <class Set, int kN, class T>
 BERTGEN_INLINE void multiply_rows(const Product<T>& p, int64_t n) {
@@ -110,7 +118,7 @@ template <class Set, int kN, class T>
 BERTGEN_INLINE void multiply_one(const Product<T>& p, int64_t first, int64_t last) {
   int64_t n = first;
   for (; n + kN <= last; n += kN) multiply_tile<Set, 1, kN>(p, 0, n, n + 3 * kN <= p.outputs);
-  for (; n < last; ++n) multiply_tile<Set, 1, 1>(p, 0, n, false);
+  multiply_last<Set>(p, n, last);
 }
 
 // Columns first .. last - 1 of the product. With one row of x a tile has more outputs, because each of its sums waits
@@ -123,7 +131,7 @@ BERTGEN_INLINE void multiply(const Product<T>& p, int64_t first, int64_t last) {
   constexpr int kN = kTileOutputs<Set>;
   int64_t n = first;
   for (; n + kN <= last; n += kN) multiply_rows<Set, kN>(p, n);
-  for (; n < last; ++n) multiply_rows<Set, 1>(p, n);
+  multiply_last<Set>(p, n, last);
 }
 
 }  // namespace bertgen

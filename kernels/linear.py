@@ -84,19 +84,40 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@functools.cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether torch's products of a dtype of 16 bits are those of oneDNN on this processor."""
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    operators = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and bool(getattr(operators, names[dtype], lambda: False)())
+
+
 # The C++ extension
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights; float32 is the first
 
 
 @functools.cache
-def few_rows() -> int:
-    """Number of rows up to which linear_cpp is faster than oneDNN, by the vector width of the processor.
+def few_rows(dtype: torch.dtype = torch.float32) -> int:
+    """Number of rows up to which linear_cpp is faster than what else multiplies, by the vector width of the processor.
 
     64 was measured with AVX2, and with AVX-512 on a processor that computes with 256 bits at a time (Zen 4). On
-    processors with wider units oneDNN may be faster from fewer rows on. 8 is a guess for the others.
+    processors with wider units oneDNN may be faster from fewer rows on. 8 is a guess for the others. 256 was measured
+    with AVX2 in 16 bits, where oneDNN does not multiply them.
+
+    Args:
+        dtype: of the weight.
     """
-    return {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
+    rows = {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
+    return 4 * rows if dtype in DTYPES[1:] and not multiplies(dtype) else rows
+
+
+def few_rows_by_dtype() -> str:
+    """The numbers of few_rows, as text."""
+    numbers: dict[int, list[str]] = {}
+    for dtype in DTYPES:
+        numbers.setdefault(few_rows(dtype), []).append(str(dtype)[6:])
+    return " or ".join(f"{rows} rows ({', '.join(names)})" for rows, names in numbers.items())
 
 
 def linear_cpp(
@@ -132,7 +153,7 @@ def why_not_linear_cpp(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     if x.dtype != weight.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype}, the weight {weight.dtype}"
     reason = why_not_cpu_inference(x, weight)
-    if reason is None and x.numel() > few_rows() * weight.shape[-1]:
+    if reason is None and x.numel() > few_rows(weight.dtype) * weight.shape[-1]:
         reason = "x has too many rows"
     return reason
 

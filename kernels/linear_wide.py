@@ -7,13 +7,11 @@ the faster one. Sums, bias and activation are in float32, and the result is roun
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
 from .activations import activation_function
-from .linear import why_not_cpu_inference
+from .linear import multiplies, why_not_cpu_inference
 
 ROWS = 8  # at least; to widen the weight takes as long as to multiply it with some rows
 BLOCK = 2**22  # elements of the weight that are widened at a time; fewer were slower from 256 rows on
@@ -43,11 +41,3 @@ def why_not_linear_wide(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     if x.numel() < ROWS * x.shape[-1]:
         return "x has few rows"
     return f"oneDNN multiplies {x.dtype} on this processor" if multiplies(x.dtype) else None
-
-
-@functools.cache
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether torch's products of a dtype of 16 bits are those of oneDNN on this processor."""
-    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    operators = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and bool(getattr(operators, names[dtype], lambda: False)())

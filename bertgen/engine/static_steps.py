@@ -11,7 +11,6 @@ from ..cache.block_allocator import Admission
 from ..cache.cache import Cache
 from ..decoding.static_search import why_not_static
 from ..errors import UnsupportedError
-from ..kernels.linear import few_rows
 from ..model import EncoderDecoderModel
 from ..model.captured_calls import why_not_captured
 from ..model.cpp_steps import CppSteps, CurrentWeights, why_not_cpp_steps
@@ -77,7 +76,7 @@ class StaticSteps:
         """What runs static steps."""
         if self._model.device.type == "cuda":
             return "several steps run as replays of a CUDA graph"
-        return f"several steps run as one call of the C++ extension while at most {few_rows()} rows run"
+        return f"several steps run as one call of the C++ extension while at most {self._most_rows()} rows run"
 
     def new_batch(self, cache: Cache) -> StaticBatch:
         """An empty batch over the pools of this cache."""
@@ -106,9 +105,13 @@ class StaticSteps:
             return StaticLimits(self._max_rows, positions)
         # Free units and wide tables cost nothing: a step gathers the rows that are in use.
         return StaticLimits(
-            min(self._max_rows, few_rows()), positions, source_width=512, least_units=16, compacts=False, stages=8,
-            waiting_steps=8, even=False, seconds=SECONDS,
+            self._most_rows(), positions, source_width=512, least_units=16, compacts=False, stages=8, waiting_steps=8,
+            even=False, seconds=SECONDS,
         )  # fmt: skip
+
+    def _most_rows(self) -> int:
+        """Rows of the steps that run as one call of the C++ extension; those of the engine where none does."""
+        return self._max_rows if self.why_not(1) is not None else min(self._max_rows, self._weights.most_rows())
 
     def _open(
         self, cache: Cache, groups: Sequence[tuple[SearchKey, int]], source_width: int

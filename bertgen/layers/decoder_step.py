@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..kernels.linear import DTYPES
+from ..kernels.linear import DTYPES, few_rows
 from ..kernels.plain import PLAIN
 from ..ops.step_layout import LayerParts, LayerPools, Part, StepArguments, StepTables
 from ..quantization.int4 import codebook
@@ -40,7 +40,7 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
     """x [R, hidden], the newest token of each row of `context.cache` -> [R, hidden], the output of the last layer.
 
     None, with nothing done, where the call does not cover the step. It covers inference on a CPU on at most
-    `kernels.linear.few_rows()` rows, without masks, attention weights, hooks, other layers or activations, in float32,
+    `kernels.linear.few_rows` rows, without masks, attention weights, hooks, other layers or activations, in float32,
     bfloat16 or float16. In 16 bits it computes in float32 between x and the result, which has the dtype of x: that of
     the layers, or float32.
     """
@@ -53,7 +53,8 @@ def decoder_step(layers: Iterable[nn.Module], x: torch.Tensor, context: Attentio
             collector.add(layer)
     except Unsupported:
         return None
-    if not collector.parameters or x.dtype not in (collector.dtype, torch.float32):  # no layers at all, or others
+    dtype = collector.dtype
+    if dtype is None or x.dtype not in (dtype, torch.float32) or len(x) > few_rows(dtype):  # None: there are no layers
         return None
     pools, source_pools = LayerPools(cache.pool.keys, cache.pool.values), LayerPools([], [])
     tables = StepTables(cache.slot_mapping, cache.slot_table, cache.lengths)

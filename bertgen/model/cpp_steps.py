@@ -54,6 +54,10 @@ class CurrentWeights:
             self._weights = DecoderWeights(self._decoder, self._cross)
         return self._weights
 
+    def most_rows(self) -> int:
+        """Number of rows up to which C++ runs the steps faster than operators do; raises Unsupported as `get`."""
+        return few_rows(self.get().dtype)
+
 
 def why_not_cpp_steps(decoder: nn.Module, rows: int, weights: CurrentWeights | None = None) -> str | None:
     """Why `CppSteps` does not run the steps of a decoder for so many rows, as one clause; None where it does.
@@ -61,15 +65,14 @@ def why_not_cpp_steps(decoder: nn.Module, rows: int, weights: CurrentWeights | N
     Args:
         weights: of the decoder, for a caller that keeps them.
     """
-    if rows > few_rows():
-        return f"{rows} rows are more than {few_rows()}, up to which the extension is faster"
     reason = _why_not_here()
-    if reason is None:
-        try:
-            (weights or CurrentWeights(decoder)).get()
-        except Unsupported as error:
-            reason = str(error)
-    return reason
+    if reason is not None:
+        return reason
+    try:
+        most = (weights or CurrentWeights(decoder)).most_rows()
+    except Unsupported as error:
+        return str(error)
+    return None if rows <= most else f"{rows} rows are more than {most}, up to which the extension is faster"
 
 
 def _why_not_here() -> str | None:

@@ -36,6 +36,7 @@ class DecoderWeights:
         cross: with its cross-attention.
 
     Attributes:
+        dtype: of the parameters, but for weights in 4 bits.
         capsule: for `cpp.decode_steps`, while this object lives.
 
     Raises:
@@ -58,6 +59,8 @@ class DecoderWeights:
             raise Unsupported(f"the head has {outputs} outputs; vocab_size is {self._vocabulary}")
         parameters = [tensor for part in parts for tensor in part] + collector.parameters
         # The memory stays while C++ may read it, also where a parameter gets another one meanwhile.
+        assert collector.dtype is not None  # the norms have one
+        self.dtype = collector.dtype
         self._held = [tensor.detach() for tensor in parameters]
         self._first_position = decoder.config.first_position  # type: ignore[union-attr]
         self.capsule = cpp.decoder_weights(

@@ -51,18 +51,20 @@ from ..kernels.layernorm_gelu_cpp import (
 from ..kernels.linear import (
     ONEDNN_ELEMENTS,
     as_float32,
-    few_rows,
+    few_rows_by_dtype,
     has_onednn,
     linear_cpp,
     linear_onednn,
     linear_reference,
     linears_cpp,
+    multiplies,
+    why_not_cpu_inference,
     why_not_linear_cpp,
     why_not_linear_onednn,
     why_not_linears_cpp,
 )
 from ..kernels.linear_gelu import linear_gelu_reference, linear_gelu_triton, why_not_linear_gelu
-from ..kernels.linear_wide import linear_wide, multiplies, why_not_linear_wide
+from ..kernels.linear_wide import linear_wide, why_not_linear_wide
 from ..kernels.log_softmax import log_softmax_reference
 from ..kernels.plain import why_not_kernel
 from ..kernels.process import process_reference, process_triton
@@ -181,7 +183,7 @@ class Linear(Op):
                 product if registry.backend() == "cpp" else f"{product}, and linear_gelu or bias_gelu for an activation"
             )
         reason = extension.why_not()
-        choices = [f"cpp for at most {few_rows()} rows (float32, bfloat16, float16)"] if reason is None else []
+        choices = [f"cpp for at most {few_rows_by_dtype()}"] if reason is None else []
         if has_onednn():
             choices.append(f"onednn for float32 weights of at least {ONEDNN_ELEMENTS} elements")
         wide = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if not multiplies(dtype)]
@@ -212,7 +214,7 @@ class Linears(Op):
 
     def _explain(self, device: str) -> str:
         if device == "cpu" and extension.why_not() is None:
-            return f"cpp, all weights in one call, in inference for at most {few_rows()} rows; else linear"
+            return f"cpp, all weights in one call, in inference for at most {few_rows_by_dtype()}; else linear"
         return "linear, one call for each weight"
 
 
@@ -255,14 +257,17 @@ class DecoderStep(Op):
         return out.to(x.dtype)
 
     def why_not(self, x: torch.Tensor) -> str | None:
-        """Why the operator cannot or should not compute a step of x [R, hidden]; None where it should."""
-        return why_not_linear_cpp(x, x) or why_not_extension()
+        """Why the operator cannot compute a step of x [R, hidden]; None where it can.
+
+        Above `kernels.linear.few_rows` of the dtype of the parameters it is not the fastest.
+        """
+        return why_not_cpu_inference(x, x) or why_not_extension()
 
     def _explain(self, device: str) -> str:
         if device == "cpu" and why_not_extension() is None:
             return (
-                f"cpp, all layers in one call, in inference for at most {few_rows()} rows (float32, bfloat16, float16, "
-                "4 bits); else layer by layer"
+                f"cpp, all layers in one call, in inference for at most {few_rows_by_dtype()}, in 4 bits as beside "
+                "float32; else layer by layer"
             )
         return "layer by layer"
 

@@ -50,6 +50,18 @@ def test_a_cache_that_cannot_be_made_again_is_an_error():
     assert all(isinstance(error, BackendError) and "cache_bytes" in str(error) for error in failed)
 
 
+def test_another_error_of_a_new_cache_is_that_of_all_waiting_requests(monkeypatch):
+    """No step would ever do better: it must not be tried for ever."""
+    engine, done = Engine(Model(), EngineConfig(max_rows=12)), []
+    engine.submit(requests(random.Random(1), 5), done.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_new_cache", lambda: [].pop())
+        engine.step()
+    assert [type(request.error) for request in done] == [IndexError] * 5 and not engine.busy
+    drive(engine, done, 5 + len(engine.submit(requests(random.Random(2), 3), done.append)))
+    assert all(request.outputs for request in done[5:])
+
+
 @pytest.mark.parametrize("place", ["search", "prefill"])
 def test_the_failed_step_is_freed_before_the_next(monkeypatch, place):
     """Memory that runs out in a search or in the encoder: the old cache is gone before there is a new one."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bertgen.kernels.linear import few_rows
 
-from bertgen import GenerationConfig
+from bertgen import GenerationConfig, Generator
 from bertgen.cache.block_allocator import Violation
 from bertgen.config import EngineConfig
 from bertgen.decoding import resolve_generation_config
@@ -74,6 +74,17 @@ def test_many_rows_are_left_to_products_of_many_rows(generator):
     assert any(f"more than {few_rows()}" in reason for reason in generator.engine.statistics.plain)
     assert [generator.generate([text])[0].token_ids for text in texts[:8]] == [one.token_ids for one in many[:8]]
     assert generator.engine.statistics.static_steps > before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_as_many_rows_as_the_products_are_good_for_give_the_outputs_of_one(dtype, tiny_checkpoint):
+    most, r = few_rows(dtype), random.Random(2)
+    generator = Generator(tiny_checkpoint, dtype=dtype, max_rows=most, encode_tokens=most)
+    texts = [sentence(r) for _ in range(most)]
+    many = generator.generate(texts, max_new_tokens=6)
+    assert plain_steps(generator) == 0 and generator.engine.statistics.static_steps > 0
+    alone = [generator.generate([text], max_new_tokens=6)[0].token_ids for text in texts]
+    assert [one.token_ids for one in many] == alone
 
 
 def test_requests_with_other_limits_of_sampling_share_a_search_and_are_as_alone(generator):

@@ -22,11 +22,10 @@ def compiler():
 
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
 def test_fuzz(target, tmp_path):
-    """The programs under the sanitizers, for this machine and for one without AVX2."""
+    """The programs under the sanitizers, for this machine and for one without AVX2; unoptimized, to compile soon."""
     flags = [
         *STRICT,
-        "-O1",
-        "-g",
+        "-g1",
         "-pthread",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",

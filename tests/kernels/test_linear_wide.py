@@ -42,7 +42,7 @@ def test_products_of_nothing():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_operator_widens_where_the_processor_cannot_multiply(dtype, monkeypatch):
-    x, weight, bias = product(dtype, few_rows() + 1)
+    x, weight, bias = product(dtype, few_rows(dtype) + 1)
     calls = []
     monkeypatch.setattr(operators, "linear_wide", lambda *a: calls.append(1) or linear_wide(*a))
     monkeypatch.setattr(module, "multiplies", lambda dtype: False)

@@ -243,9 +243,12 @@ def test_goes_through_the_modules(options, call, taken):
     assert not any(taken)
 
 
-def test_more_rows_than_it_is_good_for_go_through_the_modules(taken):
-    logits(make(), IDS[:1].repeat(few_rows() + 1, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_more_rows_than_it_is_good_for_go_through_the_modules(dtype, taken):
+    logits(make().to(dtype), IDS[:1].repeat(few_rows(dtype) + 1, 1))
     assert not any(taken)
+    logits(make().to(dtype), IDS[:1].repeat(few_rows(dtype), 1))
+    assert any(taken)
 
 
 def test_training_goes_through_the_modules(taken):

@@ -39,7 +39,6 @@ CALLS = {
     "kernels/int4_matmul_cpp.py": {"cpp.int4_dequantize", "cpp.int4_matmul", "cpp.int4_matmuls"},
     "kernels/layernorm_gelu_cpp.py": {"cpp.add_layer_norm", "cpp.gelu_layer_norm"},
     "kernels/linear.py": {"cpp.linear", "cpp.linears", "mkldnn", "mkldnn._linear_pointwise"},
-    "kernels/linear_wide.py": {"mkldnn"},
     "kernels/process_cpp.py": {"cpp.process"},
     "kernels/selection_cpp.py": {"cpp.best", "cpp.log_softmax", "cpp.sample", "cpp.top_log_probs"},
     "bench/overhead.py": {"cpp"},  # records all functions

@@ -106,7 +106,9 @@ def test_the_extension_is_left_alone_where_it_does_not_fit():
         assert why_not_linear_cpp(x, weight) is None and why_not_linear_cpp(torch.randn(few_rows() + 1, 24), weight)
         assert why_not_linear_cpp(x[:0], weight) and why_not_linear_cpp(x.half(), weight)
         assert why_not_linear_cpp(x.half(), weight.bfloat16()) and why_not_linear_cpp(x, weight.half()) is None
-        assert why_not_linear_cpp(x.half(), weight.half()) is None
+        for dtype in (torch.bfloat16, torch.float16):
+            assert why_not_linear_cpp(torch.randn(few_rows(dtype), 24, dtype=dtype), weight.to(dtype)) is None
+            assert why_not_linear_cpp(torch.randn(few_rows(dtype) + 1, 24), weight.to(dtype)) == "x has too many rows"
         assert why_not_linear_cpp(x[:, ::2], weight[:, ::2]) and why_not_linear_cpp(x.double(), weight.double())
         with torch.autocast("cpu", torch.bfloat16):
             assert ops.linear(x, weight).dtype == torch.bfloat16
