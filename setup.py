@@ -23,8 +23,8 @@ EXTENSION = "_C.*"  # its file has one name for each interface of CPython
 COMPILERS = ("c++", "g++", "clang++")
 # The limited API of CPython 3.10; builds of CPython without a GIL have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
-# Of GCC and Clang. To search whole functions for common subexpressions takes GCC a quarter of the time and makes nothing
-# faster. Clang does not know the options, and is told not to say so.
+# Of GCC and Clang. A search of whole functions for common subexpressions takes GCC a quarter of the time and makes
+# nothing faster. Clang does not know the options, and is told not to say so.
 UNIX = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 UNIX += ["-fno-gcse", "-fno-gcse-after-reload", "-Wno-ignored-optimization-argument"]
 OPTIONS = {"msvc": ["/std:c++17", "/O2", "/EHsc"], "unix": UNIX}
