@@ -1,6 +1,7 @@
 """Settings of the test session. Fixtures of one file or folder stand there."""
 
 import os
+import signal
 
 os.environ["MPLBACKEND"] = "agg"  # before it is imported: no test needs a display
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only cost time
@@ -11,6 +12,10 @@ import torch
 from tests.support.optional_packages import absent_package
 
 torch.set_num_threads(1)
+
+# A shell starts a command in the background with Ctrl-C ignored, and its children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton's interpreter, which kernels need on a CPU, is switched on for a whole process: test_interpreter.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreter"]
