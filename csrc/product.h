@@ -92,7 +92,7 @@ BERTGEN_INLINE void multiply_tile(const Product<T>& p, int64_t m, int64_t n, boo
   store_sums<kM, kN>(totals, p.bias == nullptr ? nullptr : p.bias + n, p.out + m * p.stride + n, p.stride);
 }
 
-// Row after row of x and one row of the weight, at the end of a task.
+// Columns first .. last - 1 of the product, too few for a tile: one element at a time.
 template <class Set, class T>
 BERTGEN_INLINE void multiply_last(const Product<T>& p, int64_t first, int64_t last) {
   for (int64_t n = first; n < last; ++n) {

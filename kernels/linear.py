@@ -85,7 +85,7 @@ def has_onednn() -> bool:
 
 
 @functools.cache
-def multiplies(dtype: torch.dtype) -> bool:
+def onednn_multiplies(dtype: torch.dtype) -> bool:
     """Whether torch's products of a dtype of 16 bits are those of oneDNN on this processor."""
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     operators = torch.ops.mkldnn
@@ -102,14 +102,17 @@ def few_rows(dtype: torch.dtype = torch.float32) -> int:
     """Number of rows up to which linear_cpp is faster than what else multiplies, by the vector width of the processor.
 
     64 was measured with AVX2, and with AVX-512 on a processor that computes with 256 bits at a time (Zen 4). On
-    processors with wider units oneDNN may be faster from fewer rows on. 8 is a guess for the others. 256 was measured
-    with AVX2 in 16 bits, where oneDNN does not multiply them.
+    processors with wider units oneDNN may be faster from fewer rows on. 8 is a guess for the others.
+
+    In 16 bits that oneDNN does not multiply, 256 was measured with AVX2: decode steps and products on one thread are
+    faster up to there. Products on two threads are up to a quarter slower from 128 rows on, but a row of them has the
+    same bits in any batch.
 
     Args:
         dtype: of the weight.
     """
     rows = {"AVX2": 64, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 8)
-    return 4 * rows if dtype in DTYPES[1:] and not multiplies(dtype) else rows
+    return 4 * rows if dtype in DTYPES[1:] and not onednn_multiplies(dtype) else rows
 
 
 def few_rows_by_dtype() -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .activations import activation_function
-from .linear import multiplies, why_not_cpu_inference
+from .linear import onednn_multiplies, why_not_cpu_inference
 
 ROWS = 8  # at least; to widen the weight takes as long as to multiply it with some rows
 BLOCK = 2**22  # elements of the weight that are widened at a time; fewer were slower from 256 rows on
@@ -40,4 +40,4 @@ def why_not_linear_wide(x: torch.Tensor, weight: torch.Tensor) -> str | None:
         return reason
     if x.numel() < ROWS * x.shape[-1]:
         return "x has few rows"
-    return f"oneDNN multiplies {x.dtype} on this processor" if multiplies(x.dtype) else None
+    return f"oneDNN multiplies {x.dtype} on this processor" if onednn_multiplies(x.dtype) else None

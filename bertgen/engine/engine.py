@@ -401,7 +401,7 @@ class Engine:
         except Exception as error:
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):  # of no single request
                 self._raised.append(error)
-                # Where none ran, a cache cannot be made, say: no later step would do better.
+                # Where no request ran, for example because the cache cannot be made, the next step would fail too.
                 return self._fail_waiting(self._restart() or self.scheduler.waiting, error)
         except BaseException:  # an interrupt may come between any two lines
             self._restart()

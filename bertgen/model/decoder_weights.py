@@ -58,9 +58,9 @@ class DecoderWeights:
         if outputs != self._vocabulary:
             raise Unsupported(f"the head has {outputs} outputs; vocab_size is {self._vocabulary}")
         parameters = [tensor for part in parts for tensor in part] + collector.parameters
-        # The memory stays while C++ may read it, also where a parameter gets another one meanwhile.
         assert collector.dtype is not None  # the norms have one
         self.dtype = collector.dtype
+        # The memory stays while C++ may read it, also where a parameter gets another one meanwhile.
         self._held = [tensor.detach() for tensor in parameters]
         self._first_position = decoder.config.first_position  # type: ignore[union-attr]
         self.capsule = cpp.decoder_weights(

@@ -57,7 +57,7 @@ from ..kernels.linear import (
     linear_onednn,
     linear_reference,
     linears_cpp,
-    multiplies,
+    onednn_multiplies,
     why_not_cpu_inference,
     why_not_linear_cpp,
     why_not_linear_onednn,
@@ -186,7 +186,7 @@ class Linear(Op):
         choices = [f"cpp for at most {few_rows_by_dtype()}"] if reason is None else []
         if has_onednn():
             choices.append(f"onednn for float32 weights of at least {ONEDNN_ELEMENTS} elements")
-        wide = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if not multiplies(dtype)]
+        wide = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if not onednn_multiplies(dtype)]
         if wide:
             choices.append(f"widened blocks of weights in {' and '.join(wide)}")
         text = f"in inference {', '.join(choices)}; else reference" if choices else "reference"
@@ -265,10 +265,8 @@ class DecoderStep(Op):
 
     def _explain(self, device: str) -> str:
         if device == "cpu" and why_not_extension() is None:
-            return (
-                f"cpp, all layers in one call, in inference for at most {few_rows_by_dtype()}, in 4 bits as beside "
-                "float32; else layer by layer"
-            )
+            rows = f"at most {few_rows_by_dtype()}, in 4 bits as in float32"
+            return f"cpp, all layers in one call, in inference for {rows}; else layer by layer"
         return "layer by layer"
 
 

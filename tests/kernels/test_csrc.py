@@ -22,7 +22,7 @@ def compiler():
 
 @pytest.mark.parametrize("target", [pytest.param("", marks=pytest.mark.long), "-DBERTGEN_PORTABLE"])
 def test_fuzz(target, tmp_path):
-    """The programs under the sanitizers, for this machine and for one without AVX2; unoptimized, to compile soon."""
+    """The programs under the sanitizers, for this machine and for one without AVX2; unoptimized, to compile fast."""
     flags = [
         *STRICT,
         "-g1",
